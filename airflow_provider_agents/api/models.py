@@ -1,0 +1,94 @@
+"""The wire: what the API sends, field by field, in its own spelling.
+
+Unknown fields are kept and handed on. An unknown `status` is a string like any other: what it means is decided in
+`runs.verdict`, nowhere else. Timestamps are aware and in UTC; one without an offset is taken as UTC.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictStr, StringConstraints
+
+T = TypeVar("T")
+
+
+def _iso_timestamp(value: object) -> object:
+    # pydantic would also read numbers as Unix times, in seconds or milliseconds by size. A guess at a unit is no
+    # timestamp, so only text passes.
+    if value is None or isinstance(value, str | datetime):
+        return value
+    raise ValueError("a timestamp must be ISO 8601 text")
+
+
+def _in_utc(value: datetime) -> datetime:
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+Timestamp = Annotated[datetime, BeforeValidator(_iso_timestamp), AfterValidator(_in_utc)]
+Identifier = Annotated[StrictStr, StringConstraints(min_length=1, max_length=1024)]
+
+
+class Wire(BaseModel):
+    """Base of the wire models: immutable, unknown fields kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, alias_generator=None, protected_namespaces=())
+
+
+class Agent(Wire):
+    """An agent of the account."""
+
+    id: Identifier
+    name: str | None = None
+    baseUrl: str | None = None  # noqa: N815 - the wire's spelling
+    status: str | None = None
+    schedule: str | None = None
+    createdAt: Timestamp | None = None  # noqa: N815 - the wire's spelling
+    updatedAt: Timestamp | None = None  # noqa: N815 - the wire's spelling
+
+
+class ExecutionEvent(Wire):
+    """The record of one run.
+
+    Only `id` and `status` are required: they are what a verdict needs. `requestId` is not documented; should it
+    appear one day, it decides which run the event belongs to.
+    """
+
+    id: Identifier
+    status: Annotated[StrictStr, StringConstraints(min_length=1, max_length=256)]
+    agentId: str | None = None  # noqa: N815 - the wire's spelling
+    userId: str | None = None  # noqa: N815 - the wire's spelling
+    startedAt: Timestamp | None = None  # noqa: N815 - the wire's spelling
+    completedAt: Timestamp | None = None  # noqa: N815 - the wire's spelling
+    error: Any = None
+    finalModel: str | None = None  # noqa: N815 - the wire's spelling
+    browserStepCount: int | float | None = None  # noqa: N815 - the wire's spelling
+    browserSessionSeconds: int | float | None = None  # noqa: N815 - the wire's spelling
+    createdAt: Timestamp | None = None  # noqa: N815 - the wire's spelling
+    updatedAt: Timestamp | None = None  # noqa: N815 - the wire's spelling
+    requestId: str | None = None  # noqa: N815 - the wire's spelling
+
+    def to_json(self) -> dict[str, Any]:
+        """The event as the API sent it: its field names, JSON types, no field added."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class Accepted(Wire):
+    """What a 202 to an execute says.
+
+    `requestId` may be missing only because a run that was accepted must not be lost over its name.
+    """
+
+    requestId: Identifier | None = None  # noqa: N815 - the wire's spelling
+    agentId: str | None = None  # noqa: N815 - the wire's spelling
+    message: str | None = None
+
+
+class Page(Wire, Generic[T]):
+    """One page of a listing. It may hold fewer rows than asked for, or none, and still have a `nextToken`."""
+
+    data: tuple[T, ...]
+    nextToken: Annotated[StrictStr, StringConstraints(max_length=65536)] | None = Field(  # noqa: N815 - the wire's
+        default=None
+    )
