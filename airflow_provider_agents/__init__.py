@@ -1,10 +1,70 @@
-"""Run hosted AI agents from Apache Airflow."""
+"""Run hosted AI agents from Apache Airflow.
+
+Every Airflow process loads this module to learn what the provider offers, so it imports nothing beyond the standard
+library.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 __version__ = "0.1.0"
 
+#: The form of the connection, once for both ways in which Airflow asks for it: as metadata (3.2 and later) and from
+#: the hook's methods (before). Text fields without defaults only: a form that fills in a value overwrites what an
+#: environment left out, and a missing value already means the default.
+_EXTRAS: dict[str, tuple[str, str]] = {
+    "auth_header": (
+        "Auth header",
+        "The header that carries the key: Authorization (the default, as a bearer token) or X-Api-Key.",
+    ),
+    "timeout": ("Timeout", "Seconds for each phase of a request. Default 30, at most 600."),
+    "verify": ("Verify TLS", "true (the default), false, or the path of a CA bundle on every Airflow machine."),
+    "proxy": ("Proxy", "URL of a proxy, such as http://proxy.example:3128. Default: the environment's settings."),
+    "run_url": (
+        "Run URL",
+        "Where a person can look at a run; {agent_id} and {event_id} are filled in. Shown in logs.",
+    ),
+    "allow_plain_http": (
+        "Allow plain http",
+        "true to send the key unencrypted to a host that is not this machine. Default false.",
+    ),
+}
+_HIDDEN_FIELDS = ["schema", "port", "login"]
+_RELABELING = {"password": "API key", "host": "Base URL"}
+_PLACEHOLDERS = {"host": "https://api.uragents.ai", "password": "the key, without the word Bearer"}
 
-def get_provider_info() -> dict[str, object]:
-    """Describe the provider to Airflow (placeholder until hooks exist)."""
-    return {"package-name": "airflow-provider-agents", "name": "Agents", "description": "Run hosted AI agents."}
+
+def get_provider_info() -> dict[str, Any]:
+    """Describe the provider to Airflow."""
+    return {
+        "package-name": "airflow-provider-agents",
+        "name": "Agents",
+        "description": "Run hosted AI agents: start a run once, wait without a worker, get the final event.",
+        "integrations": [
+            {
+                "integration-name": "Agents",
+                "external-doc-url": "https://api.uragents.ai",
+                "tags": ["service"],
+            }
+        ],
+        "connection-types": [
+            {
+                "connection-type": "agents",
+                "hook-class-name": "airflow_provider_agents.hooks.AgentsHook",
+                "hook-name": "Agents",
+                "ui-field-behaviour": {
+                    "hidden-fields": list(_HIDDEN_FIELDS),
+                    "relabeling": dict(_RELABELING),
+                    "placeholders": dict(_PLACEHOLDERS),
+                },
+                "conn-fields": {
+                    name: {"label": label, "description": text, "schema": {"type": ["string", "null"]}}
+                    for name, (label, text) in _EXTRAS.items()
+                },
+            }
+        ],
+        "operators": [{"integration-name": "Agents", "python-modules": ["airflow_provider_agents.operators"]}],
+        "hooks": [{"integration-name": "Agents", "python-modules": ["airflow_provider_agents.hooks"]}],
+        "triggers": [{"integration-name": "Agents", "python-modules": ["airflow_provider_agents.triggers"]}],
+    }

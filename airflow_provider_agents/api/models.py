@@ -7,11 +7,32 @@ Unknown fields are kept and handed on. An unknown `status` is a string like any 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Generic, TypeVar
+from enum import StrEnum
+from typing import Annotated, Any, Generic, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictStr, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    StrictStr,
+    StringConstraints,
+    model_validator,
+)
 
 T = TypeVar("T")
+
+
+class Status(StrEnum):
+    """The statuses that the API's page documents. Others may appear; `runs.verdict` says what they mean."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
 
 
 def _iso_timestamp(value: object) -> object:
@@ -33,7 +54,7 @@ Identifier = Annotated[StrictStr, StringConstraints(min_length=1, max_length=102
 class Wire(BaseModel):
     """Base of the wire models: immutable, unknown fields kept."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, alias_generator=None, protected_namespaces=())
+    model_config = ConfigDict(extra="allow", frozen=True)
 
 
 class Agent(Wire):
@@ -41,11 +62,11 @@ class Agent(Wire):
 
     id: Identifier
     name: str | None = None
-    baseUrl: str | None = None  # noqa: N815 - the wire's spelling
+    baseUrl: str | None = None
     status: str | None = None
     schedule: str | None = None
-    createdAt: Timestamp | None = None  # noqa: N815 - the wire's spelling
-    updatedAt: Timestamp | None = None  # noqa: N815 - the wire's spelling
+    createdAt: Timestamp | None = None
+    updatedAt: Timestamp | None = None
 
 
 class ExecutionEvent(Wire):
@@ -57,21 +78,31 @@ class ExecutionEvent(Wire):
 
     id: Identifier
     status: Annotated[StrictStr, StringConstraints(min_length=1, max_length=256)]
-    agentId: str | None = None  # noqa: N815 - the wire's spelling
-    userId: str | None = None  # noqa: N815 - the wire's spelling
-    startedAt: Timestamp | None = None  # noqa: N815 - the wire's spelling
-    completedAt: Timestamp | None = None  # noqa: N815 - the wire's spelling
+    agentId: str | None = None
+    userId: str | None = None
+    startedAt: Timestamp | None = None
+    completedAt: Timestamp | None = None
     error: Any = None
-    finalModel: str | None = None  # noqa: N815 - the wire's spelling
-    browserStepCount: int | float | None = None  # noqa: N815 - the wire's spelling
-    browserSessionSeconds: int | float | None = None  # noqa: N815 - the wire's spelling
-    createdAt: Timestamp | None = None  # noqa: N815 - the wire's spelling
-    updatedAt: Timestamp | None = None  # noqa: N815 - the wire's spelling
-    requestId: str | None = None  # noqa: N815 - the wire's spelling
+    finalModel: str | None = None
+    browserStepCount: int | float | None = None
+    browserSessionSeconds: int | float | None = None
+    createdAt: Timestamp | None = None
+    updatedAt: Timestamp | None = None
+    requestId: str | None = None
+
+    _sent: dict[str, Any] | None = PrivateAttr(default=None)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_what_was_sent(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        event = handler(value)
+        if isinstance(value, dict):
+            event._sent = value  # noqa: SLF001 - our own, in our own class method
+        return event
 
     def to_json(self) -> dict[str, Any]:
-        """The event as the API sent it: its field names, JSON types, no field added."""
-        return self.model_dump(mode="json", exclude_unset=True)
+        """The event as the API sent it, word for word: its field names, its spelling of timestamps, JSON types."""
+        return self.model_dump(mode="json", exclude_unset=True) if self._sent is None else dict(self._sent)
 
 
 class Accepted(Wire):
@@ -80,8 +111,8 @@ class Accepted(Wire):
     `requestId` may be missing only because a run that was accepted must not be lost over its name.
     """
 
-    requestId: Identifier | None = None  # noqa: N815 - the wire's spelling
-    agentId: str | None = None  # noqa: N815 - the wire's spelling
+    requestId: Identifier | None = None
+    agentId: str | None = None
     message: str | None = None
 
 
@@ -89,6 +120,4 @@ class Page(Wire, Generic[T]):
     """One page of a listing. It may hold fewer rows than asked for, or none, and still have a `nextToken`."""
 
     data: tuple[T, ...]
-    nextToken: Annotated[StrictStr, StringConstraints(max_length=65536)] | None = Field(  # noqa: N815 - the wire's
-        default=None
-    )
+    nextToken: Annotated[StrictStr, StringConstraints(max_length=65536)] | None = Field(default=None)

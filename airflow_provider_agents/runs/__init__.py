@@ -1,1 +1,1 @@
-
+"""What a run is and how it ended: pure, and nothing of Airflow."""

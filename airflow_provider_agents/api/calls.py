@@ -1,0 +1,407 @@
+"""Each endpoint once, as a value: what to ask, and how to read the answer. Pure; nothing here does I/O.
+
+Logic that needs several answers is a generator that yields what it wants to have asked (`Call`) or waited for
+(`Pause`) and is sent each `Answer`, or thrown each error. `Client` and `AsyncClient` drive it, so that no decision is
+written twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Generic, Literal, NoReturn, TypeAlias, TypeVar
+from urllib.parse import quote as percent_encode
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from airflow_provider_agents.api.errors import (
+    AuthenticationError,
+    InvalidArgumentError,
+    NotFoundError,
+    PaginationError,
+    PermissionDeniedError,
+    RateLimitedError,
+    RequestRejectedError,
+    ServerError,
+    UnreadableAnswerError,
+    quote,
+)
+from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent, Page
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: The API's page: `limit` is at most 200 for every listing.
+MAX_LIMIT = 200
+#: A walk over a listing gives up beyond this many pages (200,000 rows): a server that never ends its listing.
+MAX_PAGES = 1000
+#: The longest `Retry-After` that is believed, in seconds. Beyond an hour it is a mistake or an attack.
+MAX_RETRY_AFTER_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[T]):
+    """What came back: the value, and the server's clock (its `Date` header) if it told."""
+
+    value: T
+    server_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request, and how to read its answer.
+
+    Attributes:
+        method: GET, or POST for execute.
+        path: begins with `/v1/`; every variable part is percent-encoded already.
+        params: the query, in order.
+        read: decoded JSON to the value; raises `ValidationError`, `TypeError` or `KeyError` if it does not fit.
+        what: the call in words, for messages.
+        repeatable: whether the server may carry it out twice without harm. False only for execute.
+    """
+
+    method: Literal["GET", "POST"]
+    path: str
+    read: Callable[[Any], T]
+    what: str
+    params: tuple[tuple[str, str], ...] = ()
+    repeatable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """Send this call a single time: whoever yields it decides itself about a repetition."""
+
+    call: Call[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait this many seconds (≥ 0) before going on."""
+
+    seconds: float
+
+
+#: A dialogue with the API: yields what it wants, is sent an `Answer` for each call and None for each pause.
+Steps: TypeAlias = Generator[Call[Any] | Once | Pause, Any, R]
+
+
+# --- what to ask ----------------------------------------------------------------------------------------------------
+
+
+def check_agent_id(agent_id: object) -> str:
+    """Return `agent_id` if it can name an agent.
+
+    Raises:
+        InvalidArgumentError: it is not text, is empty, longer than 1,024 characters, holds control characters or
+            surrounding white space, or would climb out of its place in the path (`..`).
+    """
+    if not isinstance(agent_id, str):
+        raise InvalidArgumentError(f"agent_id must be text, got {type(agent_id).__name__}. Pass the agent's id.")
+    if not agent_id:
+        raise InvalidArgumentError("agent_id is empty. Pass the agent's id, as `list_agents` shows it.")
+    if agent_id != agent_id.strip() or not agent_id.isprintable() or len(agent_id) > 1024:  # noqa: PLR2004 - docstring
+        raise InvalidArgumentError(
+            f"agent_id {quote(agent_id, 60)!r} holds white space at an end, a control character, or is too long. "
+            "Pass the agent's id as it is."
+        )
+    # Percent-encoding hides a slash from us, but gateways decode it again before they resolve dot segments.
+    if any(part in {".", ".."} for part in agent_id.replace("\\", "/").split("/")):
+        raise InvalidArgumentError(f"agent_id {quote(agent_id, 60)!r} is a path, not the id of an agent.")
+    return agent_id
+
+
+def _agent_path(agent_id: object) -> str:
+    return f"/v1/agents/{percent_encode(check_agent_id(agent_id), safe='')}"
+
+
+def _timestamp(name: str, value: datetime | None) -> list[tuple[str, str]]:
+    if value is None:
+        return []
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise InvalidArgumentError(f"{name} must be a datetime with a time zone, got {value!r}.")
+    return [(name, value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"))]
+
+
+def _text(name: str, value: str | None) -> list[tuple[str, str]]:
+    if value is None:
+        return []
+    if not isinstance(value, str) or not value:
+        raise InvalidArgumentError(f"{name} must be text that is not empty, got {value!r}.")
+    return [(name, value)]
+
+
+def _limit(limit: int) -> list[tuple[str, str]]:
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= MAX_LIMIT:
+        raise InvalidArgumentError(f"limit must be a whole number from 1 to {MAX_LIMIT}, got {limit!r}.")
+    return [("limit", str(limit))]
+
+
+def list_agents(*, limit: int = MAX_LIMIT) -> Call[Page[Agent]]:
+    """`GET /v1/agents`: the account's agents, newest first."""
+    return Call("GET", "/v1/agents", Page[Agent].model_validate, "listing the agents", tuple(_limit(limit)))
+
+
+def get_agent(agent_id: str) -> Call[Agent]:
+    """`GET /v1/agents/{agentId}`: one agent, bare or inside `data` (the page does not say which)."""
+
+    def read(value: Any) -> Agent:
+        wrapped = isinstance(value, dict) and "id" not in value and "data" in value
+        return Agent.model_validate(value["data"] if wrapped else value)
+
+    return Call("GET", _agent_path(agent_id), read, f"reading agent {agent_id}")
+
+
+def execute_agent(agent_id: str) -> Call[Accepted]:
+    """`POST /v1/agents/{agentId}/execute`: start a run. It costs money and cannot be taken back."""
+    return Call(
+        "POST",
+        f"{_agent_path(agent_id)}/execute",
+        lambda value: Accepted.model_validate(value["data"]),
+        f"executing agent {agent_id}",
+        repeatable=False,
+    )
+
+
+def list_agent_events(
+    agent_id: str,
+    *,
+    status: str | None = None,
+    started_after: datetime | None = None,
+    started_before: datetime | None = None,
+    limit: int = MAX_LIMIT,
+) -> Call[Page[ExecutionEvent]]:
+    """`GET /v1/agents/{agentId}/events`: an agent's runs, newest first."""
+    params = [
+        *_text("status", status),
+        *_timestamp("startedAfter", started_after),
+        *_timestamp("startedBefore", started_before),
+        *_limit(limit),
+    ]
+    return Call(
+        "GET",
+        f"{_agent_path(agent_id)}/events",
+        Page[ExecutionEvent].model_validate,
+        f"listing the events of agent {agent_id}",
+        tuple(params),
+    )
+
+
+def list_events(
+    *,
+    agent_id: str | None = None,
+    status: str | None = None,
+    started_after: datetime | None = None,
+    started_before: datetime | None = None,
+    limit: int = MAX_LIMIT,
+) -> Call[Page[ExecutionEvent]]:
+    """`GET /v1/events`: the account's runs, newest first."""
+    params = [
+        *(_text("agentId", check_agent_id(agent_id)) if agent_id is not None else []),
+        *_text("status", status),
+        *_timestamp("startedAfter", started_after),
+        *_timestamp("startedBefore", started_before),
+        *_limit(limit),
+    ]
+    return Call("GET", "/v1/events", Page[ExecutionEvent].model_validate, "listing the account's events", tuple(params))
+
+
+# --- listings of more than one page ---------------------------------------------------------------------------------
+
+
+def walk(
+    first: Call[Page[T]], enough: Callable[[Answer[Page[T]]], bool] | None = None, *, max_pages: int = MAX_PAGES
+) -> Steps[Answer[list[T]]]:
+    """All rows of a listing, in the server's order, page by page.
+
+    A page that is short, or empty, and has a `nextToken` is followed like any other.
+
+    Args:
+        first: the call for the first page.
+        enough: asked after each page; True ends the walk there.
+        max_pages: the bound, in pages.
+
+    Returns:
+        The rows, with the server's clock as the *first* page told it: what the rows say is no older than that.
+
+    Raises:
+        PaginationError: a token came twice, or the listing went on beyond `max_pages`.
+    """
+    call, rows, seen = first, list[T](), set[str]()
+    server_time: datetime | None = None
+    for number in range(max_pages):
+        answer: Answer[Page[T]] = yield call
+        page = answer.value
+        if number == 0:
+            server_time = answer.server_time
+        rows.extend(page.data)
+        token = page.nextToken
+        if not token or (enough is not None and enough(answer)):
+            return Answer(rows, server_time)
+        if token in seen:
+            raise PaginationError(f"{first.what}: the server sent the same nextToken twice, so the listing never ends.")
+        seen.add(token)
+        call = replace(first, params=(*first.params, ("nextToken", token)))
+    raise PaginationError(f"{first.what}: the listing goes on beyond {max_pages} pages.")
+
+
+def newest(first: Call[Page[T]], count: int) -> Steps[list[T]]:
+    """The first `count` (≥ 1) rows of a listing, over as many pages as that takes."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise InvalidArgumentError(f"limit must be a whole number from 1, got {count!r}.")
+    call = replace(first, params=tuple((k, str(min(count, MAX_LIMIT)) if k == "limit" else v) for k, v in first.params))
+    left = count
+
+    def enough(page: Answer[Page[T]]) -> bool:
+        nonlocal left
+        left -= len(page.value.data)
+        return left <= 0
+
+    answer = yield from walk(call, enough)
+    return answer.value[:count]
+
+
+def one(call: Call[T]) -> Steps[T]:
+    """The value of a single call."""
+    answer: Answer[T] = yield call
+    return answer.value
+
+
+# --- how to read the answer -----------------------------------------------------------------------------------------
+
+
+def read_http_date(value: str | None) -> datetime | None:
+    """The moment an HTTP date names, in UTC, or None if it names none."""
+    if not value:
+        return None
+    try:
+        moment = parsedate_to_datetime(value)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def read_retry_after(value: str | None, server_time: datetime | None) -> float | None:
+    """Seconds from now that a `Retry-After` asks for, from 0 to 3,600, or None if it asks for nothing readable.
+
+    A date is measured against the `Date` of the same answer, so that our clock does not come into it.
+    """
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        moment = read_http_date(value)
+        if moment is None:
+            return None
+        seconds = (moment - (server_time or datetime.now(UTC))).total_seconds()
+    if math.isnan(seconds):
+        return None
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)
+
+
+def read_answer(call: Call[T], status_code: int, headers: Mapping[str, str], body: bytes) -> Answer[T]:
+    """What an HTTP answer says.
+
+    Args:
+        call: what was asked.
+        status_code: the HTTP status.
+        headers: case-insensitive, as httpx gives them.
+        body: decoded of its transfer and content encodings.
+
+    Raises:
+        UnreadableAnswerError: a success whose body is not what the API describes.
+        AgentsError: the one that fits any other status.
+    """
+    server_time = read_http_date(headers.get("date"))
+    if not 200 <= status_code < 300:  # noqa: PLR2004 - HTTP's own classes
+        _raise_for_status(call, status_code, headers, body, server_time)
+    try:
+        decoded = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise UnreadableAnswerError(
+            f"{call.what}: the answer ({status_code}) is not JSON ({_shape_of(headers, body)}). "
+            "Check that the connection's host is the API's base URL and that nothing between rewrites its answers.",
+            status_code=status_code,
+        ) from error
+    try:
+        return Answer(call.read(decoded), server_time)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(str(part) for part in fault["loc"]) or "the answer"
+        reason = f"{quote(place, 80)}: {quote(fault['msg'])}"
+    except (KeyError, TypeError, IndexError):
+        reason = f"no `data` in {type(decoded).__name__}"
+    raise UnreadableAnswerError(
+        f"{call.what}: the answer ({status_code}) is not what the API describes: {reason}. "
+        "If the API has changed, a newer version of this provider may read it.",
+        status_code=status_code,
+    )
+
+
+def _shape_of(headers: Mapping[str, str], body: bytes) -> str:
+    kind = quote(headers.get("content-type") or "no content type", 60)
+    return f"{kind}, {len(body):,} bytes" + (", cut short or damaged" if body[:1] in {b"{", b"["} else "")
+
+
+def _words(body: bytes) -> str:
+    """What an error body says, if it says it in one of the usual ways; the API's page does not describe it."""
+    try:
+        value: Any = from_json(body[:65536])
+    except ValueError:
+        return ""
+    for _ in range(3):
+        if isinstance(value, dict):
+            value = next((value[key] for key in ("message", "error", "detail", "title") if value.get(key)), None)
+    return f" The server says: {quote(value)}" if isinstance(value, str) and value.strip() else ""
+
+
+def _raise_for_status(
+    call: Call[Any], status_code: int, headers: Mapping[str, str], body: bytes, server_time: datetime | None
+) -> NoReturn:
+    start, words = f"{call.what}: {status_code}.", _words(body)
+    retry_after = read_retry_after(headers.get("retry-after"), server_time)
+    match status_code:
+        case 401:
+            raise AuthenticationError(
+                f"{start} The API key of the connection is missing, wrong or revoked. "
+                f"Put a valid key in the connection's password (API key).{words}",
+                status_code=status_code,
+            )
+        case 403:
+            raise PermissionDeniedError(
+                f"{start} The API key is valid but may not do this. Use a key that owns the agent.{words}",
+                status_code=status_code,
+            )
+        case 404:
+            raise NotFoundError(
+                f"{start} It does not exist, or the key does not own it. Check the agent's id, and the "
+                f"connection's host if every call says so.{words}",
+                status_code=status_code,
+            )
+        case 429:
+            raise RateLimitedError(f"{start} Too many requests for now.{words}", retry_after_seconds=retry_after)
+        case 408 | 425:
+            raise ServerError(
+                f"{start} The server did not take the request in time.{words}",
+                status_code=status_code,
+                retry_after_seconds=retry_after,
+            )
+        case _ if 300 <= status_code < 400:  # noqa: PLR2004 - HTTP's own classes
+            raise RequestRejectedError(
+                f"{start} The server redirects to {quote(headers.get('location') or 'nowhere', 100)!r}, and the key "
+                "is not sent after a redirect. Set the connection's host to the address the API really has.",
+                status_code=status_code,
+            )
+        case _ if status_code >= 500 and status_code not in {501, 505}:  # noqa: PLR2004 - HTTP's own classes
+            raise ServerError(
+                f"{start} The server, or a gateway before it, failed.{words}",
+                status_code=status_code,
+                retry_after_seconds=retry_after,
+            )
+        case _:
+            raise RequestRejectedError(f"{start} The server refuses the request.{words}", status_code=status_code)

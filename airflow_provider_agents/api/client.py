@@ -1,0 +1,485 @@
+"""The only code that does HTTP: `Client` and `AsyncClient`, two thin shells that differ in `await` and `sleep`.
+
+Everything they decide is decided elsewhere: what to send and how to read it in `calls`, what may be repeated in
+`retry`. What is here is the network's: timeouts, the size of an answer, and httpx's errors turned into ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import platform
+import ssl
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import httpx
+from tenacity import AsyncRetrying, Retrying, retry_if_exception, stop_after_attempt
+
+from airflow_provider_agents import __version__
+from airflow_provider_agents.api import retry
+from airflow_provider_agents.api.calls import Answer, Call, Once, Pause, Steps, read_answer
+from airflow_provider_agents.api.errors import (
+    AgentsError,
+    InvalidConnectionError,
+    NoAnswerError,
+    NotSentError,
+    UnreadableAnswerError,
+    quote,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import TracebackType
+
+T = TypeVar("T")
+
+#: The hosted service (the API's own pages).
+DEFAULT_BASE_URL = "https://api.uragents.ai"
+#: Seconds for each phase of a request (connect, send, each chunk of the answer). The longest that is accepted is ten
+#: minutes: a request that takes longer is no listing.
+DEFAULT_TIMEOUT_SECONDS = 30.0
+MAX_TIMEOUT_SECONDS = 600.0
+#: A request as a whole may take this many times its timeout, so that a server that drips bytes cannot hold it for ever.
+WHOLE_REQUEST_FACTOR = 4
+#: Bytes of one answer, decompressed. The largest documented page, 200 events, is about 100 KB.
+MAX_BODY_BYTES = 32 * 1024 * 1024
+#: Keys shorter than this are not searched for in answers: they would be found in innocent words.
+_SHORTEST_REDACTED_KEY = 8
+
+AUTH_HEADERS = ("Authorization", "X-Api-Key")
+
+
+def user_agent(*products: str) -> str:
+    """The `User-Agent` of this package's requests: its version, Python's, and `products` such as `airflow/3.3.2`."""
+    return " ".join((f"airflow-provider-agents/{__version__}", f"python/{platform.python_version()}", *products))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How to reach the API, checked when it is made.
+
+    Attributes:
+        api_key: printable ASCII without white space. Neither `repr` nor any message shows it.
+        base_url: `https://…`, perhaps with a path. Plain http only to a loopback address, or with `allow_plain_http`.
+        auth_header: `Authorization` (the key is sent as a bearer token) or `X-Api-Key`.
+        timeout_seconds: above 0, at most 600; for each phase of a request.
+        verify: whether to check the server's certificate, or the path of a CA bundle or directory to check it against.
+        proxy: the proxy's URL. Without it, the environment's proxy settings hold.
+        allow_plain_http: send the key unencrypted to a host that is not this machine.
+
+    Raises:
+        InvalidConnectionError: from the constructor, naming what is wrong and what to do.
+    """
+
+    api_key: str = field(repr=False)
+    base_url: str = DEFAULT_BASE_URL
+    auth_header: str = "Authorization"
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+    verify: bool | str = True
+    proxy: str | None = field(default=None, repr=False)
+    allow_plain_http: bool = False
+    user_agent: str = field(default_factory=user_agent)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before anything is sent."""
+        _check_api_key(self.api_key)
+        object.__setattr__(self, "base_url", _checked_base_url(self.base_url, allow_plain_http=self.allow_plain_http))
+        if self.auth_header not in AUTH_HEADERS:
+            raise InvalidConnectionError(
+                f"auth_header must be one of {', '.join(AUTH_HEADERS)}, got {quote(str(self.auth_header), 60)!r}."
+            )
+        if (
+            isinstance(self.timeout_seconds, bool)
+            or not isinstance(self.timeout_seconds, int | float)
+            or not 0 < self.timeout_seconds <= MAX_TIMEOUT_SECONDS
+        ):
+            raise InvalidConnectionError(
+                f"timeout must be a number of seconds above 0 and at most {MAX_TIMEOUT_SECONDS:g}, "
+                f"got {quote(repr(self.timeout_seconds), 60)}."
+            )
+        if isinstance(self.verify, str) and not Path(self.verify).exists():
+            raise InvalidConnectionError(
+                f"verify names the CA bundle {quote(self.verify, 100)!r}, which does not exist on this machine."
+            )
+        if self.proxy is not None:
+            _check_proxy(self.proxy)
+
+    def headers(self) -> dict[str, str]:
+        """The headers of every request, the key among them."""
+        value = f"Bearer {self.api_key}" if self.auth_header == "Authorization" else self.api_key
+        return {self.auth_header: value, "Accept": "application/json", "User-Agent": self.user_agent}
+
+    def tls_context(self) -> ssl.SSLContext:
+        """A TLS context as `verify` wants it. Reads the CA bundle: about 50 ms of CPU, so build it once.
+
+        Raises:
+            InvalidConnectionError: the CA bundle cannot be read.
+        """
+        if self.verify is False:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            return context
+        if self.verify is True:
+            return httpx.create_ssl_context()
+        path = Path(self.verify)
+        try:
+            return ssl.create_default_context(
+                cafile=None if path.is_dir() else str(path), capath=str(path) if path.is_dir() else None
+            )
+        except (OSError, ssl.SSLError) as error:
+            raise InvalidConnectionError(
+                f"verify names the CA bundle {quote(str(path), 100)!r}, which cannot be read ({quote(str(error), 80)})."
+            ) from error
+
+
+def _check_api_key(key: object) -> None:
+    if not isinstance(key, str) or not key:
+        raise InvalidConnectionError("The connection has no API key. Put it in the connection's password (API key).")
+    if set(key) == {"*"}:
+        raise InvalidConnectionError(
+            "The API key is only asterisks: a form or an export has saved the mask in place of the key. "
+            "Type the key into the connection's password (API key) again."
+        )
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise InvalidConnectionError(
+            "The API key holds white space or characters that no HTTP header can carry, perhaps a line break from "
+            "copying. Put the bare key into the connection's password (API key)."
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine, told from its text alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _checked_base_url(text: object, *, allow_plain_http: bool) -> str:
+    if not isinstance(text, str):
+        raise InvalidConnectionError(f"The host must be the API's base URL, got {type(text).__name__}.")
+    shown = quote(text.rsplit("@", 1)[-1], 100)
+    if "://" not in text:
+        raise InvalidConnectionError(
+            f"The host {shown!r} has no scheme. Write the whole base URL, for example 'https://{shown}', "
+            f"or leave the host empty for {DEFAULT_BASE_URL}."
+        )
+    try:
+        url = httpx.URL(text)
+    except (httpx.InvalidURL, UnicodeError, ValueError):
+        raise InvalidConnectionError(f"The host {shown!r} is not a URL. Write it like {DEFAULT_BASE_URL}.") from None
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise InvalidConnectionError(f"The host {shown!r} is not an http(s) URL. Write it like {DEFAULT_BASE_URL}.")
+    if url.userinfo or url.query or url.fragment:
+        raise InvalidConnectionError(
+            f"The host {shown!r} holds more than scheme, host, port and path. "
+            "The key belongs in the password field, and nothing in a query."
+        )
+    if url.scheme == "http" and not is_loopback(url.host) and not allow_plain_http:
+        raise InvalidConnectionError(
+            f"The host {shown!r} would send the API key unencrypted. Use https, or set the connection's extra "
+            "allow_plain_http to true if the network between is trusted."
+        )
+    return str(url).rstrip("/")
+
+
+def _check_proxy(proxy: object) -> None:
+    # The proxy's URL may hold a password: no message repeats it.
+    try:
+        httpx.Proxy(url=proxy)  # type: ignore[arg-type]  # refusing a wrong type is the point
+    except (ValueError, TypeError, httpx.InvalidURL):
+        raise InvalidConnectionError(
+            "proxy is not the URL of a proxy. Write it like http://proxy.example:3128 (http, https, socks5)."
+        ) from None
+
+
+def _httpx_arguments(settings: Settings, tls: ssl.SSLContext | None) -> dict[str, Any]:
+    return {
+        "headers": settings.headers(),
+        "timeout": httpx.Timeout(settings.timeout_seconds),
+        "verify": tls if tls is not None else settings.tls_context(),
+        "proxy": settings.proxy,
+        # A redirect would carry the key to whatever host it names.
+        "follow_redirects": False,
+    }
+
+
+def _our_error(error: Exception, call: Call[Any], settings: Settings) -> AgentsError:
+    """Httpx's errors as ours, split by whether the platform can have seen the request."""
+    words = quote(str(error), 120) or type(error).__name__
+    host = httpx.URL(settings.base_url).host
+    match error:
+        case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.PoolTimeout() | httpx.ProxyError():
+            hint = (
+                "Its certificate was not accepted: set verify to the CA bundle that signed it."
+                if "CERTIFICATE_VERIFY_FAILED" in words
+                else "Check the connection's host and the network."
+            )
+            return NotSentError(f"{call.what}: no connection to {host} ({words}). {hint}")
+        case httpx.UnsupportedProtocol() | httpx.LocalProtocolError() | httpx.InvalidURL():
+            # Their text may quote a header's value.
+            return InvalidConnectionError(f"{call.what}: the connection's settings make no valid HTTP request.")
+        case httpx.TimeoutException():
+            return NoAnswerError(
+                f"{call.what}: no answer from {host} within {settings.timeout_seconds:g} seconds ({words})."
+            )
+        case _:
+            return NoAnswerError(f"{call.what}: the answer from {host} was lost ({words}).")
+
+
+class _Body:
+    """Collects an answer's bytes within the bounds of size and time."""
+
+    def __init__(
+        self, call: Call[Any], response: httpx.Response, settings: Settings, clock: Callable[[], float]
+    ) -> None:
+        self._call, self._response, self._settings, self._clock = call, response, settings, clock
+        self._ends_at = clock() + settings.timeout_seconds * WHOLE_REQUEST_FACTOR
+        self._chunks: list[bytes] = []
+        self._size = 0
+
+    def add(self, chunk: bytes) -> None:
+        self._chunks.append(chunk)
+        self._size += len(chunk)
+        if self._size > MAX_BODY_BYTES:
+            raise UnreadableAnswerError(
+                f"{self._call.what}: the answer is larger than {MAX_BODY_BYTES:,} bytes and was not read to its end.",
+                status_code=self._response.status_code,
+            )
+        if self._clock() > self._ends_at:
+            raise NoAnswerError(f"{self._call.what}: the answer came too slowly and was given up.")
+
+    def undecodable(self) -> UnreadableAnswerError:
+        return UnreadableAnswerError(
+            f"{self._call.what}: the answer's content encoding is damaged.", status_code=self._response.status_code
+        )
+
+    def read(self, call: Call[T]) -> Answer[T]:
+        body, key = b"".join(self._chunks), self._settings.api_key
+        if len(key) >= _SHORTEST_REDACTED_KEY:
+            # A server that repeats the key in an error must not bring it into a log or an XCom.
+            body = body.replace(key.encode(), b"***")
+        return read_answer(call, self._response.status_code, self._response.headers, body)
+
+
+def _policy(call: Call[Any], attempts: int) -> dict[str, Any]:
+    return {
+        "retry": retry_if_exception(lambda error: retry.may_repeat(call, error)),
+        "wait": retry.PauseAsAsked(),
+        "stop": stop_after_attempt(attempts) | retry.StopWhenAskedTooMuch(),
+        "reraise": True,
+    }
+
+
+class Client:
+    """The API for code that may block: workers and scripts.
+
+    Close it, or use it as a context manager. Not to be shared between threads that use it at once.
+
+    Args:
+        settings: how to reach the API.
+        attempts: tries of one call, the first included; 1 means no repetition.
+        transport: in place of the network.
+        sleep: how to wait between tries, in seconds.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        attempts: int = retry.ATTEMPTS,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings, self._attempts, self._sleep, self._clock = settings, attempts, sleep, clock
+        self._http = httpx.Client(transport=transport, **_httpx_arguments(settings, None))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections. May be repeated."""
+        self._http.close()
+
+    def send_once(self, call: Call[T]) -> Answer[T]:
+        """One request, no repetition.
+
+        Raises:
+            AgentsError: the one that fits.
+        """
+        request = self._http.build_request(call.method, self._settings.base_url + call.path, params=_query(call))
+        try:
+            response = self._http.send(request, stream=True)
+            try:
+                body = _Body(call, response, self._settings, self._clock)
+                for chunk in response.iter_bytes():
+                    body.add(chunk)
+            except httpx.DecodingError:
+                raise body.undecodable() from None
+            finally:
+                response.close()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            failure = _our_error(error, call, self._settings)
+        else:
+            return body.read(call)
+        # Outside the handler: httpx's error holds the request, and the request the key.
+        raise failure
+
+    def send(self, call: Call[T]) -> Answer[T]:
+        """One request, repeated after failures where that can do no harm; sleeps in between.
+
+        Raises:
+            AgentsError: the last failure.
+        """
+        return Retrying(sleep=self._sleep, **_policy(call, self._attempts))(self.send_once, call)
+
+    def follow(self, steps: Steps[T]) -> T:
+        """Drive a dialogue to its end and return its result."""
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    result = self.take(step)
+                except AgentsError as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(result)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]  # a generator's return value is untyped
+
+    def take(self, step: Call[Any] | Once | Pause) -> Answer[Any] | None:
+        """Do what a dialogue asks for next."""
+        match step:
+            case Pause(seconds):
+                self._sleep(seconds)
+                return None
+            case Once(call):
+                return self.send_once(call)
+            case _:
+                return self.send(step)
+
+
+class AsyncClient:
+    """The API for code on an event loop: triggers. One per loop and connection, shared by everything there.
+
+    Make it with `await AsyncClient.open(settings)`, which builds the TLS context off the loop. Close it with `aclose`.
+
+    It repeats nothing by itself: who polls decides about the next poll, else tries multiply with polls.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        tls: ssl.SSLContext | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        attempts: int = 1,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings, self._attempts, self._sleep, self._clock = settings, attempts, sleep, clock
+        self._http = httpx.AsyncClient(transport=transport, **_httpx_arguments(settings, tls))
+
+    @classmethod
+    async def open(cls, settings: Settings, *, attempts: int = 1) -> Self:
+        """Make a client without blocking the loop for the 50 ms that a TLS context takes.
+
+        Raises:
+            InvalidConnectionError: the CA bundle cannot be read.
+        """
+        tls = await asyncio.to_thread(settings.tls_context)
+        return cls(settings, tls=tls, attempts=attempts)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections. May be repeated."""
+        await self._http.aclose()
+
+    async def send_once(self, call: Call[T]) -> Answer[T]:
+        """One request, no repetition.
+
+        Raises:
+            AgentsError: the one that fits.
+        """
+        request = self._http.build_request(call.method, self._settings.base_url + call.path, params=_query(call))
+        try:
+            response = await self._http.send(request, stream=True)
+            try:
+                body = _Body(call, response, self._settings, self._clock)
+                async for chunk in response.aiter_bytes():
+                    body.add(chunk)
+            except httpx.DecodingError:
+                raise body.undecodable() from None
+            finally:
+                await response.aclose()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            failure = _our_error(error, call, self._settings)
+        else:
+            return body.read(call)
+        # Outside the handler: httpx's error holds the request, and the request the key.
+        raise failure
+
+    async def send(self, call: Call[T]) -> Answer[T]:
+        """One request, repeated up to `attempts` where that can do no harm.
+
+        Raises:
+            AgentsError: the last failure.
+        """
+        return await AsyncRetrying(sleep=self._sleep, **_policy(call, self._attempts))(self.send_once, call)
+
+    async def follow(self, steps: Steps[T]) -> T:
+        """Drive a dialogue to its end and return its result."""
+        return await follow(steps, self.take)
+
+    async def take(self, step: Call[Any] | Once | Pause) -> Answer[Any] | None:
+        """Do what a dialogue asks for next."""
+        match step:
+            case Pause(seconds):
+                await self._sleep(seconds)
+                return None
+            case Once(call):
+                return await self.send_once(call)
+            case _:
+                return await self.send(step)
+
+
+async def follow(steps: Steps[T], take: Callable[[Call[Any] | Once | Pause], Awaitable[Answer[Any] | None]]) -> T:
+    """Drive a dialogue to its end and return its result.
+
+    Args:
+        steps: the dialogue.
+        take: does what it asks for next.
+    """
+    try:
+        step = next(steps)
+        while True:
+            try:
+                result = await take(step)
+            except AgentsError as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(result)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]  # a generator's return value is untyped
+
+
+def _query(call: Call[Any]) -> httpx.QueryParams | None:
+    return httpx.QueryParams(call.params) if call.params else None

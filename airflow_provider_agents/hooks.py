@@ -1,0 +1,436 @@
+"""The hook: from an Airflow connection to a client, and the API's endpoints as typed methods."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote as percent_encode
+from weakref import WeakKeyDictionary
+
+from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
+from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException, BaseHook
+
+from airflow_provider_agents import _EXTRAS, _HIDDEN_FIELDS, _PLACEHOLDERS, _RELABELING
+from airflow_provider_agents.api import calls
+from airflow_provider_agents.api.errors import AgentsError, AuthenticationError, InvalidConnectionError, quote
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, Task
+    from collections.abc import AsyncIterator
+    from datetime import datetime
+
+    from airflow.providers.common.compat.sdk import Connection
+
+    # The clients bring httpx with them; they are imported where a connection is opened, so that parsing a DAG is cheap.
+    from airflow_provider_agents.api.client import AsyncClient, Client, Settings
+    from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent
+
+T = TypeVar("T")
+
+
+# --- from a connection to settings ----------------------------------------------------------------------------------
+
+
+def _missing(conn_id: str) -> InvalidConnectionError:
+    return InvalidConnectionError(
+        f"The connection {conn_id!r} does not exist. Create it under Admin > Connections with the type Agents, or set "
+        f"AIRFLOW_CONN_{conn_id.upper()}='agents://:KEY@'."
+    )
+
+
+def _unreadable(conn_id: str) -> InvalidConnectionError:
+    # Airflow's own message would quote the whole connection, key included.
+    return InvalidConnectionError(
+        f"The connection {conn_id!r} cannot be read. Check its form: 'agents://:KEY@' with the key percent-encoded, "
+        'or JSON such as {"conn_type": "agents", "password": "KEY"}.'
+    )
+
+
+def _switch(value: object) -> bool | None:
+    """A boolean, also as the text that a form or a URI makes of it; None if it is neither."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip().lower() in {"true", "false"}:
+        return value.strip().lower() == "true"
+    return None
+
+
+def settings_of(connection: Connection, extras: object) -> Settings:
+    """The client's settings that a connection stands for.
+
+    Args:
+        connection: host, port and password are read.
+        extras: its decoded extra.
+
+    Raises:
+        InvalidConnectionError: naming the field that is wrong, and never its value if that may be secret.
+    """
+    from airflow import __version__ as airflow_version
+
+    from airflow_provider_agents.api.client import DEFAULT_BASE_URL, DEFAULT_TIMEOUT_SECONDS, Settings, user_agent
+
+    if not isinstance(extras, dict):
+        raise InvalidConnectionError("The connection's extra is not a JSON object.")
+    # A form saves an empty text where the user left a field alone.
+    given = {name: value for name, value in extras.items() if value is not None and value != ""}
+
+    base_url = (connection.host or "").strip() or DEFAULT_BASE_URL
+    if connection.port:
+        base_url = f"{base_url.rstrip('/')}:{connection.port}"
+    if connection.schema:
+        raise InvalidConnectionError(
+            "The connection has a schema (in a URI: a path after the host), which is not used. Put a path into the "
+            "host itself: the whole base URL, percent-encoded in a URI."
+        )
+
+    timeout = given.get("timeout", DEFAULT_TIMEOUT_SECONDS)
+    if isinstance(timeout, str):
+        try:
+            timeout = float(timeout)
+        except ValueError:
+            raise InvalidConnectionError(
+                f"The connection's timeout must be a number of seconds, got {quote(timeout, 40)!r}."
+            ) from None
+
+    verify = given.get("verify", True)
+    switch = _switch(verify)
+    if switch is not None:
+        verify = switch
+    elif not isinstance(verify, str):
+        raise InvalidConnectionError("The connection's verify must be true, false or the path of a CA bundle.")
+
+    allow_plain_http = _switch(given.get("allow_plain_http", False))
+    if allow_plain_http is None:
+        raise InvalidConnectionError("The connection's allow_plain_http must be true or false.")
+
+    return Settings(
+        api_key=connection.password or "",
+        base_url=base_url,
+        auth_header=given.get("auth_header", "Authorization"),
+        timeout_seconds=timeout,
+        verify=verify,
+        proxy=given.get("proxy"),
+        allow_plain_http=allow_plain_http,
+        user_agent=user_agent(f"airflow/{airflow_version}"),
+    )
+
+
+def run_url_of(extras: object, *, agent_id: str, event_id: str) -> str | None:
+    """Where a person can look at a run: the connection's `run_url` with both ids filled in, or None without one."""
+    template = extras.get("run_url") if isinstance(extras, dict) else None
+    if not isinstance(template, str) or not template.startswith(("https://", "http://")):
+        return None
+    # Not str.format: a template could then reach into objects.
+    return template.replace("{agent_id}", percent_encode(agent_id, safe="")).replace(
+        "{event_id}", percent_encode(event_id, safe="")
+    )
+
+
+async def _open_client(conn_id: str) -> AsyncClient:
+    from airflow_provider_agents.api.client import AsyncClient
+
+    failure: InvalidConnectionError
+    try:
+        connection = await get_async_connection(conn_id)
+        extras = await get_async_extra_dejson(connection)
+    except AirflowNotFoundException:
+        failure = _missing(conn_id)
+    except (AirflowException, ValueError):
+        failure = _unreadable(conn_id)
+    else:
+        return await AsyncClient.open(settings_of(connection, extras))
+    raise failure
+
+
+# --- one client per loop and connection -----------------------------------------------------------------------------
+
+
+class _Opening:
+    """A client of a connection on a loop, open or being opened, and how many hold it."""
+
+    def __init__(self, conn_id: str) -> None:
+        self.holders = 0
+        self.client: Task[AsyncClient] = asyncio.ensure_future(_open_client(conn_id))
+
+
+_open: WeakKeyDictionary[AbstractEventLoop, dict[str, _Opening]] = WeakKeyDictionary()
+
+
+class Lease:
+    """A share in the client of a connection; all leases of one loop and connection use the same.
+
+    It sends like a client. After a 401 the connection is read again, once for all, since a key may have been rotated
+    while runs are waited for; only if the new one is refused too does the 401 stand.
+    """
+
+    def __init__(self, conn_id: str) -> None:
+        self._conn_id = conn_id
+        self._held: _Opening | None = None
+
+    async def _hold(self) -> AsyncClient:
+        if self._held is None:
+            of_loop = _open.setdefault(asyncio.get_running_loop(), {})
+            opening = of_loop.get(self._conn_id)
+            if opening is None:
+                opening = of_loop[self._conn_id] = _Opening(self._conn_id)
+            opening.holders += 1
+            self._held = opening
+        held = self._held
+        try:
+            # Shielded: one holder that is cancelled must not take the client from the others.
+            return await asyncio.shield(held.client)
+        except BaseException:
+            await self.release()
+            raise
+
+    async def release(self) -> None:
+        """Give the share back; the last one closes the client. May be repeated."""
+        held, self._held = self._held, None
+        if held is None:
+            return
+        held.holders -= 1
+        if held.holders:
+            return
+        of_loop = _open.get(asyncio.get_running_loop(), {})
+        if of_loop.get(self._conn_id) is held:
+            del of_loop[self._conn_id]
+        if not held.client.done():
+            held.client.cancel()
+        elif not held.client.cancelled() and held.client.exception() is None:
+            await held.client.result().aclose()
+
+    async def _renew(self) -> None:
+        """Leave the client whose key was refused; whoever comes first opens the next."""
+        of_loop = _open.get(asyncio.get_running_loop(), {})
+        if of_loop.get(self._conn_id) is self._held:
+            del of_loop[self._conn_id]
+        await self.release()
+
+    async def follow(self, steps: calls.Steps[T]) -> T:
+        """Drive a dialogue to its end with the shared client and return its result."""
+        from airflow_provider_agents.api.client import follow
+
+        return await follow(steps, self._take)
+
+    async def _take(self, step: calls.Call[Any] | calls.Once | calls.Pause) -> calls.Answer[Any] | None:
+        try:
+            return await (await self._hold()).take(step)
+        except AuthenticationError:
+            await self._renew()
+            return await (await self._hold()).take(step)
+
+
+@asynccontextmanager
+async def lease(conn_id: str) -> AsyncIterator[Lease]:
+    """A share in the one client of this loop and connection, given back at the end."""
+    held = Lease(conn_id)
+    try:
+        yield held
+    finally:
+        await held.release()
+
+
+# --- the hook -------------------------------------------------------------------------------------------------------
+
+
+class AgentsHook(BaseHook):
+    """A connection to the agents platform.
+
+    The methods that read may be repeated at will and are repeated by themselves after failures that may pass.
+    `execute_agent` starts a run that costs money and cannot be cancelled: it is repeated only where the platform
+    cannot have acted.
+
+    Args:
+        agents_conn_id: the Airflow connection.
+
+    Raises:
+        InvalidConnectionError: from the first method that needs the connection.
+        AgentsError: from every method, the one that fits.
+    """
+
+    conn_name_attr = "agents_conn_id"
+    default_conn_name = "agents_default"
+    conn_type = "agents"
+    hook_name = "Agents"
+
+    def __init__(self, agents_conn_id: str = default_conn_name, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.agents_conn_id = agents_conn_id
+
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """The form's extra fields, for Airflow 3.0 and 3.1; later ones read the provider's metadata."""
+        from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
+        from wtforms import StringField
+
+        return {
+            name: StringField(label, description=text, widget=BS3TextFieldWidget())
+            for name, (label, text) in _EXTRAS.items()
+        }
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """The form's other fields, for Airflow 3.0 and 3.1; later ones read the provider's metadata."""
+        return {
+            "hidden_fields": list(_HIDDEN_FIELDS),
+            "relabeling": dict(_RELABELING),
+            "placeholders": dict(_PLACEHOLDERS),
+        }
+
+    @cached_property
+    def _connection(self) -> tuple[Connection, object]:
+        failure: InvalidConnectionError
+        try:
+            connection = self.get_connection(self.agents_conn_id)
+            return connection, connection.extra_dejson
+        except AirflowNotFoundException:
+            failure = _missing(self.agents_conn_id)
+        except (AirflowException, ValueError):
+            failure = _unreadable(self.agents_conn_id)
+        raise failure
+
+    def settings(self) -> Settings:
+        """The connection as the client's settings, looked up once per hook.
+
+        Raises:
+            InvalidConnectionError: it is missing, unreadable or wrong.
+        """
+        return settings_of(*self._connection)
+
+    def run_url(self, *, agent_id: str, event_id: str) -> str | None:
+        """Where a person can look at a run, or None if the connection has no `run_url`."""
+        return run_url_of(self._connection[1], agent_id=agent_id, event_id=event_id)
+
+    def get_conn(self) -> Client:
+        """A client of its own; the caller closes it.
+
+        Raises:
+            InvalidConnectionError: as `settings`.
+        """
+        from airflow_provider_agents.api.client import Client
+
+        return Client(self.settings())
+
+    def _follow(self, steps: calls.Steps[T]) -> T:
+        with self.get_conn() as client:
+            return client.follow(steps)
+
+    async def _afollow(self, steps: calls.Steps[T]) -> T:
+        async with lease(self.agents_conn_id) as held:
+            return await held.follow(steps)
+
+    def list_agents(self, limit: int = 100) -> list[Agent]:
+        """The newest `limit` agents (≥ 1) of the account."""
+        return self._follow(calls.newest(calls.list_agents(), limit))
+
+    async def alist_agents(self, limit: int = 100) -> list[Agent]:
+        """As `list_agents`, on an event loop."""
+        return await self._afollow(calls.newest(calls.list_agents(), limit))
+
+    def get_agent(self, agent_id: str) -> Agent:
+        """One agent.
+
+        Raises:
+            NotFoundError: it does not exist, or the key does not own it.
+        """
+        return self._follow(calls.one(calls.get_agent(agent_id)))
+
+    async def aget_agent(self, agent_id: str) -> Agent:
+        """As `get_agent`, on an event loop."""
+        return await self._afollow(calls.one(calls.get_agent(agent_id)))
+
+    def execute_agent(self, agent_id: str) -> Accepted:
+        """Start a run. It costs money and cannot be cancelled; for a run that is waited for, use the operator.
+
+        Raises:
+            NoAnswerError, ServerError, UnreadableAnswerError: the run may have started.
+        """
+        return self._follow(calls.one(calls.execute_agent(agent_id)))
+
+    async def aexecute_agent(self, agent_id: str) -> Accepted:
+        """As `execute_agent`, on an event loop."""
+        return await self._afollow(calls.one(calls.execute_agent(agent_id)))
+
+    def list_agent_events(
+        self,
+        agent_id: str,
+        *,
+        status: str | None = None,
+        started_after: datetime | None = None,
+        started_before: datetime | None = None,
+        limit: int = 50,
+    ) -> list[ExecutionEvent]:
+        """An agent's newest `limit` (≥ 1) runs, those that match; the times need a time zone."""
+        call = calls.list_agent_events(
+            agent_id, status=status, started_after=started_after, started_before=started_before
+        )
+        return self._follow(calls.newest(call, limit))
+
+    async def alist_agent_events(
+        self,
+        agent_id: str,
+        *,
+        status: str | None = None,
+        started_after: datetime | None = None,
+        started_before: datetime | None = None,
+        limit: int = 50,
+    ) -> list[ExecutionEvent]:
+        """As `list_agent_events`, on an event loop."""
+        call = calls.list_agent_events(
+            agent_id, status=status, started_after=started_after, started_before=started_before
+        )
+        return await self._afollow(calls.newest(call, limit))
+
+    def list_events(
+        self,
+        *,
+        agent_id: str | None = None,
+        status: str | None = None,
+        started_after: datetime | None = None,
+        started_before: datetime | None = None,
+        limit: int = 50,
+    ) -> list[ExecutionEvent]:
+        """The account's newest `limit` (≥ 1) runs, those that match; the times need a time zone."""
+        call = calls.list_events(
+            agent_id=agent_id, status=status, started_after=started_after, started_before=started_before
+        )
+        return self._follow(calls.newest(call, limit))
+
+    async def alist_events(
+        self,
+        *,
+        agent_id: str | None = None,
+        status: str | None = None,
+        started_after: datetime | None = None,
+        started_before: datetime | None = None,
+        limit: int = 50,
+    ) -> list[ExecutionEvent]:
+        """As `list_events`, on an event loop."""
+        call = calls.list_events(
+            agent_id=agent_id, status=status, started_after=started_after, started_before=started_before
+        )
+        return await self._afollow(calls.newest(call, limit))
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Whether the API takes this connection's key, and what to do if not. Asks for one agent; bills nothing."""
+        from airflow_provider_agents.api.client import Client
+
+        try:
+            settings = self.settings()
+            # One try: a person is waiting.
+            with Client(settings, attempts=1) as client:
+                client.send(calls.list_agents(limit=1))
+        except AgentsError as error:
+            return False, str(error)
+        return True, f"{settings.base_url} accepts the API key."
+
+    async def atest_connection(self) -> tuple[bool, str]:
+        """As `test_connection`, on an event loop."""
+        try:
+            async with lease(self.agents_conn_id) as held:
+                await held.follow(calls.one(calls.list_agents(limit=1)))
+        except AgentsError as error:
+            return False, str(error)
+        return True, "The API accepts the API key."

@@ -1,0 +1,539 @@
+"""ExecuteAgentOperator: run an agent, wait for it, hand on its final event."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar
+
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator
+
+from airflow_provider_agents.api.calls import check_agent_id
+from airflow_provider_agents.api.errors import (
+    AgentsError,
+    AmbiguousAgentRunError,
+    InvalidArgumentError,
+    InvalidConnectionError,
+    PermanentError,
+    TemporaryError,
+    quote,
+)
+from airflow_provider_agents.hooks import AgentsHook
+from airflow_provider_agents.runs.record import Phase, RunRecord, UnreadableRecordError
+from airflow_provider_agents.runs.submission import Submission, attached_to, died_around, find_lost, submit
+from airflow_provider_agents.runs.verdict import (
+    ON_AMBIGUOUS,
+    Outcome,
+    Rules,
+    Verdict,
+    Wait,
+    active_runs,
+    error_of,
+    usage_of,
+)
+from airflow_provider_agents.runs.waiting import wait_for_end, wait_until_idle
+from airflow_provider_agents.triggers import (
+    AgentIdle,
+    AgentIdleTrigger,
+    AgentRunTrigger,
+    RunEnded,
+    UnknownTriggerEventError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_agents.api.client import Client
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+IF_RUNNING = ("start", "attach", "wait", "skip", "fail")
+
+#: The key of the record in the task state store. Public: an operator of Airflow may look it up or delete it.
+RECORD_KEY = "agent_run"
+#: How long the record outlives the longest wait it may be needed for: tries, pauses between them, clears by hand.
+_RECORD_OUTLIVES = timedelta(days=30)
+#: Seconds by which Airflow's own deferral timeout comes after ours, so that the clean end wins: Airflow's would fail
+#: the task without a last look and without its verdict.
+_DEFER_MARGIN_SECONDS = 180.0
+#: The store keeps 64 KB without a complaint; a result beyond this is looked up again rather than stored.
+_LARGEST_STORED_RESULT = 48 * 1024
+
+#: What will fail the same way again: retries would only hide it.
+_FOR_GOOD = (
+    PermanentError,
+    InvalidArgumentError,
+    InvalidConnectionError,
+    AmbiguousAgentRunError,
+    UnknownTriggerEventError,
+    UnreadableRecordError,
+)
+
+
+class AgentBusyError(AgentsError):
+    """A run of the agent is active, and the task was told to fail then. Nothing was started."""
+
+
+def _without_vain_retries(
+    method: Callable[Concatenate[ExecuteAgentOperator, P], R],
+) -> Callable[Concatenate[ExecuteAgentOperator, P], R]:
+    """Turn what will fail the same way again into Airflow's failure without retries; the cause stays attached."""
+
+    @functools.wraps(method)
+    def wrapped(self: ExecuteAgentOperator, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(self, *args, **kwargs)
+        except _FOR_GOOD as error:
+            raise AirflowFailException(str(error)) from error
+
+    return wrapped  # type: ignore[return-value]  # mypy takes the wrapper's self for a keyword
+
+
+def check_seconds(name: str, value: object) -> float:
+    """`value` as seconds: a number or a `timedelta`, finite, above 0.
+
+    Raises:
+        InvalidArgumentError: it is anything else.
+    """
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds <= 0:
+        raise InvalidArgumentError(f"{name} must be a number of seconds above 0, got {quote(repr(value), 60)}.")
+    return float(seconds)
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise InvalidArgumentError(f"{name} must be one of {', '.join(choices)}, got {quote(repr(value), 60)}.")
+    return str(value)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class ExecuteAgentOperator(BaseOperator):
+    """Start one run of an agent, wait until it is over, and return its final event.
+
+    The task succeeds only if the run that it started COMPLETED. A retry takes up the run that is under way rather
+    than paying for another one (Airflow 3.3 and later); it starts a new run if the first one failed.
+
+    XComs: `return_value` is the final event as the API sent it (or the submission, with
+    `wait_for_completion=False`); `request_id` as soon as the run is accepted; `event_id` once known; `usage` at the
+    end, also of a failed run.
+
+    Args:
+        agent_id: the agent. Templated.
+        agents_conn_id: the connection. Templated.
+        wait_for_completion: False returns the submission at once; hand it to whatever waits later.
+        deferrable: wait in the triggerer (the default), or on the worker.
+        poll_interval: seconds between two looks, above 0. Below 1 a triggerer gains nothing.
+        timeout: seconds, or a `timedelta`, after which the task fails; the run goes on. A retry has a fresh timeout.
+        if_running: what to do if the agent is busy, asked before anything is started: `start` another run, `attach`
+            to the one under way, `wait` until the agent is idle, `skip` the task, or `fail` it.
+        on_ambiguous: what to do if several runs could be the task's own: `all` succeeds if all COMPLETED, fails if
+            all failed, and else fails without retries; `fail` always fails.
+        settle: seconds after which the event of an accepted run has appeared. Until then nothing is inferred, so a
+            smaller value ends short runs sooner, and a value below what the platform needs can confuse runs.
+        appear_within: seconds after which a run without an event counts as lost; at least `settle`.
+        durable: keep a record in the task state store (Airflow 3.3 and later), so that no retry pays twice.
+
+    Raises:
+        InvalidArgumentError: an argument cannot be used (when the DAG is parsed, as far as it is known then).
+        AgentRunFailedError: the run failed. A retry starts a new one.
+        AgentRunTimeoutError: the run was not over in time. A retry waits for the same run.
+        AgentRunNotFoundError: no event of the run has appeared.
+        AgentBusyError: with `if_running="fail"`.
+        AirflowFailException: what no retry can mend; its `__cause__` is the typed error.
+        TemporaryError: the API could not be used, after repetitions.
+    """
+
+    template_fields = ("agent_id", "agents_conn_id")
+    ui_color = "#e6e0f8"
+
+    def __init__(
+        self,
+        *,
+        agent_id: str,
+        agents_conn_id: str = AgentsHook.default_conn_name,
+        wait_for_completion: bool = True,
+        deferrable: bool = True,
+        poll_interval: float = 5.0,
+        timeout: float | timedelta = 86400.0,
+        if_running: str = "start",
+        on_ambiguous: str = "all",
+        settle: float = 30.0,
+        appear_within: float = 300.0,
+        durable: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if agent_id is None or (isinstance(agent_id, str) and "{" not in agent_id):
+            check_agent_id(agent_id)
+        self.agent_id = agent_id
+        self.agents_conn_id = agents_conn_id
+        self.wait_for_completion = wait_for_completion
+        self.deferrable = deferrable
+        self.poll_interval = check_seconds("poll_interval", poll_interval)
+        self.timeout = check_seconds("timeout", timeout)
+        self.if_running = _check_choice("if_running", if_running, IF_RUNNING)
+        self.on_ambiguous = _check_choice("on_ambiguous", on_ambiguous, ON_AMBIGUOUS)
+        self.settle = check_seconds("settle", settle)
+        self.appear_within = check_seconds("appear_within", appear_within)
+        if self.appear_within < self.settle:
+            raise InvalidArgumentError(
+                f"appear_within ({self.appear_within:g}) must be at least settle ({self.settle:g}): until a run has "
+                "settled, nothing can be said about it."
+            )
+        self.durable = durable
+        self._under_way: Submission | None = None
+
+    # --- a try, from its start ---
+
+    @_without_vain_retries
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Take up the run of an earlier try, or start one; then wait as told."""
+        return self._run(context, deadline_at=None)
+
+    @_without_vain_retries
+    def start_when_idle(self, context: Context, event: Any = None) -> dict[str, Any]:
+        """Resume after `if_running="wait"`: the agent was idle a moment ago."""
+        idle = AgentIdle.from_json(event)
+        if idle.agent_id != self.agent_id:
+            raise UnknownTriggerEventError(f"The trigger waited for agent {idle.agent_id}, not for {self.agent_id}.")
+        if idle.error is not None and idle.for_good:
+            raise AirflowFailException(idle.error)
+        if idle.error is not None:
+            raise AgentBusyError(idle.error)
+        return self._run(context, deadline_at=idle.deadline_at)
+
+    def _run(self, context: Context, deadline_at: datetime | None) -> dict[str, Any]:
+        agent_id = check_agent_id(self.agent_id)
+        memory = _Memory(self, context)
+        hook = AgentsHook(self.agents_conn_id)
+        with hook.get_conn() as client:
+            submission = None
+            record = memory.load(agent_id)
+            if record is not None:
+                taken_up = self._take_up(record, memory, client, request_seconds=hook.settings().timeout_seconds)
+                if isinstance(taken_up, dict):
+                    self._push_again(context, record)
+                    return taken_up
+                submission = taken_up
+            if submission is None:
+                submission = self._attach_or_make_way(agent_id, client, deadline_at or self._deadline())
+            if submission is None:
+                submission = self._submit(agent_id, memory, client)
+            memory.save(Phase.ACCEPTED, submission)
+            self._under_way = submission
+            self.log.info("The run of %s is under way.", submission.name)
+            self._push(context, "request_id", submission.request_id)
+            if not self.wait_for_completion:
+                memory.save(Phase.ENDED, submission, outcome=_SUBMITTED, result=submission.to_json())
+                return submission.to_json()
+            if self.deferrable:
+                self._defer_until_end(submission, memory)
+            verdict = client.follow(
+                wait_for_end(
+                    Wait(submission, self._rules()),
+                    poll_interval=self.poll_interval,
+                    deadline_at=self._deadline(),
+                    now=_now,
+                    say=self.log.log,
+                    on_known=lambda event: self._push(context, "event_id", event.id),
+                )
+            )
+        return self._end(context, submission, verdict, memory)
+
+    def _take_up(
+        self, record: RunRecord, memory: _Memory, client: Client, *, request_seconds: float
+    ) -> Submission | dict[str, Any] | None:
+        """What an earlier try left: its result, the run to go on waiting for, or None for "start a new run"."""
+        submission = record.submission
+        if record.phase == Phase.ENDED:
+            if record.generation != memory.generation or record.outcome not in {Outcome.COMPLETED, _SUBMITTED}:
+                return None  # cleared by a user, or the run failed: either way a new run is wanted
+            self.log.info("An earlier try has seen the end of its run already; nothing new is started.")
+            return record.result if record.result is not None else submission
+        if record.phase == Phase.SUBMITTING:
+            self.log.warning(
+                "An earlier try died while it was starting a run of agent %s. Looking for that run first.",
+                self.agent_id,
+            )
+            lost = died_around(submission, request_seconds=request_seconds, now=_now())
+            found = client.follow(find_lost(lost, settle=self.settle, now=_now))
+            if found is None:
+                self.log.info("No run has appeared, so none was started.")
+            return found
+        if not self.wait_for_completion:
+            return submission
+        # The worker looks once: a run that has failed meanwhile wants a new one, and one that has ended needs no
+        # trigger.
+        wait = Wait(submission, self._rules())
+        began_at = _now()
+        verdict = wait.take(client.follow(wait.look()), began_at)
+        if verdict is not None and verdict.outcome == Outcome.FAILED:
+            self.log.warning("%s A new run is started.", error_of(verdict, submission, what_now=""))
+            return None
+        if verdict is not None and verdict.outcome == Outcome.NOT_FOUND:
+            self.log.warning("%s", error_of(verdict, submission, what_now="A new run is started."))
+            return None
+        self.log.info("Taking up the run of %s that an earlier try has started.", submission.name)
+        return submission
+
+    def _attach_or_make_way(self, agent_id: str, client: Client, deadline_at: datetime) -> Submission | None:
+        """Do what `if_running` says: a run to attach to, or None once a new one may be started."""
+        if self.if_running == "start":
+            return None
+        active = client.follow(active_runs(agent_id))
+        if not active:
+            return None
+        busy = f"Agent {agent_id} is busy: event {active[0].id} is {quote(active[0].status, 40)}."
+        match self.if_running:
+            case "attach":
+                self.log.info("%s Waiting for that run; none is started.", busy)
+                return attached_to(active[0], agent_id, _now())
+            case "skip":
+                raise AirflowSkipException(f"{busy} Nothing was started.")
+            case "fail":
+                raise AgentBusyError(f"{busy} Nothing was started.")
+        if self.deferrable:
+            self.log.info("%s Waiting in the triggerer until it is idle.", busy)
+            self.defer(
+                trigger=AgentIdleTrigger(
+                    agents_conn_id=self.agents_conn_id,
+                    agent_id=agent_id,
+                    poll_interval=self.poll_interval,
+                    deadline_at=deadline_at.isoformat(),
+                ),
+                method_name="start_when_idle",
+                timeout=self._defer_timeout(deadline_at),
+            )
+        client.follow(
+            wait_until_idle(
+                agent_id, poll_interval=self.poll_interval, deadline_at=deadline_at, now=_now, say=self.log.log
+            )
+        )
+        return None
+
+    def _submit(self, agent_id: str, memory: _Memory, client: Client) -> Submission:
+        memory.warn_if_forgetful()
+        sent = False
+
+        def save(intent: Submission) -> None:
+            nonlocal sent
+            memory.save(Phase.SUBMITTING, intent)
+            self._under_way, sent = intent, True
+
+        try:
+            return client.follow(submit(agent_id, settle=self.settle, now=_now, save=save, say=self.log.warning))
+        except TemporaryError:
+            if sent:
+                self.log.warning(
+                    "It is not known whether a run of agent %s was started. %s", agent_id, memory.next_try_after_loss
+                )
+            raise
+
+    def _defer_until_end(self, submission: Submission, memory: _Memory) -> NoReturn:
+        deadline_at = self._deadline()
+        memory.save(Phase.DEFERRED, submission)
+        self.defer(
+            trigger=AgentRunTrigger(
+                agents_conn_id=self.agents_conn_id,
+                submission=submission.to_json(),
+                poll_interval=self.poll_interval,
+                deadline_at=deadline_at.isoformat(),
+                settle=self.settle,
+                appear_within=self.appear_within,
+                on_ambiguous=self.on_ambiguous,
+            ),
+            method_name="execute_complete",
+            kwargs={"submission": submission.to_json()},
+            timeout=self._defer_timeout(deadline_at),
+        )
+        raise AssertionError("unreachable: defer raises")
+
+    # --- the end ---
+
+    @_without_vain_retries
+    def execute_complete(
+        self, context: Context, event: Any = None, submission: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Resume when the trigger has seen the end.
+
+        Args:
+            context: Airflow's.
+            event: `RunEnded.to_json()`.
+            submission: what this task deferred with; `dag.test()` leaves it out.
+        """
+        ended = RunEnded.from_json(event)
+        own = Submission.from_json(submission) if submission is not None else None
+        if ended.submission.agent_id != self.agent_id or (own is not None and own != ended.submission):
+            raise UnknownTriggerEventError(
+                f"The trigger reports the run of {ended.submission.name}, which is not the run of this task."
+            )
+        memory = _Memory(self, context)
+        verdict = ended.verdict()
+        if verdict is None:
+            memory.save(Phase.DETACHED, ended.submission)
+            raise AirflowFailException(
+                f"The run of {ended.submission.name} goes on, but it cannot be waited for: {ended.error} "
+                f"{memory.next_try_while_running}"
+            )
+        return self._end(context, ended.submission, verdict, memory)
+
+    def _end(self, context: Context, submission: Submission, verdict: Verdict, memory: _Memory) -> dict[str, Any]:
+        ids = [event.id for event in verdict.events]
+        if len(ids) == 1:
+            self._push(context, "event_id", ids[0])
+        event = verdict.event
+        if event is not None and verdict.outcome in {Outcome.COMPLETED, Outcome.FAILED}:
+            self._push(context, "usage", usage_of(event, try_number=context["ti"].try_number))
+        if verdict.outcome == Outcome.COMPLETED and event is not None:
+            if len(ids) > 1:
+                self.log.warning(
+                    "The API does not tell which of the events %s is the run of %s. All of them COMPLETED, so it did.",
+                    ", ".join(ids),
+                    submission.name,
+                )
+            result = event.to_json()
+            memory.save(Phase.ENDED, submission, outcome=verdict.outcome, result=result)
+            self.log.info("The run of %s COMPLETED: event %s.", submission.name, event.id)
+            return result
+        if verdict.outcome == Outcome.FAILED:
+            memory.save(Phase.ENDED, submission, outcome=verdict.outcome)
+            what_now = "A retry starts a new run."
+        elif verdict.outcome == Outcome.NOT_FOUND:
+            memory.save(Phase.DETACHED, submission)
+            what_now = memory.next_try_after_loss
+        else:
+            memory.save(Phase.DETACHED, submission)
+            what_now = memory.next_try_while_running
+        error = error_of(verdict, submission, what_now=what_now)
+        raise error or AssertionError("unreachable: a COMPLETED verdict has an event")
+
+    def on_kill(self) -> None:
+        """Say that the run goes on. No I/O: this may run in a signal handler."""
+        if self._under_way is not None:
+            self.log.warning(
+                "The task was killed; the run of %s, if it was started, cannot be cancelled and goes on. A retry or "
+                "clear takes it up again (Airflow 3.3 and later).",
+                self._under_way.name,
+            )
+
+    # --- small things ---
+
+    def _rules(self) -> Rules:
+        return Rules(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous)
+
+    def _deadline(self) -> datetime:
+        return _now() + timedelta(seconds=self.timeout)
+
+    def _defer_timeout(self, deadline_at: datetime) -> timedelta:
+        return max(deadline_at - _now(), timedelta(0)) + timedelta(seconds=self.poll_interval + _DEFER_MARGIN_SECONDS)
+
+    def _push(self, context: Context, key: str, value: Any) -> None:
+        """Push an XCom; one that cannot be pushed must not lose a run that is paid for."""
+        if not self.do_xcom_push or value is None:
+            return
+        try:
+            context["ti"].xcom_push(key=key, value=value)
+        except Exception:
+            self.log.exception("The XCom %s could not be pushed (%s); going on without it.", key, quote(str(value)))
+
+    def _push_again(self, context: Context, record: RunRecord) -> None:
+        """Airflow clears a task's XComs before each try, so a repeated end pushes them again."""
+        self._push(context, "request_id", record.submission.request_id)
+        if record.outcome == Outcome.COMPLETED and record.result is not None:
+            verdict = RunEnded(
+                submission=record.submission, outcome=Outcome.COMPLETED, events=(record.result,)
+            ).verdict()
+            if verdict is not None and verdict.event is not None:
+                self._push(context, "event_id", verdict.event.id)
+                self._push(context, "usage", usage_of(verdict.event, try_number=context["ti"].try_number))
+
+
+_SUBMITTED = "submitted"
+
+
+class _Memory:
+    """The record of a task in Airflow's task state store, or nothing where there is none."""
+
+    def __init__(self, operator: ExecuteAgentOperator, context: Context) -> None:
+        self._operator = operator
+        self._store: Any = context.get("task_state_store") if operator.durable else None
+        # Airflow raises max_tries when a user clears a task, and never on a retry of its own.
+        self.generation: int = getattr(context["ti"], "max_tries", 0) or 0
+
+    @property
+    def next_try_while_running(self) -> str:
+        """What a new try will do about a run that goes on."""
+        return "A retry or clear waits for the same run again." if self._store else "A retry would start a new run."
+
+    @property
+    def next_try_after_loss(self) -> str:
+        """What a new try will do about a run that may or may not have started."""
+        return (
+            "A retry looks for it first, and starts a new run only if there is none."
+            if self._store
+            else "A retry would start a new run: look at the agent's runs first."
+        )
+
+    def warn_if_forgetful(self) -> None:
+        """Say once per try what a retry will do where nothing is remembered."""
+        if self._store is None and self._operator.retries:
+            self._operator.log.warning(
+                "This task keeps no record of its run (%s), so a retry starts a new run.",
+                "durable=False" if not self._operator.durable else "Airflow has a task state store from 3.3 on",
+            )
+
+    def load(self, agent_id: str) -> RunRecord | None:
+        """The record of an earlier try, or None. A failure to read it is never "none"."""
+        if self._store is None:
+            return None
+        value = self._store.get(RECORD_KEY)
+        if value is None:
+            return None
+        record = RunRecord.from_json(value)
+        if not record.belongs_to(agent_id, self._operator.agents_conn_id):
+            self._operator.log.warning(
+                "An earlier try ran %s over connection %s. The task asks for something else now, so that run is left "
+                "alone; if it is not over, it goes on.",
+                record.submission.name,
+                record.agents_conn_id,
+            )
+            return None
+        return record
+
+    def save(
+        self, phase: Phase, submission: Submission, *, outcome: str | None = None, result: dict[str, Any] | None = None
+    ) -> None:
+        """Write the record before the step that `phase` names.
+
+        Raises:
+            Exception: whatever the store raises, for `submitting` only: then nothing has been paid for yet. Later a
+                record that cannot be written must not take down the task whose run is under way.
+        """
+        if self._store is None:
+            return
+        if result is not None and len(json.dumps(result)) > _LARGEST_STORED_RESULT:
+            result = None
+        record = RunRecord(
+            phase=phase,
+            agents_conn_id=self._operator.agents_conn_id,
+            submission=submission,
+            generation=self.generation,
+            outcome=outcome,
+            result=result,
+        )
+        retention = timedelta(seconds=self._operator.timeout) + _RECORD_OUTLIVES
+        try:
+            self._store.set(RECORD_KEY, record.to_json(), retention=retention)
+        except Exception:
+            if phase == Phase.SUBMITTING:
+                raise
+            self._operator.log.exception("The record of the run of %s could not be kept.", submission.name)

@@ -1,0 +1,250 @@
+"""What the candidates mean for the task, and its deadlines. The one place that compares statuses.
+
+`Wait` is the whole life of a waiting run as a pure object: what to ask next, what an answer means. The loop on a
+worker and the trigger both drive it, so that they cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_agents.api.calls import Steps, list_agent_events, newest
+from airflow_provider_agents.api.errors import (
+    AgentRunError,
+    AgentRunFailedError,
+    AgentRunNotFoundError,
+    AgentRunTimeoutError,
+    AmbiguousAgentRunError,
+    quote,
+)
+from airflow_provider_agents.api.models import ExecutionEvent, Status
+from airflow_provider_agents.runs import matching
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from airflow_provider_agents.runs.submission import Submission
+
+ON_AMBIGUOUS = ("all", "fail")
+
+
+def is_terminal(event: ExecutionEvent) -> bool:
+    """Whether a run is over.
+
+    PENDING and RUNNING are not, whatever else the record says. A status that the API's page does not know is over
+    once `completedAt` is set.
+    """
+    if event.status in (Status.PENDING, Status.RUNNING):
+        return False
+    return event.status in (Status.COMPLETED, Status.FAILED) or event.completedAt is not None
+
+
+def is_success(event: ExecutionEvent) -> bool:
+    """Whether a run did what it was asked to."""
+    return event.status == Status.COMPLETED
+
+
+def active_runs(agent_id: str) -> Steps[list[ExecutionEvent]]:
+    """The runs of an agent that are not over, newest first as far as the API orders them."""
+    seen: dict[str, ExecutionEvent] = {}
+    # The active ones last: where a run shows up twice, one that has ended since the first look stays ended.
+    for status in (Status.RUNNING, Status.PENDING, None):
+        for event in (yield from newest(list_agent_events(agent_id, status=status), 200)):
+            if event.id not in seen or is_terminal(event):
+                seen[event.id] = event
+    return [event for event in seen.values() if not is_terminal(event)]
+
+
+class Outcome(StrEnum):
+    """How a wait ended."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    AMBIGUOUS = "ambiguous"
+    NOT_FOUND = "not_found"
+    TIMED_OUT = "timed_out"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a wait ended, and the events that say so, oldest first."""
+
+    outcome: Outcome
+    events: tuple[ExecutionEvent, ...] = ()
+
+    @property
+    def event(self) -> ExecutionEvent | None:
+        """The run's event: the only one, or the oldest of several that ended alike."""
+        return self.events[0] if self.events else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How a task wants to wait.
+
+    Attributes:
+        settle: seconds after acceptance within which the event appears.
+        appear_within: seconds after acceptance after which a run without an event counts as lost.
+        on_ambiguous: `all` (several candidates that all end alike are a verdict) or `fail`.
+    """
+
+    settle: float = 30.0
+    appear_within: float = 300.0
+    on_ambiguous: str = "all"
+
+
+def _fresher(old: ExecutionEvent | None, new: ExecutionEvent) -> ExecutionEvent:
+    """The later state of one event. Replicas lag, so an older answer may follow a newer one."""
+    if old is None:
+        return new
+    if is_terminal(old) != is_terminal(new):
+        return old if is_terminal(old) else new
+    if old.updatedAt is not None and new.updatedAt is not None and new.updatedAt < old.updatedAt:
+        return old
+    return new
+
+
+class Wait:
+    """One run that is waited for.
+
+    Args:
+        submission: what ties the task to its run.
+        rules: how the task wants to wait.
+    """
+
+    def __init__(self, submission: Submission, rules: Rules) -> None:
+        self.submission, self.rules = submission, rules
+        self._bounds = submission.bounds
+        self._seen: dict[str, ExecutionEvent] = {}
+        self._chosen: tuple[str, ...] = ()
+
+    @property
+    def events(self) -> tuple[ExecutionEvent, ...]:
+        """The events that are the run, or could be, in their latest state."""
+        if self._chosen:
+            return tuple(self._seen[event_id] for event_id in self._chosen)
+        return matching.candidates(self._bounds, self._seen.values(), settle=self.rules.settle)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether exactly one event is the run's."""
+        return len(self._chosen) == 1
+
+    def look(self) -> Steps[matching.Look]:
+        """What to ask now."""
+        return matching.look(self.submission.agent_id, self._bounds, self._chosen)
+
+    def take(self, look: matching.Look, began_at: datetime) -> Verdict | None:
+        """Take in what a look showed; a verdict ends the wait.
+
+        Args:
+            look: the answer to `look()`.
+            began_at: our clock when that look was begun.
+        """
+        for event in look.events:
+            self._seen[event.id] = _fresher(self._seen.get(event.id), event)
+        if not self._chosen:
+            match matching.match(
+                self._bounds,
+                self._seen.values(),
+                matching.Moment(began_at, look.server_time),
+                settle=self.rules.settle,
+                appear_within=self.rules.appear_within,
+            ):
+                case matching.Found(event):
+                    self._chosen = (event.id,)
+                case matching.Several(events):
+                    self._chosen = tuple(event.id for event in events)
+                case matching.Missing():
+                    return Verdict(Outcome.NOT_FOUND)
+                case matching.NotYet():
+                    return None
+        # Strangers' events are of no more use, and a wait may last for a day.
+        self._seen = {event_id: self._seen[event_id] for event_id in self._chosen}
+        return self._judge()
+
+    def _judge(self) -> Verdict | None:
+        events = self.events
+        if len(events) > 1 and self.rules.on_ambiguous == "fail":
+            return Verdict(Outcome.AMBIGUOUS, events)
+        ends = {is_success(event) for event in events if is_terminal(event)}
+        if len(ends) > 1:
+            return Verdict(Outcome.AMBIGUOUS, events)
+        if not all(is_terminal(event) for event in events):
+            return None
+        return Verdict(Outcome.COMPLETED if ends == {True} else Outcome.FAILED, events)
+
+    def expire(self) -> Verdict:
+        """The verdict when the deadline has passed and the last look brought none."""
+        return Verdict(Outcome.TIMED_OUT, self.events)
+
+
+def error_of(verdict: Verdict, submission: Submission, *, what_now: str) -> AgentRunError | None:
+    """The error that a verdict is, or None for a run that COMPLETED.
+
+    Args:
+        verdict: how the wait ended.
+        submission: whose run it was.
+        what_now: a sentence that says what a retry will do.
+    """
+    ids = [event.id for event in verdict.events]
+    about: dict[str, Any] = {
+        "agent_id": submission.agent_id,
+        "request_id": submission.request_id,
+        "event_ids": ids,
+    }
+    name = submission.name
+    match verdict.outcome:
+        case Outcome.COMPLETED:
+            return None
+        case Outcome.FAILED:
+            return AgentRunFailedError(f"The run of {name} failed: {_ends(verdict.events)}. {what_now}", **about)
+        case Outcome.AMBIGUOUS:
+            return AmbiguousAgentRunError(
+                f"The run of {name} cannot be told apart from others of the same agent that started at about the same "
+                f"time: {_ends(verdict.events)}. Look at these events to see how it ended; to avoid it, let only one "
+                "run of an agent start at a time (a pool, or if_running='wait').",
+                **about,
+            )
+        case Outcome.NOT_FOUND:
+            return AgentRunNotFoundError(
+                f"The run of {name} was accepted, but no event of it has appeared. It may have started all the same: "
+                f"look at the agent's runs before you start another. {what_now}",
+                **about,
+            )
+        case Outcome.TIMED_OUT:
+            seen = f"last seen as {_ends(verdict.events)}" if ids else "and no event of it had appeared"
+            return AgentRunTimeoutError(
+                f"The run of {name} was not over at the task's deadline, {seen}. It cannot be cancelled and goes on. "
+                f"{what_now}",
+                **about,
+            )
+
+
+def _ends(events: Sequence[ExecutionEvent]) -> str:
+    return "; ".join(
+        f"event {event.id} {quote(event.status, 40)}" + (f" ({quote(str(event.error))})" if event.error else "")
+        for event in events
+    )
+
+
+def usage_of(event: ExecutionEvent, *, try_number: int) -> dict[str, Any]:
+    """What a run used, for budgets and dashboards: JSON types, None where the API does not say.
+
+    `duration_seconds` is from `startedAt` to `completedAt`.
+    """
+    seconds = (
+        (event.completedAt - event.startedAt).total_seconds()
+        if event.startedAt is not None and event.completedAt is not None
+        else None
+    )
+    return {
+        "finalModel": event.finalModel,
+        "browserStepCount": event.browserStepCount,
+        "browserSessionSeconds": event.browserSessionSeconds,
+        "duration_seconds": seconds,
+        "try_number": try_number,
+    }

@@ -1,0 +1,176 @@
+"""How to wait: the same dialogue for a worker that sleeps and for a trigger that awaits.
+
+A failure that may pass never ends a wait: the run goes on, whatever we can see of it. It is waited out with growing
+pauses until the deadline; only what will not get better ends the wait at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from airflow_provider_agents.api.calls import Pause, Steps
+from airflow_provider_agents.api.errors import AgentsError, TemporaryError
+from airflow_provider_agents.runs.verdict import Verdict, Wait, active_runs
+
+if TYPE_CHECKING:
+    from airflow_provider_agents.api.models import ExecutionEvent
+    from airflow_provider_agents.runs.submission import Clock
+
+#: A wait that has nothing to report says so this often, so that a log of a long run is not taken for a dead task.
+SIGN_OF_LIFE_SECONDS = 300.0
+#: Pauses after failures grow to this many poll intervals, and to no more than two minutes.
+_LONGEST_BACKOFF_SECONDS = 120.0
+
+#: (level, message), such as `logger.log`.
+Say = Callable[[int, str], object]
+
+
+class _Pace:
+    """When to look next: the interval, or longer after failures; never beyond the deadline."""
+
+    def __init__(self, poll_interval: float, deadline_at: datetime, now: Clock, say: Say) -> None:
+        self._interval, self._deadline_at, self._now, self._say = poll_interval, deadline_at, now, say
+        self._failures = 0
+        self._failing_since: datetime | None = None
+        self._spoke_at = now()
+        self.last_error: TemporaryError | None = None
+
+    def is_over(self) -> bool:
+        return self._now() >= self._deadline_at
+
+    def failed(self, error: TemporaryError) -> Pause:
+        self.last_error = error
+        self._failures += 1
+        if self._failing_since is None:
+            self._failing_since = self._now()
+            self.speak(logging.WARNING, f"{error} The run goes on; looking again until it can be seen.")
+        else:
+            self.sign_of_life(
+                logging.WARNING, f"Still no look at the run since {self._failing_since:%Y-%m-%d %H:%M:%S} UTC: {error}"
+            )
+        longest = max(self._interval, _LONGEST_BACKOFF_SECONDS)
+        backoff = min(self._interval * 2.0 ** min(self._failures - 1, 16), longest)
+        backoff *= random.uniform(0.75, 1.25)  # noqa: S311 - jitter is no secret
+        return self._until_deadline(max(backoff, error.retry_after_seconds or 0.0))
+
+    def looked(self) -> Pause:
+        if self._failing_since is not None:
+            self.speak(logging.INFO, f"The API answers again after {self._failures} failed looks.")
+        self._failures, self._failing_since, self.last_error = 0, None, None
+        return self._until_deadline(self._interval)
+
+    def speak(self, level: int, message: str) -> None:
+        self._spoke_at = self._now()
+        self._say(level, message)
+
+    def sign_of_life(self, level: int, message: str) -> None:
+        if self._now() - self._spoke_at >= timedelta(seconds=SIGN_OF_LIFE_SECONDS):
+            self.speak(level, message)
+
+    def _until_deadline(self, seconds: float) -> Pause:
+        # The last pause ends at the deadline, for one last look.
+        return Pause(min(seconds, max(0.0, (self._deadline_at - self._now()).total_seconds())))
+
+
+def wait_for_end(
+    wait: Wait,
+    *,
+    poll_interval: float,
+    deadline_at: datetime,
+    now: Clock,
+    say: Say,
+    on_known: Callable[[ExecutionEvent], None] = lambda _: None,
+) -> Steps[Verdict]:
+    """Look until there is a verdict, or until a last look at the deadline.
+
+    Args:
+        wait: the run.
+        poll_interval: seconds between two looks.
+        deadline_at: when to give up, on our clock. The run goes on after it.
+        now: our clock.
+        say: where changes of state and signs of life go.
+        on_known: called once, when exactly one event is known to be the run's.
+
+    Raises:
+        PermanentError: looking will not get better.
+    """
+    pace = _Pace(poll_interval, deadline_at, now, say)
+    name, told, known = wait.submission.name, "", False
+    while True:
+        over, began_at = pace.is_over(), now()
+        try:
+            look = yield from wait.look()
+        except TemporaryError as error:
+            pause = pace.failed(error)
+        else:
+            pause = pace.looked()
+            verdict = wait.take(look, began_at)
+            if wait.is_known and not known:
+                known = True
+                on_known(wait.events[0])
+            state = _state_of(wait)
+            if state != told:
+                pace.speak(logging.INFO, f"The run of {name}: {state}.")
+                told = state
+            else:
+                pace.sign_of_life(logging.INFO, f"Still waiting for the run of {name}: {state}.")
+            if verdict is not None:
+                return verdict
+        if over:
+            if pace.last_error is not None:
+                pace.speak(logging.WARNING, f"The last look before the deadline failed: {pace.last_error}")
+            return wait.expire()
+        yield pause
+
+
+def _state_of(wait: Wait) -> str:
+    events = wait.events
+    if not events:
+        return "no event yet"
+    states = ", ".join(f"event {event.id} {event.status}" for event in events[:5])
+    more = f" and {len(events) - 5} more" if len(events) > 5 else ""  # noqa: PLR2004 - as many as are shown
+    if wait.is_known:
+        return states
+    return f"{'could be one of ' if len(events) > 1 else 'probably '}{states}{more}"
+
+
+class StillBusyError(AgentsError):
+    """The agent did not become idle before the deadline. Nothing was started."""
+
+
+def wait_until_idle(agent_id: str, *, poll_interval: float, deadline_at: datetime, now: Clock, say: Say) -> Steps[None]:
+    """Look until no run of the agent is active.
+
+    Raises:
+        StillBusyError: a run was still active at a last look at the deadline.
+        PermanentError: looking will not get better.
+    """
+    pace = _Pace(poll_interval, deadline_at, now, say)
+    told: frozenset[str] | None = None
+    active: list[ExecutionEvent] = []
+    while True:
+        over = pace.is_over()
+        try:
+            active = yield from active_runs(agent_id)
+        except TemporaryError as error:
+            pause = pace.failed(error)
+        else:
+            pause = pace.looked()
+            if not active:
+                return
+            ids = frozenset(event.id for event in active)
+            if ids != told:
+                pace.speak(logging.INFO, f"Agent {agent_id} is busy with {', '.join(sorted(ids)[:5])}; waiting.")
+                told = ids
+            else:
+                pace.sign_of_life(logging.INFO, f"Still waiting for agent {agent_id} to become idle.")
+        if over:
+            reason = pace.last_error or f"event {active[0].id} is {active[0].status}"
+            raise StillBusyError(
+                f"Agent {agent_id} was not seen idle before the deadline ({reason}). Nothing was started."
+            )
+        yield pause
