@@ -130,7 +130,7 @@ class AgentRunTrigger(BaseTrigger):
         appear_within: float,
         on_ambiguous: str,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow has not annotated it
         self.agents_conn_id = agents_conn_id
         self.submission = submission
         self.poll_interval = poll_interval
@@ -205,7 +205,7 @@ class AgentIdleTrigger(BaseTrigger):
     """
 
     def __init__(self, *, agents_conn_id: str, agent_id: str, poll_interval: float, deadline_at: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow has not annotated it
         self.agents_conn_id = agents_conn_id
         self.agent_id = agent_id
         self.poll_interval = poll_interval

@@ -1,0 +1,21 @@
+"""The agents platform on your machine: for tests without a network, and for demos.
+
+It stands alone: it shares no code with the client that it is tried with, so that a misread field cannot cancel out.
+"""
+
+from __future__ import annotations
+
+from airflow_provider_agents.simulator.app import mock_transport, running_server
+from airflow_provider_agents.simulator.state import Execution, Fault, ManualClock, Reply, Run, Simulator, World
+
+__all__ = [
+    "Execution",
+    "Fault",
+    "ManualClock",
+    "Reply",
+    "Run",
+    "Simulator",
+    "World",
+    "mock_transport",
+    "running_server",
+]

@@ -1,0 +1,231 @@
+"""The simulator's HTTP face: as an httpx transport for tests, as a server for demos and whole-system tests.
+
+The server also has control routes under `/_simulator/`, without a key. They let a test in another process look at the
+truth and ask for faults, so the server must only ever listen on this machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import socket
+import threading
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_agents.simulator.state import Fault, Reply, Simulator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import httpx
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+#: A hanging request is let go after this many seconds even if its client never gives up.
+_LONGEST_HANG_SECONDS = 120.0
+#: The TCP connection of the request at hand, so that a reset can be a real one.
+_transport: ContextVar[asyncio.Transport | None] = ContextVar("_transport", default=None)
+
+
+def mock_transport(simulator: Simulator) -> httpx.MockTransport:
+    """The simulator as a transport for `httpx.Client` and `httpx.AsyncClient`.
+
+    A broken connection is an `httpx.ReadError`, a request that hangs an `httpx.ReadTimeout` at once.
+    """
+    import httpx
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        path = request.url.raw_path.decode("ascii").partition("?")[0]
+        reply = simulator.handle(request.method, path, dict(request.url.params), dict(request.headers))
+        if reply.broken == "reset":
+            raise httpx.ReadError("the simulator broke the connection", request=request)
+        if reply.broken == "hang":
+            raise httpx.ReadTimeout("the simulator does not answer", request=request)
+        return httpx.Response(reply.status, headers=dict(reply.headers), content=reply.body)
+
+    return httpx.MockTransport(answer)
+
+
+def asgi_app(simulator: Simulator) -> Starlette:  # noqa: C901 - one small function for each route
+    """The simulator as an ASGI application, control routes included."""
+    from starlette.applications import Starlette
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+
+    async def api(request: Request) -> Response:
+        path = request.scope["raw_path"].decode("ascii").partition("?")[0]
+        reply = simulator.handle(request.method, path, dict(request.query_params), dict(request.headers))
+        if reply.broken is not None:
+            await _break(request, reply)
+        return Response(reply.body, status_code=reply.status, headers=dict(reply.headers))
+
+    def control(change: Callable[[Any], Any]) -> Callable[[Request], Any]:
+        async def endpoint(request: Request) -> Response:
+            try:
+                body = await request.json() if request.method not in {"GET", "DELETE"} else None
+                return JSONResponse(change(body))
+            except (TypeError, ValueError, KeyError) as error:
+                return JSONResponse({"error": f"{type(error).__name__}: {error}"}, status_code=400)
+
+        return endpoint
+
+    def executions(_: None) -> list[dict[str, Any]]:
+        return [
+            {
+                "agentId": done.agent_id,
+                "requestId": done.request_id,
+                "eventId": done.event_id,
+                "acceptedAt": done.accepted_at.isoformat(),
+            }
+            for done in simulator.executions
+        ]
+
+    def runs(_: None) -> list[dict[str, Any]]:
+        return [
+            {
+                "eventId": run.event_id,
+                "requestId": run.request_id,
+                "agentId": run.agent_id,
+                "by": run.by,
+                "status": status,
+                "endStatus": run.end_status,
+            }
+            for run, status in simulator.runs()
+        ]
+
+    def requests(_: None) -> dict[str, Any]:
+        paths: dict[str, int] = {}
+        for request in simulator.requests:
+            name = f"{request.method} {request.path}"
+            paths[name] = paths.get(name, 0) + 1
+        return {"total": len(simulator.requests), "paths": paths}
+
+    def add_agent(body: dict[str, Any]) -> dict[str, Any]:
+        simulator.add_agent(**body)
+        return body
+
+    def start_run(body: dict[str, Any]) -> dict[str, Any]:
+        return {"eventId": simulator.start_scheduled_run(body["agentId"])}
+
+    def add_fault(body: dict[str, Any]) -> dict[str, Any]:
+        simulator.faults.append(Fault(**body))
+        return body
+
+    def clear_faults(_: None) -> dict[str, Any]:
+        simulator.faults.clear()
+        return {}
+
+    def change_world(body: dict[str, Any]) -> dict[str, Any]:
+        simulator.world = dataclasses.replace(simulator.world, **body)
+        return body
+
+    def set_keys(body: list[str]) -> list[str]:
+        simulator.api_keys = tuple(body)
+        return body
+
+    return Starlette(
+        routes=[
+            Route("/_simulator/executions", control(executions), methods=["GET"]),
+            Route("/_simulator/runs", control(runs), methods=["GET"]),
+            Route("/_simulator/runs", control(start_run), methods=["POST"]),
+            Route("/_simulator/requests", control(requests), methods=["GET"]),
+            Route("/_simulator/agents", control(add_agent), methods=["POST"]),
+            Route("/_simulator/faults", control(add_fault), methods=["POST"]),
+            Route("/_simulator/faults", control(clear_faults), methods=["DELETE"]),
+            Route("/_simulator/world", control(change_world), methods=["PATCH"]),
+            Route("/_simulator/keys", control(set_keys), methods=["PUT"]),
+            Route("/{path:path}", api, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
+        ]
+    )
+
+
+async def _break(request: Request, reply: Reply) -> None:
+    transport = _transport.get()
+    if reply.broken == "hang":
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LONGEST_HANG_SECONDS):
+                while (await request.receive())["type"] != "http.disconnect":
+                    pass
+    if transport is not None:
+        transport.abort()
+
+
+def _server(simulator: Simulator) -> Any:
+    import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Breakable(H11Protocol):
+        """Lets an endpoint reach the connection of its request."""
+
+        def handle_events(self) -> None:
+            _transport.set(self.transport)
+            super().handle_events()
+
+    return uvicorn.Server(
+        uvicorn.Config(
+            asgi_app(simulator),
+            http=Breakable,
+            lifespan="off",
+            log_level="error",
+            access_log=False,
+            # The API's own Date is the simulator's; a second one from the server would contradict it.
+            date_header=False,
+            server_header=False,
+            timeout_graceful_shutdown=1,
+        )
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(1024)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def url_of(listening: socket.socket) -> str:
+    """The base URL that a socket listens on."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(simulator: Simulator, listening: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    with contextlib.suppress(KeyboardInterrupt):
+        _server(simulator).run(sockets=[listening])
+
+
+@contextlib.contextmanager
+def running_server(simulator: Simulator, *, port: int = 0) -> Iterator[str]:
+    """The simulator as a server in a thread, for the length of a block.
+
+    Args:
+        simulator: best on the real clock.
+        port: on 127.0.0.1; 0 takes a free one.
+
+    Yields:
+        Its base URL.
+    """
+    listening = listen("127.0.0.1", port)
+    server = _server(simulator)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        yield url_of(listening)
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
+        listening.close()

@@ -1,0 +1,315 @@
+"""The network's side: what goes out, what failures become, what is repeated. Both faces, through httpx's own seam."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import ssl
+import traceback
+
+import httpx
+import pytest
+
+from airflow_provider_agents.api import calls
+from airflow_provider_agents.api.client import MAX_BODY_BYTES, AsyncClient, Client, Settings, is_loopback
+from airflow_provider_agents.api.errors import (
+    AgentsError,
+    AuthenticationError,
+    InvalidConnectionError,
+    NoAnswerError,
+    NotSentError,
+    RateLimitedError,
+    ServerError,
+    UnreadableAnswerError,
+)
+
+KEY = "sk-0123456789-secret"
+READ = calls.list_agents(limit=1)
+EXECUTE = calls.execute_agent("agent-1")
+PAGE = {"data": []}
+
+
+class Server:
+    """Answers a list of replies in turn, the last for ever, and keeps what it was asked."""
+
+    def __init__(self, *replies):
+        self.replies, self.requests = list(replies), []
+
+    def __call__(self, request):
+        self.requests.append(request)
+        reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        if isinstance(reply, Exception):
+            raise reply
+        return reply() if callable(reply) else reply
+
+
+def ok():
+    return httpx.Response(200, json=PAGE)
+
+
+class Face:
+    """One of the two clients, used in the same way."""
+
+    def __init__(self, kind, server, *, attempts=None, settings=None):
+        self.kind, self.slept = kind, []
+        self.settings = settings or Settings(api_key=KEY)
+        arguments = {"transport": httpx.MockTransport(server)}
+        if attempts is not None:
+            arguments["attempts"] = attempts
+        if kind == "sync":
+            self.client = Client(self.settings, sleep=self.slept.append, **arguments)
+        else:
+            self.client = AsyncClient(self.settings, sleep=self._asleep, **arguments)
+
+    async def _asleep(self, seconds):
+        self.slept.append(seconds)
+
+    def do(self, method, *args):
+        result = getattr(self.client, method)(*args)
+        return result if self.kind == "sync" else asyncio.run(result)
+
+
+@pytest.fixture(params=["sync", "async"])
+def face(request):
+    return lambda *args, **kwargs: Face(request.param, *args, **kwargs)
+
+
+def test_a_request_carries_the_key_the_versions_and_the_query(face):
+    server = Server(ok())
+    face(server).do("send", calls.list_events(status="FAILED", limit=3))
+    (request,) = server.requests
+    assert str(request.url) == "https://api.uragents.ai/v1/events?status=FAILED&limit=3"
+    assert request.headers["authorization"] == f"Bearer {KEY}"
+    assert request.headers["user-agent"].startswith("airflow-provider-agents/")
+    assert "python/" in request.headers["user-agent"]
+
+
+def test_the_key_goes_into_the_header_that_the_connection_names(face):
+    server = Server(ok())
+    face(server, settings=Settings(api_key=KEY, auth_header="X-Api-Key")).do("send", READ)
+    assert server.requests[0].headers["x-api-key"] == KEY
+    assert "authorization" not in server.requests[0].headers
+
+
+def test_a_base_url_with_a_path_keeps_it_and_quoted_ids_stay_quoted(face):
+    server = Server(httpx.Response(202, json={"data": {"requestId": "r"}}))
+    settings = Settings(api_key=KEY, base_url="https://gateway.example/agents-api/")
+    face(server, settings=settings).do("send", calls.execute_agent("a/b c"))
+    assert server.requests[0].url.raw_path == b"/agents-api/v1/agents/a%2Fb%20c/execute"
+    assert server.requests[0].content == b""
+
+
+def test_a_redirect_is_not_followed(face):
+    server = Server(httpx.Response(307, headers={"location": "https://elsewhere.example/v1/agents"}))
+    with pytest.raises(AgentsError, match="redirects"):
+        face(server).do("send", READ)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("failure", "error"),
+    [
+        (httpx.ConnectError("refused"), NotSentError),
+        (httpx.ConnectTimeout("slow"), NotSentError),
+        (httpx.PoolTimeout("full"), NotSentError),
+        (httpx.ProxyError("403"), NotSentError),
+        (httpx.ReadTimeout("slow"), NoAnswerError),
+        (httpx.WriteTimeout("slow"), NoAnswerError),
+        (httpx.ReadError("reset"), NoAnswerError),
+        (httpx.WriteError("reset"), NoAnswerError),
+        (httpx.RemoteProtocolError("closed"), NoAnswerError),
+        (httpx.LocalProtocolError(f"Illegal header value b'Bearer {KEY}'"), InvalidConnectionError),
+    ],
+)
+def test_a_failure_of_the_network_says_whether_the_platform_can_have_acted(face, failure, error):
+    with pytest.raises(error) as caught:
+        face(Server(failure)).do("send_once", EXECUTE)
+    assert KEY not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_read_is_repeated_with_growing_pauses_and_then_answers(face):
+    client = face(Server(httpx.ReadError("reset"), httpx.Response(503), httpx.Response(200, text="<html>"), ok()),
+                  attempts=5)  # fmt: skip
+    assert client.do("send", READ).value.data == ()
+    assert len(client.slept) == 3
+    assert all(0 <= pause <= 20 for pause in client.slept)
+
+
+def test_a_read_that_goes_on_failing_ends_with_the_last_error(face):
+    server = Server(httpx.Response(503))
+    with pytest.raises(ServerError):
+        face(server, attempts=5).do("send", READ)
+    assert len(server.requests) == 5
+
+
+@pytest.mark.parametrize("failure", [httpx.ReadError("reset"), httpx.ReadTimeout("slow")])
+def test_an_execute_whose_answer_is_lost_is_never_sent_again(face, failure):
+    server = Server(failure)
+    with pytest.raises(NoAnswerError):
+        face(server, attempts=5).do("send", EXECUTE)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_an_execute_that_a_server_failed_at_is_never_sent_again(face, status):
+    server = Server(httpx.Response(status))
+    with pytest.raises(ServerError):
+        face(server, attempts=5).do("send", EXECUTE)
+    assert len(server.requests) == 1
+
+
+def test_an_execute_that_was_never_sent_is_sent_again(face):
+    accepted = httpx.Response(202, json={"data": {"requestId": "r"}})
+    server = Server(httpx.ConnectError("refused"), httpx.Response(429), accepted)
+    assert face(server, attempts=5).do("send", EXECUTE).value.requestId == "r"
+
+
+def test_the_pause_is_at_least_what_the_server_asks_for(face):
+    client = face(Server(httpx.Response(429, headers={"retry-after": "33"}), ok()), attempts=5)
+    client.do("send", READ)
+    assert client.slept == [33]
+
+
+def test_a_worker_does_not_sleep_for_longer_than_a_minute_because_a_server_asks(face):
+    client = face(Server(httpx.Response(429, headers={"retry-after": "600"})), attempts=5)
+    with pytest.raises(RateLimitedError) as caught:
+        client.do("send", READ)
+    assert caught.value.retry_after_seconds == 600
+    assert client.slept == []
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 400])
+def test_what_will_not_get_better_is_not_repeated(face, status):
+    server = Server(httpx.Response(status))
+    with pytest.raises(AgentsError):
+        face(server, attempts=5).do("send", READ)
+    assert len(server.requests) == 1
+
+
+def test_an_async_client_repeats_nothing_by_itself():
+    server = Server(httpx.Response(503))
+    with pytest.raises(ServerError):
+        Face("async", server).do("send", READ)
+    assert len(server.requests) == 1
+
+
+def test_an_answer_beyond_the_bound_is_not_read_to_its_end(face):
+    bomb = gzip.compress(b" " * (MAX_BODY_BYTES + 1))
+    reply = httpx.Response(200, headers={"content-encoding": "gzip"}, content=bomb)
+    with pytest.raises(UnreadableAnswerError, match="larger than"):
+        face(Server(reply)).do("send_once", READ)
+
+
+def test_a_damaged_content_encoding_is_unreadable(face):
+    # As a stream: httpx would otherwise decode it when the test makes it.
+    reply = httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip"))
+    with pytest.raises(UnreadableAnswerError, match="content encoding"):
+        face(Server(reply)).do("send_once", READ)
+
+
+def test_an_answer_that_drips_is_given_up():
+    ticks = iter(range(0, 10_000, 100))
+    client = Client(
+        Settings(api_key=KEY), transport=httpx.MockTransport(Server(ok)), clock=lambda: next(ticks), attempts=1
+    )
+    client.send_once(READ)
+    ticks = iter([0, 121])
+    with pytest.raises(NoAnswerError, match="too slowly"):
+        client.send_once(READ)
+
+
+def test_a_server_that_repeats_the_key_does_not_bring_it_into_a_message(face):
+    server = Server(httpx.Response(401, json={"message": f"the key {KEY} is unknown"}))
+    with pytest.raises(AuthenticationError, match=r"the key \*\*\* is unknown") as caught:
+        face(server).do("send", READ)
+    assert KEY not in "".join(traceback.format_exception(caught.value))
+
+
+def test_the_settings_do_not_show_the_key_or_the_proxys_password():
+    settings = Settings(api_key=KEY, proxy="http://user:geheim@proxy.example:3128")
+    assert KEY not in repr(settings)
+    assert "geheim" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"api_key": ""}, "no API key"),
+        ({"api_key": "***"}, "only asterisks"),
+        ({"api_key": "sk-1\n"}, "white space"),
+        ({"api_key": "Bearer sk-1"}, "white space"),
+        ({"api_key": "schlüssel"}, "no HTTP header"),
+        ({"base_url": "api.uragents.ai"}, "has no scheme"),
+        ({"base_url": "ftp://api.uragents.ai"}, r"not an http\(s\) URL"),
+        ({"base_url": "https://"}, "not an http"),
+        ({"base_url": "https://[::1"}, "not a URL"),
+        ({"base_url": "https://user:pw@api.example"}, "more than scheme"),
+        ({"base_url": "https://api.example?key=1"}, "more than scheme"),
+        ({"base_url": "http://api.example"}, "unencrypted"),
+        ({"base_url": "http://localhost.evil.example"}, "unencrypted"),
+        ({"base_url": 7}, "got int"),
+        ({"auth_header": "Cookie"}, "auth_header must be one of"),
+        ({"timeout_seconds": 0}, "timeout"),
+        ({"timeout_seconds": -1}, "timeout"),
+        ({"timeout_seconds": float("nan")}, "timeout"),
+        ({"timeout_seconds": 601}, "timeout"),
+        ({"timeout_seconds": "30"}, "timeout"),
+        ({"timeout_seconds": True}, "timeout"),
+        ({"verify": "/does/not/exist.pem"}, "CA bundle"),
+        ({"proxy": "proxy:3128"}, "proxy is not the URL"),
+        ({"proxy": "gopher://proxy"}, "proxy is not the URL"),
+        ({"proxy": 7}, "proxy is not the URL"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_with_the_cause(wrong, words):
+    with pytest.raises(InvalidConnectionError, match=words) as caught:
+        Settings(**{"api_key": KEY, **wrong})
+    assert "pw" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "base_url", ["http://127.0.0.1:8099", "http://localhost:8099", "http://[::1]:8099", "http://127.8.8.8"]
+)
+def test_plain_http_to_this_machine_is_allowed(base_url):
+    assert Settings(api_key=KEY, base_url=base_url).base_url == base_url
+
+
+def test_plain_http_elsewhere_is_allowed_only_when_the_connection_says_so():
+    settings = Settings(api_key=KEY, base_url="http://agents.internal", allow_plain_http=True)
+    assert settings.base_url == "http://agents.internal"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "127.0.0.1.example", "2130706433", ""])  # noqa: S104
+def test_what_only_looks_like_this_machine_is_not(host):
+    assert not is_loopback(host)
+
+
+def test_a_file_that_is_no_ca_bundle_is_refused(tmp_path):
+    bundle = tmp_path / "ca.pem"
+    bundle.write_text("no certificate")
+    with pytest.raises(InvalidConnectionError, match="cannot be read"):
+        Settings(api_key=KEY, verify=str(bundle)).tls_context()
+
+
+def test_certificates_are_checked_unless_the_connection_says_otherwise():
+    assert Settings(api_key=KEY).tls_context().verify_mode == ssl.CERT_REQUIRED
+    unchecked = Settings(api_key=KEY, verify=False).tls_context()
+    assert unchecked.verify_mode == ssl.CERT_NONE
+    assert not unchecked.check_hostname
+
+
+def test_a_dialogue_pauses_repeats_nothing_it_wants_once_and_is_told_of_failures(face):
+    server = Server(httpx.Response(503), ok())
+    client = face(server, attempts=5)
+
+    def dialogue():
+        try:
+            yield calls.Once(READ)
+        except ServerError:
+            yield calls.Pause(2.5)
+        answer = yield READ
+        return len(answer.value.data)
+
+    assert client.do("follow", dialogue()) == 0
+    assert client.slept == [2.5]
+    assert len(server.requests) == 2

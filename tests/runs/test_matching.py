@@ -1,0 +1,137 @@
+"""Which event is mine: one sentence per test."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from airflow_provider_agents.api.models import ExecutionEvent
+from airflow_provider_agents.runs import matching
+from airflow_provider_agents.runs.matching import Bounds, Found, Missing, Moment, NotYet, Several
+
+T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)
+SETTLE, APPEAR = 30.0, 300.0
+
+
+def at(seconds):
+    return T0 + timedelta(seconds=seconds)
+
+
+def event(name, created=1.0, **fields):
+    if created is not None:
+        fields.setdefault("createdAt", at(created))
+    return ExecutionEvent(id=name, status="RUNNING", **fields)
+
+
+#: Submitted between 0 and 1 s of the server's clock; ours is the same clock here.
+BOUNDS = Bounds(
+    request_id="req-1",
+    event_id=None,
+    known_event_ids=frozenset({"old"}),
+    accepted_at=at(1),
+    server_before=at(0),
+    server_after=at(1),
+)
+
+
+def match(events, seconds, bounds=BOUNDS, server=None):
+    now = Moment(at(seconds), at(server if server is not None else seconds))
+    return matching.match(bounds, events, now, settle=SETTLE, appear_within=APPEAR)
+
+
+def test_nothing_is_inferred_before_settle_has_passed():
+    assert match([event("a")], 30) == NotYet((event("a"),))
+
+
+def test_a_single_candidate_is_ours_once_settled():
+    assert match([event("a")], 33) == Found(event("a"), certain=False)
+
+
+def test_an_event_known_before_is_never_ours():
+    assert match([event("old")], 33) == NotYet()
+
+
+def test_an_event_that_bears_our_request_id_is_ours_at_once():
+    assert match([event("a"), event("b", requestId="req-1")], 2) == Found(event("b", requestId="req-1"), certain=True)
+
+
+def test_an_event_whose_id_is_our_request_id_is_ours_at_once():
+    assert match([event("a"), event("req-1")], 2) == Found(event("req-1"), certain=True)
+
+
+def test_an_event_that_bears_another_request_id_is_not_ours():
+    assert match([event("a", requestId="req-2")], 33) == NotYet()
+
+
+def test_an_event_created_before_the_post_is_not_ours():
+    assert match([event("a", created=-5.1)], 33) == NotYet()
+
+
+def test_clocks_of_gateway_and_application_may_differ_by_the_tolerance():
+    assert match([event("a", created=-5.0)], 33) == Found(event("a", created=-5.0), certain=False)
+
+
+def test_an_event_created_after_the_window_is_ours_only_if_there_is_no_other():
+    late = event("late", created=36.1)
+    assert match([late, event("a")], 40) == Found(event("a"), certain=False)
+    assert match([late], 40) == Found(late, certain=False)
+
+
+def test_the_first_of_those_that_come_late_is_ours():
+    assert match([event("c", 90), event("b", 60)], 100) == Found(event("b", 60), certain=False)
+
+
+def test_several_candidates_stay_several_oldest_first():
+    assert match([event("b", 3), event("a", 2)], 33) == Several((event("a", 2), event("b", 3)))
+
+
+def test_an_event_that_does_not_say_when_it_was_created_is_a_candidate():
+    assert match([event("a", None), event("b", 2)], 33) == Several((event("b", 2), event("a", None)))
+
+
+def test_a_missing_creation_is_read_from_the_start():
+    started = event("a", None, startedAt=at(-60))
+    assert match([started], 33) == NotYet()
+
+
+def test_a_run_without_an_event_is_missing_after_appear_within():
+    assert match([], 300.9) == NotYet()
+    assert match([], 301) == Missing()
+
+
+def test_settling_waits_for_the_servers_clock_too():
+    # A look from a machine whose clock is a minute ahead of the one that submitted.
+    assert match([event("a")], 33, server=20) == NotYet((event("a"),))
+
+
+def test_a_server_clock_that_stands_still_does_not_hold_a_verdict_off_for_ever():
+    assert match([event("a")], 1 + SETTLE + APPEAR - 0.1, server=1) == NotYet((event("a"),))
+    assert match([event("a")], 1 + SETTLE + APPEAR, server=1) == Found(event("a"), certain=False)
+
+
+def test_without_the_servers_clock_only_what_was_known_before_is_left_out():
+    bounds = replace(BOUNDS, server_before=None, server_after=None)
+    assert match([event("a", -9999), event("old")], 33, bounds) == Found(event("a", -9999), certain=False)
+
+
+def test_a_known_event_id_decides_whatever_else_there_is():
+    bounds = replace(BOUNDS, event_id="mine")
+    assert match([event("a")], 33, bounds) == NotYet()
+    assert match([event("a"), event("mine", -9999)], 2, bounds) == Found(event("mine", -9999), certain=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "before"),
+    [
+        ({"createdAt": at(-60), "startedAt": at(-50), "updatedAt": at(-40)}, True),
+        ({"createdAt": at(-60), "startedAt": at(-50), "updatedAt": at(1)}, False),
+        ({"createdAt": at(-60), "startedAt": at(1)}, False),
+        ({"createdAt": at(-60)}, False),  # without a start it may stand anywhere
+        ({"startedAt": at(-60)}, True),
+    ],
+)
+def test_a_row_ends_a_look_only_if_every_time_it_bears_is_too_old(fields, before):
+    row = ExecutionEvent(id="x", status="COMPLETED", **fields)
+    assert matching.lies_before(row, BOUNDS.floor) is before

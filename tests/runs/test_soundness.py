@@ -1,0 +1,135 @@
+"""No success for a run that did not COMPLETE, in every world in which its record appears within `settle`.
+
+The world is the simulator with every point that the API's page leaves open drawn at random: late records, a schedule
+of the platform's own, skewed clocks, lagging replicas, null `startedAt`, any order, short pages, ids present or not.
+"""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_agents.api.client import Client, Settings
+from airflow_provider_agents.runs.submission import submit
+from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
+from airflow_provider_agents.runs.waiting import wait_for_end
+from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, World, mock_transport
+
+SETTLE = 30.0
+RULES = Rules(settle=SETTLE, appear_within=300.0)
+
+# What lags together stays within `settle`: a record is seen once it was written and the replica has it.
+lags = st.tuples(st.floats(0, 20), st.floats(0, 8))
+
+
+@st.composite
+def worlds(draw):
+    record_lag, replica_lag = draw(lags)
+    return World(
+        record_lag=draw(st.sampled_from([0.0, record_lag, lambda rng: rng.uniform(0, record_lag)])),
+        replica_lag=draw(st.sampled_from([0.0, replica_lag, lambda rng: rng.uniform(0, replica_lag)])),
+        created_at=draw(st.sampled_from(["accepted", "appeared"])),
+        started_at_while_pending=draw(st.booleans()),
+        sort_by=draw(st.sampled_from(["createdAt", "startedAt", "updatedAt"])),
+        nulls=draw(st.sampled_from(["first", "last"])),
+        request_id=draw(st.sampled_from(["absent", "absent", "absent", "id", "field"])),
+        clock_skew=draw(st.sampled_from([0.0, -600.0, 600.0, 3.3])),
+        gateway_skew=draw(st.floats(-3, 3)),
+        date_header=draw(st.booleans()),
+        page_rows=draw(st.sampled_from([None, 1, 3])),
+        empty_pages=draw(st.sampled_from([0, 0, 2])),
+        queue_seconds=draw(st.sampled_from([0.0, 1.0, 70.0, lambda rng: rng.uniform(0, 90)])),
+        run_seconds=draw(st.sampled_from([0.5, 20.0, 200.0, lambda rng: rng.expovariate(1 / 30)])),
+        end_status=lambda rng: rng.choice(["COMPLETED", "COMPLETED", "FAILED", "CANCELLED"]),
+        extra_status=draw(st.sampled_from([None, "QUEUED"])),
+    )
+
+
+def run_once(world, *, seed, every=None, offset=0.0, strangers=(), faults=(), on_ambiguous="all"):
+    """One submission and its wait in a world; what came out, and the truth about it."""
+    clock = ManualClock()
+    sim = Simulator(clock, world=world, seed=seed)
+    sim.add_agent("agent", schedule_every=every, schedule_offset=offset)
+    sim.add_history("agent", 5, every=40.0, run_seconds=30.0)
+    rng = random.Random(seed)
+    pending = sorted(strangers)
+
+    def sleep(seconds):
+        end = clock.now + timedelta(seconds=seconds)
+        while pending and start + timedelta(seconds=pending[0]) <= end:
+            clock.now = max(clock.now, start + timedelta(seconds=pending.pop(0)))
+            sim.start_scheduled_run("agent")
+        clock.now = end
+
+    start = clock.now
+    sleep(rng.uniform(0, 90))
+    sim.faults.extend(faults)
+    client = Client(
+        Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim), sleep=sleep
+    )
+    submission = client.follow(submit("agent", settle=SETTLE, now=clock))
+    verdict = client.follow(
+        wait_for_end(
+            Wait(submission, Rules(settle=SETTLE, appear_within=300.0, on_ambiguous=on_ambiguous)),
+            poll_interval=5.0,
+            deadline_at=clock.now + timedelta(hours=2),
+            now=clock,
+            say=lambda level, message: None,
+        )
+    )
+    return sim, submission, verdict
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    world=worlds(),
+    seed=st.integers(0, 2**32),
+    every=st.sampled_from([None, 7.0, 45.0, 300.0]),
+    offset=st.floats(0, 60),
+    strangers=st.lists(st.floats(0, 150), max_size=3),
+    on_ambiguous=st.sampled_from(["all", "fail"]),
+)
+def test_a_success_is_never_wrong(world, seed, every, offset, strangers, on_ambiguous):
+    sim, submission, verdict = run_once(
+        world, seed=seed, every=every, offset=offset, strangers=strangers, on_ambiguous=on_ambiguous
+    )
+    mine = sim.event_of(submission.request_id)
+    if verdict.outcome == Outcome.COMPLETED:
+        assert sim.final_status(mine) == "COMPLETED"
+    if verdict.outcome in {Outcome.COMPLETED, Outcome.FAILED, Outcome.AMBIGUOUS}:
+        assert mine in {event.id for event in verdict.events}
+    assert verdict.outcome not in {Outcome.NOT_FOUND, Outcome.TIMED_OUT}
+    assert len(sim.executions) == 1
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    world=worlds(),
+    seed=st.integers(0, 2**32),
+    kinds=st.lists(
+        st.sampled_from(
+            ["reset_before", "reset_after", "hang_after", "html", "truncated", "empty", "garbage", "status"]
+        ),
+        max_size=4,
+    ),
+    skip=st.integers(0, 6),
+)
+def test_blips_neither_change_a_verdict_nor_start_a_second_run(world, seed, kinds, skip):
+    faults = [Fault(kind=kind, skip=skip + n, worked=bool(n % 2)) for n, kind in enumerate(kinds)]
+    sim, submission, verdict = run_once(world, seed=seed, faults=faults)
+    assert len(sim.executions) == 1
+    mine = sim.executions[0].event_id
+    if verdict.outcome == Outcome.COMPLETED:
+        assert sim.final_status(mine) == "COMPLETED"
+    assert {event.id for event in verdict.events} == {mine}
+
+
+@pytest.mark.parametrize("end_status", ["COMPLETED", "FAILED", "CANCELLED"])
+def test_a_lone_run_gets_its_own_verdict_in_the_friendliest_world(end_status):
+    sim, submission, verdict = run_once(World(end_status=end_status), seed=1)
+    assert [event.id for event in verdict.events] == [sim.event_of(submission.request_id)]
+    assert verdict.outcome == (Outcome.COMPLETED if end_status == "COMPLETED" else Outcome.FAILED)
