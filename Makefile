@@ -1,0 +1,62 @@
+# Two commands do everything: `make demo` and `make test`. They need Python >= 3.11 and nothing else, and write nothing
+# outside this folder.
+
+PYTHON ?= python3
+PORT ?= 8080
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := constraints/airflow-3.3.txt
+READY := $(VENV)/.ready
+
+export PIP_CACHE_DIR := $(CURDIR)/.cache/pip
+export UV_CACHE_DIR := $(CURDIR)/.cache/uv
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PORT
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test up lint format soundness faults clean
+
+help: ## what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml $(CONSTRAINTS) airflow_provider_agents/__init__.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Installing Airflow and the tools into $(VENV) (once, about a minute) ..."
+	@if command -v uv >/dev/null 2>&1; then \
+		uv venv --quiet --allow-existing --python "$(PYTHON)" $(VENV) && \
+		uv pip install --quiet --python $(BIN)/python -c $(CONSTRAINTS) -e '.[dev]'; \
+	else \
+		$(PYTHON) -m venv $(VENV) && \
+		{ $(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[dev]' 2>$(VENV)/pip.log || \
+			{ cat $(VENV)/pip.log; exit 1; }; }; \
+	fi
+	@touch $(READY)
+
+demo: $(READY) ## run an agent from a DAG in a real Airflow, and print its final event
+	@$(BIN)/python dev/demo.py
+
+up: $(READY) ## Airflow's UI with the simulator and the example DAGs (PORT=8080)
+	@$(BIN)/python dev/up.py
+
+test: lint ## every check and test
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## the checks that need no tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(READY) ## write the code as the formatter wants it
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+soundness: $(READY) ## the documented polling loop and ours, side by side
+	@$(BIN)/python tests/benchmarks/soundness.py
+
+faults: $(READY) ## kill everything at random moments in a real Airflow on PostgreSQL, and count
+	@$(BIN)/python dev/faults.py
+
+clean: ## remove what these commands made
+	rm -rf $(VENV) .cache .airflow-* .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

