@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -35,8 +36,8 @@ T = TypeVar("T")
 
 def _missing(conn_id: str) -> InvalidConnectionError:
     return InvalidConnectionError(
-        f"The connection {conn_id!r} does not exist. Create it under Admin > Connections with the type Agents, or set "
-        f"AIRFLOW_CONN_{conn_id.upper()}='agents://:KEY@'."
+        f"The connection {conn_id!r} does not exist, or cannot be read. Create it under Admin > Connections with the type "
+        f"Agents, or set AIRFLOW_CONN_{conn_id.upper()}='agents://:KEY@'."
     )
 
 
@@ -57,6 +58,14 @@ def _switch(value: object) -> bool | None:
     return None
 
 
+def _is_json_object(extra: str | None) -> bool:
+    # Airflow takes an extra that it cannot decode for an empty one, and so would drop a proxy or a CA bundle.
+    try:
+        return not extra or isinstance(json.loads(extra), dict)
+    except ValueError:
+        return False
+
+
 def settings_of(connection: Connection, extras: object) -> Settings:
     """The client's settings that a connection stands for.
 
@@ -71,7 +80,7 @@ def settings_of(connection: Connection, extras: object) -> Settings:
 
     from airflow_provider_agents.api.client import DEFAULT_BASE_URL, DEFAULT_TIMEOUT_SECONDS, Settings, user_agent
 
-    if not isinstance(extras, dict):
+    if not isinstance(extras, dict) or not _is_json_object(connection.extra):
         raise InvalidConnectionError("The connection's extra is not a JSON object.")
     # A form saves an empty text where the user left a field alone.
     given = {name: value for name, value in extras.items() if value is not None and value != ""}

@@ -36,8 +36,8 @@ def follow(airflow: RealAirflow, run_id: str, runs: dict[str, str], states: dict
             say(f"platform  run {event_id}: {status}")
             if status == "COMPLETED":
                 say("          (no id ties an event to its request, so the task waits until no other can appear)")
-    state: str = airflow.api("GET", f"/api/v2/dags/{DAG}/dagRuns/{run_id}")["state"]
-    return state
+    dag_state: str = airflow.api("GET", f"/api/v2/dags/{DAG}/dagRuns/{run_id}")["state"]
+    return dag_state
 
 
 def main() -> int:

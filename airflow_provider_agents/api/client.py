@@ -118,7 +118,8 @@ class Settings:
         Raises:
             InvalidConnectionError: the CA bundle cannot be read.
         """
-        if self.verify is False:
+        speaks_no_tls = self.base_url.startswith("http:") and self.proxy is None
+        if self.verify is False or speaks_no_tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
@@ -296,10 +297,11 @@ class Client:
         *,
         attempts: int = retry.ATTEMPTS,
         transport: httpx.BaseTransport | None = None,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._settings, self._attempts, self._sleep, self._clock = settings, attempts, sleep, clock
+        self._settings, self._attempts, self._clock = settings, attempts, clock
+        self._sleep = sleep if sleep is not None else time.sleep
         self._http = httpx.Client(transport=transport, **_httpx_arguments(settings, None))
 
     def __enter__(self) -> Self:
@@ -385,10 +387,11 @@ class AsyncClient:
         tls: ssl.SSLContext | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         attempts: int = 1,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        sleep: Callable[[float], Awaitable[None]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._settings, self._attempts, self._sleep, self._clock = settings, attempts, sleep, clock
+        self._settings, self._attempts, self._clock = settings, attempts, clock
+        self._sleep = sleep if sleep is not None else asyncio.sleep
         self._http = httpx.AsyncClient(transport=transport, **_httpx_arguments(settings, tls))
 
     @classmethod

@@ -109,7 +109,7 @@ def test_a_time_without_a_zone_is_refused():
     ],
 )
 def test_each_status_has_its_error_that_names_the_call_and_the_status(status, error):
-    with pytest.raises(error, match=f"listing the events of agent agent-1: {status}"):
+    with pytest.raises(error, match=f"listing the events of agent agent-1: {status}[.]"):
         read(LISTING, status)
 
 
@@ -190,8 +190,8 @@ def test_any_answer_is_read_or_ends_in_a_typed_error(status, body, headers):
     for call in (LISTING, calls.get_agent("a"), calls.execute_agent("a"), calls.list_agents()):
         try:
             answer = calls.read_answer(call, status, headers, body)
-        except AgentsError as error:
-            assert str(error)
+        except AgentsError:
+            continue
         else:
             assert 200 <= status < 300
             assert answer.value is not None

@@ -120,7 +120,7 @@ def test_a_success_is_never_wrong(world, seed, every, offset, strangers, on_ambi
 )
 def test_blips_neither_change_a_verdict_nor_start_a_second_run(world, seed, kinds, skip):
     faults = [Fault(kind=kind, skip=skip + n, worked=bool(n % 2)) for n, kind in enumerate(kinds)]
-    sim, submission, verdict = run_once(world, seed=seed, faults=faults)
+    sim, _, verdict = run_once(world, seed=seed, faults=faults)
     assert len(sim.executions) == 1
     mine = sim.executions[0].event_id
     if verdict.outcome == Outcome.COMPLETED:
@@ -136,7 +136,7 @@ def test_a_lone_run_gets_its_own_verdict_in_the_friendliest_world(end_status):
 
 
 def test_a_pending_run_that_stands_behind_everything_else_is_not_overlooked():
-    # Sorted by a `startedAt` that it does not have yet, ours is the last of all rows; a stranger looks like the only one.
+    # Sorted by a `startedAt` that it does not have yet, ours is the last of all rows; a stranger seems the only one.
     long_queue = iter([70.0, 0.0])
     world = World(
         sort_by="startedAt",

@@ -1,0 +1,120 @@
+"""What several tests share: the simulator over HTTP on a time of its own, and a task's context without an Airflow."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+import time_machine
+
+from airflow_provider_agents.simulator import Simulator, running_server
+
+KEY = "test-key"
+
+
+class Store(dict):
+    """A task state store as a task sees it: JSON in, JSON out, and it survives a try."""
+
+    def __init__(self):
+        super().__init__()
+        self.retentions = {}
+
+    def set(self, key, value, *, retention=None):
+        assert value is not None
+        self[key] = json.loads(json.dumps(value))
+        self.retentions[key] = retention
+
+    def delete(self, key):
+        self.pop(key, None)
+
+
+class Task:
+    """What stays the same over the tries of one task instance; each `context()` is the next try's."""
+
+    def __init__(self, *, store=True, retries=3):
+        self.store = Store() if store else None
+        self.try_number, self.max_tries, self.xcoms = 0, retries, {}
+
+    def context(self):
+        # Airflow deletes a task's XComs before each try.
+        self.try_number += 1
+        self.xcoms = {}
+        return self.resumed()
+
+    def resumed(self):
+        ti = SimpleNamespace(
+            try_number=self.try_number,
+            max_tries=self.max_tries,
+            xcom_push=lambda key, value: self.xcoms.__setitem__(key, json.loads(json.dumps(value))),
+        )
+        context = {"ti": ti}
+        if self.store is not None:
+            context["task_state_store"] = self.store
+        return context
+
+    def clear(self):
+        self.max_tries = self.try_number + 3
+
+
+@pytest.fixture
+def task():
+    return Task()
+
+
+@pytest.fixture
+def logged(capsys, caplog):
+    """What was logged so far: Airflow writes with structlog to the standard output, and before 3.1 with logging."""
+    return lambda: capsys.readouterr().out + caplog.text
+
+
+class Platform:
+    """The simulator behind real HTTP on this machine, on a time that only moves when somebody sleeps."""
+
+    def __init__(self, sim, traveller):
+        self.sim, self.traveller = sim, traveller
+        self.slept = []
+
+    def pass_time(self, seconds):
+        self.slept.append(seconds)
+        self.traveller.shift(timedelta(seconds=seconds))
+
+    def executions(self):
+        return [done.event_id for done in self.sim.executions]
+
+
+@pytest.fixture
+def platform(monkeypatch):
+    """The connection `agents_default` to a simulator; a sleep of the test's own thread takes no time."""
+    real_sleep, real_asleep, main = time.sleep, asyncio.sleep, threading.main_thread()
+
+    with time_machine.travel(datetime(2026, 1, 1, 9, tzinfo=UTC), tick=False) as traveller:
+        sim = Simulator(lambda: datetime.now(UTC), api_keys=(KEY,))
+        sim.add_agent("agent-1")
+        sim.add_history("agent-1", 3)
+        platform = Platform(sim, traveller)
+
+        def sleep(seconds):
+            (platform.pass_time if threading.current_thread() is main else real_sleep)(seconds)
+
+        async def asleep(seconds, result=None):
+            if threading.current_thread() is main:
+                platform.pass_time(seconds)
+                seconds = 0
+            return await real_asleep(seconds, result)
+
+        monkeypatch.setattr(time, "sleep", sleep)
+        monkeypatch.setattr(asyncio, "sleep", asleep)
+        with running_server(sim) as url:
+            platform.url = url
+            monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", connection(url))
+            yield platform
+
+
+def connection(url, password=KEY, **extra):
+    """A connection as the value of an environment variable."""
+    return json.dumps({"conn_type": "agents", "host": url, "password": password, "extra": extra})

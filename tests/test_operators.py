@@ -1,0 +1,554 @@
+"""The operator, over HTTP against the simulator: what a task does in each of its tries."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, TaskDeferred
+from conftest import KEY, Task, connection
+
+from airflow_provider_agents.api.errors import (
+    AgentRunFailedError,
+    AgentRunNotFoundError,
+    AgentRunTimeoutError,
+    AgentsError,
+    AmbiguousAgentRunError,
+    AuthenticationError,
+    InvalidArgumentError,
+    InvalidConnectionError,
+    NoAnswerError,
+    NotFoundError,
+)
+from airflow_provider_agents.operators import RECORD_KEY, AgentBusyError, ExecuteAgentOperator
+from airflow_provider_agents.simulator import Fault
+from airflow_provider_agents.triggers import AgentIdleTrigger, AgentRunTrigger, UnknownTriggerEventError
+
+
+def operator(**arguments):
+    arguments = {"task_id": "run", "agent_id": "agent-1", "deferrable": False, **arguments}
+    return ExecuteAgentOperator(**arguments)
+
+
+async def first_event(trigger):
+    async for event in trigger.run():
+        return event
+    raise AssertionError("the trigger ended without an event")
+
+
+def through_the_trigger(op, task, method="execute", **kwargs):
+    """One try from its start to its end, deferred as often as it wants; what goes over is what is serialised."""
+    call, context, arguments = getattr(op, method), task.context(), kwargs
+    while True:
+        try:
+            return call(context, **arguments)
+        except TaskDeferred as deferred:
+            path, trigger_arguments = deferred.trigger.serialize()
+            trigger = {"AgentRunTrigger": AgentRunTrigger, "AgentIdleTrigger": AgentIdleTrigger}[
+                path.rpartition(".")[2]
+            ](**trigger_arguments)
+            event = asyncio.run(first_event(trigger))
+            call, context = getattr(op, deferred.method_name), task.resumed()
+            arguments = {"event": event.payload, **(deferred.kwargs or {})}
+
+
+def run(op, task):
+    return through_the_trigger(op, task)
+
+
+@pytest.fixture(params=["on the worker", "deferred"])
+def waiting(request):
+    return {"deferrable": request.param == "deferred"}
+
+
+# --- the good end ---
+
+
+def test_the_final_event_of_its_own_run_is_returned(platform, task, waiting):
+    platform.sim.world = platform.sim.world.__class__(record_lag=0.5)
+    event = run(operator(**waiting), task)
+    (mine,) = platform.executions()
+    assert (event["id"], event["status"]) == (mine, "COMPLETED")
+    assert task.xcoms["request_id"] == platform.sim.executions[0].request_id
+    assert task.xcoms["event_id"] == mine
+    assert task.xcoms["usage"] == {
+        "finalModel": "claude-3-7-sonnet",
+        "browserStepCount": 3,
+        "browserSessionSeconds": 5,
+        "duration_seconds": 5.0,
+        "try_number": 1,
+    }
+
+
+def test_a_task_that_does_not_wait_returns_its_submission(platform, task):
+    submission = run(operator(wait_for_completion=False), task)
+    assert submission["request_id"] == platform.sim.executions[0].request_id
+    assert submission["agent_id"] == "agent-1"
+    assert platform.slept == []
+
+
+def test_do_xcom_push_false_pushes_nothing(platform, task):
+    run(operator(do_xcom_push=False), task)
+    assert task.xcoms == {}
+
+
+def test_airflows_own_time_out_comes_after_the_tasks_deadline(platform, task):
+    with pytest.raises(TaskDeferred) as deferred:
+        operator(deferrable=True, timeout=600, poll_interval=5).execute(task.context())
+    assert deferred.value.timeout > timedelta(seconds=605)
+    assert KEY not in repr(deferred.value.trigger)
+
+
+# --- the bad ends ---
+
+
+def test_a_failed_run_fails_the_try_and_a_retry_starts_a_new_one(platform, task, waiting):
+    platform.sim.add_agent("agent-1", end_status="FAILED", error="out of luck")
+    with pytest.raises(AgentRunFailedError, match="out of luck.*A retry starts a new run") as caught:
+        run(operator(**waiting), task)
+    assert caught.value.event_ids == (platform.executions()[0],)
+    assert task.xcoms["usage"]["try_number"] == 1
+    platform.sim.add_agent("agent-1")
+    assert run(operator(**waiting), task)["id"] == platform.executions()[1]
+
+
+def test_a_run_that_is_not_over_in_time_is_taken_up_by_the_retry(platform, task, waiting):
+    platform.sim.add_agent("agent-1", run_seconds=100.0)
+    with pytest.raises(AgentRunTimeoutError, match="goes on. A retry or clear waits for the same run"):
+        run(operator(timeout=60, **waiting), task)
+    assert run(operator(timeout=60, **waiting), task)["id"] == platform.executions()[0]
+    assert len(platform.executions()) == 1
+
+
+def test_the_last_look_at_the_deadline_counts(platform, task, waiting):
+    platform.sim.add_agent("agent-1", run_seconds=58.5, queue_seconds=0.0)
+    event = run(operator(timeout=timedelta(seconds=60), poll_interval=50.0, **waiting), task)
+    assert event["status"] == "COMPLETED"
+
+
+def test_a_run_without_an_event_is_said_to_be_lost(platform, task, waiting):
+    platform.sim.world = platform.sim.world.__class__(record_lag=10_000.0)
+    with pytest.raises(AgentRunNotFoundError, match="may have started all the same.*A retry looks for it first"):
+        run(operator(**waiting), task)
+
+
+def test_runs_that_end_differently_and_cannot_be_told_apart_fail_for_good(platform, task, waiting):
+    ends = iter(["COMPLETED", "FAILED"])
+    platform.sim.add_agent("agent-1", end_status=lambda rng: next(ends), schedule_every=1000.0, schedule_offset=2.0)
+    with pytest.raises(AirflowFailException, match="cannot be told apart") as caught:
+        run(operator(**waiting), task)
+    assert isinstance(caught.value.__cause__, AmbiguousAgentRunError)
+    assert set(caught.value.__cause__.event_ids) >= set(platform.executions())
+    assert len(caught.value.__cause__.event_ids) == 2
+
+
+def test_runs_that_all_completed_are_a_success_whichever_is_ours(platform, task, waiting):
+    platform.sim.add_agent("agent-1", schedule_every=1000.0, schedule_offset=2.0)
+    assert run(operator(**waiting), task)["status"] == "COMPLETED"
+    assert "event_id" not in task.xcoms or task.xcoms["event_id"] == platform.executions()[0]
+
+
+def test_on_ambiguous_fail_takes_no_chances(platform, task, waiting):
+    platform.sim.add_agent("agent-1", schedule_every=1000.0, schedule_offset=2.0)
+    with pytest.raises(AirflowFailException, match="cannot be told apart"):
+        run(operator(on_ambiguous="fail", **waiting), task)
+
+
+# --- what no retry can mend ---
+
+
+@pytest.mark.parametrize(
+    ("variable", "cause", "words"),
+    [
+        (None, InvalidConnectionError, "does not exist"),
+        ("agents://:sk-geheim@api.example?x=%zz&__extra__={", InvalidConnectionError, "not a JSON object"),
+        (connection("http://127.0.0.1:1", password=""), InvalidConnectionError, "no API key"),
+        (connection("http://127.0.0.1:1", password="***"), InvalidConnectionError, "asterisks"),
+        (connection("api.uragents.ai"), InvalidConnectionError, "has no scheme"),
+        (connection("http://api.example"), InvalidConnectionError, "unencrypted"),
+    ],
+)
+def test_a_connection_that_cannot_work_fails_for_good(platform, task, monkeypatch, variable, cause, words):
+    if variable is None:
+        monkeypatch.delenv("AIRFLOW_CONN_AGENTS_DEFAULT")
+    else:
+        monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", variable)
+    with pytest.raises(AirflowFailException, match=words) as caught:
+        run(operator(), task)
+    assert isinstance(caught.value.__cause__, cause)
+    assert "geheim" not in str(caught.value)
+    assert platform.executions() == []
+
+
+def test_a_wrong_key_fails_for_good_before_anything_is_started(platform, task):
+    platform.sim.api_keys = ("another-key",)
+    with pytest.raises(AirflowFailException, match="401") as caught:
+        run(operator(), task)
+    assert isinstance(caught.value.__cause__, AuthenticationError)
+
+
+def test_an_unknown_agent_fails_for_good(platform, task):
+    with pytest.raises(AirflowFailException, match="404") as caught:
+        run(operator(agent_id="agent-unknown"), task)
+    assert isinstance(caught.value.__cause__, NotFoundError)
+
+
+def test_a_host_that_cannot_be_reached_is_worth_a_retry(platform, task, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", connection("http://127.0.0.1:1"))
+    with pytest.raises(AgentsError, match=r"no connection to 127\.0\.0\.1"):
+        run(operator(), task)
+    assert platform.executions() == []
+
+
+@pytest.mark.parametrize("kind", ["html", "truncated", "empty", "garbage", "wrong_shape"])
+def test_an_answer_that_is_none_stops_the_task_before_anything_is_started(platform, task, kind):
+    platform.sim.faults.append(Fault(kind=kind, times=None))
+    with pytest.raises(AgentsError, match="listing the events"):
+        run(operator(), task)
+    assert platform.executions() == []
+
+
+def test_a_key_that_is_revoked_while_the_run_goes_on_names_the_run(platform, task):
+    with pytest.raises(TaskDeferred) as deferred:
+        operator(deferrable=True).execute(task.context())
+    platform.sim.api_keys = ("another-key",)
+    event = asyncio.run(first_event(deferred.value.trigger))
+    with pytest.raises(AirflowFailException, match="goes on, but it cannot be waited for.*401.*the same run again"):
+        operator(deferrable=True).execute_complete(task.resumed(), event=event.payload, **deferred.value.kwargs)
+    platform.sim.api_keys = (KEY,)
+    task.clear()
+    assert run(operator(deferrable=True), task)["id"] == platform.executions()[0]
+    assert len(platform.executions()) == 1
+
+
+def test_a_key_that_is_rotated_while_the_run_goes_on_is_read_again(platform, task, monkeypatch):
+    with pytest.raises(TaskDeferred) as deferred:
+        operator(deferrable=True).execute(task.context())
+
+    async def wait():
+        waiting = asyncio.ensure_future(first_event(deferred.value.trigger))
+        while not platform.slept:
+            await asyncio.get_running_loop().run_in_executor(None, lambda: None)
+        platform.sim.api_keys = ("the-new-key",)
+        monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", connection(platform.url, password="the-new-key"))
+        return await waiting
+
+    event = asyncio.run(wait())
+    assert event.payload["outcome"] == "completed"
+
+
+# --- arguments ---
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"poll_interval": 0},
+        {"poll_interval": -1},
+        {"poll_interval": float("nan")},
+        {"poll_interval": float("inf")},
+        {"poll_interval": "5"},
+        {"poll_interval": True},
+        {"timeout": timedelta(0)},
+        {"timeout": None},
+        {"settle": -3},
+        {"appear_within": 10, "settle": 30},
+        {"if_running": "maybe"},
+        {"if_running": None},
+        {"on_ambiguous": "any"},
+        {"agent_id": ""},
+        {"agent_id": None},
+        {"agent_id": "../agents"},
+    ],
+)
+def test_a_wrong_argument_is_refused_when_the_dag_is_parsed(wrong):
+    with pytest.raises(InvalidArgumentError):
+        operator(**wrong)
+
+
+@pytest.mark.parametrize("agent_id", ["", "  ", ["agent-1"], 7])
+def test_an_agent_id_that_turns_out_wrong_fails_for_good_before_anything_is_started(platform, task, agent_id):
+    op = operator(agent_id="{{ params.agent }}")
+    op.agent_id = agent_id
+    with pytest.raises(AirflowFailException, match="agent_id"):
+        run(op, task)
+    assert platform.sim.requests == []
+
+
+# --- a busy agent ---
+
+
+def test_attach_waits_for_the_run_under_way_and_starts_none(platform, task, waiting):
+    theirs = platform.sim.start_scheduled_run("agent-1")
+    assert run(operator(if_running="attach", **waiting), task)["id"] == theirs
+    assert platform.executions() == []
+    assert task.xcoms["event_id"] == theirs
+
+
+def test_wait_starts_only_when_the_agent_is_idle(platform, task, waiting):
+    theirs = platform.sim.start_scheduled_run("agent-1")
+    event = run(operator(if_running="wait", **waiting), task)
+    (mine,) = platform.executions()
+    assert event["id"] == mine
+    assert platform.sim.truth(mine).accepted_at >= platform.sim.truth(theirs).ended_at
+
+
+def test_wait_gives_up_at_the_deadline_and_starts_nothing(platform, task, waiting):
+    platform.sim.add_agent("agent-1", run_seconds=1000.0)
+    platform.sim.start_scheduled_run("agent-1")
+    with pytest.raises(AgentsError, match="Nothing was started"):
+        run(operator(if_running="wait", timeout=30, **waiting), task)
+    assert platform.executions() == []
+
+
+def test_skip_skips_as_airflow_skips(platform, task):
+    platform.sim.start_scheduled_run("agent-1")
+    with pytest.raises(AirflowSkipException, match="busy"):
+        run(operator(if_running="skip"), task)
+    assert platform.executions() == []
+
+
+def test_fail_fails_the_try_and_leaves_the_retries(platform, task):
+    platform.sim.start_scheduled_run("agent-1")
+    with pytest.raises(AgentBusyError, match="busy"):
+        run(operator(if_running="fail"), task)
+    platform.pass_time(60)
+    assert run(operator(if_running="fail"), task)["id"] == platform.executions()[0]
+
+
+@pytest.mark.parametrize("if_running", ["attach", "wait", "skip", "fail"])
+def test_an_idle_agent_is_started_whatever_is_to_be_done_about_a_busy_one(platform, task, if_running, waiting):
+    assert run(operator(if_running=if_running, **waiting), task)["id"] == platform.executions()[0]
+
+
+# --- exactly once ---
+
+
+@pytest.mark.parametrize("kind", ["reset_after", "status", "truncated", "html"])
+def test_a_run_whose_answer_was_lost_is_found_and_not_started_again(platform, task, waiting, kind):
+    platform.sim.faults.append(Fault(kind=kind, method="POST", worked=True))
+    event = run(operator(**waiting), task)
+    assert [event["id"]] == platform.executions()
+
+
+@pytest.mark.parametrize("kind", ["reset_before", "status"])
+def test_a_post_that_was_lost_on_its_way_is_sent_again_after_looking(platform, task, kind):
+    platform.sim.faults.append(Fault(kind=kind, method="POST"))
+    event = run(operator(), task)
+    assert [event["id"]] == platform.executions()
+    assert platform.sim.count("POST") == 2
+    assert platform.sim.executions[0].accepted_at >= platform.sim.requests[0].at + timedelta(seconds=30)
+
+
+def test_at_most_three_posts_are_sent(platform, task):
+    platform.sim.faults.append(Fault(kind="reset_before", method="POST", times=None))
+    with pytest.raises(NoAnswerError):
+        run(operator(), task)
+    assert platform.sim.count("POST") == 3
+    assert task.store[RECORD_KEY]["phase"] == "submitting"
+
+
+def test_a_rate_limit_delays_a_post(platform, task):
+    platform.sim.faults.append(Fault(kind="status", status=429, method="POST", headers={"Retry-After": "40"}))
+    run(operator(), task)
+    assert 40.0 in platform.slept
+    assert len(platform.executions()) == 1
+
+
+class Killed(BaseException):
+    """The process is gone: no handler of the task runs."""
+
+
+class DyingStore:
+    """A store whose task dies just before or just after a phase is written."""
+
+    def __init__(self, store, phase, when):
+        self._store, self._phase, self._when = store, phase, when
+
+    def get(self, key, default=None):
+        return self._store.get(key, default)
+
+    def set(self, key, value, *, retention=None):
+        if value["phase"] == self._phase and self._when == "before":
+            raise Killed
+        self._store.set(key, value, retention=retention)
+        if value["phase"] == self._phase and self._when == "after":
+            raise Killed
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("phase", ["submitting", "accepted", "deferred", "ended"])
+def test_a_task_that_dies_anywhere_starts_one_run_over_all_its_tries(platform, task, waiting, phase, when):
+    context = task.context()
+    context["task_state_store"] = DyingStore(task.store, phase, when)
+    if phase == "deferred" and not waiting["deferrable"]:
+        pytest.skip("a task that waits on the worker is never deferred")
+    op = operator(**waiting)
+    with pytest.raises(Killed):  # noqa: PT012 - it may die on either side of the deferral
+        try:
+            op.execute(context)
+        except TaskDeferred as deferred:
+            event = asyncio.run(first_event(deferred.trigger))
+            op.execute_complete(context, event=event.payload, **deferred.kwargs)
+    event = run(operator(**waiting), task)
+    assert [event["id"]] == platform.executions()
+    assert task.xcoms["event_id"] == event["id"]
+    assert task.xcoms["usage"]["try_number"] == 2
+
+
+def test_the_end_is_repeated_for_a_task_that_does_not_wait(platform, task):
+    first = run(operator(wait_for_completion=False), task)
+    assert run(operator(wait_for_completion=False), task) == first
+    assert len(platform.executions()) == 1
+
+
+def test_clearing_a_finished_task_starts_a_new_run(platform, task, waiting):
+    first = run(operator(**waiting), task)
+    task.clear()
+    second = run(operator(**waiting), task)
+    assert [first["id"], second["id"]] == platform.executions()
+
+
+def test_clearing_a_waiting_task_takes_the_same_run_up_again(platform, task):
+    with pytest.raises(TaskDeferred):
+        operator(deferrable=True).execute(task.context())
+    task.clear()
+    assert [run(operator(deferrable=True), task)["id"]] == platform.executions()
+
+
+def test_a_run_that_failed_while_nobody_watched_is_followed_by_a_new_one(platform, task):
+    platform.sim.add_agent("agent-1", end_status="FAILED")
+    with pytest.raises(TaskDeferred):
+        operator(deferrable=True).execute(task.context())
+    platform.sim.add_agent("agent-1")
+    platform.pass_time(100)
+    assert run(operator(deferrable=True), task)["id"] == platform.executions()[1]
+
+
+def test_a_look_up_that_fails_fails_the_try_and_never_leads_to_a_post(platform, task):
+    with pytest.raises(TaskDeferred):
+        operator(deferrable=True).execute(task.context())
+    platform.sim.faults.append(Fault(kind="status", status=500, times=None))
+    with pytest.raises(AgentsError):
+        run(operator(deferrable=True), task)
+    platform.sim.faults.clear()
+    assert [run(operator(deferrable=True), task)["id"]] == platform.executions()
+
+
+def test_a_record_that_cannot_be_read_is_never_taken_for_none(platform, task):
+    task.store[RECORD_KEY] = {"version": 99}
+    with pytest.raises(AirflowFailException, match="record of its run cannot be read"):
+        run(operator(), task)
+    assert platform.executions() == []
+
+
+def test_another_agent_does_not_adopt_the_run_of_the_first(platform, task):
+    platform.sim.add_agent("agent-2")
+    with pytest.raises(TaskDeferred):
+        operator(deferrable=True).execute(task.context())
+    event = run(operator(agent_id="agent-2"), task)
+    assert event["agentId"] == "agent-2"
+
+
+def test_another_connection_does_not_adopt_the_run_of_the_first(platform, task, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_OTHER", connection(platform.url))
+    with pytest.raises(TaskDeferred):
+        operator(deferrable=True).execute(task.context())
+    run(operator(agents_conn_id="other"), task)
+    assert len(platform.executions()) == 2
+
+
+def test_durable_false_keeps_no_record(platform, task):
+    run(operator(durable=False), task)
+    assert task.store == {}
+
+
+def test_the_record_outlives_the_longest_wait(platform, task):
+    run(operator(timeout=timedelta(days=40)), task)
+    assert task.store.retentions[RECORD_KEY] >= timedelta(days=70)
+
+
+def test_without_a_store_the_log_says_once_what_a_retry_will_do(platform, logged):
+    task = Task(store=False)
+    run(operator(retries=2), task)
+    assert logged().count("so a retry starts a new run") == 1
+
+
+def test_an_xcom_that_cannot_be_pushed_does_not_lose_the_run(platform, task, logged):
+    context = task.context()
+
+    def refuse(key, value):
+        raise RuntimeError("the API server is away")
+
+    context["ti"].xcom_push = refuse
+    event = operator().execute(context)
+    said = logged()
+    assert [event["id"]] == platform.executions()
+    assert platform.sim.executions[0].request_id in said
+
+
+def test_a_record_that_cannot_be_written_before_the_post_stops_it(platform, task):
+    class Refusing(DyingStore):
+        def set(self, key, value, *, retention=None):
+            raise RuntimeError("the API server is away")
+
+    context = task.context()
+    context["task_state_store"] = Refusing(task.store, None, None)
+    with pytest.raises(RuntimeError):
+        operator().execute(context)
+    assert platform.executions() == []
+
+
+# --- resuming ---
+
+
+@pytest.mark.parametrize("event", [None, "success", "failed", {}, {"version": 2}, {"status": "success"}, []])
+def test_what_the_trigger_does_not_send_is_refused(platform, task, event):
+    with pytest.raises(AirflowFailException, match="does not know") as caught:
+        operator(deferrable=True).execute_complete(task.context(), event=event)
+    assert isinstance(caught.value.__cause__, UnknownTriggerEventError)
+
+
+def test_the_end_of_another_run_is_refused(platform, task):
+    with pytest.raises(TaskDeferred) as mine:
+        operator(deferrable=True).execute(task.context())
+    with pytest.raises(TaskDeferred) as other:
+        operator(deferrable=True).execute(Task().context())
+    event = asyncio.run(first_event(other.value.trigger))
+    with pytest.raises(AirflowFailException, match="not the run of this task"):
+        operator(deferrable=True).execute_complete(task.resumed(), event=event.payload, **mine.value.kwargs)
+
+
+def test_a_resumed_task_does_without_what_dag_test_leaves_out(platform, task):
+    with pytest.raises(TaskDeferred) as deferred:
+        operator(deferrable=True).execute(task.context())
+    event = asyncio.run(first_event(deferred.value.trigger))
+    assert operator(deferrable=True).execute_complete(task.resumed(), event=event.payload)["status"] == "COMPLETED"
+
+
+# --- killed ---
+
+
+def test_a_killed_task_says_that_its_run_goes_on(platform, task, logged):
+    op = operator(deferrable=True)
+    with pytest.raises(TaskDeferred):
+        op.execute(task.context())
+    op.on_kill()
+    said = logged()
+    assert f"requestId {platform.sim.executions[0].request_id}" in said
+    assert "cannot be cancelled and goes on" in said
+
+
+def test_a_killed_trigger_says_that_the_run_goes_on(platform, task, logged):
+    with pytest.raises(TaskDeferred) as deferred:
+        operator(deferrable=True).execute(task.context())
+    asyncio.run(deferred.value.trigger.on_kill())
+    said = logged()
+    assert f"requestId {platform.sim.executions[0].request_id}" in said
+    assert "cannot be cancelled and goes on" in said
+
+
+def test_a_task_killed_before_it_started_anything_says_nothing(logged):
+    operator().on_kill()
+    assert logged() == ""

@@ -1,0 +1,121 @@
+"""What the package promises as a package: its names, its metadata, what importing it costs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+
+import airflow_provider_agents
+from airflow_provider_agents.simulator import ManualClock, Simulator
+from airflow_provider_agents.triggers import AgentIdleTrigger, AgentRunTrigger
+
+ROOT = Path(__file__).parents[1]
+SUBMISSION = {"version": 1, "agent_id": "agent-1", "taken_at": "2026-01-01T09:00:00Z"}
+
+
+def loaded_by(statement, after="pass"):
+    """The modules that a statement loads in a fresh interpreter, on top of what another one has loaded."""
+    script = (
+        f"import sys, json\n{after}\nfor name in [n for n in sys.modules if n.split('.')[0] in "
+        f"('httpx', 'starlette', 'uvicorn')]: del sys.modules[name]\n"
+        f"before = set(sys.modules)\n{statement}\nprint(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)  # noqa: S603 - our own interpreter and script
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_the_package_itself_imports_nothing_beyond_the_standard_library():
+    loaded = loaded_by("import airflow_provider_agents; airflow_provider_agents.get_provider_info()")
+    foreign = {name.split(".")[0] for name in loaded} - set(sys.stdlib_module_names) - {"airflow_provider_agents"}
+    assert foreign == set()
+
+
+def test_parsing_a_dag_loads_neither_an_http_client_nor_a_server_nor_the_simulator():
+    # Airflow 3.3 itself loads httpx for its logging, so what counts is what the operators add to a loaded Airflow.
+    loaded = loaded_by(
+        "import airflow_provider_agents.operators",
+        after="import airflow.sdk\nfrom airflow.sdk import BaseOperator, BaseHook\nimport airflow.triggers.base",
+    )
+    assert "airflow_provider_agents.operators" in loaded
+    tops = {name.split(".")[0] for name in loaded}
+    assert not tops & {"httpx", "httpcore", "starlette", "uvicorn"}
+    assert not {name for name in loaded if name.startswith("airflow_provider_agents.simulator")}
+    assert "airflow_provider_agents.api.client" not in loaded
+
+
+def test_importing_the_simulator_needs_no_server():
+    loaded = loaded_by("import airflow_provider_agents.simulator")
+    assert not {name.split(".")[0] for name in loaded} & {"starlette", "uvicorn", "httpx", "airflow"}
+
+
+def test_the_api_is_usable_without_airflow():
+    loaded = loaded_by("import airflow_provider_agents.api.client, airflow_provider_agents.runs.waiting")
+    assert "airflow" not in {name.split(".")[0] for name in loaded}
+
+
+def test_the_metadata_is_valid_and_names_modules_that_exist():
+    import importlib
+
+    import airflow
+    import jsonschema
+
+    info = airflow_provider_agents.get_provider_info()
+    schema = json.loads((Path(airflow.__file__).parent / "provider_info.schema.json").read_text())
+    jsonschema.validate(info, schema)
+    for kind in ("operators", "hooks", "triggers"):
+        for entry in info[kind]:
+            for module in entry["python-modules"]:
+                assert importlib.import_module(module)
+
+
+def test_airflow_finds_the_provider_by_its_entry_point():
+    (found,) = [
+        point
+        for point in entry_points(group="apache_airflow_provider")
+        if point.value == "airflow_provider_agents:get_provider_info"
+    ]
+    assert found.load()()["package-name"] == "airflow-provider-agents"
+    assert version("airflow-provider-agents") == airflow_provider_agents.__version__
+
+
+def test_the_triggers_paths_and_arguments_are_public_and_survive_a_round_trip():
+    run = AgentRunTrigger(
+        agents_conn_id="c", submission=SUBMISSION, poll_interval=5.0, deadline_at="2026-01-02T09:00:00+00:00",
+        settle=30.0, appear_within=300.0, on_ambiguous="all",
+    )  # fmt: skip
+    idle = AgentIdleTrigger(
+        agents_conn_id="c", agent_id="a", poll_interval=5.0, deadline_at="2026-01-02T09:00:00+00:00"
+    )
+    for trigger, path in (
+        (run, "airflow_provider_agents.triggers.AgentRunTrigger"),
+        (idle, "airflow_provider_agents.triggers.AgentIdleTrigger"),
+    ):
+        serialized = trigger.serialize()
+        assert serialized[0] == path
+        assert type(trigger)(**json.loads(json.dumps(serialized[1]))).serialize() == serialized
+
+
+@pytest.mark.parametrize("fixture", ["execute_202.json", "events_page.json"])
+def test_the_simulators_answers_have_the_shape_of_the_pages_samples(fixture):
+    def shape(value):
+        if isinstance(value, dict):
+            return {key: shape(inner) for key, inner in value.items()}
+        return [shape(inner) for inner in value] if isinstance(value, list) else type(value).__name__
+
+    clock = ManualClock()
+    sim = Simulator(clock)
+    sim.add_agent("agent-123")
+    headers = {"Authorization": "Bearer test-key"}
+    if fixture == "execute_202.json":
+        reply = sim.handle("POST", "/v1/agents/agent-123/execute", {}, headers)
+    else:
+        sim.add_history("agent-123", 1)
+        reply = sim.handle("GET", "/v1/agents/agent-123/events", {}, headers)
+    sample = json.loads((ROOT / "tests" / "fixtures" / fixture).read_text())
+    assert shape(json.loads(reply.body)) == shape(sample)
+    assert reply.status == (202 if fixture == "execute_202.json" else 200)
