@@ -36,8 +36,8 @@ T = TypeVar("T")
 
 def _missing(conn_id: str) -> InvalidConnectionError:
     return InvalidConnectionError(
-        f"The connection {conn_id!r} does not exist, or cannot be read. Create it under Admin > Connections with the type "
-        f"Agents, or set AIRFLOW_CONN_{conn_id.upper()}='agents://:KEY@'."
+        f"The connection {conn_id!r} does not exist, or cannot be read. Create it under Admin > Connections with the "
+        f"type Agents, or set AIRFLOW_CONN_{conn_id.upper()}='agents://:KEY@'."
     )
 
 

@@ -1,0 +1,131 @@
+"""The documented polling loop and this provider's, side by side: whose run does each report?
+
+Run it with `make soundness`. Time is virtual, so it takes seconds; every number is drawn from a fixed seed.
+
+Both loops execute agents in worlds that the API's page allows and report how the run ended. The simulator knows which
+event each request really started, and so whether a report is about another run. An `ambiguous` verdict of ours says
+that the API cannot tell: it is counted apart, and is never a success.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import Counter
+from datetime import timedelta
+
+import httpx
+
+from airflow_provider_agents.api.client import Client, Settings
+from airflow_provider_agents.runs.submission import submit
+from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
+from airflow_provider_agents.runs.waiting import wait_for_end
+from airflow_provider_agents.simulator import ManualClock, Simulator, World, mock_transport
+
+RUNS, AGENTS = 200, 40
+#: The documented loop is given runs of a second, so it polls often; ours polls as its operator does by default.
+NAIVE_POLL_SECONDS, OUR_POLL_SECONDS = 0.5, 5.0
+
+
+def run_seconds(rng):
+    return rng.uniform(0.5, 1.0)
+
+
+def mostly_completed(rng):
+    return "COMPLETED" if rng.random() < 0.9 else "FAILED"
+
+
+BASE = {"queue_seconds": 0.0, "run_seconds": run_seconds, "end_status": mostly_completed}
+#: name, the world, and how often (seconds) the platform itself starts each agent.
+WORLDS = (
+    ("record at once, nothing else runs", World(**BASE), None),
+    ("record up to 0.3 s after the 202", World(**BASE, record_lag=lambda rng: rng.uniform(0, 0.3)), None),
+    ("record up to 20 s after the 202", World(**BASE, record_lag=lambda rng: rng.uniform(0, 20)), None),
+    ("record at once, own schedule", World(**BASE), 7.0),
+    ("late records, own schedule", World(**BASE, record_lag=lambda rng: rng.uniform(0, 0.3)), 45.0),
+    (
+        "late, scheduled, lagging replicas, skewed clocks",
+        World(
+            **BASE,
+            record_lag=lambda rng: rng.uniform(0, 5),
+            replica_lag=lambda rng: rng.uniform(0, 5),
+            clock_skew=240.0,
+            gateway_skew=-2.0,
+            sort_by="startedAt",
+            created_at="appeared",
+        ),
+        90.0,
+    ),
+)
+
+
+def naive(http, clock, agent_id):
+    """The polling pattern of the API's page, in Python: what its last line would see."""
+    http.post(f"/v1/agents/{agent_id}/execute").raise_for_status()
+    while True:
+        rows = http.get(f"/v1/agents/{agent_id}/events", params={"limit": 1}).json()["data"]
+        if rows and rows[0]["status"] in {"COMPLETED", "FAILED"}:
+            return rows[0]["status"], [rows[0]["id"]]
+        clock.advance(NAIVE_POLL_SECONDS)
+
+
+def ours(client, clock, agent_id):
+    """This provider's way, with its default rules."""
+    submission = client.follow(submit(agent_id, settle=30.0, now=clock))
+    verdict = client.follow(
+        wait_for_end(
+            Wait(submission, Rules()),
+            poll_interval=OUR_POLL_SECONDS,
+            deadline_at=clock.now + timedelta(hours=24),
+            now=clock,
+            say=lambda level, message: None,
+        )
+    )
+    status = {Outcome.COMPLETED: "COMPLETED", Outcome.FAILED: "FAILED"}.get(verdict.outcome, verdict.outcome.value)
+    return status, [event.id for event in verdict.events]
+
+
+def measure(way, world, every):
+    clock = ManualClock()
+    sim = Simulator(clock, world=world, seed=7)
+    rng = random.Random(7)
+    for number in range(AGENTS):
+        sim.add_agent(f"agent-{number}", schedule_every=every, schedule_offset=rng.uniform(0, every or 1))
+        sim.add_history(f"agent-{number}", 10)
+    transport = mock_transport(sim)
+    http = httpx.Client(base_url="http://127.0.0.1", headers={"X-Api-Key": "test-key"}, transport=transport)
+    client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=transport, sleep=clock.advance)
+    counts = Counter()
+    for number in range(RUNS):
+        agent_id = f"agent-{number % AGENTS}"
+        clock.advance(rng.uniform(1, 10))
+        status, events = naive(http, clock, agent_id) if way is naive else ours(client, clock, agent_id)
+        done = sim.executions[-1]
+        counts["another run's event"] += done.event_id not in events
+        counts["false success"] += status == "COMPLETED" and sim.final_status(done.event_id) != "COMPLETED"
+        counts["wrong verdict"] += status in {"COMPLETED", "FAILED"} and status != sim.final_status(done.event_id)
+        counts["ambiguous, said so"] += status == "ambiguous"
+    return counts
+
+
+def main():
+    columns = ("another run's event", "wrong verdict", "false success", "ambiguous, said so")
+    print(
+        f"{RUNS} runs on {AGENTS} agents in each world, polled every {NAIVE_POLL_SECONDS} s (documented) and {OUR_POLL_SECONDS} s (ours)\n"
+    )
+    print(f"| {'world':48} | {'loop':10} | " + " | ".join(columns) + " |")
+    print("|---" * (len(columns) + 2) + "|")
+    wrong = 0
+    for name, world, every in WORLDS:
+        for way in (naive, ours):
+            counts = measure(way, world, every)
+            cells = " | ".join(f"{counts[column] / RUNS:{len(column)}.1%}" for column in columns)
+            print(f"| {name:48} | {'documented' if way is naive else 'ours':10} | {cells} |", flush=True)
+            if way is ours:
+                wrong += counts["another run's event"] + counts["wrong verdict"] + counts["false success"]
+    print(f"\nours: {wrong} wrong in {RUNS * len(WORLDS):,} runs")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,310 @@
+"""The simulator does what the API's page says, and each knob turns one thing."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, World
+
+KEY = {"Authorization": "Bearer test-key"}
+EVENTS = "/v1/agents/a/events"
+
+
+class Api:
+    def __init__(self, **world):
+        self.clock = ManualClock()
+        self.sim = Simulator(self.clock, world=World(**world))
+        self.sim.add_agent("a")
+
+    def reply(self, method, path, headers=KEY, **query):
+        return self.sim.handle(method, path, {name: str(value) for name, value in query.items()}, headers)
+
+    def get(self, path=EVENTS, **query):
+        reply = self.reply("GET", path, **query)
+        assert reply.status == 200, reply
+        return json.loads(reply.body)
+
+    def rows(self, path=EVENTS, **query):
+        return self.get(path, **query)["data"]
+
+    def execute(self, agent="a"):
+        reply = self.reply("POST", f"/v1/agents/{agent}/execute")
+        assert reply.status == 202, reply
+        return json.loads(reply.body)["data"]["requestId"]
+
+
+def statuses(api, *seconds, **query):
+    seen = []
+    for pause in seconds:
+        api.clock.advance(pause)
+        seen.append([row["status"] for row in api.rows(**query)])
+    return seen
+
+
+def test_a_run_goes_from_pending_over_running_to_its_end():
+    api = Api(queue_seconds=2.0, run_seconds=3.0)
+    api.execute()
+    assert statuses(api, 0, 2, 2.9, 0.1) == [["PENDING"], ["RUNNING"], ["RUNNING"], ["COMPLETED"]]
+    (row,) = api.rows()
+    assert (row["startedAt"], row["completedAt"]) == ("2026-01-01T00:00:02.000Z", "2026-01-01T00:00:05.000Z")
+
+
+def test_a_failed_run_says_why():
+    api = Api(end_status="FAILED")
+    api.execute()
+    api.clock.advance(60)
+    assert api.rows()[0]["error"] == "the agent could not finish its task"
+
+
+def test_only_an_execute_or_the_schedule_creates_events():
+    api = Api()
+    api.get()
+    api.get("/v1/agents")
+    api.get("/v1/events")
+    assert api.rows() == []
+
+
+def test_a_schedule_starts_runs_by_itself():
+    api = Api()
+    api.sim.add_agent("a", schedule_every=100.0, schedule_offset=10.0)
+    api.clock.advance(215)
+    assert [row["createdAt"][17:23] for row in api.rows()] == ["30.000", "50.000", "10.000"]
+    assert api.sim.executions == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Authorization": "Bearer test-key"}, 200),
+        ({"authorization": "bearer test-key"}, 200),
+        ({"X-Api-Key": "test-key"}, 200),
+        ({"Authorization": "test-key"}, 401),
+        ({"Authorization": "Bearer wrong"}, 401),
+        ({}, 401),
+    ],
+)
+def test_the_key_comes_in_one_of_two_headers(headers, status):
+    assert Api().reply("GET", "/v1/agents", headers).status == status
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "query", "status"),
+    [
+        ("GET", "/v1/agents/b", {}, 404),
+        ("GET", "/v1/nothing", {}, 404),
+        ("PUT", "/v1/agents/a", {}, 405),
+        ("GET", "/v1/agents/a/execute", {}, 405),
+        ("GET", EVENTS, {"limit": 0}, 400),
+        ("GET", EVENTS, {"limit": 201}, 400),
+        ("GET", EVENTS, {"limit": "x"}, 400),
+        ("GET", EVENTS, {"startedAfter": "yesterday"}, 400),
+        ("GET", EVENTS, {"nextToken": "nonsense"}, 400),
+        ("GET", "/v1/agents/a%2Fevents", {}, 404),
+    ],
+)
+def test_what_the_api_does_not_know_is_refused(method, path, query, status):
+    assert Api().reply(method, path, **query).status == status
+
+
+def test_a_paused_agent_is_refused_unless_the_world_says_otherwise():
+    api = Api()
+    api.sim.add_agent("a", status="PAUSED")
+    assert api.reply("POST", "/v1/agents/a/execute").status == 409
+    api.sim.world = World(paused_executes=True)
+    assert api.reply("POST", "/v1/agents/a/execute").status == 202
+
+
+def test_the_filters_filter():
+    api = Api(queue_seconds=0.0, run_seconds=5.0)
+    for _ in range(3):
+        api.execute()
+        api.clock.advance(10)
+    assert len(api.rows(status="COMPLETED")) == 3
+    assert api.rows(status="FAILED") == []
+    after = api.rows(startedAfter="2026-01-01T00:00:00.000Z")
+    assert [row["startedAt"][17:19] for row in after] == ["20", "10"]
+    before = api.rows(startedBefore="2026-01-01T00:00:20.000Z")
+    assert [row["startedAt"][17:19] for row in before] == ["10", "00"]
+    assert api.rows("/v1/events", agentId="a") == api.rows()
+    assert api.rows("/v1/events", agentId="b") == []
+
+
+@given(st.integers(1, 30), st.integers(1, 9), st.sampled_from(["createdAt", "startedAt", "updatedAt"]), st.booleans())
+def test_walking_a_listing_gives_each_event_once_newest_first_while_new_ones_arrive(count, limit, sort_by, arriving):
+    api = Api(sort_by=sort_by, queue_seconds=0.0, run_seconds=0.5)
+    wanted = []
+    for _ in range(count):
+        wanted.append(api.sim.event_of(api.execute()))
+        api.clock.advance(1)
+    token, seen = None, []
+    while True:
+        page = api.get(limit=limit, **({"nextToken": token} if token else {}))
+        seen += [row["id"] for row in page["data"]]
+        token = page["nextToken"]
+        if not token:
+            break
+        if arriving:
+            api.execute()
+            api.clock.advance(1)
+    assert seen == wanted[::-1]
+
+
+def test_a_late_record_is_not_there_yet():
+    api = Api(record_lag=5.0)
+    api.execute()
+    api.clock.advance(4.9)
+    assert api.rows() == []
+    api.clock.advance(0.1)
+    assert len(api.rows()) == 1
+
+
+def test_a_lagging_replica_shows_what_was():
+    api = Api(replica_lag=3.0, queue_seconds=1.0, run_seconds=1.0)
+    api.execute()
+    assert statuses(api, 2, 1, 1, 1) == [[], ["PENDING"], ["RUNNING"], ["COMPLETED"]]
+
+
+@pytest.mark.parametrize(("knob", "second"), [("accepted", "00"), ("appeared", "05")])
+def test_created_at_is_acceptance_or_appearance(knob, second):
+    api = Api(record_lag=5.0, created_at=knob)
+    api.execute()
+    api.clock.advance(6)
+    assert api.rows()[0]["createdAt"][17:19] == second
+
+
+def test_a_pending_event_may_have_a_start_and_may_pass_the_filter_without_one():
+    api = Api(queue_seconds=10.0)
+    api.execute()
+    assert api.rows()[0]["startedAt"] is None
+    assert api.rows(startedAfter="2025-01-01T00:00:00Z") == []
+    api.sim.world = World(queue_seconds=10.0, started_filter_keeps_pending=True)
+    assert len(api.rows(startedAfter="2025-01-01T00:00:00Z")) == 1
+    api.sim.world = World(started_at_while_pending=True)
+    assert api.rows()[0]["startedAt"] is not None
+
+
+@pytest.mark.parametrize(("nulls", "order"), [("first", ["PENDING", "COMPLETED"]), ("last", ["COMPLETED", "PENDING"])])
+def test_events_without_the_sorted_time_stand_at_one_end(nulls, order):
+    api = Api(sort_by="startedAt", nulls=nulls, queue_seconds=0.0, run_seconds=1.0)
+    api.execute()
+    api.clock.advance(5)
+    api.sim.add_agent("a", queue_seconds=100.0)
+    api.execute()
+    assert [row["status"] for row in api.rows()] == order
+
+
+def test_an_event_may_bear_the_request_id_as_its_id_or_in_a_field():
+    api = Api(request_id="id")
+    assert api.execute() == api.rows()[0]["id"]
+    api = Api(request_id="field")
+    assert api.execute() == api.rows()[0]["requestId"]
+    assert "requestId" not in Api().rows()
+
+
+def test_the_servers_clock_is_its_own():
+    api = Api(clock_skew=600.0, gateway_skew=-2.0)
+    api.execute()
+    reply = api.reply("GET", EVENTS)
+    assert json.loads(reply.body)["data"][0]["createdAt"] == "2026-01-01T00:10:00.000Z"
+    assert parsedate_to_datetime(reply.headers["Date"]) == datetime(2026, 1, 1, 0, 9, 58, tzinfo=UTC)
+    assert "Date" not in Api(date_header=False).reply("GET", EVENTS).headers
+
+
+def test_an_agent_comes_bare_or_in_an_envelope():
+    assert Api().get("/v1/agents/a")["id"] == "a"
+    assert Api(agent_envelope=True).get("/v1/agents/a")["data"]["id"] == "a"
+
+
+def test_pages_may_be_short_empty_or_without_end():
+    api = Api(page_rows=2, empty_pages=1)
+    api.sim.add_history("a", 3)
+    first = api.get(limit=50)
+    assert (first["data"], bool(first["nextToken"])) == ([], True)
+    assert len(api.rows(limit=50, nextToken=first["nextToken"])) == 2
+    assert Api(repeated_token=True).get()["nextToken"] == Api(repeated_token=True).get(nextToken="again")["nextToken"]
+    endless = Api(endless_tokens=True)
+    assert endless.get()["nextToken"] != endless.get(nextToken=endless.get()["nextToken"])["nextToken"]
+
+
+@pytest.mark.parametrize(("shape", "body"), [("text", b"no such agent"), ("empty", b"")])
+def test_an_error_body_has_the_shape_that_the_world_says(shape, body):
+    assert Api(error_body=shape).reply("GET", "/v1/agents/b").body == body
+    assert json.loads(Api().reply("GET", "/v1/agents/b").body) == {"error": {"message": "no such agent"}}
+
+
+def test_a_rate_limit_counts_within_its_window_and_says_when_to_come_back():
+    api = Api(rate_limit=(2, 10.0))
+    assert [api.reply("GET", EVENTS).status for _ in range(3)] == [200, 200, 429]
+    assert api.reply("GET", EVENTS).headers["Retry-After"] == "10"
+    api.clock.advance(10)
+    assert api.reply("GET", EVENTS).status == 200
+    dated = Api(rate_limit=(0, 10.0), retry_after="date").reply("GET", EVENTS).headers
+    assert parsedate_to_datetime(dated["Retry-After"]) - parsedate_to_datetime(dated["Date"]) == timedelta(seconds=10)
+    assert "Retry-After" not in Api(rate_limit=(0, 10.0), retry_after="absent").reply("GET", EVENTS).headers
+
+
+@pytest.mark.parametrize(
+    ("fault", "broken", "worked"),
+    [
+        (Fault(kind="reset_before"), "reset", False),
+        (Fault(kind="reset_after"), "reset", True),
+        (Fault(kind="hang_before"), "hang", False),
+        (Fault(kind="hang_after"), "hang", True),
+        (Fault(kind="status", status=502), None, False),
+        (Fault(kind="status", status=502, worked=True), None, True),
+        (Fault(kind="html"), None, True),
+        (Fault(kind="truncated"), None, True),
+    ],
+)
+def test_a_fault_strikes_before_or_after_the_work(fault, broken, worked):
+    api = Api()
+    api.sim.faults.append(fault)
+    reply = api.reply("POST", "/v1/agents/a/execute")
+    assert reply.broken == broken
+    assert len(api.sim.executions) == worked
+    assert reply.status == (502 if fault.kind == "status" else 200 if broken else 202)
+    assert api.reply("POST", "/v1/agents/a/execute").status == 202
+
+
+@pytest.mark.parametrize("kind", ["html", "garbage", "truncated", "empty", "wrong_shape", "huge"])
+def test_a_spoilt_body_is_no_page(kind):
+    api = Api()
+    api.sim.faults.append(Fault(kind=kind))
+    body = api.reply("GET", EVENTS).body
+    try:
+        assert not isinstance(json.loads(body)["data"], list) or len(body) > 32 * 1024 * 1024
+    except ValueError:
+        assert kind in {"html", "garbage", "truncated", "empty"}
+
+
+def test_a_fault_may_be_aimed_skip_and_last():
+    api = Api()
+    api.sim.faults.append(Fault(kind="status", method="GET", path="events", skip=1, times=2))
+    assert api.reply("GET", "/v1/agents").status == 200
+    assert [api.reply("GET", EVENTS).status for _ in range(4)] == [200, 503, 503, 200]
+    api.sim.faults.append(Fault(kind="status", times=None))
+    assert {api.reply("GET", EVENTS).status for _ in range(5)} == {503}
+
+
+def test_the_truth_is_told_to_whoever_asks_the_simulator():
+    api = Api(end_status="FAILED")
+    request_id = api.execute()
+    event_id = api.sim.event_of(request_id)
+    assert api.sim.final_status(event_id) == "FAILED"
+    assert api.sim.truth(event_id).request_id == request_id
+    assert [(run.event_id, status) for run, status in api.sim.runs()] == [(event_id, "PENDING")]
+    assert api.sim.count("POST", "/v1/agents/a") == 1
+
+
+def test_agents_that_are_gone_are_not_found_and_not_listed():
+    api = Api()
+    api.sim.add_agent("b", status="DELETED")
+    assert [agent["id"] for agent in api.rows("/v1/agents")] == ["a"]
+    api.sim.remove_agent("a")
+    assert api.reply("GET", EVENTS).status == 404
