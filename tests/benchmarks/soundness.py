@@ -111,7 +111,8 @@ def measure(way, world, every):
 def main():
     columns = ("another run's event", "wrong verdict", "false success", "ambiguous, said so")
     print(
-        f"{RUNS} runs on {AGENTS} agents in each world, polled every {NAIVE_POLL_SECONDS} s (documented) and {OUR_POLL_SECONDS} s (ours)\n"
+        f"{RUNS} runs on {AGENTS} agents in each world, "
+        f"polled every {NAIVE_POLL_SECONDS} s (documented) and {OUR_POLL_SECONDS} s (ours)\n"
     )
     print(f"| {'world':48} | {'loop':10} | " + " | ".join(columns) + " |")
     print("|---" * (len(columns) + 2) + "|")
