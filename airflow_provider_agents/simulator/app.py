@@ -92,6 +92,8 @@ def asgi_app(simulator: Simulator) -> Starlette:  # noqa: C901 - one small funct
                 "by": run.by,
                 "status": status,
                 "endStatus": run.end_status,
+                "acceptedAt": run.accepted_at.isoformat(timespec="microseconds"),
+                "endsAt": run.ended_at.isoformat(timespec="microseconds"),
             }
             for run, status in simulator.runs()
         ]

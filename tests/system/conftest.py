@@ -32,5 +32,7 @@ def airflow(tmp_path_factory, simulator, api_key):
         "AIRFLOW_CONN_AGENTS_WRONG_KEY": connection_json(simulator.url, f"wrong-{api_key}"),
     }
     dags = [ROOT / "example_dags", Path(__file__).parent / "dags"]
-    with RealAirflow(tmp_path_factory.mktemp("airflow"), dags=dags, env=env) as running:
+    # PostgreSQL, as in production: on a busy machine SQLite answers "database is locked" to a scheduler's writes.
+    home = tmp_path_factory.mktemp("airflow")
+    with RealAirflow(home, dags=dags, env=env, database="postgres") as running:
         yield running
