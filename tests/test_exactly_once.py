@@ -1,0 +1,228 @@
+"""Exactly once, driven at random: kills, retries, clears, time-outs and lost answers, in any order.
+
+A state machine plays Airflow: it starts tries, kills their process anywhere (around any request, any write of the
+record, any sleep), retries, resumes from the trigger, and clears. After each step, every run that the platform was
+asked for must have been wanted, and every success must be true.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from unittest import mock
+
+import httpx
+import pytest
+import time_machine
+from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
+from conftest import KEY, Task, connection
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from airflow_provider_agents.api.errors import AgentsError
+from airflow_provider_agents.operators import ExecuteAgentOperator
+from airflow_provider_agents.simulator import Fault, Simulator, World, mock_transport
+
+#: The phases of the record that were written; a machine that never gets to one proves nothing about it.
+PHASES = set()
+
+
+class Killed(BaseException):
+    """The process is gone: no handler of the task runs."""
+
+
+class Fuse:
+    """Kills after a number of steps: each request, each write and each sleep is one before it and one after it."""
+
+    def __init__(self):
+        self.left = None
+
+    def step(self):
+        if self.left is not None:
+            self.left -= 1
+            if self.left <= 0:
+                self.left = None
+                raise Killed
+
+
+class BurningStore:
+    def __init__(self, store, fuse):
+        self._store, self._fuse = store, fuse
+
+    def get(self, key, default=None):
+        self._fuse.step()
+        return self._store.get(key, default)
+
+    def set(self, key, value, *, retention=None):
+        self._fuse.step()
+        self._store.set(key, value, retention=retention)
+        PHASES.add(value["phase"])
+        self._fuse.step()
+
+
+class ExactlyOnce(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.travel = time_machine.travel(datetime(2026, 1, 1, 9, tzinfo=UTC), tick=False)
+        self.traveller = self.travel.start()
+        self.rng = random.Random(0)
+        self.sim = Simulator(
+            lambda: datetime.now(UTC),
+            api_keys=(KEY,),
+            world=World(
+                record_lag=lambda rng: rng.choice([0.0, 0.0, 2.0, 20.0]),
+                run_seconds=lambda rng: rng.choice([0.5, 20.0, 300.0]),
+                end_status=lambda rng: rng.choice(["COMPLETED", "COMPLETED", "FAILED"]),
+            ),
+        )
+        self.sim.add_agent("agent-1")
+        self.sim.add_history("agent-1", 2)
+        self.fuse = Fuse()
+        transport = mock_transport(self.sim)
+        handle = transport.handle_request
+
+        def burning(request):
+            self.fuse.step()
+            response = handle(request)
+            self.fuse.step()
+            return response
+
+        transport.handle_request = burning
+
+        def sleep(seconds):
+            self.fuse.step()
+            self.traveller.shift(timedelta(seconds=seconds))
+
+        async def asleep(seconds, result=None):
+            self.traveller.shift(timedelta(seconds=seconds))
+            return result
+
+        # httpx, the clock and the sleep are the seams; nothing of this package is replaced.
+        self.patches = [
+            mock.patch.object(httpx.Client, "_init_transport", return_value=transport),
+            mock.patch.object(httpx.AsyncClient, "_init_transport", return_value=mock_transport(self.sim)),
+            mock.patch.object(time, "sleep", sleep),
+            mock.patch.object(asyncio, "sleep", asleep),
+            mock.patch.dict("os.environ", {"AIRFLOW_CONN_AGENTS_DEFAULT": connection("http://127.0.0.1:1")}),
+        ]
+        for patch in self.patches:
+            patch.start()
+        self.task = Task()
+        self.state, self.deferred, self.result = "none", None, None
+        #: Executes that were wanted: the first, and one more whenever a user clears a finished task.
+        self.clears_of_the_finished = []
+
+    def teardown(self):
+        for patch in self.patches:
+            patch.stop()
+        self.travel.stop()
+
+    def operator(self, *, deferrable=True, timeout=120.0):
+        return ExecuteAgentOperator(task_id="run", agent_id="agent-1", deferrable=deferrable, timeout=timeout)
+
+    def process(self, call, fuse):
+        """A process of the task, from its start until it ends or is killed."""
+        self.fuse.left = fuse
+        try:
+            self.result = call()
+        except Killed:
+            self.state = "up_for_retry"
+        except TaskDeferred as deferred:
+            self.state, self.deferred = "deferred", deferred
+        except AirflowFailException:
+            self.state = "failed"
+        except AgentsError:
+            self.state = "up_for_retry"
+        else:
+            self.state = "success"
+        finally:
+            self.fuse.left = None
+
+    @precondition(lambda self: self.state in {"none", "up_for_retry"})
+    @rule(deferrable=st.booleans(), fuse=st.none() | st.integers(1, 40), timeout=st.sampled_from([5.0, 120.0, 600.0]))
+    def start_a_try(self, deferrable, fuse, timeout):
+        context = self.task.context()
+        context["task_state_store"] = BurningStore(self.task.store, self.fuse)
+        operator = self.operator(deferrable=deferrable, timeout=timeout)
+        self.process(lambda: operator.execute(context), fuse)
+
+    @precondition(lambda self: self.state == "deferred")
+    @rule(fuse=st.none() | st.integers(1, 6))
+    def resume(self, fuse):
+        event = asyncio.run(first_event(self.deferred.trigger))
+        context = self.task.resumed()
+        context["task_state_store"] = BurningStore(self.task.store, self.fuse)
+        kwargs = self.deferred.kwargs
+        operator = self.operator()
+        self.process(lambda: operator.execute_complete(context, event=event.payload, **kwargs), fuse)
+
+    @precondition(lambda self: self.state == "deferred")
+    @rule()
+    def airflow_gives_up_the_deferral(self):
+        self.state = "up_for_retry"
+
+    @precondition(lambda self: self.state == "deferred")
+    @rule()
+    def a_user_clears_the_waiting_task(self):
+        self.task.clear()
+        self.state = "none"
+
+    @precondition(lambda self: self.state in {"success", "failed"})
+    @rule()
+    def a_user_clears_the_finished_task(self):
+        self.task.clear()
+        if self.state == "success":
+            self.clears_of_the_finished.append(datetime.now(UTC))
+        self.state = "none"
+
+    @rule(seconds=st.sampled_from([1.0, 31.0, 400.0]))
+    def time_passes(self, seconds):
+        self.traveller.shift(timedelta(seconds=seconds))
+
+    @rule(kind=st.sampled_from(["reset_before", "reset_after", "hang_before", "hang_after", "truncated", "html"]))
+    def the_answer_to_the_next_post_is_lost(self, kind):
+        self.sim.faults.append(Fault(kind=kind, method="POST"))
+
+    @rule(kind=st.sampled_from(["reset_before", "status", "garbage"]), times=st.integers(1, 7))
+    def reading_fails_for_a_while(self, kind, times):
+        self.sim.faults.append(Fault(kind=kind, method="GET", times=times))
+
+    @invariant()
+    def every_run_was_wanted(self):
+        wanted_again = list(self.clears_of_the_finished)
+        executions = self.sim.executions
+        for before, after in pairwise(executions):
+            run = self.sim.truth(before.event_id)
+            if run.end_status == "FAILED" and run.ended_at <= after.accepted_at:
+                continue  # a failed run is followed by a new one: that is what a retry is for
+            assert wanted_again, (before, after)
+            assert wanted_again.pop(0) <= after.accepted_at
+
+    @invariant()
+    def every_success_is_true(self):
+        if self.state == "success":
+            last = self.sim.executions[-1]
+            assert self.result["id"] == last.event_id
+            assert self.sim.final_status(last.event_id) == "COMPLETED"
+
+
+async def first_event(trigger):
+    async for event in trigger.run():
+        return event
+    raise AssertionError("the trigger ended without an event")
+
+
+# Airflow's own logging of each step is of no use here, and there are hundreds of thousands of them.
+@pytest.mark.usefixtures("capsys")
+def test_at_most_one_run_for_each_that_is_wanted_and_every_success_true():
+    run_state_machine_as_test(
+        ExactlyOnce,
+        settings=settings(
+            max_examples=120, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+    assert {"submitting", "accepted", "deferred", "detached", "ended"} == PHASES
