@@ -190,7 +190,7 @@ class ExecuteAgentOperator(BaseOperator):
                 "settled, nothing can be said about it."
             )
         self.durable = durable
-        self._under_way: Submission | None = None
+        self._under_way: Submission | Wait | None = None
 
     # --- a try, from its start ---
 
@@ -237,9 +237,10 @@ class ExecuteAgentOperator(BaseOperator):
                 return submission.to_json()
             if self.deferrable:
                 self._defer_until_end(submission, memory)
+            self._under_way = wait = Wait(submission, self._rules())
             verdict = client.follow(
                 wait_for_end(
-                    Wait(submission, self._rules()),
+                    wait,
                     poll_interval=self.poll_interval,
                     deadline_at=self._deadline(),
                     now=_now,

@@ -138,6 +138,7 @@ class AgentRunTrigger(BaseTrigger):
         self.settle = settle
         self.appear_within = appear_within
         self.on_ambiguous = on_ambiguous
+        self._wait: Wait | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class path and the arguments, JSON types all."""
@@ -157,7 +158,7 @@ class AgentRunTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event."""
         submission = Submission.from_json(self.submission)
-        wait = Wait(
+        wait = self._wait = Wait(
             submission,
             Rules(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous),
         )
@@ -190,7 +191,7 @@ class AgentRunTrigger(BaseTrigger):
             "This triggerer no longer waits for the run of %s, which cannot be cancelled and goes on. If the task was "
             "cleared or is retried, it takes the same run up again (Airflow 3.3 and later); if the trigger was only "
             "moved, another triggerer waits.",
-            Submission.from_json(self.submission).name,
+            (self._wait or Submission.from_json(self.submission)).name,
         )
 
 

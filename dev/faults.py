@@ -40,7 +40,6 @@ class Tally:
     """What a fault did."""
 
     name: str
-    tries: int = 0
     hits: int = 0
     tasks: int = 0
     executes: int = 0
@@ -68,14 +67,14 @@ class Bench:
         self.airflow, self.simulator, self.rng = airflow, simulator, rng
         self._batches = 0
 
-    def add_agents(self, count: int) -> list[str]:
+    def add_agents(self, count: int, run_seconds: float = RUN_SECONDS) -> list[str]:
         """New agents, one for each task, so that each task's executes can be counted. Every fourth one's runs fail."""
         self._batches += 1
         agents = [f"agent-{self._batches}-{number}" for number in range(count)]
         for number, agent in enumerate(agents):
             end_status = "FAILED" if number % 4 == 3 else "COMPLETED"
             self.simulator.control(
-                "POST", "agents", {"agent_id": agent, "run_seconds": RUN_SECONDS, "end_status": end_status}
+                "POST", "agents", {"agent_id": agent, "run_seconds": run_seconds, "end_status": end_status}
             )
         return agents
 
@@ -94,7 +93,11 @@ class Bench:
 
     def finish(self, tally: Tally, agents: list[str], run_id: str) -> None:
         """Wait for the DAG run to end, and count."""
-        self.airflow.wait_for_dag_run(DAG, run_id, 420)
+        ends_at = time.monotonic() + 420
+        while self.airflow.dag_run_state(DAG, run_id) not in {"success", "failed"} and time.monotonic() < ends_at:
+            # Some components end when the database goes away, minutes later even; a deployment starts them again.
+            self.airflow.revive()
+            time.sleep(0.5)
         truth = {run["eventId"]: run for run in self.simulator.runs().values()}
         for instance in self.instances(run_id):
             agent = agents[instance["map_index"]]
@@ -142,7 +145,6 @@ def _kill_tasks(bench: Bench, tally: Tally, tries: int, *, deferrable: bool, whe
                         tally.hits += 1
                         done.add(index)
         time.sleep(0.05)
-    tally.tries += tries
     bench.simulator.control("DELETE", "faults")
     bench.finish(tally, agents, run_id)
 
@@ -215,23 +217,26 @@ def kill_at_random(bench: Bench, tally: Tally, tries: int) -> None:
     _kill_tasks(bench, tally, tries, deferrable=True, when=when)
 
 
-def _strike_while_deferred(bench: Bench, tally: Tally, tries: int, strike: Callable[[], None], *, times: int) -> None:
-    agents = bench.add_agents(tries)
-    run_id = bench.start(agents, deferrable=True)
-    for _ in range(times):
+#: Strikes at one batch of tasks, and how many tasks are in it.
+STRIKES, BATCH = 5, 8
+
+
+def _strike_while_deferred(bench: Bench, tally: Tally, strikes: int, strike: Callable[[], None]) -> None:
+    """Strike so often while tasks are deferred, in as many batches as that takes."""
+    while strikes > 0:
+        agents = bench.add_agents(BATCH, run_seconds=60.0)
+        run_id = bench.start(agents, deferrable=True)
         until(
-            lambda: (
-                any(row["state"] == "deferred" for row in bench.instances(run_id))
-                or all(row["state"] in _ENDED for row in bench.instances(run_id))
-            ),
+            lambda: any(row["state"] == "deferred" for row in bench.instances(run_id)),  # noqa: B023 - asked at once
             120,
             "a deferred task",
         )
-        time.sleep(bench.rng.uniform(0, 2))
-        strike()
-        tally.hits += 1
-    tally.tries += times
-    bench.finish(tally, agents, run_id)
+        for _ in range(min(STRIKES, strikes)):
+            time.sleep(bench.rng.uniform(0, 4))
+            strike()
+            tally.hits += 1
+            strikes -= 1
+        bench.finish(tally, agents, run_id)
 
 
 def _restart(bench: Bench, component: str) -> Callable[[], None]:
@@ -245,20 +250,17 @@ def _restart(bench: Bench, component: str) -> Callable[[], None]:
 
 def kill_triggerer(bench: Bench, tally: Tally, tries: int) -> None:
     """SIGKILL of the triggerer and its children; another one is started."""
-    for _ in range(tries):
-        _strike_while_deferred(bench, tally, 4, _restart(bench, "triggerer"), times=1)
+    _strike_while_deferred(bench, tally, tries, _restart(bench, "triggerer"))
 
 
 def kill_scheduler(bench: Bench, tally: Tally, tries: int) -> None:
     """SIGKILL of the scheduler with its executor and every task that it runs."""
-    for _ in range(max(1, tries // 4)):
-        _strike_while_deferred(bench, tally, 4, _restart(bench, "scheduler"), times=1)
+    _strike_while_deferred(bench, tally, tries, _restart(bench, "scheduler"))
 
 
 def kill_api_server(bench: Bench, tally: Tally, tries: int) -> None:
     """SIGKILL of the API server, over which tasks and triggers talk to the database."""
-    for _ in range(max(1, tries // 4)):
-        _strike_while_deferred(bench, tally, 4, _restart(bench, "api-server"), times=1)
+    _strike_while_deferred(bench, tally, tries, _restart(bench, "api-server"))
 
 
 def restart_postgres(bench: Bench, tally: Tally, tries: int) -> None:
@@ -270,26 +272,26 @@ def restart_postgres(bench: Bench, tally: Tally, tries: int) -> None:
         postgres.stop()
         time.sleep(2)
         postgres.start()
-        for component in ("api-server", "scheduler", "dag-processor", "triggerer"):
-            # Airflow leaves it to the deployment to start again what ends when the database goes away.
-            if not bench.airflow.is_alive(component):
-                bench.airflow.kill(component)
-                bench.airflow.start(component)
-        bench.airflow.wait_until_healthy()
 
-    for _ in range(max(1, tries // 4)):
-        _strike_while_deferred(bench, tally, 4, strike, times=1)
+        def recovered() -> bool:
+            bench.airflow.revive()
+            return bench.airflow.is_healthy()
+
+        until(recovered, 120, "Airflow's recovery")
+
+    _strike_while_deferred(bench, tally, max(1, tries // 4), strike)
 
 
 def platform_down(bench: Bench, tally: Tally, tries: int) -> None:
-    """Every request is reset for a minute."""
+    """Every request is reset for a minute, once however many `tries` there are."""
+    del tries
 
     def strike() -> None:
         bench.simulator.control("POST", "faults", {"kind": "reset_before", "times": None})
         time.sleep(60)
         bench.simulator.control("DELETE", "faults")
 
-    _strike_while_deferred(bench, tally, min(tries, 8), strike, times=1)
+    _strike_while_deferred(bench, tally, 1, strike)
 
 
 def rotate_key(bench: Bench, tally: Tally, tries: int) -> None:
@@ -304,8 +306,7 @@ def rotate_key(bench: Bench, tally: Tally, tries: int) -> None:
         )
         bench.simulator.control("PUT", "keys", [key])
 
-    for _ in range(max(1, tries // 4)):
-        _strike_while_deferred(bench, tally, 4, strike, times=1)
+    _strike_while_deferred(bench, tally, max(1, tries // 4), strike)
 
 
 FAULTS: dict[str, tuple[str, Callable[[Bench, Tally, int], None]]] = {

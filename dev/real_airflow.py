@@ -304,6 +304,13 @@ class RealAirflow:
         """Whether a component's main process runs."""
         return self._processes[name].is_alive()
 
+    def revive(self) -> None:
+        """Start again what has ended by itself, as a deployment would."""
+        for component in COMPONENTS:
+            if component in self._processes and not self.is_alive(component):
+                self.kill(component)
+                self.start(component)
+
     def kill(self, name: str) -> None:
         """Kill a component and all its processes, without a chance to clean up."""
         self._processes.pop(name).kill()
@@ -320,6 +327,13 @@ class RealAirflow:
         """What a component printed."""
         return self.home / f"{name}.log"
 
+    def is_healthy(self) -> bool:
+        """Whether every component that was started reports itself healthy now."""
+        with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
+            report = httpx.get(f"{self.url}/api/v2/monitor/health", timeout=5).json()
+            return all(report[key]["status"] == "healthy" for name, key in _HEALTH.items() if name in self._processes)
+        return False
+
     def wait_until_healthy(self, seconds: float = _START_SECONDS) -> None:
         """Wait until every component that was started reports itself healthy."""
 
@@ -327,12 +341,7 @@ class RealAirflow:
             for name, process in self._processes.items():
                 if not process.is_alive():
                     raise RealAirflowError(f"Airflow's {name} ended by itself:\n{tail(process.log)}")
-            with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
-                report = httpx.get(f"{self.url}/api/v2/monitor/health", timeout=5).json()
-                return all(
-                    report[key]["status"] == "healthy" for name, key in _HEALTH.items() if name in self._processes
-                )
-            return False
+            return self.is_healthy()
 
         until(healthy, seconds, "a healthy Airflow")
 
@@ -374,11 +383,18 @@ class RealAirflow:
         run_id: str = run["dag_run_id"]
         return run_id
 
+    def dag_run_state(self, dag_id: str, run_id: str) -> str | None:
+        """The state of a DAG run, or None while Airflow does not answer."""
+        with contextlib.suppress(httpx.HTTPError, RealAirflowError):
+            state: str = self.api("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")["state"]
+            return state
+        return None
+
     def wait_for_dag_run(self, dag_id: str, run_id: str, seconds: float = 180) -> str:
         """Wait for a DAG run to end and return its state."""
 
         def ended() -> str | None:
-            state: str = self.api("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")["state"]
+            state = self.dag_run_state(dag_id, run_id)
             return state if state in {"success", "failed"} else None
 
         state: str = until(ended, seconds, f"the end of {dag_id} {run_id}")

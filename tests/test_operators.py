@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import timedelta
 
 import pytest
@@ -538,6 +539,23 @@ def test_a_killed_task_says_that_its_run_goes_on(platform, task, logged):
     said = logged()
     assert f"requestId {platform.sim.executions[0].request_id}" in said
     assert "cannot be cancelled and goes on" in said
+
+
+def test_a_task_killed_while_it_waits_on_the_worker_names_the_event_that_it_knows(platform, task, logged, monkeypatch):
+    op = operator()
+    platform.sim.add_agent("agent-1", run_seconds=500.0)
+
+    def killed_after_a_minute(seconds):
+        platform.pass_time(seconds)
+        if sum(platform.slept) > 60:
+            op.on_kill()
+            raise Killed
+
+    monkeypatch.setattr(time, "sleep", killed_after_a_minute)
+    with pytest.raises(Killed):
+        op.execute(task.context())
+    (mine,) = platform.sim.executions
+    assert f"requestId {mine.request_id}, event {mine.event_id}, if it was started" in logged()
 
 
 def test_a_killed_trigger_says_that_the_run_goes_on(platform, task, logged):

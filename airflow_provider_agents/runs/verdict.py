@@ -129,6 +129,14 @@ class Wait:
         return matching.candidates(self._bounds, self._seen.values(), settle=self.rules.settle)
 
     @property
+    def name(self) -> str:
+        """The run in words, with its event as far as that is known."""
+        if self.submission.event_id is not None or not self.events:
+            return self.submission.name
+        ids = ", ".join(event.id for event in self.events[:5])
+        return f"{self.submission.name}, {'event' if self.is_known else 'probably event'} {ids}"
+
+    @property
     def is_known(self) -> bool:
         """Whether exactly one event is the run's."""
         return len(self._chosen) == 1

@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import subprocess
+import sys
 
 import psycopg2
 import pytest
+from real_airflow import until
 
 pytestmark = pytest.mark.system
 
@@ -151,6 +154,36 @@ def test_clearing_a_finished_task_starts_a_new_run(airflow, simulator, deferred_
     assert len(after) == before + 1
     assert decoded(airflow.xcom("agent_deferred", run_id, "run_agent"))["id"] == after[-1]["eventId"]
     assert after[-1]["eventId"] != executions[0]["eventId"]
+
+
+def test_a_task_that_is_marked_failed_leaves_its_run_and_a_clear_takes_it_up_again(airflow, simulator):
+    simulator.control("POST", "agents", {"agent_id": "agent-killed", "run_seconds": 20.0})
+    run_id = airflow.trigger("system_killed")
+    airflow.wait_for_task("system_killed", run_id, "run", "deferred")
+    known = f": event {simulator.executions('agent-killed')[0]['eventId']} RUNNING"
+    until(lambda: known in airflow.log_text("system_killed", run_id, "run"), 30, "a look by the trigger")
+    (mine,) = simulator.executions("agent-killed")
+    airflow.set_task_state("system_killed", run_id, "run", "failed")
+    said = f"no longer waits for the run of agent agent-killed, requestId {mine['requestId']}, event {mine['eventId']}"
+    until(lambda: said in airflow.log_text("system_killed", run_id, "run"), 30, "the trigger's last words")
+    airflow.clear("system_killed", run_id)
+    assert airflow.wait_for_dag_run("system_killed", run_id) == "success"
+    assert decoded(airflow.xcom("system_killed", run_id, "run"))["id"] == mine["eventId"]
+    assert len(simulator.executions("agent-killed")) == 1
+
+
+def test_dag_test_runs_it_in_one_process(airflow, simulator, deferred_run):
+    before = len(simulator.executions("agent-prices"))
+    script = (
+        "from airflow.dag_processing.dagbag import DagBag\n"
+        "run = DagBag().get_dag('system_dag_test').test()\n"
+        "print('ended as', run.state)\n"
+    )
+    done = subprocess.run(  # noqa: S603 - our own interpreter and script
+        [sys.executable, "-c", script], env=airflow.env(), capture_output=True, text=True, check=False, timeout=120
+    )
+    assert "ended as success" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
+    assert len(simulator.executions("agent-prices")) == before + 1
 
 
 # Last in this file: by now there have been successes, failures, refusals and retries.

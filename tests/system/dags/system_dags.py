@@ -38,3 +38,9 @@ with DAG("system_timeout", start_date=START, schedule=None):
     ExecuteAgentOperator(
         task_id="run", agent_id="agent-slow", timeout=4.0, retries=2, retry_delay=timedelta(seconds=1), **QUICK
     )
+
+with DAG("system_killed", start_date=START, schedule=None):
+    ExecuteAgentOperator(task_id="run", agent_id="agent-killed", **QUICK)
+
+with DAG("system_dag_test", start_date=START, schedule=None):
+    ExecuteAgentOperator(task_id="run", agent_id="agent-prices", **QUICK)

@@ -1,0 +1,17 @@
+"""The short form of `make faults`: kills in a real Airflow on PostgreSQL, one run for each task all the same."""
+
+from __future__ import annotations
+
+import faults
+import pytest
+
+pytestmark = pytest.mark.system
+
+
+def test_no_kill_starts_a_second_run_or_changes_a_verdict(tmp_path):
+    names = ["post-not-acted", "post-acted", "on-worker", "triggerer"]
+    tallies = faults.run(names, tries=2, seed=1, home=tmp_path)
+    assert [tally.wrong for tally in tallies] == [[]] * len(names)
+    assert all(tally.hits for tally in tallies)
+    assert sum(tally.doubled for tally in tallies) == 0
+    assert sum(tally.right for tally in tallies) == sum(tally.tasks for tally in tallies) > len(names)
