@@ -69,7 +69,7 @@ def task():
 @pytest.fixture
 def logged(capsys, caplog):
     """What was logged so far: Airflow writes with structlog to the standard output, and before 3.1 with logging."""
-    return lambda: capsys.readouterr().out + caplog.text
+    return lambda: capsys.readouterr().out or caplog.text
 
 
 class Platform:

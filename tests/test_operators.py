@@ -163,7 +163,7 @@ def test_on_ambiguous_fail_takes_no_chances(platform, task, waiting):
     ("variable", "cause", "words"),
     [
         (None, InvalidConnectionError, "does not exist"),
-        ("agents://:sk-geheim@api.example?x=%zz&__extra__={", InvalidConnectionError, "not a JSON object"),
+        ("agents://:sk-geheim@api.example?x=%zz&__extra__={", InvalidConnectionError, "not a JSON object|cannot be read"),
         (connection("http://127.0.0.1:1", password=""), InvalidConnectionError, "no API key"),
         (connection("http://127.0.0.1:1", password="***"), InvalidConnectionError, "asterisks"),
         (connection("api.uragents.ai"), InvalidConnectionError, "has no scheme"),
