@@ -23,7 +23,7 @@ _EXTRAS: dict[str, tuple[str, str]] = {
     "proxy": ("Proxy", "URL of a proxy, such as http://proxy.example:3128. Default: the environment's settings."),
     "run_url": (
         "Run URL",
-        "Where a person can look at a run; {agent_id} and {event_id} are filled in. Shown in logs.",
+        "Where a person can look at a run; {agent_id} and {event_id} are filled in. Shown in the task's log.",
     ),
     "allow_plain_http": (
         "Allow plain http",

@@ -259,7 +259,10 @@ class ExecuteAgentOperator(BaseOperator):
             if record.generation != memory.generation or record.outcome not in {Outcome.COMPLETED, _SUBMITTED}:
                 return None  # cleared by a user, or the run failed: either way a new run is wanted
             self.log.info("An earlier try has seen the end of its run already; nothing new is started.")
-            return record.result if record.result is not None else submission
+            # The DAG may have changed between the tries: what was not waited for then is waited for now.
+            if record.result is None or (record.outcome == _SUBMITTED) == self.wait_for_completion:
+                return submission
+            return record.result
         if record.phase == Phase.SUBMITTING:
             self.log.warning(
                 "An earlier try died while it was starting a run of agent %s. Looking for that run first.",
@@ -391,6 +394,9 @@ class ExecuteAgentOperator(BaseOperator):
         ids = [event.id for event in verdict.events]
         if len(ids) == 1:
             self._push(context, "event_id", ids[0])
+            url = self._run_url(ids[0])
+            if url is not None:
+                self.log.info("Look at the run: %s", url)
         event = verdict.event
         if event is not None and verdict.outcome in {Outcome.COMPLETED, Outcome.FAILED}:
             self._push(context, "usage", usage_of(event, try_number=context["ti"].try_number))
@@ -408,6 +414,10 @@ class ExecuteAgentOperator(BaseOperator):
         if verdict.outcome == Outcome.FAILED:
             memory.save(Phase.ENDED, submission, outcome=verdict.outcome)
             what_now = "A retry starts a new run."
+        elif verdict.outcome == Outcome.AMBIGUOUS:
+            # Looking again would not tell them apart, so a user who clears the task wants a new run.
+            memory.save(Phase.ENDED, submission, outcome=verdict.outcome)
+            what_now = ""
         elif verdict.outcome == Outcome.NOT_FOUND:
             memory.save(Phase.DETACHED, submission)
             what_now = memory.next_try_after_loss
@@ -436,6 +446,12 @@ class ExecuteAgentOperator(BaseOperator):
 
     def _defer_timeout(self, deadline_at: datetime) -> timedelta:
         return max(deadline_at - _now(), timedelta(0)) + timedelta(seconds=self.poll_interval + _DEFER_MARGIN_SECONDS)
+
+    def _run_url(self, event_id: str) -> str | None:
+        try:
+            return AgentsHook(self.agents_conn_id).run_url(agent_id=self.agent_id, event_id=event_id)
+        except AgentsError:
+            return None  # a link is a comfort; what the run did is known already
 
     def _push(self, context: Context, key: str, value: Any) -> None:
         """Push an XCom; one that cannot be pushed must not lose a run that is paid for."""

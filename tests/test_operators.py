@@ -163,7 +163,11 @@ def test_on_ambiguous_fail_takes_no_chances(platform, task, waiting):
     ("variable", "cause", "words"),
     [
         (None, InvalidConnectionError, "does not exist"),
-        ("agents://:sk-geheim@api.example?x=%zz&__extra__={", InvalidConnectionError, "not a JSON object|cannot be read"),
+        (
+            "agents://:sk-geheim@api.example?x=%zz&__extra__={",
+            InvalidConnectionError,
+            "not a JSON object|cannot be read",
+        ),
         (connection("http://127.0.0.1:1", password=""), InvalidConnectionError, "no API key"),
         (connection("http://127.0.0.1:1", password="***"), InvalidConnectionError, "asterisks"),
         (connection("api.uragents.ai"), InvalidConnectionError, "has no scheme"),
@@ -402,6 +406,29 @@ def test_the_end_is_repeated_for_a_task_that_does_not_wait(platform, task):
     first = run(operator(wait_for_completion=False), task)
     assert run(operator(wait_for_completion=False), task) == first
     assert len(platform.executions()) == 1
+
+
+def test_a_task_that_is_told_to_wait_after_all_waits_for_the_run_that_it_started(platform, task, waiting):
+    run(operator(wait_for_completion=False), task)
+    assert [run(operator(**waiting), task)["id"]] == platform.executions()
+    assert run(operator(wait_for_completion=False), task)["agent_id"] == "agent-1"
+    assert len(platform.executions()) == 1
+
+
+def test_clearing_a_task_whose_run_could_not_be_told_apart_starts_a_new_run(platform, task):
+    platform.sim.add_agent("agent-1", schedule_every=1000.0, schedule_offset=2.0)
+    with pytest.raises(AirflowFailException, match="cannot be told apart"):
+        run(operator(on_ambiguous="fail"), task)
+    task.clear()
+    platform.sim.add_agent("agent-1")
+    assert run(operator(on_ambiguous="fail"), task)["id"] == platform.executions()[1]
+
+
+def test_a_connection_with_a_run_url_has_it_in_the_log(platform, task, waiting, monkeypatch, logged):
+    url = "https://app.example/{agent_id}/{event_id}"
+    monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", connection(platform.url, run_url=url))
+    event = run(operator(**waiting), task)
+    assert f"Look at the run: https://app.example/agent-1/{event['id']}" in logged()
 
 
 def test_clearing_a_finished_task_starts_a_new_run(platform, task, waiting):
