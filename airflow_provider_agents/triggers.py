@@ -17,7 +17,7 @@ from airflow_provider_agents.api.errors import (
     InvalidConnectionError,
     PermanentError,
     TemporaryError,
-    quote,
+    first_fault,
 )
 from airflow_provider_agents.api.models import ExecutionEvent
 from airflow_provider_agents.hooks import lease
@@ -53,11 +53,9 @@ class _Payload(BaseModel):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            place = ".".join(str(part) for part in fault["loc"]) or "value"
             raise UnknownTriggerEventError(
-                f"The trigger sent something that this version of the provider does not know ({quote(place, 60)}: "
-                f"{quote(fault['msg'], 100)}). Workers and triggerers must run the same version. The run is left as "
+                f"The trigger sent something that this version of the provider does not know ({first_fault(error)}). "
+                "Workers and triggerers must run the same version. The run is left as "
                 "it is: clear the task to take it up again."
             ) from None
 

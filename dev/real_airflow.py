@@ -32,7 +32,7 @@ COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 #: Airflow's key of each component in its health report.
 _HEALTH = {"scheduler": "scheduler", "triggerer": "triggerer", "dag-processor": "dag_processor"}
 _START_SECONDS = 180.0
-_STOP_SECONDS = 20.0
+_STOP_SECONDS = 8.0
 
 
 class RealAirflowError(Exception):
@@ -76,15 +76,15 @@ class Process:
     def __init__(self, command: list[str], env: Mapping[str, str], log: Path) -> None:
         self.log = log
         with log.open("ab") as output:
-            self._popen = subprocess.Popen(
+            self.popen = subprocess.Popen(
                 command, env=dict(env), stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )  # fmt: skip
-        self.pid = self._popen.pid
+        self.pid = self.popen.pid
 
     def is_alive(self) -> bool:
         """Whether its main process runs."""
-        return self._popen.poll() is None
+        return self.popen.poll() is None
 
     def family(self) -> list[psutil.Process]:
         """The process and all below it."""
@@ -99,16 +99,24 @@ class Process:
 
     def stop(self, seconds: float = _STOP_SECONDS) -> None:
         """End it and all below it: asked first, then killed after `seconds`."""
-        # Before it ends: what it leaves behind has no parent that leads to it, and may be in a group of its own.
-        family = self.family()
-        if seconds and self.is_alive():
-            self._popen.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._popen.wait(seconds)
-        for process in family:
+        stop_all([self], seconds)
+
+
+def stop_all(processes: Iterable[Process], seconds: float = _STOP_SECONDS) -> None:
+    """End processes and all below them at the same time: asked first, then killed after `seconds`."""
+    # Before they end: what one leaves behind has no parent that leads to it, and may be in a group of its own.
+    families = [(process, process.family()) for process in processes]
+    ends_at = time.monotonic() + seconds
+    for process, _ in families:
+        if seconds and process.is_alive():
+            process.popen.send_signal(signal.SIGTERM)
+    for process, family in families:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.popen.wait(max(0.0, ends_at - time.monotonic()))
+        for member in family:
             with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._popen.wait()
+                member.kill()
+        process.popen.wait()
 
 
 class Postgres:
@@ -284,8 +292,8 @@ class RealAirflow:
 
     def down(self) -> None:
         """Stop everything. May be repeated."""
-        for name in [*self._processes]:
-            self.stop(name)
+        stop_all(self._processes.values())
+        self._processes.clear()
         if self.postgres is not None:
             self.postgres.remove()
 

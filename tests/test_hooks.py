@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from datetime import UTC, datetime, timedelta
+from types import ModuleType
 
 import pytest
 from conftest import KEY, connection
@@ -276,11 +278,17 @@ def test_the_fields_of_the_form_have_no_defaults_and_are_text():
         assert field["description"]
 
 
-def test_the_widgets_for_older_airflow_name_the_same_fields():
-    pytest.importorskip("wtforms")
-    pytest.importorskip("flask_appbuilder")
+def test_the_widgets_for_older_airflow_are_the_same_fields(monkeypatch):
+    # Airflow 3.0 and 3.1 put stand-ins in the place of these two packages, which they no longer bring.
+    wtforms, widgets = ModuleType("wtforms"), ModuleType("flask_appbuilder.fieldwidgets")
+    wtforms.StringField = lambda label, description, widget: (label, description)
+    widgets.BS3TextFieldWidget = object
+    for module in (wtforms, ModuleType("flask_appbuilder"), widgets):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     (declared,) = get_provider_info()["connection-types"]
-    assert AgentsHook.get_connection_form_widgets().keys() == declared["conn-fields"].keys()
+    assert AgentsHook.get_connection_form_widgets() == {
+        name: (field["label"], field["description"]) for name, field in declared["conn-fields"].items()
+    }
 
 
 def test_airflow_lists_the_form_without_a_warning():

@@ -119,3 +119,22 @@ def test_the_simulators_answers_have_the_shape_of_the_pages_samples(fixture):
     sample = json.loads((ROOT / "tests" / "fixtures" / fixture).read_text())
     assert shape(json.loads(reply.body)) == shape(sample)
     assert reply.status == (202 if fixture == "execute_202.json" else 200)
+
+
+def test_the_readmes_dag_is_a_dag():
+    source = (ROOT / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    names = {}
+    exec(source.replace("\nprices()", "\nmade = prices()"), names)  # noqa: S102 - our own README
+    assert {task_id: task.downstream_task_ids for task_id, task in names["made"].task_dict.items()} == {
+        "run_agent": {"report"},
+        "report": set(),
+    }
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "example_dags").glob("*.py")), ids=lambda file: file.stem)
+def test_an_example_is_a_dag_of_its_files_name(file):
+    from airflow.dag_processing.dagbag import DagBag
+
+    bag = DagBag(file)
+    assert bag.import_errors == {}
+    assert list(bag.dags) == [file.stem]

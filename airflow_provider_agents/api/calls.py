@@ -28,6 +28,7 @@ from airflow_provider_agents.api.errors import (
     RequestRejectedError,
     ServerError,
     UnreadableAnswerError,
+    first_fault,
     quote,
 )
 from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent, Page
@@ -331,9 +332,7 @@ def read_answer(call: Call[T], status_code: int, headers: Mapping[str, str], bod
     try:
         return Answer(call.read(decoded), server_time)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in fault["loc"]) or "the answer"
-        reason = f"{quote(place, 80)}: {quote(fault['msg'])}"
+        reason = first_fault(error)
     except (KeyError, TypeError, IndexError):
         reason = f"no `data` in {type(decoded).__name__}"
     raise UnreadableAnswerError(

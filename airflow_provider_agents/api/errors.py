@@ -33,6 +33,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pydantic import ValidationError
+
 #: Characters of server-written text that a message may quote. Enough for a sentence, too little for a page.
 QUOTE_LIMIT = 200
 
@@ -43,6 +45,13 @@ def quote(text: str, limit: int = QUOTE_LIMIT) -> str:
     clean = "".join(c if c.isprintable() else " " for c in text[: limit * 4])
     clean = " ".join(clean.split())
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def first_fault(error: ValidationError) -> str:
+    """Where and why a value does not fit its model, without the value: the place, then what is wrong there."""
+    fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    place = ".".join(str(part) for part in fault["loc"]) or "the whole"
+    return f"{quote(place, 80)}: {quote(fault['msg'])}"
 
 
 class AgentsError(Exception):

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from airflow_provider_agents.api.errors import AgentsError, quote
+from airflow_provider_agents.api.errors import AgentsError, first_fault
 from airflow_provider_agents.runs.submission import Submission
 
 
@@ -74,10 +74,8 @@ class RunRecord(BaseModel):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            place = ".".join(str(part) for part in fault["loc"]) or "value"
             raise UnreadableRecordError(
-                f"The task's record of its run cannot be read ({quote(place, 60)}: {quote(fault['msg'], 100)}), so a "
+                f"The task's record of its run cannot be read ({first_fault(error)}), so a "
                 "run may already have been started. Look at the agent's runs; to start a new one, delete the task "
                 "state key 'agent_run' of this task instance, or set durable=False."
             ) from None

@@ -31,7 +31,7 @@ from airflow_provider_agents.api.errors import (
     ServerError,
     TemporaryError,
     UnreadableAnswerError,
-    quote,
+    first_fault,
 )
 from airflow_provider_agents.api.models import Accepted, ExecutionEvent, Page, Status
 from airflow_provider_agents.runs import matching
@@ -91,10 +91,8 @@ class Submission(BaseModel):
         try:
             submission = cls.model_validate(value)
         except ValidationError as error:
-            fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            place = ".".join(str(part) for part in fault["loc"]) or "value"
             raise InvalidArgumentError(
-                f"This is not the submission of an agent run ({quote(place, 60)}: {quote(fault['msg'], 100)}). Pass "
+                f"This is not the submission of an agent run ({first_fault(error)}). Pass "
                 "what ExecuteAgentOperator(wait_for_completion=False) returned, unchanged."
             ) from None
         check_agent_id(submission.agent_id)

@@ -5,7 +5,7 @@ It stands alone: it shares no code with the client that it is tried with, so tha
 
 from __future__ import annotations
 
-from airflow_provider_agents.simulator.app import mock_transport, running_server
+from airflow_provider_agents.simulator.app import asgi_app, mock_transport, running_server, serve
 from airflow_provider_agents.simulator.state import Execution, Fault, ManualClock, Reply, Run, Simulator, World
 
 __all__ = [
@@ -16,6 +16,8 @@ __all__ = [
     "Run",
     "Simulator",
     "World",
+    "asgi_app",
     "mock_transport",
     "running_server",
+    "serve",
 ]

@@ -8,18 +8,41 @@ import ipaddress
 import json
 import sys
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from airflow_provider_agents.simulator.app import listen, serve, url_of
+from airflow_provider_agents.simulator.app import serve
 from airflow_provider_agents.simulator.state import Simulator, World
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_HISTORY = 3
 _AGENTS = ["agent-123:8", "agent-prices:5", "agent-news:12", "agent-failing:5:FAILED"]
 
 
-def _arguments() -> argparse.Namespace:
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:  # noqa: PLR2004 - TCP
+        raise argparse.ArgumentTypeError("must be from 0 to 65535")
+    return port
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m airflow_provider_agents.simulator", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="an address of this machine (default %(default)s)")
-    parser.add_argument("--port", type=int, default=8099, help="0 takes a free one (default %(default)s)")
+    parser.add_argument(
+        "--allow-remote",
+        action="store_true",
+        help="take a --host that others can reach; they can then use the control routes, which need no key",
+    )
+    parser.add_argument("--port", type=_port, default=8099, help="0 takes a free one (default %(default)s)")
     parser.add_argument("--key", action="append", help="an API key that is accepted; repeatable (default demo-key)")
     parser.add_argument(
         "--agent",
@@ -27,8 +50,24 @@ def _arguments() -> argparse.Namespace:
         metavar="ID[:SECONDS[:STATUS]]",
         help=f"an agent, how long its runs take and how they end; repeatable (default {' '.join(_AGENTS)})",
     )
-    parser.add_argument("--world", type=json.loads, default={}, help="JSON of the World's knobs that are not callables")
-    return parser.parse_args()
+    parser.add_argument("--record-lag", type=float, metavar="S", help="seconds until an event can be seen")
+    parser.add_argument("--queue-seconds", type=float, metavar="S", help="seconds that a run is PENDING")
+    parser.add_argument(
+        "--world",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help="the World's knobs that are not callables; the two options above go before it",
+    )
+    return parser.parse_args(given)
+
+
+def _world(arguments: argparse.Namespace) -> World:
+    knobs = dict(arguments.world)
+    for name in ("record_lag", "queue_seconds"):
+        if getattr(arguments, name) is not None:
+            knobs[name] = getattr(arguments, name)
+    return World(**knobs)
 
 
 def _add_agent(simulator: Simulator, text: str) -> None:
@@ -40,23 +79,33 @@ def _add_agent(simulator: Simulator, text: str) -> None:
     if status:
         more["end_status"] = status
     simulator.add_agent(agent_id, **more)
-    simulator.add_history(agent_id, 3)
+    simulator.add_history(agent_id, _HISTORY)
 
 
-def main() -> int:
-    """Serve until interrupted; the exit status."""
-    arguments = _arguments()
+def main(given: Sequence[str] | None = None) -> int:
+    """Serve until interrupted.
+
+    Args:
+        given: the command's arguments; those of the process if None.
+
+    Returns:
+        The exit status: 0, 1 if the address cannot be listened on, 2 if the arguments or this machine will not do.
+    """
+    arguments = _arguments(given)
     for package in ("starlette", "uvicorn"):
         if importlib.util.find_spec(package) is None:
             print("The simulator's server needs: pip install 'airflow-provider-agents[simulator]'", file=sys.stderr)
             return 2
-    if arguments.host != "localhost" and not ipaddress.ip_address(arguments.host).is_loopback:
-        print("The simulator has control routes without a key, so it only listens on this machine.", file=sys.stderr)
+    if not (arguments.allow_remote or _is_loopback(arguments.host)):
+        print(
+            "The simulator has control routes without a key, so it only listens on this machine (or --allow-remote).",
+            file=sys.stderr,
+        )
         return 2
     try:
         simulator = Simulator(
             lambda: datetime.now(UTC),
-            world=World(**arguments.world),
+            world=_world(arguments),
             api_keys=tuple(arguments.key or ["demo-key"]),
         )
         for text in arguments.agent or _AGENTS:
@@ -65,12 +114,10 @@ def main() -> int:
         print(f"That makes no simulator: {error}", file=sys.stderr)
         return 2
     try:
-        listening = listen(arguments.host, arguments.port)
+        serve(simulator, arguments.host, arguments.port)
     except OSError as error:
         print(f"Cannot listen on {arguments.host}:{arguments.port}: {error.strerror}", file=sys.stderr)
         return 1
-    print(f"The agents platform is simulated at {url_of(listening)}", flush=True)
-    serve(simulator, listening)
     return 0
 
 

@@ -1,7 +1,7 @@
 """The simulator's HTTP face: as an httpx transport for tests, as a server for demos and whole-system tests.
 
 The server also has control routes under `/_simulator/`, without a key. They let a test in another process look at the
-truth and ask for faults, so the server must only ever listen on this machine.
+truth and ask for faults. Whoever reaches the server can use them, so it should only listen on this machine.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import signal
 import socket
 import threading
 from contextvars import ContextVar
@@ -50,13 +51,17 @@ def mock_transport(simulator: Simulator) -> httpx.MockTransport:
 
 
 def asgi_app(simulator: Simulator) -> Starlette:  # noqa: C901 - one small function for each route
-    """The simulator as an ASGI application, control routes included."""
+    """The simulator as an ASGI application, control routes included.
+
+    Only `serve` and `running_server` give it a connection that it can break: elsewhere a reset, and a hang that was
+    waited for to its end, is a `RuntimeError`, which no server makes an answer of the API's.
+    """
     from starlette.applications import Starlette
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 
     async def api(request: Request) -> Response:
-        path = request.scope["raw_path"].decode("ascii").partition("?")[0]
+        path = request.scope["raw_path"].decode("latin-1").partition("?")[0]
         reply = simulator.handle(request.method, path, dict(request.query_params), dict(request.headers))
         if reply.broken is not None:
             await _break(request, reply)
@@ -125,6 +130,8 @@ def asgi_app(simulator: Simulator) -> Starlette:  # noqa: C901 - one small funct
         return body
 
     def set_keys(body: list[str]) -> list[str]:
+        if not (isinstance(body, list) and all(isinstance(key, str) for key in body)):
+            raise TypeError("the keys must be a list of texts")
         simulator.api_keys = tuple(body)
         return body
 
@@ -151,8 +158,9 @@ async def _break(request: Request, reply: Reply) -> None:
             async with asyncio.timeout(_LONGEST_HANG_SECONDS):
                 while (await request.receive())["type"] != "http.disconnect":
                     pass
-    if transport is not None:
-        transport.abort()
+    if transport is None:
+        raise RuntimeError(f"this server cannot {reply.broken} a connection")
+    transport.abort()
 
 
 def _server(simulator: Simulator) -> Any:
@@ -182,10 +190,10 @@ def _server(simulator: Simulator) -> Any:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one.
+    """A listening socket, which the caller closes; port 0 takes a free one.
 
     Raises:
-        OSError: the port is taken.
+        OSError: the port is taken, or the host is none of this machine's.
     """
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
@@ -204,10 +212,28 @@ def url_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(simulator: Simulator, listening: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM."""
-    with contextlib.suppress(KeyboardInterrupt):
+def serve(simulator: Simulator, host: str = "127.0.0.1", port: int = 8099) -> None:
+    """Print the address, then serve until SIGINT or SIGTERM. For the main thread.
+
+    Args:
+        simulator: best on the real clock.
+        host: a name or address of this machine. The control routes need no key.
+        port: 0 takes a free one.
+
+    Raises:
+        OSError: the address cannot be listened on; a port that is taken, most often.
+    """
+    listening = listen(host, port)
+    # uvicorn hands each signal on to the handler that it found here, once it has shut down.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        print(f"The agents platform is simulated at {url_of(listening)}", flush=True)  # noqa: T201 - the command's
         _server(simulator).run(sockets=[listening])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        listening.close()
 
 
 @contextlib.contextmanager

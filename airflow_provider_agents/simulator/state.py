@@ -6,22 +6,58 @@ the clock, so nothing has to tick: ask at any time and see what is true then. No
 
 from __future__ import annotations
 
+import base64
 import bisect
+import heapq
+import itertools
 import json
+import math
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import unquote
 
 Clock = Callable[[], datetime]
 #: A number of seconds, or how to draw one for each run or request.
 Seconds = float | Callable[[random.Random], float]
 
-
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+#: Longer times (some 30 years) are mistakes, and would leave the range of a datetime.
+_MOST_SECONDS = 1e9
+_MOST_ROWS = 200
+#: Microseconds from 1970, within the range of a datetime.
+_FARTHEST = 2**53
+_HTTP_STATUSES = range(100, 600)
+
+
+# Knobs, faults and agents also come as JSON over the control routes: a wrong one is refused where it is set, not met
+# by a later request.
+
+
+def _check(ok: bool, name: str, wanted: str) -> None:
+    if not ok:
+        raise ValueError(f"{name} must be {wanted}")
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_seconds(value: object, least: float = 0.0) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= _MOST_SECONDS
+
+
+def _check_seconds(value: object, name: str) -> None:
+    _check(callable(value) or _is_seconds(value), name, "a number of seconds, 0 or more")
+
+
+def _check_status(value: object, name: str) -> None:
+    _check(callable(value) or (isinstance(value, str) and value != ""), name, "a status")
 
 
 class ManualClock:
@@ -39,7 +75,13 @@ class ManualClock:
         return self.now
 
     def advance(self, seconds: float) -> None:
-        """Move on by `seconds` (≥ 0)."""
+        """Move on by `seconds`.
+
+        Raises:
+            ValueError: they are negative.
+        """
+        if seconds < 0:
+            raise ValueError("time only moves on")
         self.now += timedelta(seconds=seconds)
 
 
@@ -50,7 +92,7 @@ class World:
     Attributes:
         record_lag: from acceptance until the run's event can be seen.
         created_at: whether `createdAt` is the moment of acceptance or of the record's appearing.
-        started_at_while_pending: whether a PENDING event has a `startedAt` already.
+        started_at_while_pending: whether `startedAt` is the moment of acceptance, so that a PENDING event has one.
         started_filter_keeps_pending: whether `startedAfter` and `startedBefore` let events without `startedAt` through.
         sort_by: the timestamp that "newest first" sorts by.
         nulls: where events without that timestamp stand.
@@ -61,7 +103,7 @@ class World:
         date_header: whether there is a `Date` header.
         agent_envelope: whether a single agent comes inside `data`.
         paused_executes: whether a paused agent can be executed; else 409.
-        page_rows: a page holds no more rows than this, however many are asked for.
+        page_rows: a page holds no more rows than this, however many are asked for, of events or of agents.
         empty_pages: so many empty pages, each with a token, come before the first row of a listing.
         repeated_token: every page has the same `nextToken`, for ever.
         endless_tokens: every page has a new `nextToken`, for ever.
@@ -71,8 +113,12 @@ class World:
         run_seconds: how long it is RUNNING.
         end_status: how it ends.
         extra_status: a status between PENDING and RUNNING that the page does not know, for half of the queue's time.
+        retention_seconds: for how long after its end an event is listed. None for ever.
         rate_limit: so many requests in so many seconds; more are answered 429. None for no limit.
         retry_after: how a 429 and a 503 say when to come back.
+
+    Raises:
+        ValueError: a knob has no such value; the message names it.
     """
 
     record_lag: Seconds = 0.0
@@ -98,9 +144,41 @@ class World:
     run_seconds: Seconds = 5.0
     end_status: str | Callable[[random.Random], str] = "COMPLETED"
     extra_status: str | None = None
+    retention_seconds: float | None = None
     rate_limit: tuple[int, float] | None = None
     retry_after: Literal["seconds", "date", "absent"] = "seconds"
 
+    def __post_init__(self) -> None:
+        for name in ("record_lag", "replica_lag", "queue_seconds", "run_seconds"):
+            _check_seconds(getattr(self, name), name)
+        for name in ("clock_skew", "gateway_skew"):
+            _check(_is_seconds(getattr(self, name), -_MOST_SECONDS), name, "a number of seconds")
+        for name, choices in _CHOICES.items():
+            _check(getattr(self, name) in choices, name, f"one of {', '.join(choices)}")
+        for name in _SWITCHES:
+            _check(isinstance(getattr(self, name), bool), name, "true or false")
+        _check(self.page_rows is None or _is_whole(self.page_rows, 1), "page_rows", "a number of rows, 1 or more")
+        _check(_is_whole(self.empty_pages, 0), "empty_pages", "a number of pages, 0 or more")
+        fields: object = self.extra_event_fields
+        _check(isinstance(fields, Mapping), "extra_event_fields", "a mapping")
+        _check_status(self.end_status, "end_status")
+        extra: object = self.extra_status
+        _check(extra is None or (isinstance(extra, str) and extra != ""), "extra_status", "a status")
+        kept = self.retention_seconds
+        _check(kept is None or _is_seconds(kept), "retention_seconds", "a number of seconds, 0 or more")
+        limit: object = self.rate_limit
+        if limit is not None:
+            match limit:
+                case [requests, seconds]:
+                    ok = _is_whole(requests, 0) and _is_seconds(seconds) and seconds != 0
+                case _:
+                    ok = False
+            _check(ok, "rate_limit", "a pair: requests (0 or more), seconds (above 0)")
+
+
+_HINTS = get_type_hints(World)
+_CHOICES = {name: get_args(hint) for name, hint in _HINTS.items() if get_origin(hint) is Literal}
+_SWITCHES = [name for name, hint in _HINTS.items() if hint is bool]
 
 FaultKind = Literal[
     "status",
@@ -134,6 +212,9 @@ class Fault:
         times: how many requests; None for all from now on.
         skip: let so many matching requests through first.
         headers: added to the answer.
+
+    Raises:
+        ValueError: a field has no such value; the message names it.
     """
 
     kind: FaultKind
@@ -144,6 +225,21 @@ class Fault:
     times: int | None = 1
     skip: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        kinds = get_args(FaultKind)
+        _check(self.kind in kinds, "kind", f"one of {', '.join(kinds)}")
+        _check(_is_whole(self.status, 0) and self.status in _HTTP_STATUSES, "status", "from 100 to 599")
+        worked: object = self.worked
+        _check(isinstance(worked, bool), "worked", "true or false")
+        for name in ("method", "path"):
+            text = getattr(self, name)
+            _check(text is None or isinstance(text, str), name, "a text")
+        _check(self.times is None or _is_whole(self.times, 1), "times", "1 or more, or none for all")
+        _check(_is_whole(self.skip, 0), "skip", "0 or more")
+        headers: object = self.headers
+        ok = isinstance(headers, Mapping) and all(isinstance(part, str) for pair in headers.items() for part in pair)
+        _check(ok, "headers", "a mapping of texts")
 
 
 @dataclass(frozen=True)
@@ -176,26 +272,34 @@ class Request:
     at: datetime
 
 
+_ERROR = "the agent could not finish its task"
+
+
 @dataclass
 class Agent:
     """An agent, and how its runs go."""
 
     id: str
+    number: int
     name: str
     created_at: datetime
     status: str = "ACTIVE"
     queue_seconds: Seconds | None = None
     run_seconds: Seconds | None = None
     end_status: str | Callable[[random.Random], str] | None = None
-    error: str = "the agent could not finish its task"
+    error: str = _ERROR
     schedule_every: float | None = None
     next_scheduled: datetime | None = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: every moment of its life, decided when it is accepted. Moments are on the server's clock."""
+    """One run: every moment of its life, decided when it is accepted. Moments are on the server's clock.
 
+    `number` counts runs in the order in which they were made: of two runs accepted at one moment the higher is newer.
+    """
+
+    number: int
     event_id: str
     request_id: str
     agent_id: str
@@ -217,6 +321,39 @@ class Run:
         if world.extra_status is not None and now >= self.accepted_at + (self.started_at - self.accepted_at) / 2:
             return world.extra_status
         return "PENDING"
+
+
+#: Where an event stands in a listing: whether its time is null, its time in microseconds, its run's number.
+_Place = tuple[int, int, int]
+
+
+def _microseconds(moment: datetime) -> int:
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+class _Timeline:
+    """Runs in the order of their acceptance.
+
+    No event's time is before its run's acceptance, nor more than `span` after it. So an order or a filter by any of
+    these times needs only the runs near it, however long the timeline is.
+    """
+
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+        self.span = timedelta()
+        self.end_statuses: set[str] = set()
+
+    def add(self, run: Run) -> None:
+        bisect.insort(self.runs, run, key=lambda other: (other.accepted_at, other.number))
+        self.span = max(self.span, run.visible_at - run.accepted_at, run.ended_at - run.accepted_at)
+        self.end_statuses.add(run.end_status)
+
+    def newest_first(self, until: datetime | None) -> Iterator[Run]:
+        """Runs that were accepted at or before `until`, or all."""
+        last = len(self.runs)
+        if until is not None:
+            last = bisect.bisect_right(self.runs, until, key=lambda run: run.accepted_at)
+        return map(self.runs.__getitem__, range(last - 1, -1, -1))
 
 
 def _draw(value: Seconds, rng: random.Random) -> float:
@@ -262,12 +399,14 @@ class Simulator:
         self.executions: list[Execution] = []
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
+        self._event_ids: dict[str, str] = {}
         self._agents: dict[str, Agent] = {}
         self._runs: dict[str, Run] = {}
-        # Sorted by acceptance; the order of a listing is decided per page, near its place.
-        self._by_agent: dict[str, list[Run]] = {}
-        self._all: list[Run] = []
-        self._recent: list[datetime] = []
+        self._by_agent: dict[str, _Timeline] = {}
+        self._all = _Timeline()
+        self._next_due: datetime | None = None
+        self._recent: deque[datetime] = deque()
+        self._agent_count = 0
         self._rng = random.Random(seed)  # noqa: S311 - a simulation
         self._numbers = 0
 
@@ -286,33 +425,75 @@ class Simulator:
         queue_seconds: Seconds | None = None,
         run_seconds: Seconds | None = None,
         end_status: str | Callable[[random.Random], str] | None = None,
-        error: str = "the agent could not finish its task",
+        error: str | None = None,
         schedule_every: float | None = None,
         schedule_offset: float = 0.0,
     ) -> None:
-        """Add an agent, or replace it. With `schedule_every` seconds, the platform starts runs of it by itself."""
+        """Add an agent, or replace it, which leaves its runs as they are.
+
+        Args:
+            agent_id: not empty.
+            name: the id if None.
+            status: `ACTIVE`, `PAUSED` or `DELETED`.
+            queue_seconds: how long its runs are PENDING; the world's if None.
+            run_seconds: how long its runs are RUNNING; the world's if None.
+            end_status: how its runs end; the world's if None.
+            error: the `error` of its runs that do not end COMPLETED.
+            schedule_every: the platform starts a run by itself once in so many seconds (above 0); None for never.
+            schedule_offset: seconds from now to the first of those.
+
+        Raises:
+            ValueError: an argument has no such value; the message names it.
+        """
+        for label, text in (("agent_id", agent_id), ("name", name or agent_id), ("status", status)):
+            _check(isinstance(text, str) and text != "", label, "a text that is not empty")
+        _check(error is None or isinstance(error, str), "error", "a text")
+        for label, seconds in (("queue_seconds", queue_seconds), ("run_seconds", run_seconds)):
+            if seconds is not None:
+                _check_seconds(seconds, label)
+        if end_status is not None:
+            _check_status(end_status, "end_status")
+        ok = schedule_every is None or (_is_seconds(schedule_every) and schedule_every > 0)
+        _check(ok, "schedule_every", "a number of seconds, above 0")
+        _check(_is_seconds(schedule_offset), "schedule_offset", "a number of seconds, 0 or more")
+        # What the agent that is replaced has started by now is still its own.
+        self._run_schedules()
         now = self.now()
         first = None if schedule_every is None else now + timedelta(seconds=schedule_offset)
+        known = self._agents.get(agent_id)
+        self._agent_count += known is None
         self._agents[agent_id] = Agent(
             agent_id,
+            self._agent_count if known is None else known.number,
             name or agent_id,
             now,
             status,
             queue_seconds,
             run_seconds,
             end_status,
-            error,
+            _ERROR if error is None else error,
             schedule_every,
             first,
         )
-        self._by_agent.setdefault(agent_id, [])
+        self._by_agent.setdefault(agent_id, _Timeline())
+        if first is not None:
+            self._next_due = first if self._next_due is None else min(self._next_due, first)
 
     def remove_agent(self, agent_id: str) -> None:
-        """Delete an agent; its runs are forgotten with it."""
+        """Delete an agent. Its runs are listed no more; what is true of them can still be asked.
+
+        Raises:
+            KeyError: there is no such agent.
+        """
+        self._run_schedules()
         del self._agents[agent_id]
 
     def start_scheduled_run(self, agent_id: str) -> str:
-        """Start a run as the platform's schedule would, now. Returns its event's id."""
+        """Start a run as the platform's schedule would, now. Returns its event's id.
+
+        Raises:
+            KeyError: there is no such agent.
+        """
         return self._start(self._agents[agent_id], "schedule", self.now()).event_id
 
     def add_history(
@@ -331,8 +512,12 @@ class Simulator:
             self._start(agent, "schedule", accepted, queue=0.0, run=run_seconds, end_status=end_status, lag=0.0)
 
     def event_of(self, request_id: str) -> str:
-        """The id of the event of the run that a request started."""
-        return next(done.event_id for done in reversed(self.executions) if done.request_id == request_id)
+        """The id of the event of the run that a request started.
+
+        Raises:
+            KeyError: no request of this id was accepted.
+        """
+        return self._event_ids[request_id]
 
     def truth(self, event_id: str) -> Run:
         """A run, whatever a listing shows of it."""
@@ -346,12 +531,14 @@ class Simulator:
         """Every run and its status now, oldest first."""
         self._run_schedules()
         now = self.now()
-        return [(run, run.status_at(now, self.world)) for run in self._all]
+        return [(run, run.status_at(now, self.world)) for run in self._all.runs]
 
-    def count(self, method: str | None = None, path_prefix: str = "") -> int:
+    def count(self, method: str | None = None, path_prefix: str | None = None) -> int:
         """How many requests of a method, and of paths that begin so, were received."""
         return sum(
-            1 for request in self.requests if method in (None, request.method) and request.path.startswith(path_prefix)
+            1
+            for request in self.requests
+            if method in (None, request.method) and request.path.startswith(path_prefix or "")
         )
 
     # --- runs ---
@@ -384,6 +571,7 @@ class Simulator:
         request_id = self._id("req")
         started_at = accepted_at + timedelta(seconds=queue)
         made = Run(
+            number=len(self._runs),
             event_id=request_id if world.request_id == "id" else self._id("event"),
             request_id=request_id,
             agent_id=agent.id,
@@ -397,38 +585,49 @@ class Simulator:
             steps=1 + int(run // 2),
         )
         self._runs[made.event_id] = made
-        for runs in (self._all, self._by_agent[agent.id]):
-            bisect.insort(runs, made, key=lambda r: r.accepted_at)
+        for timeline in (self._all, self._by_agent[agent.id]):
+            timeline.add(made)
         return made
 
     def _run_schedules(self) -> None:
         now = self.now()
+        if self._next_due is None or self._next_due > now:
+            return
         for agent in self._agents.values():
             while agent.next_scheduled is not None and agent.schedule_every and agent.next_scheduled <= now:
                 self._start(agent, "schedule", agent.next_scheduled)
                 agent.next_scheduled += timedelta(seconds=agent.schedule_every)
+        due = (agent.next_scheduled for agent in self._agents.values())
+        self._next_due = min((moment for moment in due if moment is not None), default=None)
+
+    def _time_of(self, run: Run, now: datetime, name: str) -> datetime | None:
+        if name == "startedAt":
+            if self.world.started_at_while_pending:
+                return run.accepted_at
+            return run.started_at if now >= run.started_at else None
+        created_at = run.accepted_at if self.world.created_at == "accepted" else run.visible_at
+        if name == "createdAt" or now < run.started_at:
+            return created_at
+        return max(created_at, run.ended_at if now >= run.ended_at else run.started_at)
 
     def _event(self, run: Run, now: datetime) -> dict[str, Any]:
         world = self.world
         status = run.status_at(now, world)
         begun = now >= run.started_at
         over = now >= run.ended_at
-        created_at = run.accepted_at if world.created_at == "accepted" else run.visible_at
-        started_at = run.started_at if begun else (created_at if world.started_at_while_pending else None)
-        updated_at = max(created_at, run.ended_at if over else run.started_at if begun else created_at)
         event: dict[str, Any] = {
             "id": run.event_id,
             "agentId": run.agent_id,
             "userId": "user-789",
             "status": status,
-            "startedAt": _iso(started_at),
+            "startedAt": _iso(self._time_of(run, now, "startedAt")),
             "completedAt": _iso(run.ended_at) if over else None,
             "error": run.error if over and status != "COMPLETED" else None,
             "finalModel": "claude-3-7-sonnet" if over else None,
             "browserStepCount": run.steps if over else 0,
             "browserSessionSeconds": round((min(now, run.ended_at) - run.started_at).total_seconds()) if begun else 0,
-            "createdAt": _iso(created_at),
-            "updatedAt": _iso(updated_at),
+            "createdAt": _iso(self._time_of(run, now, "createdAt")),
+            "updatedAt": _iso(self._time_of(run, now, "updatedAt")),
         }
         if world.request_id == "field" and run.by == "execute":
             event["requestId"] = run.request_id
@@ -465,13 +664,13 @@ class Simulator:
             if (fault.method or method) != method or (fault.path or "") not in path:
                 continue
             if fault.skip:
-                self.faults[index] = _changed(fault, skip=fault.skip - 1)
+                self.faults[index] = replace(fault, skip=fault.skip - 1)
                 continue
             if fault.times is not None:
                 if fault.times <= 1:
                     del self.faults[index]
                 else:
-                    self.faults[index] = _changed(fault, times=fault.times - 1)
+                    self.faults[index] = replace(fault, times=fault.times - 1)
             return fault
         return None
 
@@ -518,7 +717,7 @@ class Simulator:
     def _error(self, status: int, message: str, more: Mapping[str, str] | None = None) -> Reply:
         headers = self._headers("application/json" if self.world.error_body == "json" else "text/plain")
         if status in {429, 503} and self.world.retry_after != "absent":
-            seconds = int(self.world.rate_limit[1]) if self.world.rate_limit else 1
+            seconds = math.ceil(self.world.rate_limit[1]) if self.world.rate_limit else 1
             moment = self.now() + timedelta(seconds=self.world.gateway_skew + seconds)
             headers["Retry-After"] = (
                 str(seconds)
@@ -539,7 +738,8 @@ class Simulator:
             return
         requests, seconds = self.world.rate_limit
         now = self.clock()
-        self._recent = [at for at in self._recent if now - at < timedelta(seconds=seconds)]
+        while self._recent and now - self._recent[0] >= timedelta(seconds=seconds):
+            self._recent.popleft()
         if len(self._recent) >= requests:
             raise _BadRequestError(429, "too many requests")
         self._recent.append(now)
@@ -564,7 +764,9 @@ class Simulator:
                 return 200, self._list_events(self._by_agent[self._agent(agent_id).id], query)
             case "GET", ["v1", "events"]:
                 wanted = query.get("agentId")
-                return 200, self._list_events(self._all if wanted is None else self._by_agent.get(wanted, []), query)
+                return 200, self._list_events(
+                    self._all if wanted is None else self._by_agent.get(wanted, _Timeline()), query
+                )
             case _, ["v1", "agents"] | ["v1", "events"] | ["v1", "agents", _] | [
                 "v1",
                 "agents",
@@ -597,6 +799,7 @@ class Simulator:
             raise _BadRequestError(409, "the agent is paused")
         run = self._start(agent, "execute", self.now())
         self.executions.append(Execution(agent.id, run.request_id, run.event_id, run.accepted_at))
+        self._event_ids[run.request_id] = run.event_id
         return {
             "data": {
                 "message": "Execution started. Poll events for status.",
@@ -606,70 +809,159 @@ class Simulator:
         }
 
     def _list_agents(self, query: Mapping[str, str]) -> dict[str, Any]:
-        limit = _whole_number(query, "limit", 100)
-        agents = [agent for agent in reversed(self._agents.values()) if agent.status != "DELETED"]
-        start = _offset(query)
-        rows = agents[start : start + limit]
-        token = str(start + limit) if start + limit < len(agents) else None
-        return {"data": [self._agent_json(agent) for agent in rows], "nextToken": token}
+        def page(limit: int, place: _Place | None) -> list[tuple[_Place, dict[str, Any]]]:
+            rows = (
+                ((0, 0, agent.number), agent)
+                for agent in reversed(self._agents.values())
+                if agent.status != "DELETED" and (place is None or agent.number < place[2])
+            )
+            return [(key, self._agent_json(agent)) for key, agent in itertools.islice(rows, limit)]
 
-    def _list_events(self, runs: list[Run], query: Mapping[str, str]) -> dict[str, Any]:  # noqa: C901 - one listing
-        world = self.world
-        limit = _whole_number(query, "limit", 50)
-        limit = min(limit, world.page_rows) if world.page_rows is not None else limit
+        return self._paged(query, 100, page)
+
+    def _list_events(self, timeline: _Timeline, query: Mapping[str, str]) -> dict[str, Any]:
         status = query.get("status")
         if status == "":
             raise _BadRequestError(400, "status is empty")
         after, before = _moment(query, "startedAfter"), _moment(query, "startedBefore")
+
+        def page(limit: int, place: _Place | None) -> list[tuple[_Place, dict[str, Any]]]:
+            now = self.now() - timedelta(seconds=_draw(self.world.replica_lag, self._rng))
+            listing = _Listing(self, timeline, now, status, after, before, place)
+            return [(key, self._event(run, now)) for key, run in listing.first(limit)]
+
+        return self._paged(query, 50, page)
+
+    def _paged(
+        self,
+        query: Mapping[str, str],
+        default: int,
+        page: Callable[[int, _Place | None], list[tuple[_Place, dict[str, Any]]]],
+    ) -> dict[str, Any]:
+        world = self.world
+        limit = _limit(query, default)
+        limit = min(limit, world.page_rows) if world.page_rows is not None else limit
         token = query.get("nextToken", "")
         if world.endless_tokens:
             return {"data": [], "nextToken": f"{token or 'x'}x"}
         empties, place = _read_token(token)
         if empties < world.empty_pages:
             return {"data": [], "nextToken": _token(empties + 1, place)}
-
-        now = self.now() - timedelta(seconds=_draw(world.replica_lag, self._rng))
-        rows: list[tuple[tuple[int, float, str], dict[str, Any]]] = []
-        for run in reversed(runs):
-            if run.visible_at > now or run.agent_id not in self._agents:
-                continue
-            if status is not None and run.status_at(now, world) != status:
-                continue
-            event = self._event(run, now)
-            if not _started_between(event, after, before, keep_pending=world.started_filter_keeps_pending):
-                continue
-            key = self._sort_key(event)
-            # A place in the order, not a number of rows: it stays good when newer events arrive.
-            if place is not None and key >= place:
-                continue
-            rows.append((key, event))
-            # Runs come newest accepted first. Where that is the order of the listing, the rest need not be looked at.
-            if len(rows) > limit and world.sort_by == "createdAt" and world.created_at == "accepted":
-                break
-        rows.sort(key=lambda row: row[0], reverse=True)
-        page = rows[:limit]
-        next_token = _token(empties, page[-1][0]) if len(rows) > limit else None
+        # One more than asked for tells whether there is a next page.
+        rows = page(limit + 1, place)
+        # A place in the order, not a number of rows: it stays good when newer events arrive.
+        next_token = _token(empties, rows[limit - 1][0]) if len(rows) > limit else None
         if world.repeated_token:
             next_token = "again"  # noqa: S105 - a page's token is no secret
-        return {"data": [event for _, event in page], "nextToken": next_token}
-
-    def _sort_key(self, event: dict[str, Any]) -> tuple[int, float, str]:
-        text = event[self.world.sort_by]
-        if text is None:
-            return (1 if self.world.nulls == "first" else -1, 0.0, event["id"])
-        return (0, (datetime.fromisoformat(text) - _EPOCH).total_seconds(), event["id"])
+        return {"data": [row for _, row in rows[:limit]], "nextToken": next_token}
 
 
-def _changed(fault: Fault, **fields: Any) -> Fault:
-    return Fault(**{**fault.__dict__, **fields})
+@dataclass(frozen=True)
+class _Listing:
+    """One listing of events: what is in it, and in which order, at one moment."""
+
+    simulator: Simulator
+    timeline: _Timeline
+    now: datetime
+    status: str | None
+    after: datetime | None
+    before: datetime | None
+    place: _Place | None
+
+    def first(self, count: int) -> list[tuple[_Place, Run]]:
+        """The newest `count` rows below the place, newest first."""
+        newest: list[tuple[_Place, Run]] = []
+        span, oldest = self.timeline.span, self._oldest_end()
+        for run in self.timeline.newest_first(self._newest_acceptance()):
+            # This run and all that follow it ended before what is asked for.
+            if oldest is not None and run.accepted_at + span < oldest:
+                break
+            # They stand below the rows that there are.
+            if len(newest) == count and self._highest_key(run.accepted_at) < newest[0][0]:
+                break
+            if not self._holds(run):
+                continue
+            key = self._key(run)
+            if self.place is not None and key >= self.place:
+                continue
+            # Two keys are never equal, so that runs are not compared.
+            if len(newest) < count:
+                heapq.heappush(newest, (key, run))
+            else:
+                heapq.heappushpop(newest, (key, run))
+        return sorted(newest, key=lambda row: row[0], reverse=True)
+
+    def _holds(self, run: Run) -> bool:
+        simulator, now = self.simulator, self.now
+        world = simulator.world
+        if run.visible_at > now or run.agent_id not in simulator._agents:  # noqa: SLF001 - a part of the simulator
+            return False
+        if world.retention_seconds is not None and run.ended_at + timedelta(seconds=world.retention_seconds) <= now:
+            return False
+        if self.status is not None and run.status_at(now, world) != self.status:
+            return False
+        if self.after is None and self.before is None:
+            return True
+        started = self._time_of(run, "startedAt")
+        if started is None:
+            return world.started_filter_keeps_pending
+        # As it is shown, so that the startedAt of an event, given as a bound, leaves that event out.
+        started = started.replace(microsecond=started.microsecond // 1000 * 1000)
+        return (self.after is None or started > self.after) and (self.before is None or started < self.before)
+
+    def _time_of(self, run: Run, name: str) -> datetime | None:
+        return self.simulator._time_of(run, self.now, name)  # noqa: SLF001 - a part of the simulator
+
+    def _key(self, run: Run) -> _Place:
+        moment = self._time_of(run, self.simulator.world.sort_by)
+        if moment is None:
+            return (1 if self.simulator.world.nulls == "first" else -1, 0, run.number)
+        return (0, _microseconds(moment), run.number)
+
+    def _highest_key(self, accepted_at: datetime) -> _Place:
+        """Above the key of any run that was accepted then or before."""
+        world = self.simulator.world
+        if world.sort_by == "createdAt" and world.created_at == "accepted":
+            return (0, _microseconds(accepted_at) + 1, 0)
+        latest = accepted_at + self.timeline.span
+        if world.sort_by == "startedAt" and world.nulls == "first" and latest > self.now:
+            return (2, 0, 0)
+        return (0, _microseconds(latest) + 1, 0)
+
+    def _newest_acceptance(self) -> datetime | None:
+        """No run that was accepted later is in the listing; None if there is no such bound."""
+        world, bounds = self.simulator.world, []
+        if self.before is not None and not world.started_filter_keeps_pending:
+            # Times are compared in whole milliseconds, as they are shown.
+            bounds.append(min(self.before, self.now) + timedelta(milliseconds=1))
+        # Where nulls come last, a run that was just accepted may follow any other.
+        if (
+            self.place is not None
+            and self.place[0] == 0
+            and not (world.sort_by == "startedAt" and world.nulls == "last")
+        ):
+            bounds.append(_EPOCH + self.place[1] * _MICROSECOND)
+        return min(bounds, default=None)
+
+    def _oldest_end(self) -> datetime | None:
+        """No run all of whose times are before this is in the listing; None if there is no such bound."""
+        world, bounds = self.simulator.world, []
+        if self.after is not None:
+            bounds.append(min(self.after, self.now))
+        if self.status is not None and self.status not in self.timeline.end_statuses:
+            bounds.append(self.now)
+        if world.retention_seconds is not None:
+            bounds.append(self.now - timedelta(seconds=world.retention_seconds))
+        return max(bounds, default=None)
 
 
-def _whole_number(query: Mapping[str, str], name: str, default: int) -> int:
-    text = query.get(name)
+def _limit(query: Mapping[str, str], default: int) -> int:
+    text = query.get("limit")
     if text is None:
         return default
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 200):  # noqa: PLR2004 - the API's page
-        raise _BadRequestError(400, f"{name} must be from 1 to 200")
+    # No more digits than int() takes.
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= _MOST_ROWS):  # noqa: PLR2004
+        raise _BadRequestError(400, f"limit must be from 1 to {_MOST_ROWS}")
     return int(text)
 
 
@@ -684,33 +976,20 @@ def _moment(query: Mapping[str, str], name: str) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
-def _offset(query: Mapping[str, str]) -> int:
-    text = query.get("nextToken", "0")
-    if not (text.isascii() and text.isdigit()):
-        raise _BadRequestError(400, "nextToken is not valid")
-    return int(text)
+def _token(empties: int, place: _Place | None) -> str:
+    return base64.urlsafe_b64encode(json.dumps([empties, *(place or ())]).encode()).decode()
 
 
-def _token(empties: int, place: tuple[int, float, str] | None) -> str:
-    return json.dumps([empties, place])
-
-
-def _read_token(token: str) -> tuple[int, tuple[int, float, str] | None]:
+def _read_token(token: str) -> tuple[int, _Place | None]:
     if token in {"", "again"}:
         return 0, None
     try:
-        empties, place = json.loads(token)
-        return int(empties), None if place is None else (int(place[0]), float(place[1]), str(place[2]))
-    except (ValueError, TypeError, IndexError):
-        raise _BadRequestError(400, "nextToken is not valid") from None
-
-
-def _started_between(
-    event: dict[str, Any], after: datetime | None, before: datetime | None, *, keep_pending: bool
-) -> bool:
-    if after is None and before is None:
-        return True
-    if event["startedAt"] is None:
-        return keep_pending
-    started = datetime.fromisoformat(event["startedAt"])
-    return (after is None or started > after) and (before is None or started < before)
+        numbers = json.loads(base64.urlsafe_b64decode(token))
+    except (ValueError, RecursionError):
+        numbers = None
+    match numbers:
+        case [int(empties)]:
+            return empties, None
+        case [int(empties), int(rank), int(microseconds), int(number)] if abs(microseconds) < _FARTHEST:
+            return empties, (rank, microseconds, number)
+    raise _BadRequestError(400, "nextToken is not valid")

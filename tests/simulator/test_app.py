@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from datetime import UTC, datetime
 
 import httpx
 import pytest
 
-from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, mock_transport, running_server
+from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, asgi_app, mock_transport, running_server
 
 KEY = {"X-Api-Key": "test-key"}
 
@@ -38,18 +36,21 @@ def test_an_encoded_slash_stays_in_its_place(http):
     assert http.get("/v1/agents/a%2Fevents").status_code == 404
 
 
-def test_a_reset_breaks_the_connection_without_an_answer(http, sim):
-    sim.faults.append(Fault(kind="reset_after"))
-    with pytest.raises(httpx.TransportError):
+@pytest.mark.parametrize(("kind", "worked"), [("reset_before", 0), ("reset_after", 1)])
+def test_a_reset_breaks_the_connection_without_an_answer(http, sim, kind, worked):
+    sim.faults.append(Fault(kind=kind))
+    with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
         http.post("/v1/agents/a/execute")
-    assert len(sim.executions) == 1
+    assert len(sim.executions) == worked
     assert http.get("/v1/agents").status_code == 200
 
 
-def test_a_hang_is_ended_by_the_client_that_gives_up(http, sim):
-    sim.faults.append(Fault(kind="hang_before"))
+@pytest.mark.parametrize(("kind", "worked"), [("hang_before", 0), ("hang_after", 1)])
+def test_a_hang_is_ended_by_the_client_that_gives_up(http, sim, kind, worked):
+    sim.faults.append(Fault(kind=kind))
     with pytest.raises(httpx.ReadTimeout):
-        http.get("/v1/agents", timeout=0.2)
+        http.post("/v1/agents/a/execute", timeout=0.2)
+    assert len(sim.executions) == worked
     assert http.get("/v1/agents").status_code == 200
 
 
@@ -80,12 +81,33 @@ def test_the_control_routes_tell_the_truth_and_change_the_world(http, sim):
         ("POST", "runs", {"agentId": "nobody"}),
         ("PATCH", "world", {"gravity": 1}),
         ("POST", "faults", "x"),
+        ("POST", "faults", {"kind": "earthquake"}),
+        ("POST", "faults", {"kind": "status", "status": "503"}),
+        ("POST", "faults", {"kind": "status", "times": 0}),
+        ("POST", "faults", {"kind": "status", "headers": {"Retry-After": 5}}),
+        ("POST", "agents", {"agent_id": "b", "run_seconds": "3"}),
+        ("POST", "agents", {"agent_id": "b", "schedule_every": 0}),
+        ("POST", "agents", {"agent_id": ["b"]}),
+        ("POST", "agents", ["b"]),
+        ("POST", "runs", ["a"]),
+        ("PATCH", "world", {"record_lag": "soon"}),
+        ("PATCH", "world", {"sort_by": "colour"}),
+        ("PUT", "keys", "abc"),
+        ("PUT", "keys", [1]),
     ],
 )
-def test_a_control_that_makes_no_sense_is_a_400_that_says_why(http, method, path, body):
-    answer = http.request(method, f"/_simulator/{path}", json=body)
-    assert answer.status_code == 400
-    assert answer.json()["error"]
+async def test_a_control_that_makes_no_sense_is_a_400_that_says_why_and_changes_nothing(sim, method, path, body):
+    async with httpx.AsyncClient(
+        base_url="http://sim", headers=KEY, transport=httpx.ASGITransport(asgi_app(sim))
+    ) as api:
+        answer = await api.request(method, f"/_simulator/{path}", json=body)
+        assert answer.status_code == 400
+        assert answer.json()["error"]
+        assert (await api.get("/v1/agents/a/events")).json() == {"data": [], "nextToken": None}
+
+
+def test_a_control_that_is_no_json_is_a_400(http):
+    assert http.post("/_simulator/faults", content=b"{").status_code == 400
 
 
 def test_as_a_transport_a_reset_and_a_hang_are_what_httpx_makes_of_them():
@@ -99,31 +121,27 @@ def test_as_a_transport_a_reset_and_a_hang_are_what_httpx_makes_of_them():
     assert client.get("/v1/agents").json() == {"data": [], "nextToken": None}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "words"),
-    [
-        (["--host", "0.0.0.0"], 2, "only listens on this machine"),  # noqa: S104 - the point
-        (["--world", '{"gravity": 1}'], 2, "makes no simulator"),
-        (["--agent", "a:soon"], 2, "makes no simulator"),
-    ],
-)
-def test_the_command_refuses_what_it_cannot_do(arguments, status, words):
-    command = [sys.executable, "-m", "airflow_provider_agents.simulator", "--port", "0", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603 - our own
-    assert done.returncode == status
-    assert words in done.stderr
+async def test_as_a_transport_it_serves_both_kinds_of_client():
+    sim = Simulator(ManualClock())
+    sim.add_agent("a/b")
+    async with httpx.AsyncClient(base_url="http://sim", headers=KEY, transport=mock_transport(sim)) as client:
+        assert (await client.post("/v1/agents/a%2Fb/execute")).status_code == 202
+        sim.faults.append(Fault(kind="hang_after"))
+        with pytest.raises(httpx.ReadTimeout):
+            await client.get("/v1/agents")
+    assert sim.executions[0].agent_id == "a/b"
 
 
-def test_the_command_says_where_it_listens_and_that_a_port_is_taken(http):
-    port = str(http.base_url.port)
-    command = [sys.executable, "-m", "airflow_provider_agents.simulator", "--port"]
-    taken = subprocess.run([*command, port], capture_output=True, text=True, check=False, timeout=60)  # noqa: S603 - our own
-    assert (taken.returncode, taken.stderr.strip()) == (1, f"Cannot listen on 127.0.0.1:{port}: Address already in use")
-    with subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, text=True) as serving:  # noqa: S603 - our own
-        try:
-            said = serving.stdout.readline()
-            url = said.rpartition(" ")[2].strip()
-            agents = httpx.get(f"{url}/v1/agents", headers={"X-Api-Key": "demo-key"}, timeout=10).json()["data"]
-        finally:
-            serving.terminate()
-    assert {agent["id"] for agent in agents} == {"agent-123", "agent-prices", "agent-news", "agent-failing"}
+async def test_a_server_that_cannot_break_a_connection_makes_no_answer_of_it():
+    sim = Simulator(ManualClock())
+    sim.faults.append(Fault(kind="reset_before"))
+    transport = httpx.ASGITransport(asgi_app(sim))
+    async with httpx.AsyncClient(base_url="http://sim", headers=KEY, transport=transport) as client:
+        with pytest.raises(RuntimeError, match="cannot reset"):
+            await client.get("/v1/agents")
+        assert (await client.get("/v1/agents")).status_code == 200
+
+
+def test_a_world_of_json_takes_lists_for_pairs(http):
+    assert http.patch("/_simulator/world", json={"rate_limit": [0, 10], "queue_seconds": 2}).status_code == 200
+    assert http.get("/v1/agents").status_code == 429

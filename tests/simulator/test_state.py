@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, World
 
 KEY = {"Authorization": "Bearer test-key"}
 EVENTS = "/v1/agents/a/events"
+SAMPLES = Path(__file__).parents[1] / "fixtures"
 
 
 class Api:
@@ -104,7 +108,15 @@ def test_the_key_comes_in_one_of_two_headers(headers, status):
         ("GET", EVENTS, {"limit": 201}, 400),
         ("GET", EVENTS, {"limit": "x"}, 400),
         ("GET", EVENTS, {"startedAfter": "yesterday"}, 400),
+        ("GET", EVENTS, {"limit": "9" * 5000}, 400),
+        ("GET", EVENTS, {"status": ""}, 400),
+        ("GET", EVENTS, {"status": "RESTING"}, 200),
+        ("GET", EVENTS, {"startedBefore": "9999-12-31T23:59:59Z", "startedAfter": "0001-01-01"}, 200),
         ("GET", EVENTS, {"nextToken": "nonsense"}, 400),
+        ("GET", EVENTS, {"nextToken": "é"}, 400),
+        ("GET", EVENTS, {"nextToken": "W1swXV0="}, 400),
+        ("GET", EVENTS, {"nextToken": "WzAsMCwxZTMwLDBd"}, 400),
+        ("GET", "/v1/agents", {"nextToken": "nonsense"}, 400),
         ("GET", "/v1/agents/a%2Fevents", {}, 404),
     ],
 )
@@ -186,7 +198,10 @@ def test_a_pending_event_may_have_a_start_and_may_pass_the_filter_without_one():
     api.sim.world = World(queue_seconds=10.0, started_filter_keeps_pending=True)
     assert len(api.rows(startedAfter="2025-01-01T00:00:00Z")) == 1
     api.sim.world = World(started_at_while_pending=True)
-    assert api.rows()[0]["startedAt"] is not None
+    pending = api.rows()[0]
+    assert pending["startedAt"] == "2026-01-01T00:00:00.000Z"
+    api.clock.advance(12)
+    assert (api.rows()[0]["status"], api.rows()[0]["startedAt"]) == ("RUNNING", pending["startedAt"])
 
 
 @pytest.mark.parametrize(("nulls", "order"), [("first", ["PENDING", "COMPLETED"]), ("last", ["COMPLETED", "PENDING"])])
@@ -308,3 +323,280 @@ def test_agents_that_are_gone_are_not_found_and_not_listed():
     assert [agent["id"] for agent in api.rows("/v1/agents")] == ["a"]
     api.sim.remove_agent("a")
     assert api.reply("GET", EVENTS).status == 404
+
+
+def shape(value):
+    if isinstance(value, dict):
+        return {key: shape(inner) for key, inner in value.items()}
+    return [shape(inner) for inner in value] if isinstance(value, list) else type(value).__name__
+
+
+def test_an_accepted_execute_has_the_keys_and_types_of_the_pages_sample():
+    reply = Api().reply("POST", "/v1/agents/a/execute")
+    assert shape(json.loads(reply.body)) == shape(json.loads((SAMPLES / "execute_202.json").read_bytes()))
+    assert (reply.status, reply.headers["Content-Type"]) == (202, "application/json")
+
+
+@pytest.mark.parametrize("path", [EVENTS, "/v1/events"])
+def test_a_page_of_events_has_the_keys_and_types_of_the_pages_sample(path):
+    api = Api()
+    api.execute()
+    api.clock.advance(60)
+    assert shape(api.get(path)) == shape(json.loads((SAMPLES / "events_page.json").read_bytes()))
+
+
+def test_an_event_is_kept_for_a_while_after_its_end():
+    api = Api(queue_seconds=0.0, run_seconds=5.0, retention_seconds=10.0)
+    api.execute()
+    assert [len(seen) for seen in statuses(api, 0, 14.9, 0.1)] == [1, 1, 0]
+    assert api.sim.runs()[0][1] == "COMPLETED"
+
+
+def test_unknown_fields_and_statuses_may_be_in_an_event():
+    api = Api(extra_event_fields={"region": "eu"}, extra_status="QUEUED", queue_seconds=10.0)
+    api.execute()
+    assert api.rows()[0]["region"] == "eu"
+    assert statuses(api, 0, 5, 5) == [["PENDING"], ["QUEUED"], ["RUNNING"]]
+    assert api.rows(status="QUEUED") == []
+
+
+def test_what_a_run_takes_and_how_it_ends_may_be_drawn_and_is_the_same_for_the_same_seed():
+    def told():
+        api = Api(
+            queue_seconds=lambda rng: rng.uniform(0, 9),
+            run_seconds=lambda rng: rng.uniform(0, 9),
+            record_lag=lambda rng: rng.uniform(0, 9),
+            end_status=lambda rng: rng.choice(["COMPLETED", "FAILED"]),
+        )
+        api.sim.add_agent("b", schedule_every=7.0)
+        for _ in range(20):
+            api.execute()
+            api.clock.advance(5)
+        api.clock.advance(100)
+        return api.rows("/v1/events", limit=200)
+
+    assert told() == told()
+    assert {row["status"] for row in told()} == {"COMPLETED", "FAILED"}
+
+
+def test_an_agents_own_settings_go_before_the_worlds():
+    api = Api()
+    api.sim.add_agent("a", queue_seconds=0.0, run_seconds=1.0, end_status="FAILED", error="no more coffee")
+    api.execute()
+    api.clock.advance(1)
+    assert [(row["status"], row["error"]) for row in api.rows()] == [("FAILED", "no more coffee")]
+
+
+def test_an_agent_that_is_replaced_keeps_the_runs_that_its_schedule_has_started():
+    api = Api()
+    api.sim.add_agent("b", schedule_every=10.0, end_status="FAILED")
+    api.clock.advance(25)
+    api.sim.add_agent("b")
+    api.clock.advance(100)
+    assert [row["status"] for row in api.rows("/v1/agents/b/events")] == ["FAILED"] * 3
+
+
+def test_agents_are_listed_newest_first_in_pages_that_newer_agents_do_not_move():
+    api = Api(page_rows=2)
+    for name in "bcd":
+        api.sim.add_agent(name)
+    first = api.get("/v1/agents")
+    api.sim.add_agent("e")
+    second = api.get("/v1/agents", nextToken=first["nextToken"])
+    assert [agent["id"] for agent in first["data"] + second["data"]] == ["d", "c", "b", "a"]
+    assert second["nextToken"] is None
+
+
+def test_an_agent_tells_its_name_status_and_schedule_as_a_string_of_json():
+    api = Api()
+    api.sim.add_agent("b", name="Prices", status="PAUSED", schedule_every=60.0)
+    agent = api.get("/v1/agents/b")
+    assert (agent["name"], agent["status"], json.loads(agent["schedule"])["tasksPerDay"]) == ("Prices", "PAUSED", 1)
+
+
+def test_an_encoded_agent_id_is_decoded():
+    api = Api()
+    api.sim.add_agent("a/b c")
+    assert api.get("/v1/agents/a%2Fb%20c")["id"] == "a/b c"
+
+
+def test_keys_may_be_rotated():
+    api = Api()
+    api.sim.api_keys = ("new",)
+    assert api.reply("GET", EVENTS).status == 401
+    assert api.reply("GET", EVENTS, {"X-Api-Key": "new"}).status == 200
+
+
+def test_requests_are_counted_by_method_and_path():
+    api = Api()
+    api.execute()
+    api.get("/v1/events")
+    assert (api.sim.count(), api.sim.count("GET"), api.sim.count(path_prefix="/v1/agents")) == (2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [
+        ("record_lag", -1.0),
+        ("replica_lag", "1"),
+        ("run_seconds", float("inf")),
+        ("queue_seconds", True),
+        ("clock_skew", float("nan")),
+        ("created_at", "later"),
+        ("date_header", 1),
+        ("page_rows", 0),
+        ("empty_pages", -1),
+        ("extra_event_fields", ["region"]),
+        ("end_status", ""),
+        ("extra_status", ""),
+        ("retention_seconds", -1),
+        ("rate_limit", (1,)),
+        ("rate_limit", (1, 0)),
+        ("rate_limit", ("1", 1.0)),
+    ],
+)
+def test_a_knob_that_cannot_be_turned_so_is_refused_by_name(knob, value):
+    with pytest.raises(ValueError, match=f"^{knob} must be"):
+        World(**{knob: value})
+
+
+def test_time_only_moves_on():
+    with pytest.raises(ValueError, match="moves on"):
+        ManualClock().advance(-1)
+
+
+# Few values, so that runs overlap, tie and stand on the edges of what is asked for.
+PAUSES = st.sampled_from([0.0, 0.0004, 1.0, 3.0])
+LENGTHS = st.sampled_from([0.0, 1.0, 4.0, 30.0])
+MOMENTS = st.sampled_from([0.0, 0.0002, 1.0, 3.0, 6.0, 11.0, 25.0]).map(
+    lambda seconds: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
+)
+STATUSES = st.sampled_from(["PENDING", "RUNNING", "COMPLETED", "FAILED"])
+# Mostly one filter at a time: several at once leave too little to compare.
+FILTERS = st.one_of(
+    st.just({}),
+    st.fixed_dictionaries({"after": MOMENTS}),
+    st.fixed_dictionaries({"before": MOMENTS}),
+    st.fixed_dictionaries({"status": STATUSES}),
+    st.fixed_dictionaries({}, optional={"after": MOMENTS, "before": MOMENTS, "status": STATUSES}),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    runs=st.lists(st.tuples(PAUSES, LENGTHS, LENGTHS, LENGTHS), min_size=3, max_size=9),
+    history=st.integers(0, 3),
+    rest=st.sampled_from([0.0, 5.0, 40.0]),
+    order=st.sampled_from(
+        [("createdAt", "first"), ("startedAt", "first"), ("startedAt", "last"), ("updatedAt", "first")],
+    ),
+    created_at=st.sampled_from(["accepted", "appeared"]),
+    pending=st.tuples(st.booleans(), st.booleans()),
+    replica_lag=st.sampled_from([0.0, 0.0, 3.0]),
+    filters=FILTERS,
+    limit=st.integers(1, 3),
+    retention=st.sampled_from([None, None, None, 4.0]),
+)
+def test_any_listing_is_what_filtering_and_sorting_every_run_would_give(
+    runs, history, rest, order, created_at, pending, replica_lag, filters, limit, retention
+):
+    sort_by, nulls = order
+    with_start, keeps_pending = pending
+    status, after, before = (filters.get(name) for name in ("status", "after", "before"))
+    api = Api(
+        sort_by=sort_by,
+        nulls=nulls,
+        created_at=created_at,
+        started_at_while_pending=with_start,
+        started_filter_keeps_pending=keeps_pending,
+        replica_lag=replica_lag,
+        retention_seconds=retention,
+    )
+    for number, (pause, queue, run, lag) in enumerate(runs):
+        api.clock.advance(pause)
+        api.sim.world = replace(api.sim.world, record_lag=lag)
+        end_status = "FAILED" if number % 3 else "COMPLETED"
+        api.sim.add_agent("a", queue_seconds=queue, run_seconds=run, end_status=end_status)
+        api.execute()
+    # Made last, accepted among the others.
+    api.sim.add_history("a", history, every=2.0, run_seconds=1.0)
+    api.clock.advance(rest)
+
+    now = api.sim.now() - timedelta(seconds=replica_lag)
+    expected = []
+    for run, _ in api.sim.runs():
+        kept = retention is None or now < run.ended_at + timedelta(seconds=retention)
+        started = run.accepted_at if with_start else run.started_at if run.started_at <= now else None
+        if started is None:
+            in_window = (after is None and before is None) or keeps_pending
+        else:
+            shown = started.replace(microsecond=started.microsecond // 1000 * 1000)
+            in_window = (after is None or shown > after) and (before is None or shown < before)
+        here = run.status_at(now, api.sim.world)
+        if run.visible_at <= now and kept and in_window and status in (None, here):
+            created = run.accepted_at if created_at == "accepted" else run.visible_at
+            updated = max([created, *(at for at in (run.started_at, run.ended_at) if at <= now)])
+            sorted_by = {"createdAt": created, "startedAt": started, "updatedAt": updated}[sort_by]
+            rank = 0 if sorted_by else 1 if nulls == "first" else -1
+            expected.append(((rank, sorted_by or now, run.number), run.event_id))
+
+    query = {"limit": limit}
+    query |= {"status": status} if status else {}
+    query |= {name: at.isoformat() for name, at in (("startedAfter", after), ("startedBefore", before)) if at}
+    seen, token = [], None
+    while True:
+        page = api.get(**query, **({"nextToken": token} if token else {}))
+        assert 0 < len(page["data"]) <= limit or not page["nextToken"]
+        seen += [row["id"] for row in page["data"]]
+        token = page["nextToken"]
+        if not token:
+            break
+    assert seen == [event_id for _, event_id in sorted(expected, reverse=True)]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {},
+        {"status": "PENDING"},
+        {"startedAfter": "2025-12-31T22:00:00Z"},
+        {"startedAfter": "2025-12-30T22:00:00Z", "startedBefore": "2025-12-30T23:00:00Z"},
+    ],
+)
+@pytest.mark.parametrize("sort_by", ["createdAt", "startedAt", "updatedAt"])
+def test_the_work_of_a_page_does_not_grow_with_the_history(query, sort_by):
+    def calls(history):
+        api = Api(sort_by=sort_by)
+        api.sim.add_history("a", history, every=60.0)
+        made = 0
+
+        def count(_frame, event, _argument):
+            nonlocal made
+            made += event == "call"
+
+        before = sys.getprofile()
+        sys.setprofile(count)
+        try:
+            api.get("/v1/events", limit=5, **query)
+        finally:
+            sys.setprofile(before)
+        return made
+
+    assert calls(10_000) < calls(2_000) * 1.2
+
+
+def test_a_pending_event_may_pass_a_filter_for_a_start_far_in_the_future():
+    api = Api(started_filter_keeps_pending=True, queue_seconds=10.0)
+    api.execute()
+    assert len(api.rows(startedAfter="2027-01-01T00:00:00Z")) == 1
+
+
+def test_where_events_are_created_as_they_appear_the_last_to_appear_is_the_newest():
+    api = Api(created_at="appeared", record_lag=30.0, queue_seconds=0.0, run_seconds=0.0)
+    late = api.sim.event_of(api.execute())
+    api.sim.world = replace(api.sim.world, record_lag=0.0)
+    for _ in range(3):
+        api.clock.advance(1)
+        api.execute()
+    api.clock.advance(30)
+    assert [row["id"] for row in api.rows(limit=1)] == [late]
