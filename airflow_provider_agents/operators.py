@@ -14,6 +14,7 @@ from airflow_provider_agents.api.calls import check_agent_id
 from airflow_provider_agents.api.errors import (
     AgentsError,
     AmbiguousAgentRunError,
+    AuthenticationError,
     InvalidArgumentError,
     InvalidConnectionError,
     PermanentError,
@@ -238,16 +239,7 @@ class ExecuteAgentOperator(BaseOperator):
             if self.deferrable:
                 self._defer_until_end(submission, memory)
             self._under_way = wait = Wait(submission, self._rules())
-            verdict = client.follow(
-                wait_for_end(
-                    wait,
-                    poll_interval=self.poll_interval,
-                    deadline_at=self._deadline(),
-                    now=_now,
-                    say=self.log.log,
-                    on_known=lambda event: self._push(context, "event_id", event.id),
-                )
-            )
+        verdict = self._wait_on_worker(wait, hook, self._deadline(), context)
         return self._end(context, submission, verdict, memory)
 
     def _take_up(
@@ -341,6 +333,27 @@ class ExecuteAgentOperator(BaseOperator):
                     "It is not known whether a run of agent %s was started. %s", agent_id, memory.next_try_after_loss
                 )
             raise
+
+    def _wait_on_worker(self, wait: Wait, hook: AgentsHook, deadline_at: datetime, context: Context) -> Verdict:
+        """Wait here until there is a verdict; a key that is rotated meanwhile is read again, as in the triggerer."""
+        with hook.get_conn() as client:
+            try:
+                return client.follow(
+                    wait_for_end(
+                        wait,
+                        poll_interval=self.poll_interval,
+                        deadline_at=deadline_at,
+                        now=_now,
+                        say=self.log.log,
+                        on_known=lambda event: self._push(context, "event_id", event.id),
+                    )
+                )
+            except AuthenticationError:
+                renewed = AgentsHook(self.agents_conn_id)
+                if renewed.settings() == hook.settings():
+                    raise
+        self.log.info("The API key was refused; the connection has another one now, so the wait goes on with that.")
+        return self._wait_on_worker(wait, renewed, deadline_at, context)
 
     def _defer_until_end(self, submission: Submission, memory: _Memory) -> NoReturn:
         deadline_at = self._deadline()

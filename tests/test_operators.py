@@ -243,6 +243,37 @@ def test_a_key_that_is_rotated_while_the_run_goes_on_is_read_again(platform, tas
     assert event.payload["outcome"] == "completed"
 
 
+def test_a_key_that_is_rotated_while_a_worker_waits_is_read_again(platform, task, monkeypatch):
+    platform.sim.add_agent("agent-1", run_seconds=100.0)
+
+    def rotate(seconds):
+        platform.pass_time(seconds)
+        if 40 < sum(platform.slept) <= 45:
+            platform.sim.api_keys = ("the-new-key",)
+            monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", connection(platform.url, password="the-new-key"))
+
+    monkeypatch.setattr(time, "sleep", rotate)
+    assert [run(operator(), task)["id"]] == platform.executions()
+    assert platform.sim.api_keys == ("the-new-key",)
+
+
+def test_a_key_that_is_revoked_while_a_worker_waits_fails_for_good(platform, task, monkeypatch):
+    platform.sim.add_agent("agent-1", run_seconds=100.0)
+
+    def revoke(seconds):
+        platform.pass_time(seconds)
+        if sum(platform.slept) > 40:
+            platform.sim.api_keys = ()
+
+    monkeypatch.setattr(time, "sleep", revoke)
+    with pytest.raises(AirflowFailException, match="401"):
+        run(operator(), task)
+    platform.sim.api_keys = (KEY,)
+    task.clear()
+    monkeypatch.setattr(time, "sleep", platform.pass_time)
+    assert [run(operator(), task)["id"]] == platform.executions()
+
+
 # --- arguments ---
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 
 import httpx
@@ -96,14 +97,16 @@ def test_the_control_routes_tell_the_truth_and_change_the_world(http, sim):
         ("PUT", "keys", [1]),
     ],
 )
-async def test_a_control_that_makes_no_sense_is_a_400_that_says_why_and_changes_nothing(sim, method, path, body):
-    async with httpx.AsyncClient(
-        base_url="http://sim", headers=KEY, transport=httpx.ASGITransport(asgi_app(sim))
-    ) as api:
-        answer = await api.request(method, f"/_simulator/{path}", json=body)
-        assert answer.status_code == 400
-        assert answer.json()["error"]
-        assert (await api.get("/v1/agents/a/events")).json() == {"data": [], "nextToken": None}
+def test_a_control_that_makes_no_sense_is_a_400_that_says_why_and_changes_nothing(sim, method, path, body):
+    async def ask():
+        transport = httpx.ASGITransport(asgi_app(sim))
+        async with httpx.AsyncClient(base_url="http://sim", headers=KEY, transport=transport) as api:
+            return await api.request(method, f"/_simulator/{path}", json=body), await api.get("/v1/agents/a/events")
+
+    answer, events = asyncio.run(ask())
+    assert answer.status_code == 400
+    assert answer.json()["error"]
+    assert events.json() == {"data": [], "nextToken": None}
 
 
 def test_a_control_that_is_no_json_is_a_400(http):
@@ -121,25 +124,33 @@ def test_as_a_transport_a_reset_and_a_hang_are_what_httpx_makes_of_them():
     assert client.get("/v1/agents").json() == {"data": [], "nextToken": None}
 
 
-async def test_as_a_transport_it_serves_both_kinds_of_client():
+def test_as_a_transport_it_serves_both_kinds_of_client():
     sim = Simulator(ManualClock())
     sim.add_agent("a/b")
-    async with httpx.AsyncClient(base_url="http://sim", headers=KEY, transport=mock_transport(sim)) as client:
-        assert (await client.post("/v1/agents/a%2Fb/execute")).status_code == 202
-        sim.faults.append(Fault(kind="hang_after"))
-        with pytest.raises(httpx.ReadTimeout):
-            await client.get("/v1/agents")
+
+    async def ask():
+        async with httpx.AsyncClient(base_url="http://sim", headers=KEY, transport=mock_transport(sim)) as client:
+            assert (await client.post("/v1/agents/a%2Fb/execute")).status_code == 202
+            sim.faults.append(Fault(kind="hang_after"))
+            with pytest.raises(httpx.ReadTimeout):
+                await client.get("/v1/agents")
+
+    asyncio.run(ask())
     assert sim.executions[0].agent_id == "a/b"
 
 
-async def test_a_server_that_cannot_break_a_connection_makes_no_answer_of_it():
+def test_a_server_that_cannot_break_a_connection_makes_no_answer_of_it():
     sim = Simulator(ManualClock())
     sim.faults.append(Fault(kind="reset_before"))
     transport = httpx.ASGITransport(asgi_app(sim))
-    async with httpx.AsyncClient(base_url="http://sim", headers=KEY, transport=transport) as client:
-        with pytest.raises(RuntimeError, match="cannot reset"):
-            await client.get("/v1/agents")
-        assert (await client.get("/v1/agents")).status_code == 200
+
+    async def ask():
+        async with httpx.AsyncClient(base_url="http://sim", headers=KEY, transport=transport) as client:
+            with pytest.raises(RuntimeError, match="cannot reset"):
+                await client.get("/v1/agents")
+            assert (await client.get("/v1/agents")).status_code == 200
+
+    asyncio.run(ask())
 
 
 def test_a_world_of_json_takes_lists_for_pairs(http):
