@@ -224,7 +224,8 @@ STRIKES, BATCH = 5, 8
 def _strike_while_deferred(bench: Bench, tally: Tally, strikes: int, strike: Callable[[], None]) -> None:
     """Strike so often while tasks are deferred, in as many batches as that takes."""
     while strikes > 0:
-        agents = bench.add_agents(BATCH, run_seconds=60.0)
+        # Long enough that there is still something to strike at.
+        agents = bench.add_agents(BATCH, run_seconds=10.0 + 10.0 * min(STRIKES, strikes))
         run_id = bench.start(agents, deferrable=True)
         until(
             lambda: any(row["state"] == "deferred" for row in bench.instances(run_id)),  # noqa: B023 - asked at once
