@@ -11,10 +11,15 @@ from types import SimpleNamespace
 
 import pytest
 import time_machine
+from hypothesis import settings
 
 from airflow_provider_agents.simulator import Simulator, running_server
 
 KEY = "test-key"
+
+# A busy machine is slow now and then; what takes too long on purpose is no property of the code.
+settings.register_profile("patient", settings.default, deadline=None)
+settings.load_profile("patient")
 
 
 class Store(dict):

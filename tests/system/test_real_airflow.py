@@ -19,6 +19,16 @@ def decoded(value):
     return json.loads(value) if isinstance(value, str) else value
 
 
+def wait_for_log(airflow, dag_id, run_id, task_id, words, try_number=1):
+    """A try's log once it holds `words`: its last lines are written after the state is known."""
+
+    def written():
+        log = airflow.log_text(dag_id, run_id, task_id, try_number)
+        return log if words in log else None
+
+    return until(written, 30, f"{words!r} in the log of {dag_id} {task_id}")
+
+
 @pytest.fixture(scope="module")
 def started(airflow, simulator):
     """The DAG runs that do not get in each other's way, all started at once: most of their time is waiting."""
@@ -63,7 +73,7 @@ def test_a_deferred_run_hands_its_own_final_event_to_the_next_task(airflow, simu
 
 def test_the_log_tells_the_story_of_the_run_from_start_to_end(airflow, deferred_run):
     run_id, _, executions = deferred_run
-    log = airflow.log_text("agent_deferred", run_id, "run_agent")
+    log = wait_for_log(airflow, "agent_deferred", run_id, "run_agent", f"COMPLETED: event {executions[0]['eventId']}")
     accepted = log.index(f"requestId {executions[0]['requestId']} is under way")
     running = log.index(f"probably event {executions[0]['eventId']}")
     completed = log.index(f"COMPLETED: event {executions[0]['eventId']}")
@@ -101,7 +111,7 @@ def test_a_failed_run_fails_the_try_and_a_retry_starts_a_new_one(airflow, simula
     run_id = started["system_failed_run"]
     assert airflow.wait_for_dag_run("system_failed_run", run_id) == "failed"
     assert len(simulator.executions("agent-failing")) == 2
-    assert "the agent could not finish its task" in airflow.log_text("system_failed_run", run_id, "run", 2)
+    assert wait_for_log(airflow, "system_failed_run", run_id, "run", "the agent could not finish its task", 2)
     assert decoded(airflow.xcom("system_failed_run", run_id, "run", "usage"))["try_number"] == 2
 
 
@@ -121,8 +131,7 @@ def test_what_no_retry_can_mend_fails_at_once_and_says_what_to_do(airflow, start
     assert airflow.wait_for_dag_run(dag_id, run_id) == "failed"
     (instance,) = airflow.task_instances(dag_id, run_id)
     assert instance["try_number"] == 1
-    log = airflow.log_text(dag_id, run_id, "run")
-    assert words in log
+    log = wait_for_log(airflow, dag_id, run_id, "run", words)
     assert "under way" not in log
 
 
@@ -134,7 +143,7 @@ def test_a_busy_agent_is_waited_for_and_then_run(airflow, simulator, started):
     assert airflow.wait_for_dag_run("system_wait_until_idle", run_id) == "success"
     (mine,) = simulator.executions("agent-busy")
     assert decoded(airflow.xcom("system_wait_until_idle", run_id, "run"))["id"] == mine["eventId"]
-    assert f"busy: event {stranger}" in airflow.log_text("system_wait_until_idle", run_id, "run")
+    assert wait_for_log(airflow, "system_wait_until_idle", run_id, "run", f"busy: event {stranger}")
 
 
 def test_a_retry_after_a_timeout_waits_for_the_same_run(airflow, simulator, started):
@@ -142,7 +151,7 @@ def test_a_retry_after_a_timeout_waits_for_the_same_run(airflow, simulator, star
     assert airflow.wait_for_dag_run("system_timeout", run_id) == "success"
     (mine,) = simulator.executions("agent-slow")
     assert decoded(airflow.xcom("system_timeout", run_id, "run"))["id"] == mine["eventId"]
-    assert "was not over at the task's deadline" in airflow.log_text("system_timeout", run_id, "run", 1)
+    assert wait_for_log(airflow, "system_timeout", run_id, "run", "was not over at the task's deadline")
 
 
 def test_clearing_a_finished_task_starts_a_new_run(airflow, simulator, deferred_run):
@@ -161,11 +170,11 @@ def test_a_task_that_is_marked_failed_leaves_its_run_and_a_clear_takes_it_up_aga
     run_id = airflow.trigger("system_killed")
     airflow.wait_for_task("system_killed", run_id, "run", "deferred")
     known = f": event {simulator.executions('agent-killed')[0]['eventId']} RUNNING"
-    until(lambda: known in airflow.log_text("system_killed", run_id, "run"), 30, "a look by the trigger")
+    wait_for_log(airflow, "system_killed", run_id, "run", known)
     (mine,) = simulator.executions("agent-killed")
     airflow.set_task_state("system_killed", run_id, "run", "failed")
     said = f"no longer waits for the run of agent agent-killed, requestId {mine['requestId']}, event {mine['eventId']}"
-    until(lambda: said in airflow.log_text("system_killed", run_id, "run"), 30, "the trigger's last words")
+    wait_for_log(airflow, "system_killed", run_id, "run", said)
     airflow.clear("system_killed", run_id)
     assert airflow.wait_for_dag_run("system_killed", run_id) == "success"
     assert decoded(airflow.xcom("system_killed", run_id, "run"))["id"] == mine["eventId"]
