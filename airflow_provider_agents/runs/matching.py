@@ -50,6 +50,29 @@ class Bounds:
         """A run that appears within `settle` seconds was created no later than this, on the server's clock."""
         return self.server_after + timedelta(seconds=settle) + TOLERANCE if self.server_after is not None else None
 
+    def seek(self, settle: float) -> Seek:
+        """What to look for."""
+        return Seek(
+            floor=self.floor,
+            ids=frozenset(name for name in (self.event_id or self.request_id,) if name is not None),
+            ripe_at=None if self.event_id is not None else self.accepted_at + timedelta(seconds=settle),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Seek:
+    """What a look for a run must show to say anything.
+
+    Attributes:
+        floor: every event of the agent that was created since; None if they all matter.
+        ids: an event with one of these as its id or `requestId` decides at once.
+        ripe_at: on our clock; before it nothing but an id decides. None if nothing else ever does.
+    """
+
+    floor: datetime | None
+    ids: frozenset[str]
+    ripe_at: datetime | None
+
 
 @dataclass(frozen=True, slots=True)
 class Moment:
@@ -227,11 +250,14 @@ def look(agent_id: str, bounds: Bounds, wanted: Collection[str] = ()) -> Steps[L
             return True
         return any(lies_before(event, bounds.floor) for event in rows)
 
-    listed = yield from walk(list_agent_events(agent_id, limit=_PAGE_ROWS), enough)
-    events = listed.value
-    if seeking and not any(is_ours(bounds, event) for event in events):
-        # A run that has not begun may have no `startedAt`; sorted by that, it can stand behind everything else.
+    queued: list[ExecutionEvent] = []
+    server_time = None
+    if seeking:
+        # A run that has not begun may have no `startedAt`; sorted by that, it can stand behind everything else. Asked
+        # first, since a run that begins between the two answers is then in both, and otherwise would be in neither.
         pending = yield from walk(list_agent_events(agent_id, status=Status.PENDING, limit=_PAGE_ROWS))
-        # The later answer stands: the run may have moved on between the two.
-        events = [*events, *pending.value]
-    return Look(tuple({event.id: event for event in events}.values()), listed.server_time)
+        queued, server_time = pending.value, pending.server_time
+    listed = yield from walk(list_agent_events(agent_id, limit=_PAGE_ROWS), enough)
+    # The later answer stands: a run may have moved on between the two.
+    events = {event.id: event for event in (*queued, *listed.value)}
+    return Look(tuple(events.values()), server_time if seeking else listed.server_time)

@@ -143,8 +143,9 @@ def take_snapshot(agent_id: str, *, now: Clock) -> Steps[Submission]:
             floor = newest - matching.TOLERANCE if newest is not None else None
         return any(matching.lies_before(event, floor) for event in answer.value.data)
 
-    listed = yield from walk(list_agent_events(agent_id, limit=PAGE_ROWS), enough)
+    # Asked first, for the reason that `matching.look` gives.
     pending = yield from walk(list_agent_events(agent_id, status=Status.PENDING, limit=PAGE_ROWS))
+    listed = yield from walk(list_agent_events(agent_id, limit=PAGE_ROWS), enough)
     events = [*listed.value, *pending.value]
     return Submission(
         agent_id=agent_id,

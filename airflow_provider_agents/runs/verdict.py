@@ -96,7 +96,7 @@ class Rules:
     on_ambiguous: str = "all"
 
 
-def _fresher(old: ExecutionEvent | None, new: ExecutionEvent) -> ExecutionEvent:
+def fresher(old: ExecutionEvent | None, new: ExecutionEvent) -> ExecutionEvent:
     """The later state of one event. Replicas lag, so an older answer may follow a newer one."""
     if old is None:
         return new
@@ -120,6 +120,23 @@ class Wait:
         self._bounds = submission.bounds
         self._seen: dict[str, ExecutionEvent] = {}
         self._chosen: tuple[str, ...] = ()
+        self._going_on: set[str] = set()
+        self._ends: set[bool] = set()
+
+    @property
+    def agent_id(self) -> str:
+        """Whose run it is."""
+        return self.submission.agent_id
+
+    @property
+    def seek(self) -> matching.Seek | None:
+        """What is sought, until the run, or the set that it is one of, is known."""
+        return None if self._chosen else self._bounds.seek(self.rules.settle)
+
+    @property
+    def going_on(self) -> tuple[ExecutionEvent, ...]:
+        """Those of the chosen events that are not over: what to follow once nothing is sought any more."""
+        return tuple(self._seen[event_id] for event_id in self._chosen if event_id in self._going_on)
 
     @property
     def events(self) -> tuple[ExecutionEvent, ...]:
@@ -153,7 +170,8 @@ class Wait:
             began_at: our clock when that look was begun.
         """
         for event in look.events:
-            self._seen[event.id] = _fresher(self._seen.get(event.id), event)
+            if not self._chosen or event.id in self._going_on:
+                self._seen[event.id] = fresher(self._seen.get(event.id), event)
         if not self._chosen:
             match matching.match(
                 self._bounds,
@@ -170,20 +188,37 @@ class Wait:
                     return Verdict(Outcome.NOT_FOUND)
                 case matching.NotYet():
                     return None
-        # Strangers' events are of no more use, and a wait may last for a day.
-        self._seen = {event_id: self._seen[event_id] for event_id in self._chosen}
+            # Strangers' events are of no more use, and a wait may last for a day.
+            self._seen = {event_id: self._seen[event_id] for event_id in self._chosen}
+            self._going_on = set(self._chosen)
+        for event_id in tuple(self._going_on):
+            self._note(self._seen[event_id])
         return self._judge()
 
-    def _judge(self) -> Verdict | None:
-        events = self.events
-        if len(events) > 1 and self.rules.on_ambiguous == "fail":
-            return Verdict(Outcome.AMBIGUOUS, events)
-        ends = {is_success(event) for event in events if is_terminal(event)}
-        if len(ends) > 1:
-            return Verdict(Outcome.AMBIGUOUS, events)
-        if not all(is_terminal(event) for event in events):
+    def update(self, event: ExecutionEvent) -> Verdict | None:
+        """Take in the latest state of one event, as a look that shows only what has changed; a verdict ends the wait.
+
+        Its cost does not grow with the number of candidates. An event that is not followed changes nothing.
+        """
+        if event.id not in self._going_on:
             return None
-        return Verdict(Outcome.COMPLETED if ends == {True} else Outcome.FAILED, events)
+        self._seen[event.id] = latest = fresher(self._seen[event.id], event)
+        self._note(latest)
+        return self._judge()
+
+    def _note(self, event: ExecutionEvent) -> None:
+        if is_terminal(event):
+            self._going_on.discard(event.id)
+            self._ends.add(is_success(event))
+
+    def _judge(self) -> Verdict | None:
+        if len(self._chosen) > 1 and self.rules.on_ambiguous == "fail":
+            return Verdict(Outcome.AMBIGUOUS, self.events)
+        if len(self._ends) > 1:
+            return Verdict(Outcome.AMBIGUOUS, self.events)
+        if self._going_on:
+            return None
+        return Verdict(Outcome.COMPLETED if self._ends == {True} else Outcome.FAILED, self.events)
 
     def expire(self) -> Verdict:
         """The verdict when the deadline has passed and the last look brought none."""

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_agents.api.client import Client, Settings
-from airflow_provider_agents.runs.submission import submit
+from airflow_provider_agents.runs.submission import submit, take_snapshot
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
 from airflow_provider_agents.runs.waiting import wait_for_end
 from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, World, mock_transport
@@ -179,3 +179,33 @@ def test_an_old_run_that_has_not_begun_does_not_end_the_look_before_ours():
     wait = Wait(submission, RULES)
     wait.take(client.follow(wait.look()), clock())
     assert [event.id for event in wait.events] == [sim.event_of(submission.request_id)]
+
+
+@pytest.mark.parametrize("step", ["snapshot", "look"])
+def test_a_run_that_begins_between_the_two_listings_of_a_look_is_in_one_of_them(step):
+    # While it queues it stands behind everything else; once it has begun it is no longer PENDING.
+    clock = ManualClock()
+    sim = Simulator(clock, world=World())
+    sim.add_agent("agent")
+    sim.add_history("agent", 60, every=600.0)
+    sim.world = World(sort_by="startedAt", nulls="last", queue_seconds=3.0, run_seconds=60.0)
+    client = Client(
+        Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim), sleep=clock.advance
+    )
+    first = sim.start_scheduled_run("agent")
+    if step == "look":
+        clock.advance(120)
+        submission = client.follow(submit("agent", settle=SETTLE, now=clock))
+        first = sim.event_of(submission.request_id)
+        steps = Wait(submission, RULES).look()
+    else:
+        steps = take_snapshot("agent", now=clock)
+    clock.advance(2)
+    call, answer = next(steps), None
+    with pytest.raises(StopIteration) as end:
+        while True:
+            answer = client.send_once(call)
+            clock.advance(0.5 if "nextToken" in dict(call.params) else 2)
+            call = steps.send(answer)
+    seen = end.value.value
+    assert first in (seen.known_event_ids if step == "snapshot" else {event.id for event in seen.events})
