@@ -25,6 +25,10 @@ _EXTRAS: dict[str, tuple[str, str]] = {
         "Run URL",
         "Where a person can look at a run; {agent_id} and {event_id} are filled in. Shown in the task's log.",
     ),
+    "max_requests_per_second": (
+        "Requests per second",
+        "The most that each triggerer asks for all that wait on this connection. Default 25.",
+    ),
     "allow_plain_http": (
         "Allow plain http",
         "true to send the key unencrypted to a host that is not this machine. Default false.",

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote as percent_encode
-from weakref import WeakKeyDictionary
 
 from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
 from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException, BaseHook
 
 from airflow_provider_agents import _EXTRAS, _HIDDEN_FIELDS, _PLACEHOLDERS, _RELABELING
 from airflow_provider_agents.api import calls
-from airflow_provider_agents.api.errors import AgentsError, AuthenticationError, InvalidConnectionError, quote
+from airflow_provider_agents.api.errors import AgentsError, InvalidConnectionError, quote
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop, Task
-    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
     from airflow.providers.common.compat.sdk import Connection
@@ -27,6 +23,7 @@ if TYPE_CHECKING:
     # The clients bring httpx with them; they are imported where a connection is opened, so that parsing a DAG is cheap.
     from airflow_provider_agents.api.client import AsyncClient, Client, Settings
     from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent
+    from airflow_provider_agents.feed.feed import Feed
 
 T = TypeVar("T")
 
@@ -58,6 +55,17 @@ def _switch(value: object) -> bool | None:
     return None
 
 
+def _number(given: dict[str, Any], name: str, default: float) -> Any:
+    """A number, also as the text that a form or a URI makes of it. Its range is checked by `Settings`."""
+    value = given.get(name, default)
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise InvalidConnectionError(f"The connection's {name} must be a number, got {quote(value, 40)!r}.") from None
+
+
 def _is_json_object(extra: str | None) -> bool:
     # Airflow takes an extra that it cannot decode for an empty one, and so would drop a proxy or a CA bundle.
     try:
@@ -78,7 +86,13 @@ def settings_of(connection: Connection, extras: object) -> Settings:
     """
     from airflow import __version__ as airflow_version
 
-    from airflow_provider_agents.api.client import DEFAULT_BASE_URL, DEFAULT_TIMEOUT_SECONDS, Settings, user_agent
+    from airflow_provider_agents.api.client import (
+        DEFAULT_BASE_URL,
+        DEFAULT_REQUESTS_PER_SECOND,
+        DEFAULT_TIMEOUT_SECONDS,
+        Settings,
+        user_agent,
+    )
 
     if not isinstance(extras, dict) or not _is_json_object(connection.extra):
         raise InvalidConnectionError("The connection's extra is not a JSON object.")
@@ -94,14 +108,8 @@ def settings_of(connection: Connection, extras: object) -> Settings:
             "host itself: the whole base URL, percent-encoded in a URI."
         )
 
-    timeout = given.get("timeout", DEFAULT_TIMEOUT_SECONDS)
-    if isinstance(timeout, str):
-        try:
-            timeout = float(timeout)
-        except ValueError:
-            raise InvalidConnectionError(
-                f"The connection's timeout must be a number of seconds, got {quote(timeout, 40)!r}."
-            ) from None
+    timeout = _number(given, "timeout", DEFAULT_TIMEOUT_SECONDS)
+    most_requests = _number(given, "max_requests_per_second", DEFAULT_REQUESTS_PER_SECOND)
 
     verify = given.get("verify", True)
     switch = _switch(verify)
@@ -119,6 +127,7 @@ def settings_of(connection: Connection, extras: object) -> Settings:
         base_url=base_url,
         auth_header=given.get("auth_header", "Authorization"),
         timeout_seconds=timeout,
+        max_requests_per_second=most_requests,
         verify=verify,
         proxy=given.get("proxy"),
         allow_plain_http=allow_plain_http,
@@ -153,92 +162,16 @@ async def _open_client(conn_id: str) -> AsyncClient:
     raise failure
 
 
-# --- one client per loop and connection -----------------------------------------------------------------------------
+# --- one feed per loop and connection -------------------------------------------------------------------------------
 
 
-class _Opening:
-    """A client of a connection on a loop, open or being opened, and how many hold it."""
+def feed_of(conn_id: str) -> AbstractAsyncContextManager[Feed]:
+    """The one feed of this event loop and connection, shared by all who hold it at the same time."""
+    from airflow.providers.common.compat.sdk import Stats
 
-    def __init__(self, conn_id: str) -> None:
-        self.holders = 0
-        self.client: Task[AsyncClient] = asyncio.ensure_future(_open_client(conn_id))
+    from airflow_provider_agents.feed.feed import Feed, shared_feed
 
-
-_open: WeakKeyDictionary[AbstractEventLoop, dict[str, _Opening]] = WeakKeyDictionary()
-
-
-class Lease:
-    """A share in the client of a connection; all leases of one loop and connection use the same.
-
-    It sends like a client. After a 401 the connection is read again, once for all, since a key may have been rotated
-    while runs are waited for; only if the new one is refused too does the 401 stand.
-    """
-
-    def __init__(self, conn_id: str) -> None:
-        self._conn_id = conn_id
-        self._held: _Opening | None = None
-
-    async def _hold(self) -> AsyncClient:
-        if self._held is None:
-            of_loop = _open.setdefault(asyncio.get_running_loop(), {})
-            opening = of_loop.get(self._conn_id)
-            if opening is None:
-                opening = of_loop[self._conn_id] = _Opening(self._conn_id)
-            opening.holders += 1
-            self._held = opening
-        held = self._held
-        try:
-            # Shielded: one holder that is cancelled must not take the client from the others.
-            return await asyncio.shield(held.client)
-        except BaseException:
-            await self.release()
-            raise
-
-    async def release(self) -> None:
-        """Give the share back; the last one closes the client. May be repeated."""
-        held, self._held = self._held, None
-        if held is None:
-            return
-        held.holders -= 1
-        if held.holders:
-            return
-        of_loop = _open.get(asyncio.get_running_loop(), {})
-        if of_loop.get(self._conn_id) is held:
-            del of_loop[self._conn_id]
-        if not held.client.done():
-            held.client.cancel()
-        elif not held.client.cancelled() and held.client.exception() is None:
-            await held.client.result().aclose()
-
-    async def _renew(self) -> None:
-        """Leave the client whose key was refused; whoever comes first opens the next."""
-        of_loop = _open.get(asyncio.get_running_loop(), {})
-        if of_loop.get(self._conn_id) is self._held:
-            del of_loop[self._conn_id]
-        await self.release()
-
-    async def follow(self, steps: calls.Steps[T]) -> T:
-        """Drive a dialogue to its end with the shared client and return its result."""
-        from airflow_provider_agents.api.client import follow
-
-        return await follow(steps, self._take)
-
-    async def _take(self, step: calls.Call[Any] | calls.Once | calls.Pause) -> calls.Answer[Any] | None:
-        try:
-            return await (await self._hold()).take(step)
-        except AuthenticationError:
-            await self._renew()
-            return await (await self._hold()).take(step)
-
-
-@asynccontextmanager
-async def lease(conn_id: str) -> AsyncIterator[Lease]:
-    """A share in the one client of this loop and connection, given back at the end."""
-    held = Lease(conn_id)
-    try:
-        yield held
-    finally:
-        await held.release()
+    return shared_feed(conn_id, lambda: Feed(conn_id, lambda: _open_client(conn_id), stats=Stats))
 
 
 # --- the hook -------------------------------------------------------------------------------------------------------
@@ -327,8 +260,8 @@ class AgentsHook(BaseHook):
             return client.follow(steps)
 
     async def _afollow(self, steps: calls.Steps[T]) -> T:
-        async with lease(self.agents_conn_id) as held:
-            return await held.follow(steps)
+        async with feed_of(self.agents_conn_id) as feed:
+            return await feed.ask(steps)
 
     def list_agents(self, limit: int = 100) -> list[Agent]:
         """The newest `limit` agents (≥ 1) of the account."""
@@ -438,8 +371,8 @@ class AgentsHook(BaseHook):
     async def atest_connection(self) -> tuple[bool, str]:
         """As `test_connection`, on an event loop."""
         try:
-            async with lease(self.agents_conn_id) as held:
-                await held.follow(calls.one(calls.list_agents(limit=1)))
+            async with feed_of(self.agents_conn_id) as feed:
+                await feed.ask(calls.one(calls.list_agents(limit=1)))
         except AgentsError as error:
             return False, str(error)
         return True, "The API accepts the API key."

@@ -20,10 +20,11 @@ from airflow_provider_agents.api.errors import (
     first_fault,
 )
 from airflow_provider_agents.api.models import ExecutionEvent
-from airflow_provider_agents.hooks import lease
+from airflow_provider_agents.feed.waits import wait_for_end, wait_until_idle
+from airflow_provider_agents.hooks import feed_of
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Verdict, Wait
-from airflow_provider_agents.runs.waiting import StillBusyError, wait_for_end, wait_until_idle
+from airflow_provider_agents.runs.waiting import StillBusyError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -107,7 +108,7 @@ def _now() -> datetime:
 class AgentRunTrigger(BaseTrigger):
     """Waits for one run to end and yields one `RunEnded`.
 
-    All triggers of one triggerer and connection share one HTTP client.
+    All triggers of one triggerer and connection share one poll and one HTTP client.
 
     Args:
         agents_conn_id: the connection; the trigger holds its name, never its key.
@@ -161,15 +162,13 @@ class AgentRunTrigger(BaseTrigger):
             Rules(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous),
         )
         try:
-            async with lease(self.agents_conn_id) as held:
-                verdict = await held.follow(
-                    wait_for_end(
-                        wait,
-                        poll_interval=self.poll_interval,
-                        deadline_at=datetime.fromisoformat(self.deadline_at),
-                        now=_now,
-                        say=self.log.log,
-                    )
+            async with feed_of(self.agents_conn_id) as feed:
+                verdict = await wait_for_end(
+                    feed,
+                    wait,
+                    poll_interval=self.poll_interval,
+                    deadline_at=datetime.fromisoformat(self.deadline_at),
+                    say=self.log.log,
                 )
         except (PermanentError, InvalidConnectionError) as error:
             self.log.error("The wait for the run of %s cannot go on: %s", submission.name, error)  # noqa: TRY400
@@ -227,15 +226,14 @@ class AgentIdleTrigger(BaseTrigger):
         deadline_at = datetime.fromisoformat(self.deadline_at)
         error: AgentsError | None = None
         try:
-            async with lease(self.agents_conn_id) as held:
-                await held.follow(
-                    wait_until_idle(
-                        self.agent_id,
-                        poll_interval=self.poll_interval,
-                        deadline_at=deadline_at,
-                        now=_now,
-                        say=self.log.log,
-                    )
+            async with feed_of(self.agents_conn_id) as feed:
+                await wait_until_idle(
+                    feed,
+                    self.agent_id,
+                    poll_interval=self.poll_interval,
+                    deadline_at=deadline_at,
+                    now=_now,
+                    say=self.log.log,
                 )
         except (PermanentError, InvalidConnectionError, TemporaryError, StillBusyError) as failure:
             error = failure

@@ -13,7 +13,9 @@ import pytest
 import time_machine
 from hypothesis import settings
 
+from airflow_provider_agents.api.client import AsyncClient
 from airflow_provider_agents.simulator import Simulator, running_server
+from virtual_time import VirtualLoop, count_requests
 
 KEY = "test-key"
 
@@ -95,7 +97,7 @@ class Platform:
 @pytest.fixture
 def platform(monkeypatch):
     """The connection `agents_default` to a simulator; a sleep of the test's own thread takes no time."""
-    real_sleep, real_asleep, main = time.sleep, asyncio.sleep, threading.main_thread()
+    real_sleep, new_event_loop, main = time.sleep, asyncio.events.new_event_loop, threading.main_thread()
 
     with time_machine.travel(datetime(2026, 1, 1, 9, tzinfo=UTC), tick=False) as traveller:
         sim = Simulator(lambda: datetime.now(UTC), api_keys=(KEY,))
@@ -106,14 +108,13 @@ def platform(monkeypatch):
         def sleep(seconds):
             (platform.pass_time if threading.current_thread() is main else real_sleep)(seconds)
 
-        async def asleep(seconds, result=None):
-            if threading.current_thread() is main:
-                platform.pass_time(seconds)
-                seconds = 0
-            return await real_asleep(seconds, result)
+        def new_loop():
+            # The server's loop, in its own thread, is a real one.
+            return VirtualLoop(platform.pass_time) if threading.current_thread() is main else new_event_loop()
 
         monkeypatch.setattr(time, "sleep", sleep)
-        monkeypatch.setattr(asyncio, "sleep", asleep)
+        monkeypatch.setattr(asyncio.events, "new_event_loop", new_loop)
+        count_requests(monkeypatch, AsyncClient)
         with running_server(sim) as url:
             platform.url = url
             monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", connection(url))

@@ -14,7 +14,7 @@ from conftest import KEY, connection
 import airflow_provider_agents.hooks as hooks_module
 from airflow_provider_agents import get_provider_info
 from airflow_provider_agents.api.errors import AuthenticationError, InvalidConnectionError, NotFoundError
-from airflow_provider_agents.hooks import AgentsHook, lease
+from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.simulator import Fault
 
 
@@ -173,88 +173,6 @@ def test_testing_a_wrong_key_says_so_without_showing_it(platform, connected):
     assert not works
     assert "401" in message
     assert "sk-wrong" not in message
-
-
-# --- one client per loop and connection ---
-
-
-def test_everybody_on_a_loop_shares_one_client_and_one_look_up(platform):
-    async def many():
-        async def one():
-            async with lease("agents_default") as held:
-                client = await held._hold()
-                await asyncio.sleep(0.01)
-                return client
-
-        clients = await asyncio.gather(*(one() for _ in range(50)))
-        left = dict(hooks_module._open[asyncio.get_running_loop()])
-        return clients, left
-
-    clients, left = asyncio.run(many())
-    assert len(set(map(id, clients))) == 1
-    assert left == {}
-    assert clients[0]._http.is_closed
-
-
-def test_one_holder_that_is_cancelled_leaves_the_client_to_the_others(platform):
-    async def scene():
-        first, second = hooks_module.Lease("agents_default"), hooks_module.Lease("agents_default")
-        opening = asyncio.ensure_future(first._hold())
-        waiting = asyncio.ensure_future(second._hold())
-        await asyncio.sleep(0)
-        opening.cancel()
-        client = await waiting
-        answers = not client._http.is_closed
-        await second.release()
-        return answers, client._http.is_closed, opening.cancelled()
-
-    assert asyncio.run(scene()) == (True, True, True)
-
-
-def test_a_refused_key_is_read_again_once_for_everybody(platform, monkeypatch):
-    async def scene():
-        holders = [hooks_module.Lease("agents_default") for _ in range(5)]
-        hook = AgentsHook()
-        for held in holders:
-            await held._hold()
-        platform.sim.api_keys = ("the-new-key",)
-        monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", connection(platform.url, password="the-new-key"))
-        before = platform.sim.count()
-        await asyncio.gather(
-            *(held.follow(hooks_module.calls.one(hooks_module.calls.list_agents())) for held in holders)
-        )
-        clients = {id(await held._hold()) for held in holders}
-        for held in holders:
-            await held.release()
-        del hook
-        return platform.sim.count() - before, clients
-
-    requests, clients = asyncio.run(scene())
-    assert requests == 10
-    assert len(clients) == 1
-
-
-def test_a_key_that_is_refused_again_is_an_authentication_error(platform):
-    async def scene():
-        platform.sim.api_keys = ()
-        async with lease("agents_default") as held:
-            await held.follow(hooks_module.calls.one(hooks_module.calls.list_agents()))
-
-    with pytest.raises(AuthenticationError):
-        asyncio.run(scene())
-    assert platform.sim.count() == 2
-
-
-def test_a_connection_that_cannot_be_opened_is_told_to_everybody_and_forgotten(connected):
-    hook = connected(connection("no-scheme.example"))
-
-    async def scene():
-        results = await asyncio.gather(*(hook.alist_agents() for _ in range(3)), return_exceptions=True)
-        return results, dict(hooks_module._open[asyncio.get_running_loop()])
-
-    results, left = asyncio.run(scene())
-    assert all(isinstance(result, InvalidConnectionError) for result in results)
-    assert left == {}
 
 
 # --- the form ---

@@ -8,7 +8,7 @@ written twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from airflow_provider_agents.api.errors import (
+    AgentsError,
     AuthenticationError,
     InvalidArgumentError,
     NotFoundError,
@@ -223,7 +224,7 @@ def walk(
 
     Args:
         first: the call for the first page.
-        enough: asked after each page; True ends the walk there.
+        enough: asked after each page, the last included; True ends the walk there.
         max_pages: the bound, in pages.
 
     Returns:
@@ -241,7 +242,8 @@ def walk(
             server_time = answer.server_time
         rows.extend(page.data)
         token = page.nextToken
-        if not token or (enough is not None and enough(answer)):
+        has_enough = enough is not None and enough(answer)
+        if not token or has_enough:
             return Answer(rows, server_time)
         if token in seen:
             raise PaginationError(f"{first.what}: the server sent the same nextToken twice, so the listing never ends.")
@@ -270,6 +272,26 @@ def one(call: Call[T]) -> Steps[T]:
     """The value of a single call."""
     answer: Answer[T] = yield call
     return answer.value
+
+
+async def follow(steps: Steps[T], take: Callable[[Call[Any] | Once | Pause], Awaitable[Answer[Any] | None]]) -> T:
+    """Drive a dialogue to its end and return its result.
+
+    Args:
+        steps: the dialogue.
+        take: does what it asks for next, or raises what the dialogue is to be thrown.
+    """
+    try:
+        step = next(steps)
+        while True:
+            try:
+                result = await take(step)
+            except AgentsError as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(result)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]  # a generator's return value is untyped
 
 
 # --- how to read the answer -----------------------------------------------------------------------------------------

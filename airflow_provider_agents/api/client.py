@@ -20,7 +20,7 @@ from tenacity import AsyncRetrying, Retrying, retry_if_exception, stop_after_att
 
 from airflow_provider_agents import __version__
 from airflow_provider_agents.api import retry
-from airflow_provider_agents.api.calls import Answer, Call, Once, Pause, Steps, read_answer
+from airflow_provider_agents.api.calls import Answer, Call, Once, Pause, Steps, follow, read_answer
 from airflow_provider_agents.api.errors import (
     AgentsError,
     InvalidConnectionError,
@@ -49,6 +49,11 @@ MAX_BODY_BYTES = 32 * 1024 * 1024
 #: Keys shorter than this are not searched for in answers: they would be found in innocent words.
 _SHORTEST_REDACTED_KEY = 8
 
+#: A triggerer asks no more than this for all that wait on a connection, unless the connection says otherwise: enough
+#: for 10,000 runs in a sweep of two seconds, at 200 events a request.
+DEFAULT_REQUESTS_PER_SECOND = 25.0
+MAX_REQUESTS_PER_SECOND = 1000.0
+
 AUTH_HEADERS = ("Authorization", "X-Api-Key")
 
 
@@ -69,6 +74,8 @@ class Settings:
         verify: whether to check the server's certificate, or the path of a CA bundle or directory to check it against.
         proxy: the proxy's URL. Without it, the environment's proxy settings hold.
         allow_plain_http: send the key unencrypted to a host that is not this machine.
+        max_requests_per_second: above 0, at most 1,000; for what a triggerer asks on behalf of all that wait. A client
+            by itself keeps no count.
 
     Raises:
         InvalidConnectionError: from the constructor, naming what is wrong and what to do.
@@ -81,6 +88,7 @@ class Settings:
     verify: bool | str = True
     proxy: str | None = field(default=None, repr=False)
     allow_plain_http: bool = False
+    max_requests_per_second: float = DEFAULT_REQUESTS_PER_SECOND
     user_agent: str = field(default_factory=user_agent)
 
     def __post_init__(self) -> None:
@@ -99,6 +107,15 @@ class Settings:
             raise InvalidConnectionError(
                 f"timeout must be a number of seconds above 0 and at most {MAX_TIMEOUT_SECONDS:g}, "
                 f"got {quote(repr(self.timeout_seconds), 60)}."
+            )
+        if (
+            isinstance(self.max_requests_per_second, bool)
+            or not isinstance(self.max_requests_per_second, int | float)
+            or not 0 < self.max_requests_per_second <= MAX_REQUESTS_PER_SECOND
+        ):
+            raise InvalidConnectionError(
+                f"max_requests_per_second must be a number above 0 and at most {MAX_REQUESTS_PER_SECOND:g}, "
+                f"got {quote(repr(self.max_requests_per_second), 60)}."
             )
         if isinstance(self.verify, str) and not Path(self.verify).exists():
             raise InvalidConnectionError(
@@ -394,6 +411,11 @@ class AsyncClient:
         self._sleep = sleep if sleep is not None else asyncio.sleep
         self._http = httpx.AsyncClient(transport=transport, **_httpx_arguments(settings, tls))
 
+    @property
+    def settings(self) -> Settings:
+        """How it reaches the API."""
+        return self._settings
+
     @classmethod
     async def open(cls, settings: Settings, *, attempts: int = 1) -> Self:
         """Make a client without blocking the loop for the 50 ms that a TLS context takes.
@@ -462,26 +484,6 @@ class AsyncClient:
                 return await self.send_once(call)
             case _:
                 return await self.send(step)
-
-
-async def follow(steps: Steps[T], take: Callable[[Call[Any] | Once | Pause], Awaitable[Answer[Any] | None]]) -> T:
-    """Drive a dialogue to its end and return its result.
-
-    Args:
-        steps: the dialogue.
-        take: does what it asks for next.
-    """
-    try:
-        step = next(steps)
-        while True:
-            try:
-                result = await take(step)
-            except AgentsError as error:
-                step = steps.throw(error)
-            else:
-                step = steps.send(result)
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]  # a generator's return value is untyped
 
 
 def _query(call: Call[Any]) -> httpx.QueryParams | None:

@@ -55,7 +55,9 @@ class Bounds:
         return Seek(
             floor=self.floor,
             ids=frozenset(name for name in (self.event_id or self.request_id,) if name is not None),
-            ripe_at=None if self.event_id is not None else self.accepted_at + timedelta(seconds=settle),
+            ripe_at=None
+            if self.event_id is not None
+            else self.accepted_at + timedelta(seconds=settle) + (DATE_RESOLUTION if self.server_after else timedelta()),
         )
 
 

@@ -29,7 +29,7 @@ _LONGEST_BACKOFF_SECONDS = 120.0
 Say = Callable[[int, str], object]
 
 
-class _Pace:
+class Pace:
     """When to look next: the interval, or longer after failures; never beyond the deadline."""
 
     def __init__(self, poll_interval: float, deadline_at: datetime, now: Clock, say: Say) -> None:
@@ -40,9 +40,11 @@ class _Pace:
         self.last_error: TemporaryError | None = None
 
     def is_over(self) -> bool:
+        """Whether the deadline has passed."""
         return self._now() >= self._deadline_at
 
     def failed(self, error: TemporaryError) -> Pause:
+        """Say so, and how long to wait."""
         self.last_error = error
         self._failures += 1
         if self._failing_since is None:
@@ -58,16 +60,19 @@ class _Pace:
         return self._until_deadline(max(backoff, error.retry_after_seconds or 0.0))
 
     def looked(self) -> Pause:
+        """A look that was answered; how long to wait for the next."""
         if self._failing_since is not None:
             self.speak(logging.INFO, f"The API answers again after {self._failures} failed looks.")
         self._failures, self._failing_since, self.last_error = 0, None, None
         return self._until_deadline(self._interval)
 
     def speak(self, level: int, message: str) -> None:
+        """Say something new."""
         self._spoke_at = self._now()
         self._say(level, message)
 
     def sign_of_life(self, level: int, message: str) -> None:
+        """Say it if nothing was said for long."""
         if self._now() - self._spoke_at >= timedelta(seconds=SIGN_OF_LIFE_SECONDS):
             self.speak(level, message)
 
@@ -98,7 +103,7 @@ def wait_for_end(
     Raises:
         PermanentError: looking will not get better.
     """
-    pace = _Pace(poll_interval, deadline_at, now, say)
+    pace = Pace(poll_interval, deadline_at, now, say)
     name, told, known = wait.submission.name, "", False
     while True:
         over, began_at = pace.is_over(), now()
@@ -112,7 +117,7 @@ def wait_for_end(
             if wait.is_known and not known:
                 known = True
                 on_known(wait.events[0])
-            state = _state_of(wait)
+            state = state_of(wait)
             if state != told:
                 pace.speak(logging.INFO, f"The run of {name}: {state}.")
                 told = state
@@ -127,7 +132,8 @@ def wait_for_end(
         yield pause
 
 
-def _state_of(wait: Wait) -> str:
+def state_of(wait: Wait) -> str:
+    """What is known of a run, in words."""
     events = wait.events
     if not events:
         return "no event yet"
@@ -149,7 +155,7 @@ def wait_until_idle(agent_id: str, *, poll_interval: float, deadline_at: datetim
         StillBusyError: a run was still active at a last look at the deadline.
         PermanentError: looking will not get better.
     """
-    pace = _Pace(poll_interval, deadline_at, now, say)
+    pace = Pace(poll_interval, deadline_at, now, say)
     told: frozenset[str] | None = None
     active: list[ExecutionEvent] = []
     while True:

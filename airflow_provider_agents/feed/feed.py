@@ -1,0 +1,367 @@
+"""The async shell around a plan: one feed for each event loop and connection.
+
+What holds at any time, whatever is cancelled at whatever await:
+
+1. A feed is in the registry exactly as long as somebody holds it. The last holder takes it out before it closes it, in
+   one step without an await, so a newcomer never joins a feed that closes: it makes a new one.
+2. Whoever waits has a ticket in the plan, from before the first await until `watch` returns or raises. A ticket is
+   told its end once, by the plan, and never after it has left.
+3. As long as there is a ticket, the feed's task runs, and it sleeps no longer than until the next sweep or deadline
+   of any of them. If that task ends for whatever reason, everybody is told first. So nobody waits for ever.
+4. A sweep serves those who had joined when it began. Who joins later is served by the next one and misses nothing:
+   the plan asks for everything since that subject's own floor.
+5. One client at a time, opened by the first request; all that were opened are closed when the feed is.
+
+The feed's task runs in a context of its own: its log lines belong to no task, and the first task's log context, which
+would otherwise be inherited, to nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
+
+from airflow_provider_agents.api.calls import Answer, Call, Once, Pause, Steps, follow
+from airflow_provider_agents.api.errors import (
+    AgentsError,
+    AuthenticationError,
+    NotSentError,
+    RateLimitedError,
+    TemporaryError,
+)
+from airflow_provider_agents.feed.plan import Plan
+from airflow_provider_agents.feed.tickets import At, Subject, Ticket
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, Task
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from airflow_provider_agents.api.client import AsyncClient
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+#: Errands that are followed at once. Over a network with 100 ms to and fro, that many keep 80 requests a second going,
+#: which is above the ceiling that a connection has by default.
+CONCURRENT_ERRANDS = 8
+#: Whoever waits wakes up at least this often, in seconds, to say that it still does.
+SIGN_OF_LIFE_SECONDS = 300.0
+#: A connection that cannot be read for a reason that may pass (Airflow's own API restarts) is tried so many times.
+_OPENING_TRIES = 5
+
+#: The metrics, in Airflow's own statistics; each is tagged with `conn_id`.
+METRIC_REQUESTS = "agents.feed.requests"
+METRIC_FAILURES = "agents.feed.failures"
+METRIC_SWEEP = "agents.feed.sweep"
+METRIC_SUBSCRIBERS = "agents.feed.subscribers"
+
+
+class Stats(Protocol):
+    """What of Airflow's statistics a feed uses."""
+
+    def incr(self, stat: str, count: int = 1, *, tags: dict[str, str] | None = None) -> None:
+        """Count."""
+
+    def gauge(self, stat: str, value: float, *, tags: dict[str, str] | None = None) -> None:
+        """Set."""
+
+    def timing(self, stat: str, dt: timedelta, *, tags: dict[str, str] | None = None) -> None:
+        """Measure."""
+
+
+class FeedClosedError(AgentsError):
+    """The feed was closed while somebody still waited: the event loop is being shut down."""
+
+
+class _Line:
+    """The client at hand; another one once the connection's key has changed."""
+
+    def __init__(self, open_client: Callable[[], Awaitable[AsyncClient]]) -> None:
+        self._open_client = open_client
+        self._opened: list[AsyncClient] = []
+        self._client: AsyncClient | None = None
+        self._lock = asyncio.Lock()
+        self._failures = 0
+
+    async def send(self, call: Call[T]) -> Answer[T]:
+        """Send once; after a 401 read the connection again, and send once more if it has changed."""
+        client = await self.client()
+        try:
+            return await client.send_once(call)
+        except AuthenticationError:
+            async with self._lock:
+                if self._client is client:
+                    renewed = await self._open()
+                    if renewed.settings == client.settings:
+                        raise
+                    log.info("The API key was refused and the connection has changed since; going on with it.")
+                    self._client = renewed
+        return await (await self.client()).send_once(call)
+
+    async def client(self) -> AsyncClient:
+        """The client at hand, opened if there is none."""
+        if self._client is None:
+            async with self._lock:
+                if self._client is None:
+                    self._client = await self._open()
+        return self._client
+
+    async def _open(self) -> AsyncClient:
+        try:
+            client = await self._open_client()
+        except AgentsError:
+            raise
+        except Exception as error:
+            self._failures += 1
+            if self._failures >= _OPENING_TRIES:
+                raise
+            raise NotSentError(f"The connection could not be read ({type(error).__name__}).") from error
+        self._failures = 0
+        self._opened.append(client)
+        return client
+
+    async def aclose(self) -> None:
+        """Close every client that was opened."""
+        self._client = None
+        while self._opened:
+            await self._opened.pop().aclose()
+
+
+class _Gate:
+    """Lets requests through at a rate, in bursts of no more than a second's worth."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._next = 0.0
+
+    def delay(self, per_second: float) -> float:
+        """Seconds that the next request must wait. Each call is one request."""
+        now = self._clock()
+        slot = max(self._next, now - 1.0)
+        self._next = slot + 1.0 / per_second
+        return max(0.0, slot - now)
+
+
+class Feed:
+    """One poll for everybody who waits on a connection, on one event loop.
+
+    Args:
+        name: the connection's, for logs and metrics.
+        open_client: reads the connection and makes a client. What it raises that is no `AgentsError` may pass, and is
+            tried again a few times.
+        stats: where metrics go.
+        clock: monotonic seconds; the loop's time by default.
+        now: our clock.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        open_client: Callable[[], Awaitable[AsyncClient]],
+        *,
+        stats: Stats | None = None,
+        clock: Callable[[], float] | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        plan: Plan | None = None,
+    ) -> None:
+        self.name = name
+        self.holders = 0
+        self._now = now
+        self._clock = clock if clock is not None else asyncio.get_running_loop().time
+        self._plan = plan if plan is not None else Plan()
+        self._line = _Line(open_client)
+        self._gate = _Gate(self._clock)
+        self._stats, self._tags = stats, {"conn_id": name}
+        self._changed = asyncio.Event()
+        self._task: Task[None] | None = None
+        self._asked: dict[object, Task[Any]] = {}
+
+    def _at(self) -> At:
+        return At(self._clock(), self._now())
+
+    def server_now(self) -> datetime:
+        """The server's clock, as far as its answers told."""
+        return self._now() + self._plan.server_ahead
+
+    # --- for those who wait ---------------------------------------------------------------------------------------
+
+    async def watch(
+        self,
+        subject: Subject[R],
+        *,
+        interval: float,
+        deadline_at: datetime,
+        tell: Callable[[Ticket[R]], None] = lambda _: None,
+    ) -> R:
+        """Wait until a subject has a result.
+
+        Args:
+            subject: what is waited for.
+            interval: seconds between two looks, at most.
+            deadline_at: when to give up, on our clock.
+            tell: called in the caller's own context for each change, and every few minutes without one.
+
+        Raises:
+            AgentsError: waiting is of no use.
+        """
+        news = asyncio.Event()
+        ticket = self._plan.join(subject, interval=interval, deadline_at=deadline_at, wake=news.set, at=self._at())
+        try:
+            self._start()
+            while not ticket.over:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(SIGN_OF_LIFE_SECONDS):
+                        await news.wait()
+                news.clear()
+                tell(ticket)
+            if ticket.error is not None:
+                # One error may end thousands of waits: each raises it with a traceback of its own.
+                raise ticket.error.with_traceback(None)
+            return ticket.result  # type: ignore[return-value]  # over and no error, so there is a result
+        finally:
+            self._plan.leave(ticket)
+
+    async def ask(self, steps: Steps[R]) -> R:
+        """Follow a dialogue through the shared client. Pauses are slept."""
+        return await follow(steps, self._take_own)
+
+    async def ask_together(self, key: object, steps: Callable[[], Steps[R]]) -> R:
+        """As `ask`, but all who ask for the same key while an answer is under way share it."""
+        task = self._asked.get(key)
+        if task is None:
+            task = self._asked[key] = asyncio.create_task(self.ask(steps()), context=contextvars.Context())
+            task.add_done_callback(lambda _: self._asked.pop(key, None))
+        # One that is cancelled must not take the answer from the others.
+        result: R = await asyncio.shield(task)
+        return result
+
+    async def sleep(self, seconds: float) -> None:
+        """Pause, on the feed's own time."""
+        await asyncio.sleep(seconds)
+
+    # --- the task -------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._changed.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(
+                self._run(), name=f"agents-feed-{self.name}", context=contextvars.Context()
+            )
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                self._changed.clear()
+                at = self._at()
+                next_at = self._plan.next_at(at)
+                if next_at is not None and self._plan.is_due(at):
+                    await self._sweep(at)
+                    continue
+                # What `is_due` told may have been the last.
+                next_at = self._plan.next_at(at)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(None if next_at is None else max(0.0, next_at - at.clock)):
+                        await self._changed.wait()
+        except Exception as error:
+            cause: Exception = error
+            while isinstance(cause, ExceptionGroup):
+                cause = cause.exceptions[0]
+            if not isinstance(cause, AgentsError):
+                log.exception("The feed of connection %s broke; all that wait on it fail.", self.name)
+            self._plan.fail_all(cause)
+        finally:
+            self._plan.fail_all(FeedClosedError(f"The feed of connection {self.name!r} was closed."))
+
+    async def _sweep(self, at: At) -> None:
+        was_failing = self._plan.failing is not None
+        for stage in self._plan.sweep(at):
+            await self._follow_all(stage)
+        if self._stats is not None:
+            self._stats.timing(METRIC_SWEEP, timedelta(seconds=self._clock() - at.clock), tags=self._tags)
+            self._stats.gauge(METRIC_SUBSCRIBERS, len(self._plan.tickets), tags=self._tags)
+        if self._plan.failing is not None and not was_failing:
+            log.warning("Connection %s: %s The runs go on; looking again.", self.name, self._plan.failing)
+        elif self._plan.failing is None and was_failing:
+            log.info("Connection %s: the API answers again.", self.name)
+
+    async def _follow_all(self, stage: Sequence[Steps[None]]) -> None:
+        errands = iter(stage)
+
+        async def work() -> None:
+            for errand in errands:
+                await follow(errand, self._take)
+
+        if len(stage) <= 1:
+            await work()
+            return
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(CONCURRENT_ERRANDS, len(stage))):
+                group.create_task(work())
+
+    async def _take(self, step: Call[Any] | Once | Pause) -> Answer[Any] | None:
+        if isinstance(step, Call) and self._plan.is_held(self._at()):
+            raise RateLimitedError("The server has asked for a pause.")
+        return await self._take_own(step)
+
+    async def _take_own(self, step: Call[Any] | Once | Pause) -> Answer[Any] | None:
+        if isinstance(step, Pause):
+            await self.sleep(step.seconds)
+            return None
+        call = step.call if isinstance(step, Once) else step
+        delay = self._gate.delay((await self._line.client()).settings.max_requests_per_second)
+        if delay > 0.0:
+            await self.sleep(delay)
+        if self._stats is not None:
+            self._stats.incr(METRIC_REQUESTS, tags=self._tags)
+        try:
+            return await self._line.send(call)
+        except TemporaryError as error:
+            if self._stats is not None:
+                self._stats.incr(METRIC_FAILURES, tags=self._tags)
+            if error.retry_after_seconds is not None:
+                self._plan.hold(error.retry_after_seconds, self._at())
+            raise
+
+    async def aclose(self) -> None:
+        """End the task and close the client. Those who still wait are told."""
+        tasks = [task for task in (self._task, *self._asked.values()) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._line.aclose()
+        if self._stats is not None:
+            self._stats.gauge(METRIC_SUBSCRIBERS, 0, tags=self._tags)
+
+
+_feeds: WeakKeyDictionary[AbstractEventLoop, dict[str, Feed]] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def shared_feed(name: str, make: Callable[[], Feed]) -> AsyncIterator[Feed]:
+    """The one feed of this loop and connection, for the length of a block.
+
+    Args:
+        name: the connection's.
+        make: makes the feed if there is none.
+    """
+    of_loop = _feeds.setdefault(asyncio.get_running_loop(), {})
+    feed = of_loop.get(name)
+    if feed is None:
+        feed = of_loop[name] = make()
+    feed.holders += 1
+    try:
+        yield feed
+    finally:
+        feed.holders -= 1
+        if not feed.holders:
+            del of_loop[name]
+            # Shielded: a holder that is cancelled once more must not leave a client open.
+            await asyncio.shield(asyncio.ensure_future(feed.aclose()))

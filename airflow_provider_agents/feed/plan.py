@@ -1,0 +1,768 @@
+"""What to ask next, what an answer or a failure means, and for whom. Pure: no I/O, no clock of its own.
+
+A `Plan` holds everybody who waits on one connection (a `Ticket` each). Whoever drives it asks `next_at` when to wake
+up, then takes a `sweep`: stages of errands, each errand a dialogue as in `api.calls`. The errands of a stage may be
+followed at once, in any order. What they bring reaches the tickets as it comes; `Ticket.wake` is called for news.
+
+Two kinds of subjects are told apart:
+
+- one that still *seeks* its run needs a complete look: every event of its agent down to a floor, and those that are
+  PENDING, in an order in which nothing slips through;
+- one that *follows* events it knows needs to hear when one of them changes, and no more.
+
+The cost of a sweep follows the pages it asks for and what has changed in them. It does not follow the number of
+subjects, but for those that seek and have become ripe.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow_provider_agents.api.calls import Answer, Pause, Steps, list_agent_events, list_events, walk
+from airflow_provider_agents.api.errors import AuthenticationError, PermanentError, RateLimitedError, TemporaryError
+from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
+from airflow_provider_agents.feed import ways
+from airflow_provider_agents.feed.pace import History
+from airflow_provider_agents.feed.reader import Reader
+from airflow_provider_agents.feed.schedule import Schedule
+from airflow_provider_agents.feed.tickets import At, Subject, Ticket, Trouble
+from airflow_provider_agents.runs.matching import TOLERANCE, Look, created_at, is_young, lies_before
+from airflow_provider_agents.runs.verdict import fresher, is_terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+
+R = TypeVar("R")
+
+log = logging.getLogger(__name__)
+
+#: A sweep in which so many requests failed and none was answered is broken off.
+_HOPELESS_FAILURES = 3
+#: So many failed looks in a row are told to a subject. One is a blip.
+TROUBLE_LOOKS = 2
+#: A walk that was chosen on an estimate is broken off at this many times what the agents' own listings would cost, but
+#: never before `_LEAST_BUDGET` pages.
+_BUDGET_FACTOR, _LEAST_BUDGET = 2, 4
+#: Between two chances for the loop to do something else, so many events are compared: about five milliseconds.
+_CHUNK_EVENTS = 2000
+#: An event that no narrow listing shows is looked for in its agent's whole one at the 1st, 2nd, 4th, 8th, 16th miss in
+#: a row, and then at each 16th: a platform that has dropped it is not asked for its whole history in every sweep.
+_MISSES_CYCLE = 16
+#: From so many followed events on, the active set is taken without comparing, if it is at most this many times as large
+#: as what is followed: no way could be much cheaper, and to compare takes longer than to ask.
+_MANY_EVENTS, _ACTIVE_FACTOR = 400, 2
+#: `Date` counts whole seconds and an answer takes a while: up to so many seconds apart, the clocks agree.
+_SAME_CLOCK_SECONDS = 2.0
+
+
+@dataclass(slots=True, eq=False)
+class _Track:
+    """An event that is followed, in its latest state, and by whom."""
+
+    agent_id: str
+    event: ExecutionEvent
+    tickets: dict[Ticket[Any], None] = field(default_factory=dict)
+    misses: int = 0
+
+
+@dataclass(slots=True)
+class _AccountLook:
+    """How far the account's listings were read.
+
+    Attributes:
+        asked: pages so far.
+        whole: whether everything was read, and all of it can be attributed.
+        failed: whether the server is in trouble, so that another way would fare no better.
+        damaged: agents of which a row could not be read.
+        server_time: the server's clock when the first page was asked for.
+    """
+
+    asked: int = 0
+    whole: bool = True
+    failed: bool = False
+    damaged: set[str] = field(default_factory=set)
+    server_time: datetime | None = None
+
+    def note_damage(self, agent_id: str | None) -> None:
+        """A row could not be read."""
+        if agent_id is None:
+            self.whole = False
+        else:
+            self.damaged.add(agent_id)
+
+
+class _Sweep:
+    """What one sweep is for, and what it has learnt so far.
+
+    Attributes:
+        seeking: who seeks, by agent.
+        due: the followed events that are to be shown.
+        shown: ids of events that were.
+        missed: ids of events that a narrow listing ought to have shown, or that nobody could look for.
+        looked: agents of whom there was a complete look, and the server's clock when it was begun.
+        unanswered: whose look failed.
+    """
+
+    def __init__(self, at: At) -> None:
+        self.at = at
+        self.served: list[Ticket[Any]] = []
+        self.expiring: list[Ticket[Any]] = []
+        self.seeking: dict[str, list[Ticket[Any]]] = {}
+        self.due: dict[str, _Track] = {}
+        self.shown: set[str] = set()
+        self.missed: set[str] = set()
+        self.refused: set[str] = set()
+        self.looked: dict[str, datetime | None] = {}
+        self.unanswered: dict[Ticket[Any], TemporaryError] = {}
+        self.answers = 0
+        self.failures = 0
+        self.last_error: TemporaryError | None = None
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether to ask on is of no use for now."""
+        error = self.last_error
+        if isinstance(error, RateLimitedError) or (error is not None and error.retry_after_seconds is not None):
+            return True
+        return self.failures >= _HOPELESS_FAILURES and not self.answers
+
+    def not_shown(self) -> Iterator[_Track]:
+        """What is still to be shown, as far as somebody still waits for it."""
+        return (track for event_id, track in self.due.items() if event_id not in self.shown and track.tickets)
+
+    def floor(self) -> datetime | None:
+        """The oldest moment that a complete look must reach back to; None if there is no end, or nobody seeks."""
+        return _oldest_floor(itertools.chain.from_iterable(self.seeking.values()))
+
+
+def _oldest_floor(tickets: Iterable[Ticket[Any]]) -> datetime | None:
+    floors = [ticket.seek.floor for ticket in tickets if ticket.seek is not None]
+    known = [floor for floor in floors if floor is not None]
+    return min(known) if known and len(known) == len(floors) else None
+
+
+class Plan:
+    """Everybody who waits on one connection.
+
+    Args:
+        jitter: a factor for each pause after a failure.
+        adaptive: whether to look more rarely where an agent's history says that nothing can have happened yet.
+    """
+
+    def __init__(
+        self,
+        *,
+        jitter: Callable[[], float] = lambda: random.uniform(0.75, 1.25),  # noqa: S311 - no secret
+        adaptive: bool = True,
+    ) -> None:
+        self._adaptive = adaptive
+        self._numbers = itertools.count()
+        self._tickets: dict[Ticket[Any], None] = {}
+        self._agents: Counter[str] = Counter()
+        self._schedule = Schedule(self._quiet_until, jitter)
+        self._failing: dict[Ticket[Any], None] = {}
+        # What for: a ticket is in `_seekers` and `_sought`, or in `_tracks`.
+        self._seekers: dict[str, dict[Ticket[Any], None]] = {}
+        self._sought: dict[str, dict[Ticket[Any], None]] = {}
+        self._tracks: dict[str, _Track] = {}
+        # What earlier answers showed: the events of agents of whom something is sought, and what helps to estimate.
+        self._stores: dict[str, dict[str, ExecutionEvent]] = {}
+        self._reader = Reader()
+        self._history = History()
+        self._echoes = False
+        self._rows_per_second = ways.Estimate(None)
+        self._pages: dict[str, ways.Estimate] = {status: ways.Estimate(1) for status in ("PENDING", "RUNNING")}
+        self._leavers = ways.Estimate(0)
+        self._agent_pages: dict[str, int] = {}
+        self._shut_until: dict[str, float] = {}
+        #: Why the last sweep brought nothing; None if it brought something.
+        self.failing: TemporaryError | None = None
+        #: How far the server's clock is ahead of ours.
+        self.server_ahead = timedelta()
+
+    # --- who waits ----------------------------------------------------------------------------------------------
+
+    @property
+    def tickets(self) -> Collection[Ticket[Any]]:
+        """All who wait."""
+        return self._tickets.keys()
+
+    def join(
+        self, subject: Subject[R], *, interval: float, deadline_at: datetime, wake: Callable[[], None], at: At
+    ) -> Ticket[R]:
+        """Wait for a subject, from the next sweep on.
+
+        Args:
+            subject: what to wait for.
+            interval: seconds between two looks, at most.
+            deadline_at: when to give up, on our clock.
+            wake: called for news, while a page is read: it must not do more than make a note of it.
+            at: now.
+        """
+        ticket = Ticket(next(self._numbers), subject, interval, deadline_at, wake)
+        self._tickets[ticket] = None
+        self._agents[subject.agent_id] += 1
+        self._schedule.join(ticket, at)
+        self._index(ticket)
+        return ticket
+
+    def leave(self, ticket: Ticket[Any]) -> None:
+        """Wait no longer. May be repeated; nothing is told afterwards."""
+        if ticket not in self._tickets:
+            return
+        ticket.over = True
+        del self._tickets[ticket]
+        self._failing.pop(ticket, None)
+        self._schedule.leave(ticket)
+        self._unindex(ticket)
+        agent_id = ticket.subject.agent_id
+        self._agents[agent_id] -= 1
+        if not self._agents[agent_id]:
+            del self._agents[agent_id]
+            self._history.forget(agent_id)
+            self._agent_pages.pop(agent_id, None)
+
+    def fail_all(self, error: Exception) -> None:
+        """Tell everybody that waiting is of no use."""
+        for ticket in tuple(self._tickets):
+            self._end(ticket, error=error)
+
+    def _end(self, ticket: Ticket[Any], *, result: Any = None, error: Exception | None = None) -> None:
+        if ticket.over:
+            return
+        self.leave(ticket)
+        ticket.result, ticket.error = result, error
+        ticket.wake()
+
+    # --- the indexes --------------------------------------------------------------------------------------------
+
+    def _index(self, ticket: Ticket[Any]) -> None:
+        """Note what a subject seeks or follows now."""
+        subject = ticket.subject
+        ticket.seek = seek = subject.seek
+        if seek is not None:
+            self._seekers.setdefault(subject.agent_id, {})[ticket] = None
+            self._stores.setdefault(subject.agent_id, {})
+            for name in seek.ids:
+                self._sought.setdefault(name, {})[ticket] = None
+            return
+        for event in subject.going_on:
+            ticket.following.add(event.id)
+            track = self._tracks.get(event.id)
+            if track is None:
+                track = self._tracks[event.id] = _Track(subject.agent_id, event)
+            else:
+                track.event = fresher(track.event, event)
+            track.tickets[ticket] = None
+
+    def _unindex(self, ticket: Ticket[Any]) -> None:
+        if ticket.seek is not None:
+            agent_id = ticket.subject.agent_id
+            del self._seekers[agent_id][ticket]
+            if not self._seekers[agent_id]:
+                del self._seekers[agent_id], self._stores[agent_id]
+            for name in ticket.seek.ids:
+                del self._sought[name][ticket]
+                if not self._sought[name]:
+                    del self._sought[name]
+            ticket.seek = None
+        for event_id in ticket.following:
+            track = self._tracks[event_id]
+            del track.tickets[ticket]
+            if not track.tickets:
+                del self._tracks[event_id]
+        ticket.following = set()
+
+    def _quiet_until(self, ticket: Ticket[Any]) -> datetime | None:
+        """Until when, on our clock, nothing can well happen that this subject waits for."""
+        if not self._adaptive:
+            return None
+        if ticket.seek is not None:
+            # In an account whose events name their requests, a look can decide at any time.
+            return None if self._echoes else ticket.seek.ripe_at
+        dues = [
+            self._history.due_at(ticket.subject.agent_id, self._tracks[event_id].event.startedAt)
+            for event_id in ticket.following
+        ]
+        known = [due for due in dues if due is not None]
+        if not known or len(known) < len(dues):
+            return None
+        # An interval before, so that from then on it is looked at in each.
+        return min(known) - self.server_ahead - timedelta(seconds=ticket.interval)
+
+    # --- when ---------------------------------------------------------------------------------------------------
+
+    def next_at(self, at: At) -> float | None:
+        """The monotonic second at which there is something to do; None if nobody waits."""
+        return self._schedule.next_at(at) if self._tickets else None
+
+    def is_due(self, at: At) -> bool:
+        """Whether to sweep now."""
+        if self._schedule.is_held(at):
+            # The server's word goes before a last look.
+            for ticket in self._schedule.expired(at):
+                self._end(ticket, result=ticket.subject.expire())
+        return bool(self._tickets) and self._schedule.is_due(at)
+
+    def is_held(self, at: At) -> bool:
+        """Whether the server wants to be left alone."""
+        return self._schedule.is_held(at)
+
+    def hold(self, seconds: float, at: At) -> None:
+        """Ask nothing for so many seconds: the server's wish."""
+        self._schedule.hold(seconds, at)
+
+    # --- a sweep ------------------------------------------------------------------------------------------------
+
+    def sweep(self, at: At) -> Generator[list[Steps[None]], None, None]:
+        """Ask what is due: stages of errands.
+
+        The errands of a stage may be followed at once, in any order. They raise nothing that the API has answered.
+        """
+        sweep = _Sweep(at)
+        served = self._schedule.begin(at)
+        sweep.expiring = self._schedule.expired(at)
+        sweep.served = [*served.union(sweep.expiring)]
+        for ticket in sweep.served:
+            if ticket.seek is not None:
+                sweep.seeking.setdefault(ticket.subject.agent_id, []).append(ticket)
+            else:
+                for event_id in ticket.following:
+                    sweep.due[event_id] = self._tracks[event_id]
+        yield from self._stages(sweep)
+        self._reader.turn()
+        yield [self._conclude(sweep)]
+
+    def _stages(self, sweep: _Sweep) -> Generator[list[Steps[None]], None, None]:
+        account, active, budget = self._choose(sweep)
+        look, follow = _AccountLook(), _AccountLook()
+        queued = any(track.event.startedAt is None for track in sweep.due.values())
+        if account or active or (queued and self._is_open(Status.PENDING, sweep.at)):
+            # Before everything else: what begins after this answer is in those that follow.
+            yield [self._list_status(sweep, Status.PENDING, look, budget)]
+            follow.failed = look.failed
+        yield [
+            *([self._list_account(sweep, look, budget)] if account and look.whole else []),
+            *([self._list_status(sweep, Status.RUNNING, follow, budget)] if active and not follow.failed else []),
+        ]
+        yield [
+            *(() if account and look.failed else self._seek_by_agent(sweep)),
+            *(() if follow.failed else self._follow_by_window(sweep, after_active=active)),
+        ]
+        yield list(self._find_lost(sweep))
+
+    def _seek_by_agent(self, sweep: _Sweep) -> Iterator[Steps[None]]:
+        for agent_id, tickets in sweep.seeking.items():
+            if agent_id not in sweep.looked and any(not ticket.over for ticket in tickets):
+                yield self._seek_agent(sweep, agent_id, tickets)
+
+    def _follow_by_window(self, sweep: _Sweep, *, after_active: bool) -> Iterator[Steps[None]]:
+        left = list(sweep.not_shown())
+        # What had not begun is no longer PENDING, and nobody knows when it began.
+        sweep.missed.update(track.event.id for track in left if track.event.startedAt is None)
+        windows = self._windows(sweep, left)
+        if after_active:
+            self._leavers.measured(ways.requests_of(windows), sweep.at.clock)
+        for window in windows:
+            yield self._look_through(sweep, window)
+
+    def _find_lost(self, sweep: _Sweep) -> Iterator[Steps[None]]:
+        lost: dict[str, list[_Track]] = {}
+        for event_id in sweep.missed:
+            track = self._tracks.get(event_id)
+            if track is None or event_id in sweep.shown:
+                continue
+            track.misses += 1
+            cycle = track.misses % _MISSES_CYCLE
+            if cycle & (cycle - 1) == 0 or event_id in sweep.refused:
+                lost.setdefault(track.agent_id, []).append(track)
+        for agent_id, tracks in lost.items():
+            yield self._find(sweep, agent_id, tracks)
+
+    def _is_open(self, way: str, at: At) -> bool:
+        return self._shut_until.get(way, -math.inf) <= at.clock
+
+    def _choose(self, sweep: _Sweep) -> tuple[bool, bool, int]:
+        """The cheapest ways: the account's listing for those who seek? the active set for what is followed?
+
+        With them, how many pages a walk over the account may take before the agents' own listings are cheaper.
+        """
+        at = sweep.at
+        clock, rate = at.clock, self._rows_per_second.at(at.clock)
+        pending = self._pages[Status.PENDING].at(clock) or 1
+        status_open = self._is_open(Status.PENDING, at)
+
+        by_agent = sum(1 + self._agent_pages.get(agent_id, 1) for agent_id in sweep.seeking)
+        by_account, floor = math.inf, sweep.floor()
+        if floor is not None and status_open and self._is_open("account", at):
+            seconds = (at.now + self.server_ahead - floor).total_seconds()
+            by_account = ways.pages(seconds * rate) if rate is not None else 1
+
+        begun = [track for track in sweep.due.values() if track.event.startedAt is not None]
+        queued = pending if status_open and len(begun) < len(sweep.due) else 0
+        least = ways.pages(len(self._tracks))
+        by_active = math.inf
+        if sweep.due and status_open and self._is_open(Status.RUNNING, at):
+            by_active = max(self._pages[Status.RUNNING].at(clock) or 1, least) + (self._leavers.at(clock) or 0)
+        if len(begun) >= _MANY_EVENTS and by_active <= _ACTIVE_FACTOR * least + 1:
+            by_windows = older = math.inf
+        else:
+            windows = self._windows(sweep, begun)
+            by_windows = ways.requests_of(windows)
+            # The account's listing shows the younger ones anyway.
+            older = ways.requests_of(window for window in windows if floor is not None and window.after < floor)
+
+        costs = {
+            (account, active): (by_account if account else by_agent if sweep.seeking else 0)
+            + (by_active if active else older if account else by_windows)
+            + (pending if account or active else queued)
+            for account in ((False, True) if sweep.seeking else (False,))
+            for active in (False, True)
+        }
+        account, active = min(costs, key=lambda ways: costs[ways])
+        fallback = by_agent + (by_windows if by_windows < math.inf else len(begun))
+        return account, active, int(max(_LEAST_BUDGET, _BUDGET_FACTOR * fallback))
+
+    def _windows(self, sweep: _Sweep, tracks: Iterable[_Track]) -> list[ways.Window]:
+        return ways.windows(
+            (
+                ways.Begun(track.event.startedAt, track.event.id, track.agent_id)
+                for track in tracks
+                if track.event.startedAt is not None
+            ),
+            self._rows_per_second.at(sweep.at.clock),
+            whole_account=self._is_open("account", sweep.at),
+        )
+
+    # --- errands ------------------------------------------------------------------------------------------------
+
+    def _list_status(self, sweep: _Sweep, status: Status, look: _AccountLook, budget: int) -> Steps[None]:
+        """All of the account's events with a status."""
+        pages = 0
+
+        def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
+            nonlocal pages
+            pages += 1
+            return self._take_page(sweep, look, answer, pages >= budget)
+
+        call = self._reader.lenient(list_events(status=status), look.note_damage)
+        if (yield from self._over_account(sweep, status, walk(call, enough), look)):
+            self._pages[status].measured(pages if look.whole else _BUDGET_FACTOR * pages, sweep.at.clock)
+
+    def _list_account(self, sweep: _Sweep, look: _AccountLook, budget: int) -> Steps[None]:
+        """The account's events down to the oldest that anybody seeks."""
+        floor, pages, rows = sweep.floor(), 0, 0
+        began: list[datetime] = []
+
+        def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
+            nonlocal pages, rows
+            pages += 1
+            rows += len(answer.value.data)
+            began.extend(event.startedAt for event in answer.value.data if event.startedAt is not None)
+            reached = any(lies_before(event, floor) for event in answer.value.data)
+            return self._take_page(sweep, look, answer, not reached and pages >= budget) or reached
+
+        call = self._reader.lenient(list_events(), look.note_damage)
+        if not (yield from self._over_account(sweep, "account", walk(call, enough), look)):
+            return
+        if began:
+            seconds = (max(*began, sweep.at.now + self.server_ahead) - min(began)).total_seconds()
+            self._rows_per_second.measured(rows / max(1.0, seconds), sweep.at.clock)
+        if look.whole:
+            for agent_id in sweep.seeking:
+                if agent_id not in look.damaged:
+                    sweep.looked[agent_id] = look.server_time
+
+    def _take_page(
+        self, sweep: _Sweep, look: _AccountLook, answer: Answer[Page[ExecutionEvent]], over_budget: bool
+    ) -> bool:
+        """Take in a page of the account's; whether to break off here."""
+        if look.asked == 0:
+            look.server_time = answer.server_time
+        look.asked += 1
+        look.whole &= self._take_events(sweep, answer.value.data, answer.server_time)
+        if over_budget and answer.value.nextToken:
+            look.whole = False
+            return True
+        return False
+
+    def _over_account(
+        self, sweep: _Sweep, way: str, steps: Steps[Any], look: _AccountLook
+    ) -> Generator[Any, Any, bool]:
+        """Follow a walk over the account; whether it came to its end."""
+        try:
+            yield from steps
+        except AuthenticationError as error:
+            look.whole, look.failed = False, True
+            self.fail_all(error)
+        except PermanentError as error:
+            # A key, or a gateway, that allows the agents' own listings only. If not even they work, those will tell.
+            look.whole = False
+            self._shut_until[way] = sweep.at.clock + ways.BELIEVED_SECONDS
+            log.info("Doing without the account's listing (%s): %s", way, error)
+        except TemporaryError as error:
+            look.whole, look.failed = False, True
+            self._failed(sweep, error, sweep.served)
+        else:
+            return True
+        return False
+
+    def _seek_agent(self, sweep: _Sweep, agent_id: str, tickets: list[Ticket[Any]]) -> Steps[None]:
+        """One agent's events down to the oldest that anybody seeks, after those that are PENDING."""
+        floor, pages = _oldest_floor(tickets), 0
+        server_time: datetime | None = None
+
+        def pending(answer: Answer[Page[ExecutionEvent]]) -> bool:
+            nonlocal pages, server_time
+            pages += 1
+            if pages == 1:
+                server_time = answer.server_time
+            self._take_events(sweep, answer.value.data, answer.server_time, agent_id)
+            return False
+
+        def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
+            nonlocal pages
+            pages += 1
+            self._take_events(sweep, answer.value.data, answer.server_time, agent_id)
+            # Those whose ids were shown have what they want; after everybody's, the rest is of no use.
+            if all(ticket.seek is None for ticket in tickets):
+                return True
+            return any(lies_before(event, floor) for event in answer.value.data)
+
+        def steps() -> Steps[None]:
+            yield from walk(self._reader.strict(list_agent_events(agent_id, status=Status.PENDING)), pending)
+            yield from walk(self._reader.strict(list_agent_events(agent_id)), enough)
+
+        if (yield from self._over_agent(sweep, steps(), lambda: tickets)):
+            if agent_id in self._agents:
+                self._agent_pages[agent_id] = max(1, pages - 1)
+            sweep.looked[agent_id] = server_time
+
+    def _look_through(self, sweep: _Sweep, window: ways.Window) -> Steps[None]:
+        """A narrow listing that shows some followed events."""
+        wanted = set(window.event_ids)
+
+        def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
+            self._take_events(sweep, answer.value.data, answer.server_time, window.agent_id)
+            return wanted <= sweep.shown
+
+        if window.agent_id is None:
+            call = list_events(started_after=window.after, started_before=window.before)
+        else:
+            call = list_agent_events(window.agent_id, started_after=window.after, started_before=window.before)
+        if sweep.is_hopeless:
+            self._give_up(sweep, self._followers(wanted))
+            return
+        try:
+            yield from walk(self._reader.lenient(call, lambda _: None), enough)
+        except AuthenticationError as error:
+            self.fail_all(error)
+        except PermanentError as error:
+            # Perhaps it is the narrowing that is refused; the agent's whole listing tells.
+            log.info("A narrow listing was refused: %s", error)
+            sweep.refused |= wanted
+            sweep.missed |= wanted
+        except TemporaryError as error:
+            self._failed(sweep, error, self._followers(wanted - sweep.shown))
+        else:
+            sweep.missed |= wanted - sweep.shown
+
+    def _find(self, sweep: _Sweep, agent_id: str, tracks: list[_Track]) -> Steps[None]:
+        """Followed events that no narrow listing showed, in their agent's whole one."""
+        missing = {track.event.id for track in tracks}
+        created = [created_at(track.event) for track in tracks]
+        known = [moment for moment in created if moment is not None]
+        floor = min(known) - TOLERANCE if known and len(known) == len(created) else None
+
+        def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
+            self._take_events(sweep, answer.value.data, answer.server_time, agent_id)
+            missing.difference_update(event.id for event in answer.value.data)
+            return not missing or any(lies_before(event, floor) for event in answer.value.data)
+
+        yield from self._over_agent(
+            sweep,
+            walk(self._reader.strict(list_agent_events(agent_id)), enough),
+            lambda: tuple(self._followers(missing)),
+        )
+
+    def _over_agent(
+        self, sweep: _Sweep, steps: Steps[Any], concerned: Callable[[], Iterable[Ticket[Any]]]
+    ) -> Generator[Any, Any, bool]:
+        """Follow a walk over one agent's listing; whether it came to its end."""
+        if sweep.is_hopeless:
+            self._give_up(sweep, concerned())
+            return False
+        try:
+            yield from steps
+        except AuthenticationError as error:
+            self.fail_all(error)
+        except PermanentError as error:
+            for ticket in tuple(concerned()):
+                self._end(ticket, error=error)
+        except TemporaryError as error:
+            self._failed(sweep, error, concerned())
+        else:
+            return True
+        return False
+
+    def _followers(self, event_ids: Iterable[str]) -> Iterator[Ticket[Any]]:
+        for event_id in event_ids:
+            track = self._tracks.get(event_id)
+            if track is not None:
+                yield from tuple(track.tickets)
+
+    def _failed(self, sweep: _Sweep, error: TemporaryError, concerned: Iterable[Ticket[Any]]) -> None:
+        sweep.failures += 1
+        sweep.last_error = error
+        self._give_up(sweep, concerned)
+
+    def _give_up(self, sweep: _Sweep, concerned: Iterable[Ticket[Any]]) -> None:
+        if sweep.last_error is not None:
+            sweep.unanswered.update(dict.fromkeys(concerned, sweep.last_error))
+
+    # --- what was read ------------------------------------------------------------------------------------------
+
+    def _take_events(
+        self, sweep: _Sweep, events: Iterable[ExecutionEvent], server_time: datetime | None, agent_id: str | None = None
+    ) -> bool:
+        """Tell everybody whom a page concerns; whether each event says whose it is."""
+        sweep.answers += 1
+        if server_time is not None and sweep.answers == 1:
+            ahead = server_time - sweep.at.now
+            self.server_ahead = ahead if abs(ahead.total_seconds()) > _SAME_CLOCK_SECONDS else timedelta()
+        whole = True
+        for event in events:
+            owner = agent_id or event.agentId
+            if owner is None:
+                whole = False
+                continue
+            sweep.shown.add(event.id)
+            track = self._tracks.get(event.id)
+            if track is not None:
+                track.misses = 0
+                if event is not track.event:
+                    self._update(sweep, track, event)
+            if owner in self._agents:
+                self._note(sweep, owner, event, server_time)
+        return whole
+
+    def _note(self, sweep: _Sweep, agent_id: str, event: ExecutionEvent, server_time: datetime | None) -> None:
+        """An event of an agent that somebody waits for."""
+        if event.completedAt is not None:
+            self._history.note(agent_id, event)
+        store = self._stores.get(agent_id)
+        if store is not None:
+            store[event.id] = fresher(store.get(event.id), event)
+            for name in (event.id, event.requestId):
+                if name is not None and name in self._sought:
+                    self._recognise(sweep, agent_id, name, Look((event,), server_time))
+
+    def _recognise(self, sweep: _Sweep, agent_id: str, name: str, look: Look) -> None:
+        """An event bears an id that is sought: no more than that is needed."""
+        for ticket in tuple(self._sought.get(name, ())):
+            if ticket.subject.agent_id == agent_id and ticket.seek is not None:
+                self._echoes |= ticket.seek.ripe_at is not None
+                self._show(ticket, look, sweep.at)
+
+    def _show(self, ticket: Ticket[Any], look: Look, at: At) -> None:
+        """Give a look to a subject that seeks."""
+        result = ticket.subject.take(look, at.now)
+        if result is not None:
+            self._end(ticket, result=result)
+        elif ticket.subject.seek is None:
+            self._unindex(ticket)
+            self._index(ticket)
+            self._schedule.replace(ticket, at)
+            ticket.wake()
+
+    def _update(self, sweep: _Sweep, track: _Track, event: ExecutionEvent) -> None:
+        """A followed event may have changed."""
+        before, track.event = track.event, fresher(track.event, event)
+        latest = track.event
+        if latest is before:
+            return
+        over = is_terminal(latest)
+        for ticket in tuple(track.tickets):
+            result = ticket.subject.update(latest)
+            if result is not None:
+                self._end(ticket, result=result)
+                continue
+            if over:
+                ticket.following.discard(latest.id)
+                track.tickets.pop(ticket, None)
+            elif before.startedAt is None and latest.startedAt is not None:
+                self._schedule.replace(ticket, sweep.at)
+            if latest.status != before.status:
+                ticket.wake()
+        if not track.tickets:
+            self._tracks.pop(latest.id, None)
+
+    # --- the end of a sweep -------------------------------------------------------------------------------------
+
+    def _conclude(self, sweep: _Sweep) -> Steps[None]:
+        """Give those who seek their look, tell of failures, and end what is past its deadline."""
+        handled = 0
+        for agent_id, server_time in sweep.looked.items():
+            look: Look | None = None
+            for ticket in sweep.seeking.get(agent_id, ()):
+                seek, store = ticket.seek, self._stores.get(agent_id)
+                if ticket.over or seek is None or store is None:
+                    continue
+                if seek.ripe_at is None or sweep.at.now >= seek.ripe_at:
+                    look = look or Look(tuple(store.values()), server_time)
+                    self._show(ticket, look, sweep.at)
+                    handled += len(look.events)
+                handled += 1
+                if handled >= _CHUNK_EVENTS:
+                    handled = 0
+                    yield Pause(0)
+            self._tidy(agent_id)
+        in_vain = sweep.failures > 0 and (not sweep.answers or sweep.is_hopeless)
+        self._schedule.reckon(in_vain=in_vain)
+        self.failing = sweep.last_error if in_vain else None
+        for ticket in self._note_failures(sweep):
+            ticket.wake()
+            handled += 1
+            if handled >= _CHUNK_EVENTS:
+                handled = 0
+                yield Pause(0)
+        for ticket in sweep.expiring:
+            if not ticket.over:
+                self._end(ticket, result=ticket.subject.expire())
+
+    def _tidy(self, agent_id: str) -> None:
+        """Drop events that are too old for all who still seek."""
+        store = self._stores.get(agent_id)
+        if store:
+            floor = _oldest_floor(self._seekers[agent_id])
+            for event in [event for event in store.values() if not is_young(event, floor)]:
+                del store[event.id]
+
+    def _note_failures(self, sweep: _Sweep) -> Iterator[Ticket[Any]]:
+        """Count the failed looks of each; those whom it tells something new."""
+        for ticket, error in sweep.unanswered.items():
+            if ticket.over:
+                continue
+            self._failing[ticket] = None
+            ticket.failed_looks += 1
+            ticket.failing_since = ticket.failing_since or sweep.at.now
+            if ticket.failed_looks >= TROUBLE_LOOKS:
+                news = ticket.trouble is None
+                ticket.trouble = Trouble(ticket.failing_since, ticket.failed_looks, error)
+                if news:
+                    yield ticket
+        if not sweep.answers:
+            return
+        for ticket in [ticket for ticket in self._failing if ticket not in sweep.unanswered]:
+            del self._failing[ticket]
+            news = ticket.trouble is not None
+            ticket.failed_looks, ticket.failing_since, ticket.trouble = 0, None, None
+            if news:
+                yield ticket

@@ -1,0 +1,110 @@
+"""Who waits on a feed, and for what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from datetime import datetime
+
+    from airflow_provider_agents.api.errors import TemporaryError
+    from airflow_provider_agents.api.models import ExecutionEvent
+    from airflow_provider_agents.runs.matching import Look, Seek
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class At:
+    """A moment: monotonic seconds, for pauses, and our clock's time, for what people and servers said."""
+
+    clock: float
+    now: datetime
+
+
+class Subject(Protocol[R_co]):
+    """Something that is waited for. `runs.verdict.Wait` is one."""
+
+    @property
+    def agent_id(self) -> str:
+        """Whose runs matter."""
+
+    @property
+    def seek(self) -> Seek | None:
+        """What is sought; None once the events are known."""
+
+    @property
+    def going_on(self) -> Collection[ExecutionEvent]:
+        """The known events whose end matters."""
+
+    def take(self, look: Look, began_at: datetime) -> R_co | None:
+        """A complete look, or one that shows an event with a sought id. A result ends the wait."""
+
+    def update(self, event: ExecutionEvent) -> R_co | None:
+        """A followed event has changed. A result ends the wait."""
+
+    def expire(self) -> R_co:
+        """The deadline has passed, and the last look brought no result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Looks that failed, one after the other."""
+
+    since: datetime
+    looks: int
+    error: TemporaryError
+
+
+class Ticket(Generic[R]):
+    """One subject's place in a plan. It ends once: with a result, or with an error.
+
+    Attributes:
+        subject: what is waited for.
+        interval: seconds between two looks, at most.
+        deadline_at: when to give up, on our clock, after one last look.
+        wake: called when there is news: the subject has changed, the trouble has, or it is over.
+        over: whether there is a result or an error.
+        result: what the subject said.
+        error: why nothing can be said.
+        trouble: the failures so far, if there was more than one in a row.
+    """
+
+    __slots__ = (
+        "deadline_at",
+        "error",
+        "failed_looks",
+        "failing_since",
+        "following",
+        "interval",
+        "lane",
+        "number",
+        "over",
+        "result",
+        "seek",
+        "subject",
+        "trouble",
+        "wake",
+    )
+
+    def __init__(
+        self, number: int, subject: Subject[R], interval: float, deadline_at: datetime, wake: Callable[[], None]
+    ) -> None:
+        self.number = number
+        self.subject = subject
+        self.interval = interval
+        self.deadline_at = deadline_at
+        self.wake = wake
+        self.over = False
+        self.result: R | None = None
+        self.error: Exception | None = None
+        self.trouble: Trouble | None = None
+        self.failed_looks = 0
+        self.failing_since: datetime | None = None
+        self.seek: Seek | None = None
+        self.following: set[str] = set()
+        # Where `schedule` keeps it, once it has been looked at.
+        self.lane: Any = None

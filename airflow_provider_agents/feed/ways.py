@@ -1,0 +1,138 @@
+"""What a sweep would cost by each way of asking, counted in requests. Pure.
+
+The API has no way to ask for some events by their ids. What there is: an agent's listing or the account's, narrowed by
+`startedAfter` and `startedBefore`, or by `status`. Which of them is the cheapest depends on how many runs are waited
+for, when they began, and what else happens in the account. The last is only known from earlier answers, so it is an
+estimate, and a walk that turns out dearer than it was taken for is broken off.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from airflow_provider_agents.api.calls import MAX_LIMIT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+#: Room on either side of a `startedAt` in a window: the page does not say whether the bounds are inclusive, nor how
+#: finely they are compared.
+WINDOW_MARGIN = timedelta(seconds=1)
+#: Estimates are believed for so many seconds; then the cheapest conceivable holds again, until it is tried.
+BELIEVED_SECONDS = 300.0
+#: Neighbouring windows are joined when fewer rows than this lie between them: half a page, for a whole request less.
+_JOINING_ROWS = MAX_LIMIT // 2
+#: As long as nothing is known about the account, windows are joined over gaps of so many seconds: its own, and those of
+#: one agent, which has fewer runs.
+_JOINING_SECONDS, _JOINING_SECONDS_OF_AGENT = 1.0, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Some events that began close together, found by one narrow listing.
+
+    Attributes:
+        agent_id: whose listing; None for the account's.
+        event_ids: what is to be found there.
+        after: its older end.
+        before: its younger end.
+        requests: how many pages that is thought to take.
+    """
+
+    agent_id: str | None
+    event_ids: tuple[str, ...]
+    after: datetime
+    before: datetime
+    requests: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Begun:
+    """An event that is looked for, and what narrows its listing."""
+
+    began_at: datetime
+    event_id: str
+    agent_id: str
+
+
+class Estimate:
+    """A number that was measured a while ago.
+
+    Args:
+        at_best: what holds as long as nothing was measured, or it is too long ago.
+    """
+
+    def __init__(self, at_best: float | None) -> None:
+        self._at_best = at_best
+        self._value: float | None = None
+        self._until = -math.inf
+
+    def measured(self, value: float, clock: float) -> None:
+        """Take in a measurement made at `clock`, in monotonic seconds."""
+        self._value, self._until = value, clock + BELIEVED_SECONDS
+
+    def at(self, clock: float) -> float | None:
+        """What to reckon with."""
+        return self._value if clock < self._until else self._at_best
+
+
+def pages(rows: float) -> int:
+    """Pages that so many rows take; one at least."""
+    return max(1, math.ceil(rows / MAX_LIMIT))
+
+
+def windows(some: Iterable[Begun], rows_per_second: float | None, *, whole_account: bool) -> list[Window]:
+    """The fewest narrow listings that show all of `some`, as far as can be told.
+
+    Args:
+        some: what is looked for.
+        rows_per_second: how many runs begin in the account; None if that is not known.
+        whole_account: whether the account's own listing may be asked.
+    """
+    everything = sorted(some)
+    of_agent: dict[str, list[Begun]] = {}
+    for begun in everything:
+        of_agent.setdefault(begun.agent_id, []).append(begun)
+    by_agent = [
+        _window(group, agent_id, None)
+        for agent_id, own in of_agent.items()
+        for group in _groups(own, rows_per_second, _JOINING_SECONDS_OF_AGENT)
+    ]
+    if not whole_account or len(by_agent) <= 1:
+        return by_agent
+    by_account = [
+        # With one agent in it, it is asked of the agent: no stranger can fill it.
+        _window(group, group[0].agent_id, None)
+        if all(begun.agent_id == group[0].agent_id for begun in group)
+        else _window(group, None, rows_per_second)
+        for group in _groups(everything, rows_per_second, _JOINING_SECONDS)
+    ]
+    return min(by_agent, by_account, key=requests_of)
+
+
+def _groups(
+    ordered: Sequence[Begun], rows_per_second: float | None, joining_seconds: float
+) -> Iterator[Sequence[Begun]]:
+    """Neighbours that share a window: those between which there is not much else."""
+    start = 0
+    for index, (one, next_one) in enumerate(pairwise(ordered), start=1):
+        gap = (next_one.began_at - one.began_at).total_seconds()
+        if gap * rows_per_second > _JOINING_ROWS if rows_per_second is not None else gap > joining_seconds:
+            yield ordered[start:index]
+            start = index
+    yield ordered[start:]
+
+
+def _window(group: Sequence[Begun], agent_id: str | None, rows_per_second: float | None) -> Window:
+    after, before = group[0].began_at - WINDOW_MARGIN, group[-1].began_at + WINDOW_MARGIN
+    rows = max(float(len(group)), (before - after).total_seconds() * (rows_per_second or 0.0))
+    return Window(agent_id, tuple(begun.event_id for begun in group), after, before, pages(rows))
+
+
+def requests_of(some: Iterable[Window]) -> int:
+    """What they are thought to take together."""
+    return sum(window.requests for window in some)
