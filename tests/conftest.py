@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 import time_machine
 from hypothesis import settings
+from virtual_time import VirtualLoop, count_requests
 
 from airflow_provider_agents.api.client import AsyncClient
 from airflow_provider_agents.simulator import Simulator, running_server
-from virtual_time import VirtualLoop, count_requests
 
 KEY = "test-key"
 

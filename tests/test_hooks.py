@@ -11,9 +11,8 @@ from types import ModuleType
 import pytest
 from conftest import KEY, connection
 
-import airflow_provider_agents.hooks as hooks_module
 from airflow_provider_agents import get_provider_info
-from airflow_provider_agents.api.errors import AuthenticationError, InvalidConnectionError, NotFoundError
+from airflow_provider_agents.api.errors import InvalidConnectionError, NotFoundError
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.simulator import Fault
 

@@ -10,6 +10,7 @@ import random
 from datetime import timedelta
 
 import pytest
+from driving import Driver
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -49,7 +50,7 @@ def worlds(draw):
     )
 
 
-def run_once(world, *, seed, every=None, offset=0.0, strangers=(), faults=(), on_ambiguous="all"):
+def run_once(world, *, seed, every=None, offset=0.0, strangers=(), faults=(), on_ambiguous="all", deferred=False):
     """One submission and its wait in a world; what came out, and the truth about it."""
     clock = ManualClock()
     sim = Simulator(clock, world=world, seed=seed)
@@ -72,15 +73,22 @@ def run_once(world, *, seed, every=None, offset=0.0, strangers=(), faults=(), on
         Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim), sleep=sleep
     )
     submission = client.follow(submit("agent", settle=SETTLE, now=clock))
-    verdict = client.follow(
-        wait_for_end(
-            Wait(submission, Rules(settle=SETTLE, appear_within=300.0, on_ambiguous=on_ambiguous)),
-            poll_interval=5.0,
-            deadline_at=clock.now + timedelta(hours=2),
-            now=clock,
-            say=lambda level, message: None,
+    wait = Wait(submission, Rules(settle=SETTLE, appear_within=300.0, on_ambiguous=on_ambiguous))
+    deadline_at = clock.now + timedelta(hours=2)
+    if deferred:
+        # As in a triggerer: with others, whose runs are of no concern to ours.
+        driver = Driver(client, clock, sleep, rng=rng)
+        ticket = driver.join(wait, deadline_at=deadline_at)
+        for number in range(deferred - 1):
+            sim.add_agent(f"other-{number}", schedule_every=50.0, schedule_offset=10.0 * number)
+            other = client.follow(submit(f"other-{number}", settle=SETTLE, now=clock))
+            driver.join(Wait(other, RULES), interval=rng.choice([2.0, 5.0, 30.0]), deadline_at=deadline_at)
+        (verdict,) = driver.wait_for(ticket)
+        assert ticket.error is None
+    else:
+        verdict = client.follow(
+            wait_for_end(wait, poll_interval=5.0, deadline_at=deadline_at, now=clock, say=lambda level, message: None)
         )
-    )
     return sim, submission, verdict
 
 
@@ -92,10 +100,17 @@ def run_once(world, *, seed, every=None, offset=0.0, strangers=(), faults=(), on
     offset=st.floats(0, 60),
     strangers=st.lists(st.floats(0, 150), max_size=3),
     on_ambiguous=st.sampled_from(["all", "fail"]),
+    deferred=st.sampled_from([0, 1, 2, 5]),
 )
-def test_a_success_is_never_wrong(world, seed, every, offset, strangers, on_ambiguous):
+def test_a_success_is_never_wrong(world, seed, every, offset, strangers, on_ambiguous, deferred):
     sim, submission, verdict = run_once(
-        world, seed=seed, every=every, offset=offset, strangers=strangers, on_ambiguous=on_ambiguous
+        world,
+        seed=seed,
+        every=every,
+        offset=offset,
+        strangers=strangers,
+        on_ambiguous=on_ambiguous,
+        deferred=deferred,
     )
     mine = sim.event_of(submission.request_id)
     if verdict.outcome == Outcome.COMPLETED:
@@ -103,7 +118,7 @@ def test_a_success_is_never_wrong(world, seed, every, offset, strangers, on_ambi
     if verdict.outcome in {Outcome.COMPLETED, Outcome.FAILED, Outcome.AMBIGUOUS}:
         assert mine in {event.id for event in verdict.events}
     assert verdict.outcome not in {Outcome.NOT_FOUND, Outcome.TIMED_OUT}
-    assert len(sim.executions) == 1
+    assert len(sim.executions) == max(1, deferred)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -117,10 +132,11 @@ def test_a_success_is_never_wrong(world, seed, every, offset, strangers, on_ambi
         max_size=4,
     ),
     skip=st.integers(0, 6),
+    deferred=st.sampled_from([0, 1]),
 )
-def test_blips_neither_change_a_verdict_nor_start_a_second_run(world, seed, kinds, skip):
+def test_blips_neither_change_a_verdict_nor_start_a_second_run(world, seed, kinds, skip, deferred):
     faults = [Fault(kind=kind, skip=skip + n, worked=bool(n % 2)) for n, kind in enumerate(kinds)]
-    sim, _, verdict = run_once(world, seed=seed, faults=faults)
+    sim, _, verdict = run_once(world, seed=seed, faults=faults, deferred=deferred)
     assert len(sim.executions) == 1
     mine = sim.executions[0].event_id
     if verdict.outcome == Outcome.COMPLETED:
@@ -181,6 +197,18 @@ def test_an_old_run_that_has_not_begun_does_not_end_the_look_before_ours():
     assert [event.id for event in wait.events] == [sim.event_of(submission.request_id)]
 
 
+def follow_slowly(client, clock, steps):
+    """Follow a dialogue whose listings each take seconds."""
+    try:
+        call = next(steps)
+        while True:
+            answer = client.send_once(call)
+            clock.advance(0.5 if "nextToken" in dict(call.params) else 2)
+            call = steps.send(answer)
+    except StopIteration as end:
+        return end.value
+
+
 @pytest.mark.parametrize("step", ["snapshot", "look"])
 def test_a_run_that_begins_between_the_two_listings_of_a_look_is_in_one_of_them(step):
     # While it queues it stands behind everything else; once it has begun it is no longer PENDING.
@@ -201,11 +229,5 @@ def test_a_run_that_begins_between_the_two_listings_of_a_look_is_in_one_of_them(
     else:
         steps = take_snapshot("agent", now=clock)
     clock.advance(2)
-    call, answer = next(steps), None
-    with pytest.raises(StopIteration) as end:
-        while True:
-            answer = client.send_once(call)
-            clock.advance(0.5 if "nextToken" in dict(call.params) else 2)
-            call = steps.send(answer)
-    seen = end.value.value
+    seen = follow_slowly(client, clock, steps)
     assert first in (seen.known_event_ids if step == "snapshot" else {event.id for event in seen.events})
