@@ -101,7 +101,7 @@ class ExecutionEvent(Wire):
         return event
 
     def was_sent_as(self, row: object) -> bool:
-        """Whether this event is what `row` says, word for word. Much cheaper than to read the row again."""
+        """Whether `row` is what was sent, word for word. Much cheaper than to read it again."""
         return self._sent == row
 
     def to_json(self) -> dict[str, Any]:

@@ -150,6 +150,33 @@ class _Gate:
         return max(0.0, slot - now)
 
 
+class _News:
+    """Whether there is news. Thousands wait on one each, so it is a bare future and a bare timer."""
+
+    __slots__ = ("_loop", "_there", "_waiter")
+
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        self._loop, self._there = loop, False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        self._there = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self, seconds: float) -> None:
+        """Return when there is news, and after so many seconds without any."""
+        if not self._there:
+            self._waiter = self._loop.create_future()
+            timer = self._loop.call_later(seconds, self.wake)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+                self._waiter = None
+        self._there = False
+
+
 class Feed:
     """One poll for everybody who waits on a connection, on one event loop.
 
@@ -212,15 +239,12 @@ class Feed:
         Raises:
             AgentsError: waiting is of no use.
         """
-        news = asyncio.Event()
-        ticket = self._plan.join(subject, interval=interval, deadline_at=deadline_at, wake=news.set, at=self._at())
+        news = _News(asyncio.get_running_loop())
+        ticket = self._plan.join(subject, interval=interval, deadline_at=deadline_at, wake=news.wake, at=self._at())
         try:
             self._start()
             while not ticket.over:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(SIGN_OF_LIFE_SECONDS):
-                        await news.wait()
-                news.clear()
+                await news.wait(SIGN_OF_LIFE_SECONDS)
                 tell(ticket)
             if ticket.error is not None:
                 # One error may end thousands of waits: each raises it with a traceback of its own.

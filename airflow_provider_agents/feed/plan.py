@@ -50,8 +50,9 @@ TROUBLE_LOOKS = 2
 #: A walk that was chosen on an estimate is broken off at this many times what the agents' own listings would cost, but
 #: never before `_LEAST_BUDGET` pages.
 _BUDGET_FACTOR, _LEAST_BUDGET = 2, 4
-#: Between two chances for the loop to do something else, so many events are compared: about five milliseconds.
-_CHUNK_EVENTS = 2000
+#: Between two chances for the loop to do something else, so many events are compared, where to give a look to somebody
+#: counts as `_EVENTS_A_LOOK`: about five milliseconds.
+_CHUNK_EVENTS, _EVENTS_A_LOOK = 2000, 50
 #: An event that no narrow listing shows is looked for in its agent's whole one at the 1st, 2nd, 4th, 8th, 16th miss in
 #: a row, and then at each 16th: a platform that has dropped it is not asked for its whole history in every sweep.
 _MISSES_CYCLE = 16
@@ -96,6 +97,41 @@ class _AccountLook:
             self.whole = False
         else:
             self.damaged.add(agent_id)
+
+
+class _Rate:
+    """How many runs begin in a second, told from a listing that is read from its top.
+
+    Args:
+        server_now: the server's clock.
+    """
+
+    def __init__(self, server_now: datetime) -> None:
+        self._newest = server_now
+        self._oldest: datetime | None = None
+        self._rows = 0
+
+    def note(self, events: Iterable[ExecutionEvent]) -> None:
+        """The next page."""
+        for event in events:
+            self._rows += 1
+            if event.startedAt is not None:
+                self._newest = max(self._newest, event.startedAt)
+                self._oldest = min(self._oldest or event.startedAt, event.startedAt)
+
+    @property
+    def per_second(self) -> float | None:
+        """The rate over what was read."""
+        if self._oldest is None:
+            return None
+        return self._rows / max(1.0, (self._newest - self._oldest).total_seconds())
+
+    def share_missing(self, floor: datetime | None) -> float:
+        """How much there still is down to `floor`, as a multiple of what was read."""
+        if self._oldest is None or floor is None:
+            return 1.0
+        read = max(1.0, (self._newest - self._oldest).total_seconds())
+        return max(0.0, (self._oldest - floor).total_seconds()) / read
 
 
 class _Sweep:
@@ -181,6 +217,7 @@ class Plan:
         self._pages: dict[str, ways.Estimate] = {status: ways.Estimate(1) for status in ("PENDING", "RUNNING")}
         self._leavers = ways.Estimate(0)
         self._agent_pages: dict[str, int] = {}
+        self._agent_rates: dict[str, float] = {}
         self._shut_until: dict[str, float] = {}
         #: Why the last sweep brought nothing; None if it brought something.
         self.failing: TemporaryError | None = None
@@ -228,6 +265,7 @@ class Plan:
             del self._agents[agent_id]
             self._history.forget(agent_id)
             self._agent_pages.pop(agent_id, None)
+            self._agent_rates.pop(agent_id, None)
 
     def fail_all(self, error: Exception) -> None:
         """Tell everybody that waiting is of no use."""
@@ -438,6 +476,7 @@ class Plan:
                 if track.event.startedAt is not None
             ),
             self._rows_per_second.at(sweep.at.clock),
+            self._agent_rates.get,
             whole_account=self._is_open("account", sweep.at),
         )
 
@@ -450,7 +489,7 @@ class Plan:
         def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
             nonlocal pages
             pages += 1
-            return self._take_page(sweep, look, answer, pages >= budget)
+            return self._take_page(sweep, look, answer, break_off=pages >= budget)
 
         call = self._reader.lenient(list_events(status=status), look.note_damage)
         if (yield from self._over_account(sweep, status, walk(call, enough), look)):
@@ -458,37 +497,39 @@ class Plan:
 
     def _list_account(self, sweep: _Sweep, look: _AccountLook, budget: int) -> Steps[None]:
         """The account's events down to the oldest that anybody seeks."""
-        floor, pages, rows = sweep.floor(), 0, 0
-        began: list[datetime] = []
+        floor, pages = sweep.floor(), 0
+        rate = _Rate(sweep.at.now + self.server_ahead)
 
         def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
-            nonlocal pages, rows
+            nonlocal pages
             pages += 1
-            rows += len(answer.value.data)
-            began.extend(event.startedAt for event in answer.value.data if event.startedAt is not None)
-            reached = any(lies_before(event, floor) for event in answer.value.data)
-            return self._take_page(sweep, look, answer, not reached and pages >= budget) or reached
+            rate.note(answer.value.data)
+            if any(lies_before(event, floor) for event in answer.value.data):
+                self._take_page(sweep, look, answer)
+                return True
+            # What is still to come is known better after each page.
+            too_far = pages * (rate.share_missing(floor)) > budget
+            return self._take_page(sweep, look, answer, break_off=too_far)
 
         call = self._reader.lenient(list_events(), look.note_damage)
         if not (yield from self._over_account(sweep, "account", walk(call, enough), look)):
             return
-        if began:
-            seconds = (max(*began, sweep.at.now + self.server_ahead) - min(began)).total_seconds()
-            self._rows_per_second.measured(rows / max(1.0, seconds), sweep.at.clock)
+        if rate.per_second is not None:
+            self._rows_per_second.measured(rate.per_second, sweep.at.clock)
         if look.whole:
             for agent_id in sweep.seeking:
                 if agent_id not in look.damaged:
                     sweep.looked[agent_id] = look.server_time
 
     def _take_page(
-        self, sweep: _Sweep, look: _AccountLook, answer: Answer[Page[ExecutionEvent]], over_budget: bool
+        self, sweep: _Sweep, look: _AccountLook, answer: Answer[Page[ExecutionEvent]], *, break_off: bool = False
     ) -> bool:
         """Take in a page of the account's; whether to break off here."""
         if look.asked == 0:
             look.server_time = answer.server_time
         look.asked += 1
         look.whole &= self._take_events(sweep, answer.value.data, answer.server_time)
-        if over_budget and answer.value.nextToken:
+        if break_off and answer.value.nextToken:
             look.whole = False
             return True
         return False
@@ -517,6 +558,7 @@ class Plan:
     def _seek_agent(self, sweep: _Sweep, agent_id: str, tickets: list[Ticket[Any]]) -> Steps[None]:
         """One agent's events down to the oldest that anybody seeks, after those that are PENDING."""
         floor, pages = _oldest_floor(tickets), 0
+        rate = _Rate(sweep.at.now + self.server_ahead)
         server_time: datetime | None = None
 
         def pending(answer: Answer[Page[ExecutionEvent]]) -> bool:
@@ -530,6 +572,7 @@ class Plan:
         def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
             nonlocal pages
             pages += 1
+            rate.note(answer.value.data)
             self._take_events(sweep, answer.value.data, answer.server_time, agent_id)
             # Those whose ids were shown have what they want; after everybody's, the rest is of no use.
             if all(ticket.seek is None for ticket in tickets):
@@ -543,6 +586,8 @@ class Plan:
         if (yield from self._over_agent(sweep, steps(), lambda: tickets)):
             if agent_id in self._agents:
                 self._agent_pages[agent_id] = max(1, pages - 1)
+                if rate.per_second is not None:
+                    self._agent_rates[agent_id] = rate.per_second
             sweep.looked[agent_id] = server_time
 
     def _look_through(self, sweep: _Sweep, window: ways.Window) -> Steps[None]:
@@ -718,7 +763,7 @@ class Plan:
                 if seek.ripe_at is None or sweep.at.now >= seek.ripe_at:
                     look = look or Look(tuple(store.values()), server_time)
                     self._show(ticket, look, sweep.at)
-                    handled += len(look.events)
+                    handled += _EVENTS_A_LOOK + len(look.events)
                 handled += 1
                 if handled >= _CHUNK_EVENTS:
                     handled = 0
@@ -729,7 +774,7 @@ class Plan:
         self.failing = sweep.last_error if in_vain else None
         for ticket in self._note_failures(sweep):
             ticket.wake()
-            handled += 1
+            handled += _EVENTS_A_LOOK
             if handled >= _CHUNK_EVENTS:
                 handled = 0
                 yield Pause(0)

@@ -1,4 +1,8 @@
-"""Pages of events, read once: a row that says what it said in the sweep before is not read again. Pure."""
+"""Pages of events, read once: a row that says what it said in the sweep before is not read again. Pure.
+
+Of a run that goes on, counters may grow from look to look (steps, seconds). They matter once it is over; until then a
+row is read again only when its status, one of its times or its name has changed.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from airflow_provider_agents.api.models import ExecutionEvent, Page
+from airflow_provider_agents.runs.verdict import is_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,8 +24,9 @@ class Reader:
     """Reads pages of events, and remembers those of this sweep and of the one before."""
 
     def __init__(self) -> None:
-        self._last: dict[str, ExecutionEvent] = {}
-        self._now: dict[str, ExecutionEvent] = {}
+        # What of a row matters while its run goes on, the row as an event, and whether the run is over.
+        self._last: dict[str, tuple[tuple[Any, ...], ExecutionEvent, bool]] = {}
+        self._now: dict[str, tuple[tuple[Any, ...], ExecutionEvent, bool]] = {}
 
     def turn(self) -> None:
         """A sweep has ended: what neither it nor the next one shows is forgotten."""
@@ -58,12 +64,20 @@ class Reader:
         return Page[ExecutionEvent].model_construct(data=tuple(events), nextToken=frame.nextToken)
 
     def _event(self, row: Any) -> ExecutionEvent:
-        event_id = row.get("id") if isinstance(row, dict) else None
-        if isinstance(event_id, str):
+        if isinstance(row, dict) and isinstance(event_id := row.get("id"), str):
+            gist = (
+                row.get("status"),
+                row.get("startedAt"),
+                row.get("completedAt"),
+                row.get("createdAt"),
+                row.get("agentId"),
+                row.get("requestId"),
+            )
             known = self._now.get(event_id) or self._last.get(event_id)
-            if known is not None and known.was_sent_as(row):
+            if known is not None and known[0] == gist and (not known[2] or known[1].was_sent_as(row)):
                 self._now[event_id] = known
-                return known
-        event = ExecutionEvent.model_validate(row)
-        self._now[event.id] = event
-        return event
+                return known[1]
+            event = ExecutionEvent.model_validate(row)
+            self._now[event.id] = (gist, event, is_terminal(event))
+            return event
+        return ExecutionEvent.model_validate(row)

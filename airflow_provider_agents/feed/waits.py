@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class _Teller:
     """Says what is new about a wait: changes of state, troubles, and now and then that it goes on."""
 
+    __slots__ = ("_say", "_state", "_trouble")
+
     def __init__(self, say: Say) -> None:
         self._say = say
         self._state = ""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from airflow_provider_agents.api.calls import MAX_LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 #: Room on either side of a `startedAt` in a window: the page does not say whether the bounds are inclusive, nor how
 #: finely they are compared.
@@ -85,22 +85,29 @@ def pages(rows: float) -> int:
     return max(1, math.ceil(rows / MAX_LIMIT))
 
 
-def windows(some: Iterable[Begun], rows_per_second: float | None, *, whole_account: bool) -> list[Window]:
+def windows(
+    some: Iterable[Begun],
+    rows_per_second: float | None,
+    of_agent: Callable[[str], float | None],
+    *,
+    whole_account: bool,
+) -> list[Window]:
     """The fewest narrow listings that show all of `some`, as far as can be told.
 
     Args:
         some: what is looked for.
         rows_per_second: how many runs begin in the account; None if that is not known.
+        of_agent: the same of an agent.
         whole_account: whether the account's own listing may be asked.
     """
     everything = sorted(some)
-    of_agent: dict[str, list[Begun]] = {}
+    by_owner: dict[str, list[Begun]] = {}
     for begun in everything:
-        of_agent.setdefault(begun.agent_id, []).append(begun)
+        by_owner.setdefault(begun.agent_id, []).append(begun)
     by_agent = [
         _window(group, agent_id, None)
-        for agent_id, own in of_agent.items()
-        for group in _groups(own, rows_per_second, _JOINING_SECONDS_OF_AGENT)
+        for agent_id, own in by_owner.items()
+        for group in _groups(own, _known(of_agent(agent_id), rows_per_second), _JOINING_SECONDS_OF_AGENT)
     ]
     if not whole_account or len(by_agent) <= 1:
         return by_agent
@@ -112,6 +119,10 @@ def windows(some: Iterable[Begun], rows_per_second: float | None, *, whole_accou
         for group in _groups(everything, rows_per_second, _JOINING_SECONDS)
     ]
     return min(by_agent, by_account, key=requests_of)
+
+
+def _known(own: float | None, of_all: float | None) -> float | None:
+    return own if own is not None else of_all
 
 
 def _groups(

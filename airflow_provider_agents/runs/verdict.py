@@ -115,13 +115,26 @@ class Wait:
         rules: how the task wants to wait.
     """
 
+    __slots__ = (
+        "_bounds",
+        "_chosen",
+        "_completed",
+        "_failed",
+        "_going_on",
+        "_seek",
+        "_seen",
+        "rules",
+        "submission",
+    )
+
     def __init__(self, submission: Submission, rules: Rules) -> None:
         self.submission, self.rules = submission, rules
         self._bounds = submission.bounds
+        self._seek = self._bounds.seek(rules.settle)
         self._seen: dict[str, ExecutionEvent] = {}
         self._chosen: tuple[str, ...] = ()
         self._going_on: set[str] = set()
-        self._ends: set[bool] = set()
+        self._completed = self._failed = False
 
     @property
     def agent_id(self) -> str:
@@ -131,7 +144,7 @@ class Wait:
     @property
     def seek(self) -> matching.Seek | None:
         """What is sought, until the run, or the set that it is one of, is known."""
-        return None if self._chosen else self._bounds.seek(self.rules.settle)
+        return None if self._chosen else self._seek
 
     @property
     def going_on(self) -> tuple[ExecutionEvent, ...]:
@@ -209,16 +222,19 @@ class Wait:
     def _note(self, event: ExecutionEvent) -> None:
         if is_terminal(event):
             self._going_on.discard(event.id)
-            self._ends.add(is_success(event))
+            if is_success(event):
+                self._completed = True
+            else:
+                self._failed = True
 
     def _judge(self) -> Verdict | None:
         if len(self._chosen) > 1 and self.rules.on_ambiguous == "fail":
             return Verdict(Outcome.AMBIGUOUS, self.events)
-        if len(self._ends) > 1:
+        if self._completed and self._failed:
             return Verdict(Outcome.AMBIGUOUS, self.events)
         if self._going_on:
             return None
-        return Verdict(Outcome.COMPLETED if self._ends == {True} else Outcome.FAILED, self.events)
+        return Verdict(Outcome.COMPLETED if self._completed else Outcome.FAILED, self.events)
 
     def expire(self) -> Verdict:
         """The verdict when the deadline has passed and the last look brought none."""

@@ -1,0 +1,347 @@
+"""What it costs a triggerer to wait for many runs: our trigger and dbt Cloud's, which polls for itself, side by side.
+
+Run it with `make benchmark`, which installs `apache-airflow-providers-dbt-cloud` first.
+
+Each row starts so many triggers at once in a fresh process, against servers in another one. Each run ends at a moment
+of its own within the last ten of forty seconds; the moments are the same for both. Counted are the requests, the
+process's CPU from the first trigger to the last event, the delay from the end of a run to its trigger's event, and the
+memory. dbt Cloud's hook insists on https; it is spared that here, so its numbers are without TLS, as ours are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from unittest import mock
+
+INTERVAL = 5.0
+FIRST_END, LAST_END = 30.0, 40.0
+#: The seconds after the first trigger's start between which nothing starts or ends: what it costs to wait.
+STEADY = (12.5, 27.5)
+#: Our runs began within this time before they are waited for, and are past the time in which they are inferred.
+BEGAN_WITHIN = (60.0, 3600.0)
+EIGHT_HOURS = 8 * 3600.0
+
+
+# --- the servers, in a process of their own ---------------------------------------------------------------------------
+
+
+def serve_agents(scene, pipe):
+    """The simulated platform, with runs that end as told; sends its address and the runs' submissions."""
+    from airflow_provider_agents.simulator import Simulator, World, running_server
+
+    rng = random.Random(1)
+    start = datetime.now(UTC)
+    shift = [0.0]
+    # Several runs of one agent at a time can only be told apart if the events name their requests.
+    world = World(queue_seconds=0.0, request_id="absent" if scene["agents"] == scene["runs"] else "field")
+    sim = Simulator(lambda: datetime.now(UTC) + timedelta(seconds=shift[0]), world=world)
+    began_ago = sorted((rng.uniform(*scene["began_within"]) for _ in range(scene["runs"])), reverse=True)
+    shift[0] = -max(began_ago[0], scene["others"] and EIGHT_HOURS) - 1
+    durations = {}
+    for number in range(scene["agents"]):
+        sim.add_agent(f"agent-{number}", run_seconds=lambda _: durations["next"])
+    for number in range(scene["others"] // 2000):
+        sim.add_agent(
+            f"other-{number}",
+            run_seconds=60.0,
+            schedule_every=EIGHT_HOURS / 2000,
+            schedule_offset=rng.uniform(0, EIGHT_HOURS / 2000),
+        )
+    submissions = []
+    for number, ago in enumerate(began_ago):
+        shift[0] = -ago - (datetime.now(UTC) - start).total_seconds()
+        durations["next"] = ago + scene["ends"][number]
+        agent_id = f"agent-{number % scene['agents']}"
+        at = sim.now()
+        reply = sim.handle("POST", f"/v1/agents/{agent_id}/execute", {}, {"x-api-key": "test-key"})
+        submissions.append(
+            {
+                "agent_id": agent_id,
+                "request_id": json.loads(reply.body)["data"]["requestId"],
+                "taken_at": at.isoformat(),
+                "sent_at": at.isoformat(),
+                "accepted_at": at.isoformat(),
+                "server_before": at.replace(microsecond=0).isoformat(),
+                "server_after": at.replace(microsecond=0).isoformat(),
+            }
+        )
+    sim.requests.clear()
+    with running_server(sim) as url:
+        pipe.send((url, submissions))
+        # The runs end so many seconds after this moment, on both sides.
+        go = pipe.recv()
+        shift[0] = -(go - start.timestamp())
+        pipe.recv()
+        pipe.send(len(sim.requests))
+        pipe.recv()
+
+
+def serve_dbt(scene, pipe):
+    """One endpoint of dbt Cloud's: how a run is."""
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route
+
+    from airflow_provider_agents.simulator.app import listen, url_of
+
+    counts = {"requests": 0, "go": time.time()}
+
+    async def run(request):
+        counts["requests"] += 1
+        over = time.time() - counts["go"] >= scene["ends"][int(request.path_params["run"])]
+        return JSONResponse({"data": {"status": 10 if over else 3}})
+
+    listening = listen("127.0.0.1", 0)
+    app = Starlette(routes=[Route("/api/v2/accounts/1/runs/{run}/", run)])
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, lifespan="off"))
+
+    async def main():
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        pipe.send((url_of(listening), None))
+        counts["go"] = await asyncio.to_thread(pipe.recv)
+        await asyncio.to_thread(pipe.recv)
+        pipe.send(counts["requests"])
+        server.should_exit = True
+        await serving
+
+    asyncio.run(main())
+
+
+# --- the triggerer, in a fresh process --------------------------------------------------------------------------------
+
+
+def our_triggers(scene, url, submissions):
+    # A triggerer lives for weeks, so what is imported once is no cost of waiting. dbt Cloud's comes with its trigger.
+    from airflow.providers.common.compat.connection import get_async_connection  # noqa: F401
+    from airflow.providers.common.compat.sdk import Stats  # noqa: F401
+
+    import airflow_provider_agents.api.client
+    import airflow_provider_agents.feed.feed  # noqa: F401
+    from airflow_provider_agents.triggers import AgentRunTrigger
+
+    os.environ["AIRFLOW_CONN_AGENTS_DEFAULT"] = json.dumps({"conn_type": "agents", "host": url, "password": "test-key"})
+    deadline_at = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    return [
+        AgentRunTrigger(
+            agents_conn_id="agents_default",
+            submission=submission,
+            poll_interval=INTERVAL,
+            deadline_at=deadline_at,
+            settle=30.0,
+            appear_within=300.0,
+            on_ambiguous="all",
+        )
+        for submission in submissions
+    ]
+
+
+def idle_triggers(scene, url, submissions):
+    """Ours, but all they do is wait: what a trigger and its task take by themselves."""
+    from airflow_provider_agents.triggers import AgentRunTrigger
+
+    class IdleTrigger(AgentRunTrigger):
+        async def run(self):
+            await asyncio.Event().wait()
+            yield None
+
+    with mock.patch("airflow_provider_agents.triggers.AgentRunTrigger", IdleTrigger):
+        return our_triggers(scene, url, submissions)
+
+
+def dbt_triggers(scene, url, _):
+    from airflow.providers.dbt.cloud.hooks.dbt import DbtCloudHook
+    from airflow.providers.dbt.cloud.triggers.dbt import DbtCloudRunJobTrigger
+
+    as_it_is = DbtCloudHook.get_request_url_params
+
+    def plain_http(tenant, endpoint, *args, **kwargs):
+        address, params = as_it_is(tenant, endpoint, *args, **kwargs)
+        return address.replace("https://", "http://"), params
+
+    DbtCloudHook.get_request_url_params = staticmethod(plain_http)
+    os.environ["AIRFLOW_CONN_DBT_CLOUD_DEFAULT"] = json.dumps(
+        {"conn_type": "dbt_cloud", "host": url.removeprefix("http://"), "login": "1", "password": "test-key"}
+    )
+    return [
+        DbtCloudRunJobTrigger(
+            conn_id="dbt_cloud_default",
+            run_id=number,
+            account_id=1,
+            poll_interval=INTERVAL,
+            end_time=time.time() + 86400,
+        )
+        for number in range(scene["runs"])
+    ]
+
+
+def resident():
+    with open("/proc/self/statm") as file:  # noqa: PTH123 - one read
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def wait_for_all(triggers, go, ends, longest_chunk, listen, idle):
+    """Run triggers as a triggerer does; when each event came, and what it took."""
+
+    async def one(number, trigger):
+        async for event in trigger.run():
+            assert {"completed", "success"} & {event.payload.get("outcome"), event.payload.get("status")}, event.payload
+            return time.time() - go - ends[number]
+        raise AssertionError("the trigger ended without an event")
+
+    async def main():
+        if listen:
+            # To time each step costs more CPU than our sweeps do, so it is a run of its own.
+            step = asyncio.Handle._run
+
+            def timed(handle):
+                began = time.perf_counter()
+                step(handle)
+                longest_chunk[0] = max(longest_chunk[0], time.perf_counter() - began)
+
+            asyncio.Handle._run = timed
+        before, cpu = resident(), time.process_time()
+        tasks = [asyncio.create_task(one(number, trigger)) for number, trigger in enumerate(triggers)]
+        await asyncio.sleep(STEADY[0])
+        waiting, settled, began = resident() - before, time.process_time(), time.time()
+        await asyncio.sleep(STEADY[1] - STEADY[0])
+        steady = (time.process_time() - settled) / (time.time() - began) * INTERVAL
+        if idle:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            return [0.0], waiting, 0.0, steady
+        delays = await asyncio.gather(*tasks)
+        return delays, waiting, time.process_time() - cpu, steady
+
+    return asyncio.run(main())
+
+
+def child(side, scene):
+    """One measurement; prints it as JSON."""
+    context = multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    server = context.Process(target=serve_dbt if side == "dbt" else serve_agents, args=(scene, theirs), daemon=True)
+    server.start()
+    url, submissions = pipe.recv()
+    output = os.dup(1)
+    # Both log to the standard output, as a triggerer does to a file.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    triggers = {"ours": our_triggers, "idle": idle_triggers, "dbt": dbt_triggers}[side](scene, url, submissions)
+    go = time.time()
+    pipe.send(go)
+    longest_chunk = [0.0]
+    delays, waiting, cpu, sweep_cpu = wait_for_all(
+        triggers, go, scene["ends"], longest_chunk, listen=scene["listen"], idle=side == "idle"
+    )
+    pipe.send(None)
+    requests = pipe.recv()
+    pipe.send(None)
+    result = {
+        "requests": requests,
+        "cpu": cpu,
+        "sweep_cpu": sweep_cpu,
+        "memory": waiting / scene["runs"],
+        "worst": max(delays),
+        "mean": statistics.fmean(delays),
+        "chunk": longest_chunk[0],
+    }
+    os.write(output, json.dumps(result).encode() + b"\n")
+    server.join(timeout=10)
+    server.kill()
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def measure(side, scene, *, listen=False):
+    command = [sys.executable, __file__, "--child", side]
+    scene = {**scene, "listen": listen}
+    done = subprocess.run(command, input=json.dumps(scene), capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        sys.exit(done.stderr[-3000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def scene_of(runs, agents, *, others=0):
+    rng = random.Random(runs)
+    return {
+        "runs": runs,
+        "agents": agents,
+        "others": others,
+        "began_within": (EIGHT_HOURS - 600, EIGHT_HOURS - 60) if others else BEGAN_WITHIN,
+        "ends": [rng.uniform(FIRST_END, LAST_END) for _ in range(runs)],
+    }
+
+
+COLUMNS = ("trigger", "runs, agents", "requests", "CPU s", "ms a sweep", "KB a run", "mean delay s", "worst delay s")
+
+
+def row(name, agents, one):
+    print(
+        f"| {name:11} | {agents:>13} | {one['requests']:8,} | {one['cpu']:5.2f} | {one['sweep_cpu'] * 1e3:10.1f} "
+        f"| {one['memory'] / 1024:8.1f} | {one['mean']:12.2f} | {one['worst']:13.2f} |",
+        flush=True,
+    )
+
+
+def ratios(dbt, ours):
+    print(
+        f"| dbt / ours  | {'':13} | {dbt['requests'] / ours['requests']:8.0f} | {dbt['cpu'] / ours['cpu']:5.1f} "
+        f"| {dbt['sweep_cpu'] / ours['sweep_cpu']:10.1f} | {dbt['memory'] / ours['memory']:8.1f} "
+        f"| {dbt['mean'] / ours['mean']:12.2f} | {dbt['worst'] / ours['worst']:13.2f} |",
+        flush=True,
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--child", choices=("ours", "idle", "dbt"), help=argparse.SUPPRESS)
+    parser.add_argument("--runs", type=int, nargs="*", default=[100, 1000, 10000], help="how many runs to wait for")
+    parser.add_argument("--without-dbt", action="store_true", help="only ours")
+    options = parser.parse_args()
+    if options.child:
+        child(options.child, json.load(sys.stdin))
+        return
+    print(f"Every {INTERVAL:g} s, runs that end {FIRST_END:g} to {LAST_END:g} s after they are first waited for.\n")
+    print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
+    ours = {}
+    for runs in options.runs:
+        dbt = None
+        if not options.without_dbt:
+            dbt = measure("dbt", scene_of(runs, runs))
+            row("dbt Cloud", f"{runs:,}", dbt)
+        for agents in sorted({1, 100, runs}):
+            one = ours[runs, agents] = measure("ours", scene_of(runs, agents))
+            row("ours", f"{runs:,}, {agents:,}", one)
+            if dbt is not None:
+                ratios(dbt, one)
+    row("ours", "20 of 100,020", measure("ours", scene_of(20, 20, others=100_000)))
+
+    for runs in options.runs:
+        scene = scene_of(runs, runs)
+        idle = measure("idle", scene)
+        listened = measure("ours", scene, listen=True)
+        print(
+            f"\n{runs:,} runs: {(ours[runs, runs]['memory'] - idle['memory']) / 1024:.1f} KB a run beyond a trigger "
+            f"that only waits; the longest step on the loop took {listened['chunk'] * 1e3:.0f} ms."
+        )
+    if {1000, 10000} <= set(options.runs):
+        for name, agents in (("one agent", (1, 1)), ("100 agents", (100, 100)), ("an agent each", (10000, 1000))):
+            growth = ours[10000, agents[0]]["sweep_cpu"] / ours[1000, agents[1]]["sweep_cpu"] / 10
+            print(f"CPU a run and sweep, 10,000 runs over 1,000, {name}: {growth:.2f}")
+
+
+if __name__ == "__main__":
+    main()
