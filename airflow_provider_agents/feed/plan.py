@@ -53,8 +53,8 @@ _BUDGET_FACTOR, _LEAST_BUDGET = 2, 4
 #: Between two chances for the loop to do something else, so many events are compared, where to give a look to somebody
 #: counts as `_EVENTS_A_LOOK`: about five milliseconds.
 _CHUNK_EVENTS, _EVENTS_A_LOOK = 2000, 50
-#: An event that no narrow listing shows is looked for in its agent's whole one at the 1st, 2nd, 4th, 8th, 16th miss in
-#: a row, and then at each 16th: a platform that has dropped it is not asked for its whole history in every sweep.
+#: An event that no narrow listing shows is looked for in its agent's whole one at the 1st, 2nd, 4th and 8th miss in a
+#: row, and then at each 16th: a platform that has dropped it is not asked for its whole history in every sweep.
 _MISSES_CYCLE = 16
 #: From so many followed events on, the active set is taken without comparing, if it is at most this many times as large
 #: as what is followed: no way could be much cheaper, and to compare takes longer than to ask.
@@ -418,8 +418,8 @@ class Plan:
             if track is None or event_id in sweep.shown:
                 continue
             track.misses += 1
-            cycle = track.misses % _MISSES_CYCLE
-            if cycle & (cycle - 1) == 0 or event_id in sweep.refused:
+            early = track.misses < _MISSES_CYCLE and track.misses & (track.misses - 1) == 0
+            if early or track.misses % _MISSES_CYCLE == 0 or event_id in sweep.refused:
                 lost.setdefault(track.agent_id, []).append(track)
         for agent_id, tracks in lost.items():
             yield self._find(sweep, agent_id, tracks)

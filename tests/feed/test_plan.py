@@ -1,0 +1,373 @@
+"""The plan by itself, driven by hand against the simulator on a clock of the test's own."""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+from email.utils import format_datetime
+
+import pytest
+from driving import Driver
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_agents.api.client import Client, Settings
+from airflow_provider_agents.api.errors import AuthenticationError, NotFoundError
+from airflow_provider_agents.feed.plan import Plan
+from airflow_provider_agents.runs.submission import attached_to, submit
+from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
+from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, World, mock_transport
+
+
+class Scene:
+    """A simulator, a client and a driver on one clock."""
+
+    def __init__(self, world=None, *, agents=1, seed=1, adaptive=False, **agent):
+        self.clock = ManualClock()
+        self.sim = Simulator(self.clock, world=world or World(request_id="field"), seed=seed)
+        self.agents = [f"agent-{number}" for number in range(agents)]
+        for agent_id in self.agents:
+            self.sim.add_agent(agent_id, **agent)
+        transport = mock_transport(self.sim)
+        self.client = Client(
+            Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=transport, sleep=self.clock.advance
+        )
+        plan = Plan(jitter=lambda: 1.0, adaptive=adaptive)
+        self.driver = Driver(self.client, self.clock, self.clock.advance, rng=random.Random(seed), plan=plan)
+        self.plan = plan
+
+    def submitted(self, agent_id="agent-0"):
+        return self.client.follow(submit(agent_id, settle=30.0, now=self.clock))
+
+    def waiting(self, agent_id="agent-0", *, hours=24.0, **join):
+        submission = self.submitted(agent_id)
+        return self.driver.join(Wait(submission, Rules()), deadline_at=self.clock.now + timedelta(hours=hours), **join)
+
+    def refuse_once(self, headers):
+        """Answer the next request 429."""
+        handle = self.sim.handle
+
+        def refusing(*request):
+            self.sim.handle = handle
+            handle(*request)
+            return self.sim._error(429, "slowly", headers)
+
+        self.sim.handle = refusing
+
+    def sweep(self, times=1):
+        before = len(self.sim.requests)
+        for _ in range(times):
+            done = len(self.driver.sweeps)
+            while len(self.driver.sweeps) == done:
+                self.driver.sweep_once()
+        return [request.path for request in self.sim.requests[before:]]
+
+
+# --- how much is asked ---
+
+
+def test_a_thousand_runs_deferred_in_the_same_second_are_one_look():
+    scene = Scene(agents=1000, run_seconds=1000.0)
+    for agent_id in scene.agents:
+        scene.waiting(agent_id)
+    # A page holds 200 events: what is PENDING, and the account's listing back to the oldest.
+    assert len(scene.sweep()) <= 12
+    # From then on, the active set.
+    assert len(scene.sweep()) <= 7
+
+
+def test_runs_that_leave_the_active_set_together_are_found_by_few_windows():
+    scene = Scene(agents=300, queue_seconds=0.0, run_seconds=lambda rng: 100.0)
+    tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
+    scene.sweep()
+    while not any(ticket.over for ticket in tickets):
+        asked = scene.sweep()
+    assert len(asked) <= 8
+    assert {ticket.result.outcome for ticket in tickets} == {Outcome.COMPLETED}
+
+
+def test_one_long_run_does_not_make_every_sweep_page_through_what_happened_since():
+    scene = Scene(queue_seconds=0.0, run_seconds=8 * 3600.0)
+    scene.sim.add_agent("busy", queue_seconds=0.0, run_seconds=30.0, schedule_every=3.0)
+    scene.waiting()
+    scene.sweep()
+    scene.clock.advance(7 * 3600)
+    assert len(scene.sweep()) <= 2
+    assert len(scene.sweep(10)) <= 20
+
+
+def test_an_estimate_that_is_far_off_costs_a_page():
+    # Seen for the first time after eight hours, as after a restart: the account's listing would be 48 pages.
+    scene = Scene(agents=3, queue_seconds=0.0, run_seconds=9 * 3600.0)
+    submissions = [scene.submitted(agent_id) for agent_id in scene.agents]
+    scene.sim.add_agent("busy", queue_seconds=0.0, run_seconds=30.0, schedule_every=3.0)
+    scene.clock.advance(8 * 3600)
+    for submission in submissions:
+        scene.driver.join(Wait(submission, Rules()), deadline_at=scene.clock.now + timedelta(hours=8))
+    assert len(scene.sweep()) <= 2 + 2 * 3
+
+
+def test_a_run_whose_event_is_gone_is_not_searched_for_in_every_sweep():
+    scene = Scene(World(request_id="field", retention_seconds=0.0), queue_seconds=0.0, run_seconds=100.0)
+    scene.sim.add_history("agent-0", 100)
+    ticket = scene.waiting()
+    scene.sweep()
+    scene.clock.advance(100)
+    asked = [len(scene.sweep()) for _ in range(40)]
+    assert not ticket.over
+    assert sum(asked) < 40 + 10
+
+
+@pytest.mark.parametrize("way", ["account", "PENDING", "RUNNING"])
+def test_a_key_that_may_not_read_the_account_reads_its_agents(way):
+    scene = Scene(agents=40, queue_seconds=1.0, run_seconds=20.0)
+    handle = scene.sim.handle
+
+    def refusing(method, path, query, headers):
+        if path == "/v1/events" and query.get("status", "account") == way:
+            return scene.sim._error(403, "not yours")
+        return handle(method, path, query, headers)
+
+    scene.sim.handle = refusing
+    tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
+    scene.driver.wait_for(*tickets)
+    assert {ticket.result.outcome for ticket in tickets} == {Outcome.COMPLETED}
+
+
+def test_a_window_that_is_refused_does_not_hide_a_run():
+    scene = Scene(queue_seconds=0.0, run_seconds=50.0)
+    handle = scene.sim.handle
+
+    def refusing(method, path, query, headers):
+        if "startedAfter" in query:
+            return scene.sim._error(400, "no such filter")
+        return handle(method, path, query, headers)
+
+    scene.sim.handle = refusing
+    ticket = scene.waiting()
+    began = scene.clock.now
+    assert scene.driver.wait_for(ticket)[0].outcome == Outcome.COMPLETED
+    assert scene.clock.now - began <= timedelta(seconds=56)
+
+
+def test_a_row_that_cannot_be_read_blinds_nobody_else():
+    scene = Scene(agents=30, queue_seconds=0.0, run_seconds=20.0)
+    scene.sim.add_agent("odd", queue_seconds=0.0, run_seconds=1000.0, end_status="FAILED")
+    odd = scene.sim.start_scheduled_run("odd")
+    event = scene.sim._event
+
+    def spoilt(run, now):
+        return {**event(run, now), "status": None} if run.event_id == odd else event(run, now)
+
+    scene.sim._event = spoilt
+    tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
+    scene.driver.wait_for(*tickets)
+    assert {ticket.result.outcome for ticket in tickets} == {Outcome.COMPLETED}
+
+
+# --- when ---
+
+
+def test_different_intervals_share_and_the_feed_never_asks_faster_than_the_shortest():
+    scene = Scene(agents=40, queue_seconds=0.0, run_seconds=2000.0)
+    for number, agent_id in enumerate(scene.agents):
+        scene.waiting(agent_id, interval=[5.0, 7.0, 60.0, 61.0][number % 4])
+    scene.sweep(60)
+    gaps = [after - before for before, after in zip(scene.driver.sweeps, scene.driver.sweeps[1:], strict=False)]
+    assert min(gaps) >= 5.0 * 0.98
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    intervals=st.lists(st.sampled_from([0.5, 2.0, 5.0, 7.3, 30.0, 300.0]), min_size=1, max_size=12),
+    seconds=st.lists(st.floats(1, 400), min_size=12, max_size=12),
+    adaptive=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_no_run_is_noticed_later_than_its_interval_allows(intervals, seconds, adaptive, seed):
+    left = iter(seconds)
+    scene = Scene(agents=len(intervals), adaptive=adaptive, seed=seed, queue_seconds=0.0)
+    for agent_id in scene.agents:
+        scene.sim.add_agent(agent_id, queue_seconds=0.0, run_seconds=next(left))
+        scene.sim.add_history(agent_id, 12, run_seconds=200.0)
+    tickets = [
+        scene.waiting(agent_id, interval=interval) for agent_id, interval in zip(scene.agents, intervals, strict=True)
+    ]
+    over = {}
+    while len(over) < len(tickets):
+        scene.driver.sweep_once()
+        for ticket in tickets:
+            if ticket.over and ticket not in over:
+                over[ticket] = scene.clock.now
+    for ticket in tickets:
+        late = (over[ticket] - ticket.result.event.completedAt).total_seconds()
+        # The first look of a feed waits for others to join.
+        assert late <= ticket.interval * (2 if adaptive else 1) + 1.0
+        assert scene.driver.woken[ticket] >= 1
+
+
+def test_there_is_one_last_look_at_the_deadline():
+    scene = Scene(queue_seconds=0.0, run_seconds=100.0)
+    ticket = scene.waiting(interval=60.0, hours=101 / 3600)
+    began = scene.clock.now
+    (verdict,) = scene.driver.wait_for(ticket)
+    assert verdict.outcome == Outcome.COMPLETED
+    assert (scene.clock.now - began).total_seconds() == pytest.approx(101, abs=0.1)
+
+
+def test_at_the_deadline_of_a_run_that_goes_on_the_wait_expires_once():
+    scene = Scene(queue_seconds=0.0, run_seconds=100.0)
+    ticket = scene.waiting(hours=42 / 3600)
+    (verdict,) = scene.driver.wait_for(ticket)
+    assert verdict.outcome == Outcome.TIMED_OUT
+    assert [event.status for event in verdict.events] == ["RUNNING"]
+    assert not scene.plan.tickets
+
+
+# --- failures ---
+
+
+def test_pauses_grow_while_nothing_answers_and_end_with_the_first_answer():
+    scene = Scene(queue_seconds=0.0, run_seconds=1000.0)
+    scene.waiting()
+    scene.sweep()
+    scene.sim.faults.extend(Fault(kind="reset_before") for _ in range(6))
+    before = len(scene.driver.sweeps)
+    scene.sweep(10)
+    gaps = [
+        round(after - at)
+        for at, after in zip(scene.driver.sweeps[before:], scene.driver.sweeps[before + 1 :], strict=False)
+    ]
+    assert gaps[:6] == [5, 10, 20, 40, 80, 120]
+    assert gaps[6] == 5
+
+
+@pytest.mark.parametrize("how", ["seconds", "date"])
+def test_retry_after_holds_everybody(how):
+    scene = Scene(agents=30, queue_seconds=0.0, run_seconds=1000.0)
+    for agent_id in scene.agents:
+        scene.waiting(agent_id)
+    scene.sweep(2)
+    until = format_datetime(scene.clock.now + timedelta(seconds=95), usegmt=True)
+    scene.refuse_once({"Retry-After": "90" if how == "seconds" else until})
+    assert len(scene.sweep()) == 1
+    told_at = scene.driver.sweeps[-1]
+    scene.sweep()
+    assert scene.driver.sweeps[-1] - told_at >= 89
+
+
+def test_a_deadline_during_a_hold_is_told_without_a_request():
+    scene = Scene(queue_seconds=0.0, run_seconds=1000.0)
+    ticket = scene.waiting(hours=60 / 3600)
+    scene.sweep()
+    scene.refuse_once({"Retry-After": "900"})
+    scene.sweep()
+    before = len(scene.sim.requests)
+    (verdict,) = scene.driver.wait_for(ticket)
+    assert verdict.outcome == Outcome.TIMED_OUT
+    assert len(scene.sim.requests) == before
+
+
+def test_one_blip_is_told_to_nobody_and_an_outage_once():
+    scene = Scene(queue_seconds=0.0, run_seconds=1000.0)
+    ticket = scene.waiting()
+    scene.sweep()
+    woken = scene.driver.woken.get(ticket, 0)
+    scene.sim.faults.append(Fault(kind="reset_before"))
+    scene.sweep(3)
+    assert ticket.trouble is None
+    assert scene.driver.woken.get(ticket, 0) == woken
+    scene.sim.faults.extend(Fault(kind="reset_before") for _ in range(4))
+    scene.sweep(4)
+    assert ticket.trouble.looks == 4
+    assert scene.driver.woken[ticket] == woken + 1
+    scene.sweep()
+    assert ticket.trouble is None
+    assert scene.driver.woken[ticket] == woken + 2
+
+
+def test_what_will_not_get_better_reaches_everybody_typed():
+    scene = Scene(agents=30, queue_seconds=0.0, run_seconds=1000.0)
+    tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
+    scene.sweep()
+    scene.sim.api_keys = ()
+    scene.driver.wait_for(*tickets)
+    assert {type(ticket.error) for ticket in tickets} == {AuthenticationError}
+
+
+def test_an_agent_that_is_gone_concerns_nobody_else():
+    scene = Scene(agents=2, queue_seconds=0.0, run_seconds=60.0)
+    gone, kept = (scene.waiting(agent_id) for agent_id in scene.agents)
+    scene.sweep()
+    scene.sim.remove_agent("agent-0")
+    scene.driver.wait_for(gone, kept)
+    assert isinstance(gone.error, NotFoundError) or gone.result.outcome == Outcome.COMPLETED
+    assert kept.result.outcome == Outcome.COMPLETED
+
+
+# --- who waits ---
+
+
+def test_two_who_wait_for_the_same_run_are_both_told():
+    scene = Scene(queue_seconds=0.0, run_seconds=60.0)
+    submission = scene.submitted()
+    deadline_at = scene.clock.now + timedelta(hours=1)
+    first, second = (scene.driver.join(Wait(submission, Rules()), deadline_at=deadline_at) for _ in range(2))
+    scene.driver.wait_for(first, second)
+    assert first.result.event == second.result.event
+
+
+def test_a_run_that_is_known_by_its_event_alone_is_found_among_many():
+    scene = Scene(queue_seconds=0.0, run_seconds=4000.0)
+    event_id = scene.sim.start_scheduled_run("agent-0")
+    scene.sim.add_agent("agent-0", queue_seconds=0.0, run_seconds=1.0)
+    for _ in range(500):
+        scene.clock.advance(2)
+        scene.sim.start_scheduled_run("agent-0")
+    ticket = scene.driver.join(
+        Wait(attached(event_id, scene), Rules()), deadline_at=scene.clock.now + timedelta(hours=2)
+    )
+    assert scene.driver.wait_for(ticket)[0].event.id == event_id
+
+
+def attached(event_id, scene):
+    from airflow_provider_agents.api.models import ExecutionEvent
+
+    return attached_to(ExecutionEvent(id=event_id, status="RUNNING"), "agent-0", scene.clock.now)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data(), seed=st.integers(0, 999))
+def test_whatever_joins_and_leaves_nothing_is_left_behind(data, seed):
+    rng = random.Random(seed)
+    scene = Scene(
+        agents=6,
+        seed=seed,
+        adaptive=data.draw(st.booleans()),
+        queue_seconds=lambda r: r.uniform(0, 20),
+        run_seconds=lambda r: r.uniform(0, 120),
+    )
+    tickets, left = [], set()
+    for _ in range(data.draw(st.integers(1, 25))):
+        match data.draw(st.sampled_from(["join", "join", "leave", "sweep", "sweep", "fault"])):
+            case "join":
+                tickets.append(scene.waiting(rng.choice(scene.agents), interval=rng.choice([1.0, 5.0, 20.0])))
+            case "leave" if tickets:
+                ticket = rng.choice(tickets)
+                if not ticket.over:
+                    left.add(ticket)
+                scene.plan.leave(ticket)
+                scene.plan.leave(ticket)
+            case "sweep" if scene.plan.tickets:
+                scene.driver.sweep_once()
+            case "fault":
+                scene.sim.faults.append(Fault(kind=rng.choice(["reset_before", "html", "truncated"])))
+    scene.driver.wait_for(*tickets)
+    for ticket in tickets:
+        assert (ticket.result is None) == (ticket in left)
+        assert ticket.error is None
+    plan = scene.plan
+    for index in (plan._tickets, plan._seekers, plan._sought, plan._tracks, plan._stores, plan._agents, plan._failing):
+        assert not index
+    assert not any(lane.tickets for lane in plan._schedule._lanes.values())
+    assert not plan._schedule._intervals
