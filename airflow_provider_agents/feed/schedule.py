@@ -70,6 +70,7 @@ class Schedule:
         self._left = 0
         self._gathered_at = 0.0
         self._began = -math.inf
+        self._least_gap = 0.0
         self._failures = 0
         self._back_off_until = self._hold_until = -math.inf
 
@@ -153,7 +154,8 @@ class Schedule:
         due = min((lane.due for lane in self._lanes.values() if lane.tickets), default=math.inf)
         if self._newcomers:
             due = min(due, self._gathered_at)
-        due = max(due, self._began + self.shortest * _NEXT_SWEEP_SHARE, self._back_off_until)
+        # Whoever was left for the next sweep must not wait longer because the most impatient have left.
+        due = max(due, self._began + min(self._least_gap, self.shortest * _NEXT_SWEEP_SHARE), self._back_off_until)
         last_look = max(
             _clock_of(_first(self._deadlines), at), self._began + min(_LAST_LOOK_GAP_SECONDS, self.shortest)
         )
@@ -164,7 +166,8 @@ class Schedule:
         self._began = at.clock
         newcomers, self._newcomers = self._newcomers, {}
         served = set(newcomers)
-        next_sweep = at.clock + self.shortest * _NEXT_SWEEP_SHARE
+        self._least_gap = self.shortest * _NEXT_SWEEP_SHARE
+        next_sweep = at.clock + self._least_gap
         for key, lane in tuple(self._lanes.items()):
             if not lane.tickets:
                 del self._lanes[key]
