@@ -291,8 +291,9 @@ class Plan:
             for name in seek.ids:
                 self._sought.setdefault(name, {})[ticket] = None
             return
-        for event in subject.going_on:
-            ticket.following.add(event.id)
+        going_on = subject.going_on
+        ticket.following = tuple(event.id for event in going_on)
+        for event in going_on:
             track = self._tracks.get(event.id)
             if track is None:
                 track = self._tracks[event.id] = _Track(subject.agent_id, event)
@@ -316,7 +317,7 @@ class Plan:
             del track.tickets[ticket]
             if not track.tickets:
                 del self._tracks[event_id]
-        ticket.following = set()
+        ticket.following = ()
 
     def _quiet_until(self, ticket: Ticket[Any]) -> datetime | None:
         """Until when, on our clock, nothing can well happen that this subject waits for."""
@@ -740,7 +741,7 @@ class Plan:
                 self._end(ticket, result=result)
                 continue
             if over:
-                ticket.following.discard(latest.id)
+                ticket.following = tuple(event_id for event_id in ticket.following if event_id != latest.id)
                 track.tickets.pop(ticket, None)
             elif before.startedAt is None and latest.startedAt is not None:
                 self._schedule.replace(ticket, sweep.at)

@@ -105,6 +105,6 @@ class Ticket(Generic[R]):
         self.failed_looks = 0
         self.failing_since: datetime | None = None
         self.seek: Seek | None = None
-        self.following: set[str] = set()
+        self.following: tuple[str, ...] = ()
         # Where `schedule` keeps it, once it has been looked at.
         self.lane: Any = None

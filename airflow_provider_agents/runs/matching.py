@@ -54,7 +54,7 @@ class Bounds:
         """What to look for."""
         return Seek(
             floor=self.floor,
-            ids=frozenset(name for name in (self.event_id or self.request_id,) if name is not None),
+            ids=tuple(name for name in (self.event_id or self.request_id,) if name is not None),
             ripe_at=None
             if self.event_id is not None
             else self.accepted_at + timedelta(seconds=settle) + (DATE_RESOLUTION if self.server_after else timedelta()),
@@ -72,7 +72,7 @@ class Seek:
     """
 
     floor: datetime | None
-    ids: frozenset[str]
+    ids: tuple[str, ...]
     ripe_at: datetime | None
 
 

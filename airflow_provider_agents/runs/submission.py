@@ -43,6 +43,8 @@ LOST_LOOK_SECONDS = 3.0
 #: Events asked for per page while looking near the newest: the API's default. More pages follow where needed.
 PAGE_ROWS = 50
 _ACCEPTED = 202
+#: Shared, as thousands may be waited for: an empty set of its own takes 200 bytes.
+_NONE: frozenset[str] = frozenset()
 
 Clock = Callable[[], datetime]
 
@@ -118,7 +120,7 @@ class Submission(BaseModel):
         return matching.Bounds(
             request_id=self.request_id,
             event_id=self.event_id,
-            known_event_ids=frozenset(self.known_event_ids),
+            known_event_ids=frozenset(self.known_event_ids) if self.known_event_ids else _NONE,
             accepted_at=self.accepted_at or self.sent_at or self.taken_at,
             server_before=self.server_before if self.server_before is not None else self.newest_known_at,
             server_after=self.server_after,

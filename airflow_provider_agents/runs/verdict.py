@@ -130,7 +130,7 @@ class Wait:
     def __init__(self, submission: Submission, rules: Rules) -> None:
         self.submission, self.rules = submission, rules
         self._bounds = submission.bounds
-        self._seek = self._bounds.seek(rules.settle)
+        self._seek: matching.Seek | None = self._bounds.seek(rules.settle)
         self._seen: dict[str, ExecutionEvent] = {}
         self._chosen: tuple[str, ...] = ()
         self._going_on: set[str] = set()
@@ -144,7 +144,7 @@ class Wait:
     @property
     def seek(self) -> matching.Seek | None:
         """What is sought, until the run, or the set that it is one of, is known."""
-        return None if self._chosen else self._seek
+        return self._seek
 
     @property
     def going_on(self) -> tuple[ExecutionEvent, ...]:
@@ -201,7 +201,8 @@ class Wait:
                     return Verdict(Outcome.NOT_FOUND)
                 case matching.NotYet():
                     return None
-            # Strangers' events are of no more use, and a wait may last for a day.
+            # The rest is of no more use, and a wait may last for a day.
+            self._seek = None
             self._seen = {event_id: self._seen[event_id] for event_id in self._chosen}
             self._going_on = set(self._chosen)
         for event_id in tuple(self._going_on):
