@@ -14,23 +14,28 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up lint format soundness faults clean
+.PHONY: help demo test up lint format soundness faults pace benchmark clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# $(call install,EXTRA): this package with an extra, at the versions that it was tried with.
+define install
+if command -v uv >/dev/null 2>&1; then \
+	uv venv --quiet --allow-existing --python "$(PYTHON)" $(VENV) && \
+	uv pip install --quiet --python $(BIN)/python -c $(CONSTRAINTS) -e '.[$(1)]'; \
+else \
+	$(PYTHON) -m venv $(VENV) && \
+	{ $(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[$(1)]' 2>$(VENV)/pip.log || \
+		{ cat $(VENV)/pip.log; exit 1; }; }; \
+fi
+endef
 
 $(READY): pyproject.toml $(CONSTRAINTS) airflow_provider_agents/__init__.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ..."; exit 1; }
 	@echo "Installing Airflow and the tools into $(VENV) (once, about a minute) ..."
-	@if command -v uv >/dev/null 2>&1; then \
-		uv venv --quiet --allow-existing --python "$(PYTHON)" $(VENV) && \
-		uv pip install --quiet --python $(BIN)/python -c $(CONSTRAINTS) -e '.[dev]'; \
-	else \
-		$(PYTHON) -m venv $(VENV) && \
-		{ $(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[dev]' 2>$(VENV)/pip.log || \
-			{ cat $(VENV)/pip.log; exit 1; }; }; \
-	fi
+	@$(call install,dev)
 	@touch $(READY)
 
 demo: $(READY) ## run an agent from a DAG in a real Airflow, and print its final event
@@ -54,6 +59,13 @@ format: $(READY) ## write the code as the formatter wants it
 
 soundness: $(READY) ## the documented polling loop and ours, side by side
 	@$(BIN)/python tests/benchmarks/soundness.py
+
+pace: $(READY) ## looking more rarely while a run cannot be over: with and without
+	@$(BIN)/python tests/benchmarks/pace.py
+
+benchmark: $(READY) ## what waiting costs a triggerer, beside dbt Cloud's trigger
+	@$(call install,bench)
+	@$(BIN)/python tests/benchmarks/triggerer.py
 
 faults: $(READY) ## kill everything at random moments in a real Airflow on PostgreSQL, and count
 	@$(BIN)/python dev/faults.py

@@ -59,8 +59,8 @@ class Driver:
             answer = error = None
             if hasattr(step, "path"):
                 try:
-                    if self.plan.is_held(self.at()):
-                        raise RateLimitedError("held")
+                    if held := self.plan.held_seconds(self.at()):
+                        raise RateLimitedError("held", retry_after_seconds=held)
                     answer = self.client.send_once(step)
                 except TemporaryError as failure:
                     error = failure

@@ -62,6 +62,8 @@ METRIC_REQUESTS = "agents.feed.requests"
 METRIC_FAILURES = "agents.feed.failures"
 METRIC_SWEEP = "agents.feed.sweep"
 METRIC_SUBSCRIBERS = "agents.feed.subscribers"
+METRIC_ENDS = "agents.run.ended"
+METRIC_DELAY = "agents.run.notice_delay"
 
 
 class Stats(Protocol):
@@ -86,8 +88,9 @@ class _Line:
 
     def __init__(self, open_client: Callable[[], Awaitable[AsyncClient]]) -> None:
         self._open_client = open_client
-        self._opened: list[AsyncClient] = []
         self._client: AsyncClient | None = None
+        # How many requests each open client has under way.
+        self._busy: dict[AsyncClient, int] = {}
         self._lock = asyncio.Lock()
         self._failures = 0
 
@@ -95,16 +98,36 @@ class _Line:
         """Send once; after a 401 read the connection again, and send once more if it has changed."""
         client = await self.client()
         try:
-            return await client.send_once(call)
+            return await self._send(client, call)
         except AuthenticationError:
             async with self._lock:
-                if self._client is client:
-                    renewed = await self._open()
-                    if renewed.settings == client.settings:
-                        raise
-                    log.info("The API key was refused and the connection has changed since; going on with it.")
-                    self._client = renewed
-        return await (await self.client()).send_once(call)
+                if self._client is client and not await self._renew(client):
+                    raise
+        return await self._send(await self.client(), call)
+
+    async def _send(self, client: AsyncClient, call: Call[T]) -> Answer[T]:
+        self._busy[client] += 1
+        try:
+            return await client.send_once(call)
+        finally:
+            self._busy[client] -= 1
+            await self._retire(client)
+
+    async def _renew(self, refused: AsyncClient) -> bool:
+        """Read the connection again; whether it has changed."""
+        renewed = await self._open()
+        changed = renewed.settings != refused.settings
+        if changed:
+            log.info("The API key was refused and the connection has changed since; going on with it.")
+            self._client = renewed
+        await self._retire(refused if changed else renewed)
+        return changed
+
+    async def _retire(self, client: AsyncClient) -> None:
+        """Close a client that has been replaced, once nobody uses it."""
+        if client is not self._client and self._busy.get(client) == 0:
+            del self._busy[client]
+            await client.aclose()
 
     async def client(self) -> AsyncClient:
         """The client at hand, opened if there is none."""
@@ -125,14 +148,14 @@ class _Line:
                 raise
             raise NotSentError(f"The connection could not be read ({type(error).__name__}).") from error
         self._failures = 0
-        self._opened.append(client)
+        self._busy[client] = 0
         return client
 
     async def aclose(self) -> None:
         """Close every client that was opened."""
         self._client = None
-        while self._opened:
-            await self._opened.pop().aclose()
+        while self._busy:
+            await self._busy.popitem()[0].aclose()
 
 
 class _Gate:
@@ -214,9 +237,14 @@ class Feed:
     def _at(self) -> At:
         return At(self._clock(), self._now())
 
-    def server_now(self) -> datetime:
-        """The server's clock, as far as its answers told."""
-        return self._now() + self._plan.server_ahead
+    def note_end(self, outcome: str, completed_at: datetime | None) -> None:
+        """Count how a run ended, and how long after its end, on the server's clock, that is known."""
+        if self._stats is None:
+            return
+        self._stats.incr(METRIC_ENDS, tags={**self._tags, "outcome": outcome})
+        if completed_at is not None:
+            delay = self._now() + self._plan.server_ahead - completed_at
+            self._stats.timing(METRIC_DELAY, max(delay, timedelta()), tags=self._tags)
 
     # --- for those who wait ---------------------------------------------------------------------------------------
 
@@ -255,17 +283,23 @@ class Feed:
 
     async def ask(self, steps: Steps[R]) -> R:
         """Follow a dialogue through the shared client. Pauses are slept."""
-        return await follow(steps, self._take_own)
+        return await follow(steps, self._take)
 
     async def ask_together(self, key: object, steps: Callable[[], Steps[R]]) -> R:
         """As `ask`, but all who ask for the same key while an answer is under way share it."""
         task = self._asked.get(key)
         if task is None:
             task = self._asked[key] = asyncio.create_task(self.ask(steps()), context=contextvars.Context())
-            task.add_done_callback(lambda _: self._asked.pop(key, None))
+            task.add_done_callback(lambda done: self._answered(key, done))
         # One that is cancelled must not take the answer from the others.
         result: R = await asyncio.shield(task)
         return result
+
+    def _answered(self, key: object, task: Task[Any]) -> None:
+        self._asked.pop(key, None)
+        if not task.cancelled():
+            # Whoever asked may be gone; then nobody else would ever look at the error.
+            task.exception()
 
     async def sleep(self, seconds: float) -> None:
         """Pause, on the feed's own time."""
@@ -331,11 +365,6 @@ class Feed:
                 group.create_task(work())
 
     async def _take(self, step: Call[Any] | Once | Pause) -> Answer[Any] | None:
-        if isinstance(step, Call) and self._plan.is_held(self._at()):
-            raise RateLimitedError("The server has asked for a pause.")
-        return await self._take_own(step)
-
-    async def _take_own(self, step: Call[Any] | Once | Pause) -> Answer[Any] | None:
         if isinstance(step, Pause):
             await self.sleep(step.seconds)
             return None
@@ -343,6 +372,10 @@ class Feed:
         delay = self._gate.delay((await self._line.client()).settings.max_requests_per_second)
         if delay > 0.0:
             await self.sleep(delay)
+        held = self._plan.held_seconds(self._at())
+        if held > 0.0:
+            # Another answer said so, perhaps while this request waited for its turn.
+            raise RateLimitedError("The server has asked for a pause.", retry_after_seconds=held)
         if self._stats is not None:
             self._stats.incr(METRIC_REQUESTS, tags=self._tags)
         try:

@@ -2,6 +2,9 @@
 
 A run is looked at every interval, and every second interval while it cannot well be over yet. So the worst that this
 can cost, when a run is quicker than any before it, is one interval of delay.
+
+It is done only while few runs are waited for. Where many are, some of them must be looked at in each sweep, and a sweep
+shows all of them for about the same price: `make pace` counts both.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 #: Finished runs of an agent before its history counts, and those that are remembered. Of ten runs that follow one
 #: distribution, the next is quicker than all of them one time in eleven.
 LEAST_RUNS, MOST_RUNS = 10, 64
+#: With more runs than this on a feed, each is looked at in every interval.
+FEW_RUNS = 8
 #: A run is due from this share of the quickest known run on.
 DUE_SHARE = 0.9
 

@@ -29,7 +29,7 @@ from airflow_provider_agents.api.calls import Answer, Pause, Steps, list_agent_e
 from airflow_provider_agents.api.errors import AuthenticationError, PermanentError, RateLimitedError, TemporaryError
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
 from airflow_provider_agents.feed import ways
-from airflow_provider_agents.feed.pace import History
+from airflow_provider_agents.feed.pace import FEW_RUNS, History
 from airflow_provider_agents.feed.reader import Reader
 from airflow_provider_agents.feed.schedule import Schedule
 from airflow_provider_agents.feed.tickets import At, Subject, Ticket, Trouble
@@ -326,6 +326,8 @@ class Plan:
         if ticket.seek is not None:
             # In an account whose events name their requests, a look can decide at any time.
             return None if self._echoes else ticket.seek.ripe_at
+        if len(self._tickets) > FEW_RUNS:
+            return None
         dues = [
             self._history.due_at(ticket.subject.agent_id, self._tracks[event_id].event.startedAt)
             for event_id in ticket.following
@@ -344,15 +346,15 @@ class Plan:
 
     def is_due(self, at: At) -> bool:
         """Whether to sweep now."""
-        if self._schedule.is_held(at):
+        if self.held_seconds(at) > 0.0:
             # The server's word goes before a last look.
             for ticket in self._schedule.expired(at):
                 self._end(ticket, result=ticket.subject.expire())
         return bool(self._tickets) and self._schedule.is_due(at)
 
-    def is_held(self, at: At) -> bool:
-        """Whether the server wants to be left alone."""
-        return self._schedule.is_held(at)
+    def held_seconds(self, at: At) -> float:
+        """For how long the server still wants to be left alone; 0 if it does not."""
+        return self._schedule.held_seconds(at)
 
     def hold(self, seconds: float, at: At) -> None:
         """Ask nothing for so many seconds: the server's wish."""

@@ -138,9 +138,9 @@ class Schedule:
             return min(self._hold_until, _clock_of(_first(self._deadlines), at))
         return min(self._sweep_at(at), _clock_of(_first(self._alarms), at))
 
-    def is_held(self, at: At) -> bool:
-        """Whether the server wants to be left alone."""
-        return at.clock < self._hold_until
+    def held_seconds(self, at: At) -> float:
+        """For how long the server still wants to be left alone; 0 if it does not."""
+        return max(0.0, self._hold_until - at.clock)
 
     def is_due(self, at: At) -> bool:
         """Whether to sweep now."""
@@ -148,7 +148,7 @@ class Schedule:
             ticket = heapq.heappop(self._alarms)[2]
             if not ticket.over:
                 self.replace(ticket, at)
-        return not self.is_held(at) and at.clock >= self._sweep_at(at)
+        return at.clock >= self._hold_until and at.clock >= self._sweep_at(at)
 
     def _sweep_at(self, at: At) -> float:
         due = min((lane.due for lane in self._lanes.values() if lane.tickets), default=math.inf)

@@ -70,7 +70,10 @@ async def wait_for_end(feed: Feed, wait: Wait, *, poll_interval: float, deadline
     def tell(ticket: Ticket[Verdict]) -> None:
         teller.tell(f"The run of {name}: {state_of(wait)}.", ticket.trouble)
 
-    return await feed.watch(wait, interval=poll_interval, deadline_at=deadline_at, tell=tell)
+    verdict = await feed.watch(wait, interval=poll_interval, deadline_at=deadline_at, tell=tell)
+    ends = [event.completedAt for event in verdict.events if event.completedAt is not None]
+    feed.note_end(verdict.outcome, max(ends, default=None))
+    return verdict
 
 
 class _Busy:

@@ -105,7 +105,7 @@ def windows(
     if whole_account and len(owners) > 1:
         by_account = [
             # With one agent in it, it is asked of the agent: no stranger can fill it.
-            _window(group, group[0].agent_id, None)
+            _window(group, group[0].agent_id, of_agent(group[0].agent_id))
             if all(begun.agent_id == group[0].agent_id for begun in group)
             else _window(group, None, rows_per_second)
             for group in _groups(everything, rows_per_second, _JOINING_SECONDS)
@@ -117,7 +117,7 @@ def windows(
     for begun in everything:
         by_owner.setdefault(begun.agent_id, []).append(begun)
     by_agent = [
-        _window(group, agent_id, None)
+        _window(group, agent_id, of_agent(agent_id))
         for agent_id, own in by_owner.items()
         for group in _groups(own, _known(of_agent(agent_id), rows_per_second), _JOINING_SECONDS_OF_AGENT)
     ]

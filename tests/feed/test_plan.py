@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_agents.api.client import Client, Settings
 from airflow_provider_agents.api.errors import AuthenticationError, NotFoundError
+from airflow_provider_agents.feed.pace import FEW_RUNS
 from airflow_provider_agents.feed.plan import Plan
 from airflow_provider_agents.runs.submission import attached_to, submit
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
@@ -213,6 +214,21 @@ def test_who_was_left_for_the_next_sweep_does_not_wait_longer_when_the_impatient
     quick, slow = scene.waiting("agent-0", interval=0.5), scene.waiting("agent-1", interval=5.0)
     scene.driver.wait_for(quick, slow)
     assert (scene.clock.now - slow.result.event.completedAt).total_seconds() <= 5.0
+
+
+@pytest.mark.parametrize(("few", "share"), [(True, 0.6), (False, 1.0)])
+def test_a_run_that_cannot_be_over_yet_is_looked_at_half_as_often_while_few_are_waited_for(few, share):
+    sweeps = {}
+    for adaptive in (False, True):
+        scene = Scene(agents=1 if few else 2 * FEW_RUNS, adaptive=adaptive, queue_seconds=0.0, run_seconds=600.0)
+        for agent_id in scene.agents:
+            scene.sim.add_history(agent_id, 20, run_seconds=600.0)
+        tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
+        scene.driver.wait_for(*tickets)
+        assert scene.clock.now - tickets[0].result.event.completedAt <= timedelta(seconds=5)
+        sweeps[adaptive] = len(scene.driver.sweeps)
+    assert sweeps[True] <= share * sweeps[False]
+    assert sweeps[True] >= (share - 0.1) * sweeps[False]
 
 
 def test_there_is_one_last_look_at_the_deadline():
