@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up lint format soundness faults pace benchmark clean
+.PHONY: help demo test up lint format soundness faults pace benchmark deployment clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ pace: $(READY) ## looking more rarely while a run cannot be over: with and witho
 benchmark: $(READY) ## what waiting costs a triggerer, beside dbt Cloud's trigger
 	@$(call install,bench)
 	@$(BIN)/python tests/benchmarks/triggerer.py
+
+deployment: $(READY) ## a thousand deferred tasks in a real triggerer
+	@$(call install,bench)
+	@$(BIN)/python tests/benchmarks/deployment.py
 
 faults: $(READY) ## kill everything at random moments in a real Airflow on PostgreSQL, and count
 	@$(BIN)/python dev/faults.py

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import math
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator
@@ -13,16 +12,13 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 from airflow_provider_agents.api.calls import check_agent_id
 from airflow_provider_agents.api.errors import (
     AgentsError,
-    AmbiguousAgentRunError,
     AuthenticationError,
     InvalidArgumentError,
-    InvalidConnectionError,
-    PermanentError,
     TemporaryError,
     quote,
 )
 from airflow_provider_agents.hooks import AgentsHook
-from airflow_provider_agents.runs.record import Phase, RunRecord, UnreadableRecordError
+from airflow_provider_agents.runs.record import Phase, RunRecord
 from airflow_provider_agents.runs.submission import Submission, attached_to, died_around, find_lost, submit
 from airflow_provider_agents.runs.verdict import (
     ON_AMBIGUOUS,
@@ -35,6 +31,18 @@ from airflow_provider_agents.runs.verdict import (
     usage_of,
 )
 from airflow_provider_agents.runs.waiting import wait_for_end, wait_until_idle
+from airflow_provider_agents.tasks import (
+    DEFER_MARGIN_SECONDS,
+    FOR_GOOD,
+    TRIGGERS_END_TASKS,
+    check_appearance,
+    check_choice,
+    check_early,
+    check_end_from_trigger,
+    check_seconds,
+    lost_in_trigger,
+    now,
+)
 from airflow_provider_agents.triggers import (
     AgentIdle,
     AgentIdleTrigger,
@@ -59,21 +67,8 @@ IF_RUNNING = ("start", "attach", "wait", "skip", "fail")
 RECORD_KEY = "agent_run"
 #: How long the record outlives the longest wait it may be needed for: tries, pauses between them, clears by hand.
 _RECORD_OUTLIVES = timedelta(days=30)
-#: Seconds by which Airflow's own deferral timeout comes after ours, so that the clean end wins: Airflow's would fail
-#: the task without a last look and without its verdict.
-_DEFER_MARGIN_SECONDS = 180.0
 #: The store keeps 64 KB without a complaint; a result beyond this is looked up again rather than stored.
 _LARGEST_STORED_RESULT = 48 * 1024
-
-#: What will fail the same way again: retries would only hide it.
-_FOR_GOOD = (
-    PermanentError,
-    InvalidArgumentError,
-    InvalidConnectionError,
-    AmbiguousAgentRunError,
-    UnknownTriggerEventError,
-    UnreadableRecordError,
-)
 
 
 class AgentBusyError(AgentsError):
@@ -89,32 +84,10 @@ def _without_vain_retries(
     def wrapped(self: ExecuteAgentOperator, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return method(self, *args, **kwargs)
-        except _FOR_GOOD as error:
+        except FOR_GOOD as error:
             raise AirflowFailException(str(error)) from error
 
     return wrapped  # type: ignore[return-value]  # mypy takes the wrapper's self for a keyword
-
-
-def check_seconds(name: str, value: object) -> float:
-    """`value` as seconds: a number or a `timedelta`, finite, above 0.
-
-    Raises:
-        InvalidArgumentError: it is anything else.
-    """
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds <= 0:
-        raise InvalidArgumentError(f"{name} must be a number of seconds above 0, got {quote(repr(value), 60)}.")
-    return float(seconds)
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise InvalidArgumentError(f"{name} must be one of {', '.join(choices)}, got {quote(repr(value), 60)}.")
-    return str(value)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 class ExecuteAgentOperator(BaseOperator):
@@ -142,6 +115,9 @@ class ExecuteAgentOperator(BaseOperator):
             smaller value ends short runs sooner, and a value below what the platform needs can confuse runs.
         appear_within: seconds after which a run without an event counts as lost; at least `settle`.
         durable: keep a record in the task state store (Airflow 3.3 and later), so that no retry pays twice.
+        end_from_trigger: let the trigger end the task of a COMPLETED run, so that no worker starts a second time for
+            it (Airflow 3.3 and later). The task's listeners, a custom XCom backend and a downstream `.expand()` over
+            its result see nothing of it.
 
     Raises:
         InvalidArgumentError: an argument cannot be used (when the DAG is parsed, as far as it is known then).
@@ -170,27 +146,31 @@ class ExecuteAgentOperator(BaseOperator):
         settle: float = 30.0,
         appear_within: float = 300.0,
         durable: bool = True,
+        end_from_trigger: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if agent_id is None or (isinstance(agent_id, str) and "{" not in agent_id):
-            check_agent_id(agent_id)
+        check_early(agent_id)
         self.agent_id = agent_id
         self.agents_conn_id = agents_conn_id
         self.wait_for_completion = wait_for_completion
         self.deferrable = deferrable
         self.poll_interval = check_seconds("poll_interval", poll_interval)
         self.timeout = check_seconds("timeout", timeout)
-        self.if_running = _check_choice("if_running", if_running, IF_RUNNING)
-        self.on_ambiguous = _check_choice("on_ambiguous", on_ambiguous, ON_AMBIGUOUS)
+        self.if_running = check_choice("if_running", if_running, IF_RUNNING)
+        self.on_ambiguous = check_choice("on_ambiguous", on_ambiguous, ON_AMBIGUOUS)
         self.settle = check_seconds("settle", settle)
         self.appear_within = check_seconds("appear_within", appear_within)
-        if self.appear_within < self.settle:
-            raise InvalidArgumentError(
-                f"appear_within ({self.appear_within:g}) must be at least settle ({self.settle:g}): until a run has "
-                "settled, nothing can be said about it."
-            )
+        check_appearance(self.settle, self.appear_within)
         self.durable = durable
+        self.end_from_trigger = end_from_trigger
+        if end_from_trigger:
+            if not (wait_for_completion and deferrable):
+                raise InvalidArgumentError(
+                    "end_from_trigger is for a task that waits in the triggerer: leave wait_for_completion and "
+                    "deferrable as they are."
+                )
+            check_end_from_trigger(self, "end_from_trigger")
         self._under_way: Submission | Wait | None = None
 
     # --- a try, from its start ---
@@ -260,8 +240,8 @@ class ExecuteAgentOperator(BaseOperator):
                 "An earlier try died while it was starting a run of agent %s. Looking for that run first.",
                 self.agent_id,
             )
-            lost = died_around(submission, request_seconds=request_seconds, now=_now())
-            found = client.follow(find_lost(lost, settle=self.settle, now=_now))
+            lost = died_around(submission, request_seconds=request_seconds, now=now())
+            found = client.follow(find_lost(lost, settle=self.settle, now=now))
             if found is None:
                 self.log.info("No run has appeared, so none was started.")
             return found
@@ -270,16 +250,25 @@ class ExecuteAgentOperator(BaseOperator):
         # The worker looks once: a run that has failed meanwhile wants a new one, and one that has ended needs no
         # trigger.
         wait = Wait(submission, self._rules())
-        began_at = _now()
+        began_at = now()
         verdict = wait.take(client.follow(wait.look()), began_at)
-        if verdict is not None and verdict.outcome == Outcome.FAILED:
-            self.log.warning("%s A new run is started.", error_of(verdict, submission, what_now=""))
-            return None
-        if verdict is not None and verdict.outcome == Outcome.NOT_FOUND:
-            self.log.warning("%s", error_of(verdict, submission, what_now="A new run is started."))
+        if verdict is not None and not self._is_still_wanted(verdict, record, memory):
             return None
         self.log.info("Taking up the run of %s that an earlier try has started.", submission.name)
         return submission
+
+    def _is_still_wanted(self, verdict: Verdict, record: RunRecord, memory: _Memory) -> bool:
+        """Whether a run of an earlier try, whose end is known, is this task's; else a new one is started."""
+        submission = record.submission
+        match verdict.outcome:
+            case Outcome.FAILED | Outcome.NOT_FOUND:
+                self.log.warning("%s", error_of(verdict, submission, what_now="A new run is started."))
+                return False
+            case Outcome.COMPLETED if record.ends_in_trigger and record.generation != memory.generation:
+                # A trigger cannot write the record, so this is all there is to tell that the task had ended.
+                self.log.info("The run of %s has COMPLETED, and the task was cleared since.", submission.name)
+                return False
+        return True
 
     def _attach_or_make_way(self, agent_id: str, client: Client, deadline_at: datetime) -> Submission | None:
         """Do what `if_running` says: a run to attach to, or None once a new one may be started."""
@@ -292,7 +281,7 @@ class ExecuteAgentOperator(BaseOperator):
         match self.if_running:
             case "attach":
                 self.log.info("%s Waiting for that run; none is started.", busy)
-                return attached_to(active[0], agent_id, _now())
+                return attached_to(active[0], agent_id, now())
             case "skip":
                 raise AirflowSkipException(f"{busy} Nothing was started.")
             case "fail":
@@ -311,7 +300,7 @@ class ExecuteAgentOperator(BaseOperator):
             )
         client.follow(
             wait_until_idle(
-                agent_id, poll_interval=self.poll_interval, deadline_at=deadline_at, now=_now, say=self.log.log
+                agent_id, poll_interval=self.poll_interval, deadline_at=deadline_at, now=now, say=self.log.log
             )
         )
         return None
@@ -326,7 +315,7 @@ class ExecuteAgentOperator(BaseOperator):
             self._under_way, sent = intent, True
 
         try:
-            return client.follow(submit(agent_id, settle=self.settle, now=_now, save=save, say=self.log.warning))
+            return client.follow(submit(agent_id, settle=self.settle, now=now, save=save, say=self.log.warning))
         except TemporaryError:
             if sent:
                 self.log.warning(
@@ -343,7 +332,7 @@ class ExecuteAgentOperator(BaseOperator):
                         wait,
                         poll_interval=self.poll_interval,
                         deadline_at=deadline_at,
-                        now=_now,
+                        now=now,
                         say=self.log.log,
                         on_known=lambda event: self._push(context, "event_id", event.id),
                     )
@@ -357,7 +346,13 @@ class ExecuteAgentOperator(BaseOperator):
 
     def _defer_until_end(self, submission: Submission, memory: _Memory) -> NoReturn:
         deadline_at = self._deadline()
-        memory.save(Phase.DEFERRED, submission)
+        ends_in_trigger = self.end_from_trigger and TRIGGERS_END_TASKS
+        lost = lost_in_trigger(self)
+        if ends_in_trigger and lost is not None:
+            # It came after the task was made, so nobody could refuse it then.
+            self.log.warning("A worker ends this task, not its trigger, which would lose %s.", lost)
+            ends_in_trigger = False
+        memory.save(Phase.DEFERRED, submission, ends_in_trigger=ends_in_trigger)
         self.defer(
             trigger=AgentRunTrigger(
                 agents_conn_id=self.agents_conn_id,
@@ -367,6 +362,7 @@ class ExecuteAgentOperator(BaseOperator):
                 settle=self.settle,
                 appear_within=self.appear_within,
                 on_ambiguous=self.on_ambiguous,
+                end_with=self._end_with() if ends_in_trigger else None,
             ),
             method_name="execute_complete",
             kwargs={"submission": submission.to_json()},
@@ -451,14 +447,18 @@ class ExecuteAgentOperator(BaseOperator):
 
     # --- small things ---
 
+    def _end_with(self) -> list[str]:
+        """The XComs that the trigger pushes."""
+        return ["return_value", "event_id", "usage"] if self.do_xcom_push else []
+
     def _rules(self) -> Rules:
         return Rules(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous)
 
     def _deadline(self) -> datetime:
-        return _now() + timedelta(seconds=self.timeout)
+        return now() + timedelta(seconds=self.timeout)
 
     def _defer_timeout(self, deadline_at: datetime) -> timedelta:
-        return max(deadline_at - _now(), timedelta(0)) + timedelta(seconds=self.poll_interval + _DEFER_MARGIN_SECONDS)
+        return max(deadline_at - now(), timedelta(0)) + timedelta(seconds=self.poll_interval + DEFER_MARGIN_SECONDS)
 
     def _run_url(self, event_id: str) -> str | None:
         try:
@@ -540,7 +540,13 @@ class _Memory:
         return record
 
     def save(
-        self, phase: Phase, submission: Submission, *, outcome: str | None = None, result: dict[str, Any] | None = None
+        self,
+        phase: Phase,
+        submission: Submission,
+        *,
+        outcome: str | None = None,
+        result: dict[str, Any] | None = None,
+        ends_in_trigger: bool = False,
     ) -> None:
         """Write the record before the step that `phase` names.
 
@@ -559,6 +565,7 @@ class _Memory:
             generation=self.generation,
             outcome=outcome,
             result=result,
+            ends_in_trigger=ends_in_trigger,
         )
         retention = timedelta(seconds=self._operator.timeout) + _RECORD_OUTLIVES
         try:

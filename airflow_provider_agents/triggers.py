@@ -6,28 +6,37 @@ nothing here starts a run or writes the task's state. The class paths are stored
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import asyncio
+import math
+from collections import deque
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from airflow.triggers.base import BaseTrigger, TriggerEvent
+from airflow.triggers.base import BaseEventTrigger, BaseTrigger, TriggerEvent
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from airflow_provider_agents.api.calls import check_agent_id
 from airflow_provider_agents.api.errors import (
     AgentsError,
+    InvalidArgumentError,
     InvalidConnectionError,
     PermanentError,
     TemporaryError,
     first_fault,
 )
-from airflow_provider_agents.api.models import ExecutionEvent
-from airflow_provider_agents.feed.waits import wait_for_end, wait_until_idle
+from airflow_provider_agents.api.models import ExecutionEvent, Status
+from airflow_provider_agents.feed.tickets import ACCOUNT
+from airflow_provider_agents.feed.waits import open_journal, sweeps_of, wait_for_end, wait_for_sought, wait_until_idle
 from airflow_provider_agents.hooks import feed_of
+from airflow_provider_agents.runs.journal import Cursor
+from airflow_provider_agents.runs.sought import Sought
 from airflow_provider_agents.runs.submission import Submission
-from airflow_provider_agents.runs.verdict import Outcome, Rules, Verdict, Wait
+from airflow_provider_agents.runs.verdict import Outcome, Rules, Verdict, Wait, usage_of
 from airflow_provider_agents.runs.waiting import StillBusyError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable, Sequence
 
 
 class UnknownTriggerEventError(AgentsError):
@@ -105,6 +114,29 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
+def _event_of(
+    trigger: BaseTrigger, submission: Submission, verdict: Verdict, end_with: list[str] | None
+) -> TriggerEvent:
+    """What to tell of a run's end: to a worker, or, if the trigger ends the task itself, to Airflow."""
+    event = verdict.event
+    # `dag.test()` gives a trigger no task, and would take the end of the task for a message to it.
+    task_instance: Any = getattr(trigger, "task_instance", None)
+    if end_with is None or task_instance is None or verdict.outcome != Outcome.COMPLETED or event is None:
+        events = tuple(event.to_json() for event in verdict.events)
+        return TriggerEvent(RunEnded(submission=submission, outcome=verdict.outcome, events=events).to_json())
+    # Airflow before 3.3 knows no such event; no task of ours asks for it there.
+    from airflow.triggers.base import TaskSuccessEvent
+
+    ids = ", ".join(event.id for event in verdict.events)
+    trigger.log.info("The run of %s COMPLETED: event %s. The task ends here, without a worker.", submission.name, ids)
+    xcoms = {
+        "return_value": event.to_json(),
+        "event_id": event.id if len(verdict.events) == 1 else None,
+        "usage": usage_of(event, try_number=task_instance.try_number),
+    }
+    return TaskSuccessEvent(xcoms={key: xcoms[key] for key in end_with if xcoms[key] is not None})
+
+
 class AgentRunTrigger(BaseTrigger):
     """Waits for one run to end and yields one `RunEnded`.
 
@@ -116,6 +148,8 @@ class AgentRunTrigger(BaseTrigger):
         poll_interval: seconds between two looks.
         deadline_at: when to give up, as ISO 8601 text with an offset. There is one last look at it.
         settle, appear_within, on_ambiguous: as in `ExecuteAgentOperator`.
+        end_with: if the run COMPLETED, end the task here with these of the XComs `return_value`, `event_id` and
+            `usage` (Airflow 3.3 and later). None resumes it on a worker, as every other end does.
     """
 
     def __init__(
@@ -128,6 +162,7 @@ class AgentRunTrigger(BaseTrigger):
         settle: float,
         appear_within: float,
         on_ambiguous: str,
+        end_with: list[str] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow has not annotated it
         self.agents_conn_id = agents_conn_id
@@ -137,6 +172,7 @@ class AgentRunTrigger(BaseTrigger):
         self.settle = settle
         self.appear_within = appear_within
         self.on_ambiguous = on_ambiguous
+        self.end_with = end_with
         self._wait: Wait | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -151,6 +187,7 @@ class AgentRunTrigger(BaseTrigger):
                 "settle": self.settle,
                 "appear_within": self.appear_within,
                 "on_ambiguous": self.on_ambiguous,
+                "end_with": self.end_with,
             },
         )
 
@@ -172,14 +209,9 @@ class AgentRunTrigger(BaseTrigger):
                 )
         except (PermanentError, InvalidConnectionError) as error:
             self.log.error("The wait for the run of %s cannot go on: %s", submission.name, error)  # noqa: TRY400
-            ended = RunEnded(submission=submission, outcome="error", error=str(error))
-        else:
-            ended = RunEnded(
-                submission=submission,
-                outcome=verdict.outcome,
-                events=tuple(event.to_json() for event in verdict.events),
-            )
-        yield TriggerEvent(ended.to_json())
+            yield TriggerEvent(RunEnded(submission=submission, outcome="error", error=str(error)).to_json())
+            return
+        yield _event_of(self, submission, verdict, self.end_with)
 
     async def on_kill(self) -> None:
         """Say that the run goes on. No I/O: Airflow cancels this after about a second."""
@@ -190,6 +222,111 @@ class AgentRunTrigger(BaseTrigger):
             "moved, another triggerer waits.",
             (self._wait or Submission.from_json(self.submission)).name,
         )
+
+
+class AgentSensorTrigger(BaseTrigger):
+    """Waits for the run that a sensor names, and yields one `RunEnded`.
+
+    Of `submission`, `event_id` and `started_after` exactly one is set.
+
+    Args:
+        agents_conn_id: the connection.
+        agent_id: the agent; None with a `submission`, which names it.
+        submission: `Submission.to_json()`.
+        event_id: the run's event.
+        started_after: the agent's first run that began at this moment or later, as ISO 8601 text with an offset.
+        poll_interval: seconds between two looks.
+        deadline_at: when to give up, as ISO 8601 text with an offset; None for `timeout` seconds after the task began.
+        timeout: seconds.
+        settle, appear_within, on_ambiguous: as in `AgentRunSensor`.
+        end_with: as in `AgentRunTrigger`.
+    """
+
+    def __init__(
+        self,
+        *,
+        agents_conn_id: str,
+        agent_id: str | None,
+        submission: dict[str, Any] | None,
+        event_id: str | None,
+        started_after: str | None,
+        poll_interval: float,
+        deadline_at: str | None,
+        timeout: float,
+        settle: float,
+        appear_within: float,
+        on_ambiguous: str,
+        end_with: list[str] | None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow has not annotated it
+        self.agents_conn_id = agents_conn_id
+        self.agent_id = agent_id
+        self.submission = submission
+        self.event_id = event_id
+        self.started_after = started_after
+        self.poll_interval = poll_interval
+        self.deadline_at = deadline_at
+        self.timeout = timeout
+        self.settle = settle
+        self.appear_within = appear_within
+        self.on_ambiguous = on_ambiguous
+        self.end_with = end_with
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """The class path and the arguments, JSON types all."""
+        return (
+            "airflow_provider_agents.triggers.AgentSensorTrigger",
+            {
+                "agents_conn_id": self.agents_conn_id,
+                "agent_id": self.agent_id,
+                "submission": self.submission,
+                "event_id": self.event_id,
+                "started_after": self.started_after,
+                "poll_interval": self.poll_interval,
+                "deadline_at": self.deadline_at,
+                "timeout": self.timeout,
+                "settle": self.settle,
+                "appear_within": self.appear_within,
+                "on_ambiguous": self.on_ambiguous,
+                "end_with": self.end_with,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait, and yield one event."""
+        unknown = Submission(agent_id=self.agent_id or "unknown", taken_at=_now())
+        try:
+            # Templates are rendered by now, so this is the earliest that they can be read.
+            sought = Sought.of(
+                agent_id=self.agent_id,
+                submission=self.submission,
+                event_id=self.event_id,
+                started_after=self.started_after,
+            )
+            unknown = Submission(agent_id=sought.agent_id, taken_at=_now())
+            rules = Rules(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous)
+            async with feed_of(self.agents_conn_id) as feed:
+                submission, verdict = await wait_for_sought(
+                    feed,
+                    sought,
+                    rules,
+                    poll_interval=self.poll_interval,
+                    deadline_at=self._deadline(),
+                    now=_now,
+                    say=self.log.log,
+                )
+        except (PermanentError, InvalidConnectionError, InvalidArgumentError) as error:
+            self.log.error("The wait cannot go on: %s", error)  # noqa: TRY400 - its traceback would say no more
+            yield TriggerEvent(RunEnded(submission=unknown, outcome="error", error=str(error)).to_json())
+            return
+        yield _event_of(self, submission, verdict, self.end_with)
+
+    def _deadline(self) -> datetime:
+        if self.deadline_at is not None:
+            return datetime.fromisoformat(self.deadline_at)
+        # When the task was deferred: a triggerer that starts again must not start the time again.
+        began = getattr(getattr(self, "task_instance", None), "start_date", None)
+        return (began if isinstance(began, datetime) else _now()) + timedelta(seconds=self.timeout)
 
 
 class AgentIdleTrigger(BaseTrigger):
@@ -245,3 +382,208 @@ class AgentIdleTrigger(BaseTrigger):
                 for_good=isinstance(error, PermanentError | InvalidConnectionError),
             ).to_json()
         )
+
+
+# --- event-driven scheduling ------------------------------------------------------------------------------------------
+
+
+class FinishedRuns(_Payload):
+    """What an asset event of `AgentRunEventTrigger` carries: the runs that had ended in one sweep.
+
+    Attributes:
+        runs: their events as the API sent them, in the order of the ends.
+    """
+
+    kind: Literal["finished_runs"] = "finished_runs"
+    runs: tuple[dict[str, Any], ...]
+
+
+#: The key of the watcher's cursor in the asset's state. Public: to delete it starts the watcher anew, from then on.
+CURSOR_KEY = "agent_runs_cursor"
+#: What was yielded reaches the database about a second later, or ten if a triggerer is busy. The cursor moves past it
+#: only after so many seconds, so that what was not kept is told again.
+_CURSOR_BEHIND_SECONDS = 15.0
+#: A cursor in which nothing but its time has changed is kept this often, in seconds: what a restart would list again.
+_CURSOR_EVERY_SECONDS = 300.0
+#: Seconds until a watcher that was refused tries again. Nobody would start it again, so it does not end.
+_WATCH_AGAIN_SECONDS = 60.0
+
+
+class AgentRunEventTrigger(BaseEventTrigger):
+    """Tells an asset of every run that ends, whoever has started it.
+
+    For `AssetWatcher(name=..., trigger=AgentRunEventTrigger(...))`. One sweep yields one event that lists all runs
+    that ended, since Airflow up to 3.3.2 holds back all but the first event of a burst. Read it with `finished_runs`.
+
+    Where it has got to is kept in the asset's state (Airflow 3.3 and later): a restart of the triggerer loses nothing
+    and may repeat what was told in the seconds before it. Before 3.3 it starts from now whenever it starts.
+
+    Args:
+        agent_id: the agent, or None for every agent of the account.
+        statuses: how a run has to end to be told.
+        agents_conn_id: the connection.
+        poll_interval: seconds between two looks, at least 1.
+        settle: seconds within which the event of a run appears.
+
+    Raises:
+        InvalidArgumentError: an argument cannot be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        agent_id: str | None = None,
+        statuses: Sequence[str] = ("COMPLETED",),
+        agents_conn_id: str = "agents_default",
+        poll_interval: float = 5.0,
+        settle: float = 30.0,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow has not annotated it
+        if agent_id is not None:
+            check_agent_id(agent_id)
+        if isinstance(statuses, str) or not statuses or not all(isinstance(one, str) and one for one in statuses):
+            raise InvalidArgumentError('statuses must be a list such as ["COMPLETED", "FAILED"].')
+        never = {Status.PENDING, Status.RUNNING}.intersection(statuses)
+        if never:
+            raise InvalidArgumentError(f"No run ends as {' or '.join(sorted(never))}: leave that out of statuses.")
+        for name, value, least in (("poll_interval", poll_interval, 1.0), ("settle", settle, 0.0)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
+                raise InvalidArgumentError(f"{name} must be a number of seconds from {least:g} on, got {value!r}.")
+        # Airflow knows a watcher again by its arguments as JSON: equal ones must be the same text.
+        self.agent_id = agent_id
+        self.statuses = sorted(set(statuses))
+        self.agents_conn_id = agents_conn_id
+        self.poll_interval = float(poll_interval)
+        self.settle = float(settle)
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """The class path and the arguments, JSON types all."""
+        return (
+            "airflow_provider_agents.triggers.AgentRunEventTrigger",
+            {
+                "agent_id": self.agent_id,
+                "statuses": list(self.statuses),
+                "agents_conn_id": self.agents_conn_id,
+                "poll_interval": self.poll_interval,
+                "settle": self.settle,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Look for ever; yield one event for each sweep in which runs had ended."""
+        keeper = _CursorKeeper(_asset_state_of(self), self.log)
+        cursor = await keeper.load()
+        while True:
+            try:
+                async with feed_of(self.agents_conn_id) as feed:
+                    journal = await open_journal(feed, self.agent_id or ACCOUNT, settle=self.settle, cursor=cursor)
+                    self.log.info("Watching %s.", f"agent {self.agent_id}" if self.agent_id else "all agents")
+                    sweeps = sweeps_of(feed, journal, poll_interval=self.poll_interval, say=self.log.log)
+                    async with aclosing(sweeps):
+                        async for ended in sweeps:
+                            wanted = tuple(event.to_json() for event in ended if event.status in self.statuses)
+                            if wanted:
+                                yield TriggerEvent(FinishedRuns(runs=wanted).to_json())
+                            cursor = journal.cursor()
+                            await keeper.keep(cursor, told=bool(wanted))
+            except AgentsError as error:
+                self.log.error(  # noqa: TRY400 - its traceback would say no more
+                    "The watch cannot go on: %s Trying again in %g seconds.", error, _WATCH_AGAIN_SECONDS
+                )
+            await asyncio.sleep(_WATCH_AGAIN_SECONDS)
+
+
+def _asset_state_of(trigger: BaseEventTrigger) -> Any:
+    """The state of the asset that a trigger watches; of one of them, if it watches several. None before Airflow 3.3."""
+    accessors = getattr(trigger, "asset_state_store", None)
+    if accessors is None:
+        return None
+    # A trigger that watches several assets has one cursor all the same, so any one of them will do.
+    found = {**getattr(accessors, "_by_uri", {}), **getattr(accessors, "_by_name", {})}
+    return found[min(found)] if len(found) > 1 else accessors
+
+
+class _CursorKeeper:
+    """Keeps a cursor in an asset's state, some seconds late."""
+
+    def __init__(self, store: Any, log: Any) -> None:
+        self._store, self._log = store, log
+        self._waiting: deque[tuple[float, Cursor]] = deque()
+        self._kept: Cursor | None = None
+        self._taken_at = -math.inf
+
+    async def load(self) -> Cursor | None:
+        """Where an earlier run has got to, if that is known."""
+        if self._store is None:
+            self._log.warning(
+                "This Airflow keeps no state of assets (3.3 and later do): watching from now on. What ends while no "
+                "triggerer runs is not told."
+            )
+            return None
+        value = await self._store.aget(CURSOR_KEY)
+        cursor = Cursor.from_json(value) if value is not None else None
+        if value is not None and cursor is None:
+            self._log.warning("The kept cursor (%s) cannot be read: watching from now on.", CURSOR_KEY)
+        self._kept = cursor
+        return cursor
+
+    async def keep(self, cursor: Cursor, *, told: bool) -> None:
+        """Keep it, as soon as what was told before it is in the database."""
+        if self._store is None:
+            return
+        clock = asyncio.get_running_loop().time()
+        if self._kept is None and not told and not self._waiting:
+            # Nothing has been told: a restart must not start from a later now.
+            await self._set(cursor)
+            self._taken_at = clock
+            return
+        latest = self._waiting[-1][1] if self._waiting else self._kept
+        if latest is None or _news(latest) != _news(cursor) or clock - self._taken_at >= _CURSOR_EVERY_SECONDS:
+            self._waiting.append((clock, cursor))
+            self._taken_at = clock
+        due = None
+        while self._waiting and clock - self._waiting[0][0] >= _CURSOR_BEHIND_SECONDS:
+            due = self._waiting.popleft()[1]
+        if due is not None:
+            await self._set(due)
+
+    async def _set(self, cursor: Cursor) -> None:
+        await self._store.aset(CURSOR_KEY, cursor.to_json())
+        self._kept = cursor
+
+
+def _news(cursor: Cursor) -> tuple[Any, ...]:
+    return set(cursor.followed), set(cursor.told)
+
+
+def finished_runs(triggering_events: Iterable[Any], *, remembered: Any = None) -> list[dict[str, Any]]:
+    """The runs in the asset events that have started a DAG run, each once, in the order in which they were told.
+
+    Args:
+        triggering_events: `triggering_asset_events[asset]` of the task's context. Events of other origin are passed
+            over.
+        remembered: a state store, to drop what an earlier DAG run was told already: with Airflow 3.3 and later
+            `asset_state_store[asset]` of a task that has the asset among its inlets. The ids of the last 1,000 runs
+            are kept in it.
+
+    Returns:
+        The runs' events as the API sent them.
+    """
+    runs: dict[str, dict[str, Any]] = {}
+    for event in triggering_events:
+        extra = getattr(event, "extra", None) or {}
+        payload = extra.get("payload") if isinstance(extra, dict) else None
+        if isinstance(payload, dict) and payload.get("kind") == "finished_runs":
+            for run in FinishedRuns.from_json(payload).runs:
+                runs.setdefault(str(run["id"]), run)
+    if remembered is None:
+        return list(runs.values())
+    known: list[str] = list(remembered.get(_REMEMBERED_KEY) or ())
+    news = [run for event_id, run in runs.items() if event_id not in set(known)]
+    remembered.set(_REMEMBERED_KEY, [*known, *(str(run["id"]) for run in news)][-_REMEMBERED_RUNS:])
+    return news
+
+
+_REMEMBERED_KEY = "agent_runs_seen"
+#: Some 40 KB; Airflow warns beyond 64.
+_REMEMBERED_RUNS = 1000

@@ -335,6 +335,10 @@ class RealAirflow:
         """What a component printed."""
         return self.home / f"{name}.log"
 
+    def family(self, name: str) -> list[psutil.Process]:
+        """The processes of a component."""
+        return self._processes[name].family()
+
     def is_healthy(self) -> bool:
         """Whether every component that was started reports itself healthy now."""
         with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
@@ -413,6 +417,16 @@ class RealAirflow:
         answer = self.api("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances?limit=1000")
         instances: list[dict[str, Any]] = answer["task_instances"]
         return instances
+
+    def all_task_instances(self, dag_id: str, run_id: str, task_id: str) -> list[dict[str, Any]]:
+        """The instances of a mapped task, however many."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/listMapped"
+        instances: list[dict[str, Any]] = []
+        while True:
+            answer = self.api("GET", f"{path}?limit=100&offset={len(instances)}")
+            instances += answer["task_instances"]
+            if len(instances) >= answer["total_entries"] or not answer["task_instances"]:
+                return instances
 
     def wait_for_task(
         self, dag_id: str, run_id: str, task_id: str, *states: str, seconds: float = 120, map_index: int = -1

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import copy
+import random
+from datetime import UTC, datetime, timedelta
 
+from airflow_provider_agents.api.client import Client, Settings
 from airflow_provider_agents.api.errors import AgentsError, RateLimitedError, TemporaryError
 from airflow_provider_agents.feed.plan import Plan
 from airflow_provider_agents.feed.tickets import At
+from airflow_provider_agents.runs.submission import submit
+from airflow_provider_agents.runs.verdict import Rules, Wait
+from airflow_provider_agents.simulator import ManualClock, Simulator, World, mock_transport
 
 _EPOCH = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -74,3 +80,53 @@ class Driver:
         while not all(ticket.over for ticket in tickets):
             self.sweep_once()
         return [ticket.result for ticket in tickets]
+
+
+class Scene:
+    """A simulator, a client and a driver on one clock."""
+
+    def __init__(self, world=None, *, agents=1, seed=1, adaptive=False, **agent):
+        self.clock = ManualClock()
+        self.sim = Simulator(self.clock, world=world or World(request_id="field"), seed=seed)
+        self.agents = [f"agent-{number}" for number in range(agents)]
+        for agent_id in self.agents:
+            self.sim.add_agent(agent_id, **agent)
+        transport = mock_transport(self.sim)
+        self.client = Client(
+            Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=transport, sleep=self.clock.advance
+        )
+        self.plan = Plan(jitter=lambda: 1.0, adaptive=adaptive)
+        self.driver = Driver(self.client, self.clock, self.clock.advance, rng=random.Random(seed), plan=self.plan)
+
+    def again(self):
+        """The same platform and time; nobody waits, and nothing is remembered."""
+        other = copy.copy(self)
+        other.plan = Plan(jitter=lambda: 1.0)
+        other.driver = Driver(self.client, self.clock, self.clock.advance, rng=self.driver.rng, plan=other.plan)
+        return other
+
+    def submitted(self, agent_id="agent-0"):
+        return self.client.follow(submit(agent_id, settle=30.0, now=self.clock))
+
+    def waiting(self, agent_id="agent-0", *, hours=24.0, **join):
+        submission = self.submitted(agent_id)
+        return self.driver.join(Wait(submission, Rules()), deadline_at=self.clock.now + timedelta(hours=hours), **join)
+
+    def refuse_once(self, headers):
+        """Answer the next request 429."""
+        handle = self.sim.handle
+
+        def refusing(*request):
+            self.sim.handle = handle
+            handle(*request)
+            return self.sim._error(429, "slowly", headers)
+
+        self.sim.handle = refusing
+
+    def sweep(self, times=1):
+        before = len(self.sim.requests)
+        for _ in range(times):
+            done = len(self.driver.sweeps)
+            while len(self.driver.sweeps) == done:
+                self.driver.sweep_once()
+        return [request.path for request in self.sim.requests[before:]]

@@ -4,7 +4,7 @@ What holds at any time, whatever is cancelled at whatever await:
 
 1. A feed is in the registry exactly as long as somebody holds it. The last holder takes it out before it closes it, in
    one step without an await, so a newcomer never joins a feed that closes: it makes a new one.
-2. Whoever waits has a ticket in the plan, from before the first await until `watch` returns or raises. A ticket is
+2. Whoever waits has a ticket in the plan, from before the first await until `watch` or `listen` is left. A ticket is
    told its end once, by the plan, and never after it has left.
 3. As long as there is a ticket, the feed's task runs, and it sleeps no longer than until the next sweep or deadline
    of any of them. If that task ends for whatever reason, everybody is told first. So nobody waits for ever.
@@ -40,7 +40,7 @@ from airflow_provider_agents.feed.tickets import At, Subject, Ticket
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Task
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
     from airflow_provider_agents.api.client import AsyncClient
 
@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 CONCURRENT_ERRANDS = 8
 #: Whoever waits wakes up at least this often, in seconds, to say that it still does.
 SIGN_OF_LIFE_SECONDS = 300.0
+_NEVER = datetime.max.replace(tzinfo=UTC)
 #: A connection that cannot be read for a reason that may pass (Airflow's own API restarts) is tried so many times.
 _OPENING_TRIES = 5
 
@@ -210,6 +211,9 @@ class Feed:
         stats: where metrics go.
         clock: monotonic seconds; the loop's time by default.
         now: our clock.
+
+    Attributes:
+        now: our clock.
     """
 
     def __init__(
@@ -224,7 +228,7 @@ class Feed:
     ) -> None:
         self.name = name
         self.holders = 0
-        self._now = now
+        self.now = now
         self._clock = clock if clock is not None else asyncio.get_running_loop().time
         self._plan = plan if plan is not None else Plan()
         self._line = _Line(open_client)
@@ -235,7 +239,7 @@ class Feed:
         self._asked: dict[object, Task[Any]] = {}
 
     def _at(self) -> At:
-        return At(self._clock(), self._now())
+        return At(self._clock(), self.now())
 
     def note_end(self, outcome: str, completed_at: datetime | None) -> None:
         """Count how a run ended, and how long after its end, on the server's clock, that is known."""
@@ -243,7 +247,7 @@ class Feed:
             return
         self._stats.incr(METRIC_ENDS, tags={**self._tags, "outcome": outcome})
         if completed_at is not None:
-            delay = self._now() + self._plan.server_ahead - completed_at
+            delay = self.now() + self._plan.server_ahead - completed_at
             self._stats.timing(METRIC_DELAY, max(delay, timedelta()), tags=self._tags)
 
     # --- for those who wait ---------------------------------------------------------------------------------------
@@ -267,10 +271,7 @@ class Feed:
         Raises:
             AgentsError: waiting is of no use.
         """
-        news = _News(asyncio.get_running_loop())
-        ticket = self._plan.join(subject, interval=interval, deadline_at=deadline_at, wake=news.wake, at=self._at())
-        try:
-            self._start()
+        with self._joined(subject, interval, deadline_at) as (ticket, news):
             while not ticket.over:
                 await news.wait(SIGN_OF_LIFE_SECONDS)
                 tell(ticket)
@@ -278,6 +279,33 @@ class Feed:
                 # One error may end thousands of waits: each raises it with a traceback of its own.
                 raise ticket.error.with_traceback(None)
             return ticket.result  # type: ignore[return-value]  # over and no error, so there is a result
+
+    async def listen(self, subject: Subject[Any], *, interval: float) -> AsyncGenerator[Ticket[Any]]:
+        """Follow a subject that has no end: yields after each change, and every few minutes without one.
+
+        Args:
+            subject: what is listened to.
+            interval: seconds between two looks, at most.
+
+        Raises:
+            AgentsError: listening is of no use.
+        """
+        with self._joined(subject, interval, _NEVER) as (ticket, news):
+            while not ticket.over:
+                await news.wait(SIGN_OF_LIFE_SECONDS)
+                if not ticket.over:
+                    yield ticket
+            if ticket.error is not None:
+                raise ticket.error.with_traceback(None)
+
+    @contextlib.contextmanager
+    def _joined(self, subject: Subject[R], interval: float, deadline_at: datetime) -> Iterator[tuple[Ticket[R], _News]]:
+        """A place in the plan for the length of a block."""
+        news = _News(asyncio.get_running_loop())
+        ticket = self._plan.join(subject, interval=interval, deadline_at=deadline_at, wake=news.wake, at=self._at())
+        try:
+            self._start()
+            yield ticket, news
         finally:
             self._plan.leave(ticket)
 

@@ -25,15 +25,15 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow_provider_agents.api.calls import Answer, Pause, Steps, list_agent_events, list_events, walk
+from airflow_provider_agents.api.calls import MAX_PAGES, Answer, Pause, Steps, list_agent_events, list_events, walk
 from airflow_provider_agents.api.errors import AuthenticationError, PermanentError, RateLimitedError, TemporaryError
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
 from airflow_provider_agents.feed import ways
 from airflow_provider_agents.feed.pace import FEW_RUNS, History
 from airflow_provider_agents.feed.reader import Reader
 from airflow_provider_agents.feed.schedule import Schedule
-from airflow_provider_agents.feed.tickets import At, Subject, Ticket, Trouble
-from airflow_provider_agents.runs.matching import TOLERANCE, Look, created_at, is_young, lies_before
+from airflow_provider_agents.feed.tickets import ACCOUNT, At, Subject, Ticket, Trouble
+from airflow_provider_agents.runs.matching import TOLERANCE, Look, Seek, created_at, is_young, lies_before
 from airflow_provider_agents.runs.verdict import fresher, is_terminal
 
 if TYPE_CHECKING:
@@ -59,6 +59,9 @@ _MISSES_CYCLE = 16
 #: From so many followed events on, the active set is taken without comparing, if it is at most this many times as large
 #: as what is followed: no way could be much cheaper, and to compare takes longer than to ask.
 _MANY_EVENTS, _ACTIVE_FACTOR = 400, 2
+#: With so many tickets in a sweep, there is a break between finding them and choosing how to ask: each takes some
+#: twenty milliseconds at ten thousand.
+_MANY_TICKETS = 1000
 #: `Date` counts whole seconds and an answer takes a while: up to so many seconds apart, the clocks agree.
 _SAME_CLOCK_SECONDS = 2.0
 
@@ -79,17 +82,27 @@ class _AccountLook:
 
     Attributes:
         asked: pages so far.
-        whole: whether everything was read, and all of it can be attributed.
+        ended: whether everything was asked for that was to be.
+        whole: whether all of it was read, too, and can be attributed.
         failed: whether the server is in trouble, so that another way would fare no better.
         damaged: agents of which a row could not be read.
         server_time: the server's clock when the first page was asked for.
     """
 
     asked: int = 0
+    ended: bool = True
     whole: bool = True
     failed: bool = False
     damaged: set[str] = field(default_factory=set)
     server_time: datetime | None = None
+
+    def is_of_use(self, sweep: _Sweep) -> bool:
+        """Whether to go on with it."""
+        return self.whole or (self.ended and ACCOUNT in sweep.seeking)
+
+    def break_off(self) -> None:
+        """Something was left out."""
+        self.ended = self.whole = False
 
     def note_damage(self, agent_id: str | None) -> None:
         """A row could not be read."""
@@ -175,7 +188,20 @@ class _Sweep:
 
     def floor(self) -> datetime | None:
         """The oldest moment that a complete look must reach back to; None if there is no end, or nobody seeks."""
+        if ACCOUNT in self.seeking:
+            # The account must be listed for it. Whoever needs older events asks their agents.
+            return _oldest_floor(self.seeking[ACCOUNT])
         return _oldest_floor(itertools.chain.from_iterable(self.seeking.values()))
+
+
+def _breathe() -> Steps[None]:
+    """Let the loop do something else."""
+    yield Pause(0)
+
+
+def _reaches(floor: datetime, seek: Seek) -> bool:
+    """Whether a listing down to `floor` shows what is sought."""
+    return seek.floor is not None and seek.floor >= floor
 
 
 def _oldest_floor(tickets: Iterable[Ticket[Any]]) -> datetime | None:
@@ -290,16 +316,40 @@ class Plan:
             self._stores.setdefault(subject.agent_id, {})
             for name in seek.ids:
                 self._sought.setdefault(name, {})[ticket] = None
-            return
-        going_on = subject.going_on
-        ticket.following = tuple(event.id for event in going_on)
+        self._follow(ticket)
+
+    def _follow(self, ticket: Ticket[Any]) -> None:
+        going_on = ticket.subject.going_on
+        before, ticket.following = ticket.following, tuple(event.id for event in going_on)
         for event in going_on:
             track = self._tracks.get(event.id)
             if track is None:
-                track = self._tracks[event.id] = _Track(subject.agent_id, event)
+                owner = ticket.subject.agent_id or event.agentId or ACCOUNT
+                track = self._tracks[event.id] = _Track(owner, event)
             else:
                 track.event = fresher(track.event, event)
             track.tickets[ticket] = None
+        if before:
+            self._unfollow(ticket, set(before).difference(ticket.following))
+
+    def _unfollow(self, ticket: Ticket[Any], event_ids: Iterable[str]) -> None:
+        for event_id in event_ids:
+            track = self._tracks.get(event_id)
+            if track is not None:
+                track.tickets.pop(ticket, None)
+                if not track.tickets:
+                    del self._tracks[event_id]
+
+    def _reindex(self, ticket: Ticket[Any]) -> None:
+        """Note what has changed of it."""
+        seek, before = ticket.subject.seek, ticket.seek
+        if seek is not None and before is not None and seek.ids == before.ids:
+            # It goes on seeking; what was read for it is kept.
+            ticket.seek = seek
+            self._follow(ticket)
+        else:
+            self._unindex(ticket)
+            self._index(ticket)
 
     def _unindex(self, ticket: Ticket[Any]) -> None:
         if ticket.seek is not None:
@@ -312,11 +362,7 @@ class Plan:
                 if not self._sought[name]:
                     del self._sought[name]
             ticket.seek = None
-        for event_id in ticket.following:
-            track = self._tracks[event_id]
-            del track.tickets[ticket]
-            if not track.tickets:
-                del self._tracks[event_id]
+        self._unfollow(ticket, ticket.following)
         ticket.following = ()
 
     def _quiet_until(self, ticket: Ticket[Any]) -> datetime | None:
@@ -374,9 +420,10 @@ class Plan:
         for ticket in sweep.served:
             if ticket.seek is not None:
                 sweep.seeking.setdefault(ticket.subject.agent_id, []).append(ticket)
-            else:
-                for event_id in ticket.following:
-                    sweep.due[event_id] = self._tracks[event_id]
+            for event_id in ticket.following:
+                sweep.due[event_id] = self._tracks[event_id]
+        if len(sweep.served) >= _MANY_TICKETS:
+            yield [_breathe()]
         yield from self._stages(sweep)
         self._reader.turn()
         yield [self._conclude(sweep)]
@@ -390,7 +437,7 @@ class Plan:
             yield [self._list_status(sweep, Status.PENDING, look, budget)]
             follow.failed = look.failed
         yield [
-            *([self._list_account(sweep, look, budget)] if account and look.whole else []),
+            *([self._list_account(sweep, look, budget)] if account and look.is_of_use(sweep) else []),
             *([self._list_status(sweep, Status.RUNNING, follow, budget)] if active and not follow.failed else []),
         ]
         yield [
@@ -401,7 +448,8 @@ class Plan:
 
     def _seek_by_agent(self, sweep: _Sweep) -> Iterator[Steps[None]]:
         for agent_id, tickets in sweep.seeking.items():
-            if agent_id not in sweep.looked and any(not ticket.over for ticket in tickets):
+            # The account has no other listing.
+            if agent_id not in {*sweep.looked, ACCOUNT} and any(not ticket.over for ticket in tickets):
                 yield self._seek_agent(sweep, agent_id, tickets)
 
     def _follow_by_window(self, sweep: _Sweep, *, after_active: bool) -> Iterator[Steps[None]]:
@@ -425,7 +473,9 @@ class Plan:
             if early or track.misses % _MISSES_CYCLE == 0 or event_id in sweep.refused:
                 lost.setdefault(track.agent_id, []).append(track)
         for agent_id, tracks in lost.items():
-            yield self._find(sweep, agent_id, tracks)
+            # Of an event that does not say whose it is, there is nothing else to ask.
+            if agent_id != ACCOUNT:
+                yield self._find(sweep, agent_id, tracks)
 
     def _is_open(self, way: str, at: At) -> bool:
         return self._shut_until.get(way, -math.inf) <= at.clock
@@ -440,9 +490,12 @@ class Plan:
         pending = self._pages[Status.PENDING].at(clock) or 1
         status_open = self._is_open(Status.PENDING, at)
 
-        by_agent = sum(1 + self._agent_pages.get(agent_id, 1) for agent_id in sweep.seeking)
+        by_agent: float = sum(1 + self._agent_pages.get(agent_id, 1) for agent_id in sweep.seeking)
         by_account, floor = math.inf, sweep.floor()
-        if floor is not None and status_open and self._is_open("account", at):
+        everything = ACCOUNT in sweep.seeking
+        if everything:
+            by_agent, by_account = math.inf, 1.0
+        elif floor is not None and status_open and self._is_open("account", at):
             seconds = (at.now + self.server_ahead - floor).total_seconds()
             by_account = ways.pages(seconds * rate) if rate is not None else 1
 
@@ -468,6 +521,8 @@ class Plan:
             for active in (False, True)
         }
         account, active = min(costs, key=lambda ways: costs[ways])
+        if everything:
+            return True, active, MAX_PAGES
         fallback = by_agent + (by_windows if by_windows < math.inf else len(begun))
         return account, active, int(max(_LEAST_BUDGET, _BUDGET_FACTOR * fallback))
 
@@ -519,10 +574,17 @@ class Plan:
             return
         if rate.per_second is not None:
             self._rows_per_second.measured(rate.per_second, sweep.at.clock)
-        if look.whole:
-            for agent_id in sweep.seeking:
-                if agent_id not in look.damaged:
-                    sweep.looked[agent_id] = look.server_time
+        for agent_id, tickets in sweep.seeking.items():
+            if agent_id == ACCOUNT:
+                is_complete = look.ended
+            else:
+                # With the account's own floor, the listing may have ended above theirs.
+                deep = floor is None or all(
+                    ticket.over or ticket.seek is None or _reaches(floor, ticket.seek) for ticket in tickets
+                )
+                is_complete = look.whole and deep and agent_id not in look.damaged
+            if is_complete:
+                sweep.looked[agent_id] = look.server_time
 
     def _take_page(
         self, sweep: _Sweep, look: _AccountLook, answer: Answer[Page[ExecutionEvent]], *, break_off: bool = False
@@ -533,7 +595,7 @@ class Plan:
         look.asked += 1
         look.whole &= self._take_events(sweep, answer.value.data, answer.server_time)
         if break_off and answer.value.nextToken:
-            look.whole = False
+            look.break_off()
             return True
         return False
 
@@ -544,15 +606,19 @@ class Plan:
         try:
             yield from steps
         except AuthenticationError as error:
-            look.whole, look.failed = False, True
+            look.break_off()
+            look.failed = True
             self.fail_all(error)
         except PermanentError as error:
             # A key, or a gateway, that allows the agents' own listings only. If not even they work, those will tell.
-            look.whole = False
+            look.break_off()
+            for ticket in sweep.seeking.get(ACCOUNT, ()):
+                self._end(ticket, error=error)
             self._shut_until[way] = sweep.at.clock + ways.BELIEVED_SECONDS
             log.info("Doing without the account's listing (%s): %s", way, error)
         except TemporaryError as error:
-            look.whole, look.failed = False, True
+            look.break_off()
+            look.failed = True
             self._failed(sweep, error, sweep.served)
         else:
             return True
@@ -690,7 +756,9 @@ class Plan:
             owner = agent_id or event.agentId
             if owner is None:
                 whole = False
-                continue
+                if ACCOUNT not in self._agents:
+                    continue
+                owner = ACCOUNT
             sweep.shown.add(event.id)
             track = self._tracks.get(event.id)
             if track is not None:
@@ -699,6 +767,9 @@ class Plan:
                     self._update(sweep, track, event)
             if owner in self._agents:
                 self._note(sweep, owner, event, server_time)
+            everything = self._stores.get(ACCOUNT)
+            if everything is not None:
+                everything[event.id] = fresher(everything.get(event.id), event)
         return whole
 
     def _note(self, sweep: _Sweep, agent_id: str, event: ExecutionEvent, server_time: datetime | None) -> None:
@@ -724,9 +795,8 @@ class Plan:
         result = ticket.subject.take(look, at.now)
         if result is not None:
             self._end(ticket, result=result)
-        elif ticket.subject.seek is None:
-            self._unindex(ticket)
-            self._index(ticket)
+        elif ticket.subject.seek is not ticket.seek:
+            self._reindex(ticket)
             self._schedule.replace(ticket, at)
             ticket.wake()
 

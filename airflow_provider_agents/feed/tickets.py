@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.runs.matching import Look, Seek
 
+#: In the place of an agent's id: the whole account. A subject that seeks there gets looks at all agents at once.
+ACCOUNT = ""
+
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
@@ -30,15 +33,15 @@ class Subject(Protocol[R_co]):
 
     @property
     def agent_id(self) -> str:
-        """Whose runs matter."""
+        """Whose runs matter: an agent's id, or `ACCOUNT`."""
 
     @property
     def seek(self) -> Seek | None:
-        """What is sought; None once the events are known."""
+        """What is sought; None once the events are known. Another object when it has changed."""
 
     @property
     def going_on(self) -> Collection[ExecutionEvent]:
-        """The known events whose end matters."""
+        """The known events whose end matters. They are followed, beside what is sought."""
 
     def take(self, look: Look, began_at: datetime) -> R_co | None:
         """A complete look, or one that shows an event with a sought id. A result ends the wait."""

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import logging
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from airflow_provider_agents.api.calls import list_agent_events, list_events, walk
 from airflow_provider_agents.api.errors import TemporaryError
-from airflow_provider_agents.runs.verdict import active_runs, is_terminal
+from airflow_provider_agents.api.models import Status
+from airflow_provider_agents.feed.tickets import ACCOUNT
+from airflow_provider_agents.runs.journal import Journal
+from airflow_provider_agents.runs.matching import Look
+from airflow_provider_agents.runs.sought import first_begun
+from airflow_provider_agents.runs.submission import Submission, attached_to
+from airflow_provider_agents.runs.verdict import Outcome, Verdict, Wait, active_runs, is_terminal
 from airflow_provider_agents.runs.waiting import Pace, StillBusyError, state_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import AsyncGenerator, Collection, Sequence
     from datetime import datetime
 
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.feed.feed import Feed
     from airflow_provider_agents.feed.tickets import Ticket, Trouble
-    from airflow_provider_agents.runs.matching import Look
+    from airflow_provider_agents.runs.journal import Cursor
+    from airflow_provider_agents.runs.sought import Sought
     from airflow_provider_agents.runs.submission import Clock
-    from airflow_provider_agents.runs.verdict import Verdict, Wait
+    from airflow_provider_agents.runs.verdict import Rules
     from airflow_provider_agents.runs.waiting import Say
 
 
@@ -74,6 +83,63 @@ async def wait_for_end(feed: Feed, wait: Wait, *, poll_interval: float, deadline
     ends = [event.completedAt for event in verdict.events if event.completedAt is not None]
     feed.note_end(verdict.outcome, max(ends, default=None))
     return verdict
+
+
+async def wait_for_sought(
+    feed: Feed, sought: Sought, rules: Rules, *, poll_interval: float, deadline_at: datetime, now: Clock, say: Say
+) -> tuple[Submission, Verdict]:
+    """Find the run that is sought, and wait until it is over.
+
+    Returns:
+        The run, and how it ended. A run that had not begun at the deadline is one that is not over, without events.
+
+    Raises:
+        PermanentError: looking will not get better.
+        InvalidConnectionError: the connection cannot be used.
+    """
+    submission, first = sought.known(now()), None
+    if submission is None and sought.started_after is not None:
+        first = await _wait_for_first(
+            feed, sought.agent_id, sought.started_after, rules.settle, Pace(poll_interval, deadline_at, now, say)
+        )
+        if first is None:
+            nothing = Submission(agent_id=sought.agent_id, taken_at=now())
+            return nothing, Verdict(Outcome.TIMED_OUT)
+        submission = attached_to(first, sought.agent_id, now())
+        say(logging.INFO, f"The first run of agent {sought.agent_id} is event {first.id}, begun at {first.startedAt}.")
+    if submission is None:
+        raise AssertionError("unreachable: a run is known, or sought by its begin")
+    wait = Wait(submission, rules)
+    if first is not None:
+        # It has been shown already, so it need not be looked for again.
+        verdict = wait.take(Look((first,), None), now())
+        if verdict is not None:
+            return submission, verdict
+    return submission, await wait_for_end(feed, wait, poll_interval=poll_interval, deadline_at=deadline_at, say=say)
+
+
+async def _wait_for_first(
+    feed: Feed, agent_id: str, moment: datetime, settle: float, pace: Pace
+) -> ExecutionEvent | None:
+    """The agent's first run from a moment on, or None at the deadline."""
+    pace.speak(logging.INFO, f"Waiting for the first run of agent {agent_id} that begins from {moment} on.")
+    while True:
+        over = pace.is_over()
+        try:
+            first = await feed.ask_together(
+                ("first", agent_id, moment, settle),
+                lambda: first_begun(agent_id, moment, settle=settle, now=feed.now),
+            )
+        except TemporaryError as error:
+            pause = pace.failed(error).seconds
+        else:
+            pause = pace.looked().seconds
+            if first is not None:
+                return first
+            pace.sign_of_life(logging.INFO, f"Still waiting for a run of agent {agent_id} from {moment} on.")
+        if over:
+            return None
+        await feed.sleep(pause)
 
 
 class _Busy:
@@ -143,3 +209,45 @@ async def wait_until_idle(
         ids = ", ".join(sorted(event.id for event in active)[:5])
         pace.speak(logging.INFO, f"Agent {agent_id} is busy with {ids}; waiting.")
         await feed.watch(_Busy(agent_id, active), interval=poll_interval, deadline_at=deadline_at, tell=tell)
+
+
+async def open_journal(feed: Feed, agent_id: str, *, settle: float, cursor: Cursor | None) -> Journal:
+    """A journal that goes on from a cursor, or from now; from now, it is known that it can be read.
+
+    Raises:
+        AgentsError: it cannot.
+    """
+    if cursor is not None:
+        return Journal(agent_id, settle, cursor)
+    active: dict[str, ExecutionEvent] = {}
+    server_now: datetime | None = None
+    # What is queued first: a run that begins in between is then in both answers, and otherwise would be in neither.
+    for status in (Status.PENDING, Status.RUNNING):
+        call = list_events(status=status) if agent_id == ACCOUNT else list_agent_events(agent_id, status=status)
+        listed = await feed.ask(walk(call))
+        server_now = server_now or listed.server_time
+        active.update((event.id, event) for event in listed.value)
+    return Journal.from_now(agent_id, settle, server_now or feed.now(), active.values())
+
+
+async def sweeps_of(
+    feed: Feed, journal: Journal, *, poll_interval: float, say: Say
+) -> AsyncGenerator[list[ExecutionEvent]]:
+    """What has ended, after each complete look.
+
+    Raises:
+        PermanentError: looking will not get better.
+        InvalidConnectionError: the connection cannot be used.
+    """
+    looks, trouble = journal.looks, False
+    async with aclosing(feed.listen(journal, interval=poll_interval)) as changes:
+        async for ticket in changes:
+            if (ticket.trouble is not None) != trouble:
+                trouble = ticket.trouble is not None
+                if ticket.trouble is not None:
+                    say(logging.WARNING, f"{ticket.trouble.error} Looking again until it can be seen what has ended.")
+                else:
+                    say(logging.INFO, "The API answers again.")
+            if journal.looks != looks:
+                looks = journal.looks
+                yield journal.ended()

@@ -133,7 +133,8 @@ class Wait:
         self._seek: matching.Seek | None = self._bounds.seek(rules.settle)
         self._seen: dict[str, ExecutionEvent] = {}
         self._chosen: tuple[str, ...] = ()
-        self._going_on: set[str] = set()
+        # A tuple, which the one event of most waits shares with `_chosen`: thousands are waited for.
+        self._going_on: tuple[str, ...] = ()
         self._completed = self._failed = False
 
     @property
@@ -204,8 +205,8 @@ class Wait:
             # The rest is of no more use, and a wait may last for a day.
             self._seek = None
             self._seen = {event_id: self._seen[event_id] for event_id in self._chosen}
-            self._going_on = set(self._chosen)
-        for event_id in tuple(self._going_on):
+            self._going_on = self._chosen
+        for event_id in self._going_on:
             self._note(self._seen[event_id])
         return self._judge()
 
@@ -222,7 +223,7 @@ class Wait:
 
     def _note(self, event: ExecutionEvent) -> None:
         if is_terminal(event):
-            self._going_on.discard(event.id)
+            self._going_on = tuple(event_id for event_id in self._going_on if event_id != event.id)
             if is_success(event):
                 self._completed = True
             else:

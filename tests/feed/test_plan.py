@@ -7,62 +7,15 @@ from datetime import timedelta
 from email.utils import format_datetime
 
 import pytest
-from driving import Driver
+from driving import Scene
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_agents.api.client import Client, Settings
 from airflow_provider_agents.api.errors import AuthenticationError, NotFoundError
 from airflow_provider_agents.feed.pace import FEW_RUNS
-from airflow_provider_agents.feed.plan import Plan
-from airflow_provider_agents.runs.submission import attached_to, submit
+from airflow_provider_agents.runs.submission import attached_to
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
-from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, World, mock_transport
-
-
-class Scene:
-    """A simulator, a client and a driver on one clock."""
-
-    def __init__(self, world=None, *, agents=1, seed=1, adaptive=False, **agent):
-        self.clock = ManualClock()
-        self.sim = Simulator(self.clock, world=world or World(request_id="field"), seed=seed)
-        self.agents = [f"agent-{number}" for number in range(agents)]
-        for agent_id in self.agents:
-            self.sim.add_agent(agent_id, **agent)
-        transport = mock_transport(self.sim)
-        self.client = Client(
-            Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=transport, sleep=self.clock.advance
-        )
-        plan = Plan(jitter=lambda: 1.0, adaptive=adaptive)
-        self.driver = Driver(self.client, self.clock, self.clock.advance, rng=random.Random(seed), plan=plan)
-        self.plan = plan
-
-    def submitted(self, agent_id="agent-0"):
-        return self.client.follow(submit(agent_id, settle=30.0, now=self.clock))
-
-    def waiting(self, agent_id="agent-0", *, hours=24.0, **join):
-        submission = self.submitted(agent_id)
-        return self.driver.join(Wait(submission, Rules()), deadline_at=self.clock.now + timedelta(hours=hours), **join)
-
-    def refuse_once(self, headers):
-        """Answer the next request 429."""
-        handle = self.sim.handle
-
-        def refusing(*request):
-            self.sim.handle = handle
-            handle(*request)
-            return self.sim._error(429, "slowly", headers)
-
-        self.sim.handle = refusing
-
-    def sweep(self, times=1):
-        before = len(self.sim.requests)
-        for _ in range(times):
-            done = len(self.driver.sweeps)
-            while len(self.driver.sweeps) == done:
-                self.driver.sweep_once()
-        return [request.path for request in self.sim.requests[before:]]
-
+from airflow_provider_agents.simulator import Fault, World
 
 # --- how much is asked ---
 

@@ -1,0 +1,317 @@
+"""AgentRunSensor: wait for a run that something else has started."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    BaseSensorOperator,
+    PokeReturnValue,
+)
+from airflow.triggers.base import StartTriggerArgs
+
+from airflow_provider_agents.api.errors import AgentsError, InvalidArgumentError, TemporaryError
+from airflow_provider_agents.hooks import AgentsHook
+from airflow_provider_agents.runs.matching import Look
+from airflow_provider_agents.runs.sought import Sought, first_begun
+from airflow_provider_agents.runs.submission import Submission, attached_to
+from airflow_provider_agents.runs.verdict import ON_AMBIGUOUS, Outcome, Rules, Verdict, Wait, error_of
+from airflow_provider_agents.runs.waiting import state_of
+from airflow_provider_agents.tasks import (
+    DEFER_MARGIN_SECONDS,
+    FOR_GOOD,
+    check_appearance,
+    check_choice,
+    check_early,
+    check_end_from_trigger,
+    check_seconds,
+    is_template,
+    now,
+)
+from airflow_provider_agents.triggers import AgentSensorTrigger, RunEnded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_agents.api.client import Client
+    from airflow_provider_agents.api.models import ExecutionEvent
+
+R = TypeVar("R")
+
+
+class _NotSoftError(AirflowFailException):
+    """What `soft_fail` must not hide: no run has failed or is late, the task itself is wrong."""
+
+
+class AgentRunSensor(BaseSensorOperator):
+    """Wait for one run that something else has started, and return its final event.
+
+    The run is named by exactly one of `submission`, `event_id` and `started_after`. The sensor never starts a run, so
+    everything it does may be repeated.
+
+    Args:
+        agent_id: the agent; may be left out with a `submission`. Templated.
+        submission: what an `ExecuteAgentOperator(wait_for_completion=False)` returned. Templated.
+        event_id: the event of the run. Templated.
+        started_after: a moment with a time zone; the agent's first run that began then or later. For agents that the
+            platform starts on a schedule of its own; `{{ data_interval_start }}` is the normal use. Templated.
+        agents_conn_id: the connection. Templated.
+        deferrable: wait in the triggerer; the default unless `mode` is given.
+        poke_interval: seconds between two looks: 5 by default, and 60 with `mode="reschedule"`, where each look takes
+            a worker.
+        timeout: seconds, or a `timedelta`, for one try; then the task fails, or is skipped with `soft_fail`.
+        soft_fail: skip the task, instead of failing it, if the run failed or is late. A bad key, an unknown agent or a
+            wrong `event_id` fails it all the same.
+        settle: seconds within which the event of a run appears. The first run after a moment is not told before.
+        appear_within: seconds after acceptance after which a submission without an event counts as lost.
+        on_ambiguous: as in `ExecuteAgentOperator`.
+        start_from_trigger: never take a worker: the scheduler hands the task to the triggerer, which also ends it if
+            the run COMPLETED (Airflow 3.3 and later; not for mapped tasks, which take a worker as usual). What names
+            the run must be text, templates included, and no XComArg.
+
+    Raises:
+        InvalidArgumentError: an argument cannot be used (when the DAG is parsed, as far as it is known then).
+        AirflowFailException: the run failed, cannot be told from others or cannot be found, or what was given cannot
+            be used; no retry can mend it. Its `__cause__` is the typed error, where a worker has seen it.
+        AirflowSensorTimeout: the run was not over in time.
+        AirflowSkipException: with `soft_fail`.
+    """
+
+    template_fields = ("agent_id", "agents_conn_id", "submission", "event_id", "started_after")
+    ui_color = "#efe9fa"
+
+    def __init__(
+        self,
+        *,
+        agent_id: str | None = None,
+        submission: dict[str, Any] | None = None,
+        event_id: str | None = None,
+        started_after: datetime | str | None = None,
+        agents_conn_id: str = AgentsHook.default_conn_name,
+        deferrable: bool | None = None,
+        poke_interval: float | timedelta | None = None,
+        timeout: float | timedelta = 86400.0,
+        settle: float = 30.0,
+        appear_within: float = 300.0,
+        on_ambiguous: str = "all",
+        start_from_trigger: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if deferrable and "mode" in kwargs:
+            raise InvalidArgumentError("mode is for a sensor that looks on a worker: leave out mode, or deferrable.")
+        default_interval = 60.0 if kwargs.get("mode") == "reschedule" else 5.0
+        super().__init__(
+            poke_interval=check_seconds("poke_interval", default_interval if poke_interval is None else poke_interval),
+            timeout=check_seconds("timeout", timeout),
+            **kwargs,
+        )
+        self.deferrable = "mode" not in kwargs if deferrable is None else deferrable
+        self.agent_id = agent_id
+        self.submission = submission
+        self.event_id = event_id
+        self.started_after = started_after
+        self.agents_conn_id = agents_conn_id
+        self.settle = check_seconds("settle", settle)
+        self.appear_within = check_seconds("appear_within", appear_within)
+        check_appearance(self.settle, self.appear_within)
+        self.on_ambiguous = check_choice("on_ambiguous", on_ambiguous, ON_AMBIGUOUS)
+        self._check_early()
+        self._wait: Wait | None = None
+        self._told = ""
+        if start_from_trigger:
+            self._start_from_trigger()
+
+    def _check_early(self) -> None:
+        """Refuse what can never name a run, as far as it is known when the DAG is parsed."""
+        if self.agent_id is not None or self.submission is None:
+            check_early(self.agent_id)
+        # What a template or an XCom will bring counts as given; only what is plain text is looked at.
+        given = {"submission": self.submission, "event_id": self.event_id, "started_after": self.started_after}
+        plain = {
+            name: value for name, value in given.items() if isinstance(value, datetime | dict) or not is_template(value)
+        }
+        if sum(value is not None for value in given.values()) != 1 or any(
+            value is not None for value in plain.values()
+        ):
+            Sought.of(
+                agent_id=self.agent_id if isinstance(self.agent_id, str) or self.submission is None else None, **given
+            )
+
+    def _start_from_trigger(self) -> None:
+        if not self.deferrable:
+            raise InvalidArgumentError("start_from_trigger is for a deferrable sensor: leave out mode and deferrable.")
+        check_end_from_trigger(self, "start_from_trigger")
+        arguments = self._trigger_arguments(deadline_at=None, end=True)
+        for name in self.template_fields:
+            if not isinstance(arguments[name], str | dict | None):
+                raise InvalidArgumentError(
+                    f"start_from_trigger needs a {name} that is known when the DAG is parsed, or a template: an XCom "
+                    "is read by a worker only. Leave one of the two out."
+                )
+        # On this instance and never on the class: mapped tasks would be started with the class's arguments.
+        self.start_from_trigger = True
+        self.start_trigger_args = StartTriggerArgs(
+            trigger_cls="airflow_provider_agents.triggers.AgentSensorTrigger",
+            trigger_kwargs=arguments,
+            next_method="execute_complete",
+            timeout=timedelta(seconds=self.timeout + DEFER_MARGIN_SECONDS),
+        )
+
+    def _trigger_arguments(self, *, deadline_at: datetime | None, end: bool) -> dict[str, Any]:
+        after = self.started_after
+        return {
+            "agents_conn_id": self.agents_conn_id,
+            "agent_id": self.agent_id,
+            "submission": self.submission,
+            "event_id": self.event_id,
+            "started_after": after.isoformat() if isinstance(after, datetime) else after,
+            "poll_interval": self.poke_interval,
+            "deadline_at": deadline_at.isoformat() if deadline_at is not None else None,
+            "timeout": self.timeout,
+            "settle": self.settle,
+            "appear_within": self._appear_within,
+            "on_ambiguous": self.on_ambiguous,
+            "end_with": (["return_value", "event_id", "usage"] if self.do_xcom_push else []) if end else None,
+        }
+
+    @property
+    def _appear_within(self) -> float:
+        # Whoever names an event has seen it, so it is there as soon as all replicas have it.
+        return self.settle if self.event_id is not None else self.appear_within
+
+    # --- on a worker ---
+
+    def execute(self, context: Context) -> Any:
+        """Wait in the triggerer, or look from here."""
+        if not self.deferrable:
+            return self._not_softly(lambda: super(AgentRunSensor, self).execute(context))
+        self._not_softly(self._sought)
+        deadline_at = now() + timedelta(seconds=self.timeout)
+        return self.defer(
+            trigger=AgentSensorTrigger(**self._trigger_arguments(deadline_at=deadline_at, end=False)),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=self.timeout + self.poke_interval + DEFER_MARGIN_SECONDS),
+        )
+
+    def poke(self, context: Context) -> bool | PokeReturnValue:
+        """Look once.
+
+        Raises:
+            AirflowException: as the class says.
+        """
+        try:
+            sought = self._sought()
+            with AgentsHook(self.agents_conn_id).get_conn() as client:
+                verdict, submission = self._look(sought, client, context)
+        except FOR_GOOD as error:
+            raise _NotSoftError(str(error)) from error
+        except TemporaryError as error:
+            self.log.warning("%s Looking again.", error)
+            return False
+        if verdict is None:
+            return False
+        return PokeReturnValue(is_done=True, xcom_value=self._end(verdict, submission, sought))
+
+    def _look(self, sought: Sought, client: Client, context: Context) -> tuple[Verdict | None, Submission]:
+        submission = self._wait.submission if self._wait is not None else sought.known(self._began_at(context))
+        first: ExecutionEvent | None = None
+        if submission is None and sought.started_after is not None:
+            first = client.follow(first_begun(sought.agent_id, sought.started_after, settle=self.settle, now=now))
+            if first is None:
+                self._tell(f"No run of {sought.name}, can be told yet")
+                return None, Submission(agent_id=sought.agent_id, taken_at=now())
+            submission = attached_to(first, sought.agent_id, now())
+        if submission is None:
+            raise AssertionError("unreachable: a run is known, or sought by its begin")
+        began_at = now()
+        if self._wait is not None:
+            verdict = self._wait.take(client.follow(self._wait.look()), began_at)
+        else:
+            rules = Rules(settle=self.settle, appear_within=self._appear_within, on_ambiguous=self.on_ambiguous)
+            self._wait = Wait(submission, rules)
+            # A run that was just shown need not be looked for again.
+            look = Look((first,), None) if first is not None else client.follow(self._wait.look())
+            verdict = self._wait.take(look, began_at)
+        self._tell(f"The run of {submission.name}: {state_of(self._wait)}")
+        return verdict, submission
+
+    def _began_at(self, context: Context) -> datetime:
+        """When this try began to look: with `reschedule`, in an earlier process."""
+        first = (
+            getattr(context["ti"], "get_first_reschedule_date", lambda _: None)(context) if self.reschedule else None
+        )
+        return first if isinstance(first, datetime) else now()
+
+    def _tell(self, state: str) -> None:
+        if state != self._told:
+            self._told = state
+            self.log.info("%s.", state)
+
+    def _sought(self) -> Sought:
+        return Sought.of(
+            agent_id=self.agent_id,
+            submission=self.submission,
+            event_id=self.event_id,
+            started_after=self.started_after,
+        )
+
+    # --- the end ---
+
+    def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:  # noqa: ARG002 - Airflow's
+        """Resume when the trigger has seen the end.
+
+        Args:
+            context: Airflow's.
+            event: `RunEnded.to_json()`.
+        """
+
+        def end() -> dict[str, Any]:
+            ended = RunEnded.from_json(event)
+            verdict = ended.verdict()
+            if verdict is None:
+                raise _NotSoftError(ended.error or "The wait could not go on.")
+            return self._end(verdict, ended.submission, self._sought())
+
+        return self._not_softly(end)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """As Airflow's sensors do, but `soft_fail` does not hide what is not soft."""
+        return self._not_softly(lambda: super(AgentRunSensor, self).resume_execution(next_method, next_kwargs, context))
+
+    def _end(self, verdict: Verdict, submission: Submission, sought: Sought) -> dict[str, Any]:
+        event = verdict.event
+        if verdict.outcome == Outcome.COMPLETED and event is not None:
+            self.log.info("The run of %s COMPLETED: event %s.", submission.name, event.id)
+            return event.to_json()
+        error = error_of(verdict, submission, what_now="")
+        if verdict.outcome == Outcome.TIMED_OUT:
+            self._late(str(error) if verdict.events else f"No run of {sought.name}, was over at the sensor's timeout.")
+        if verdict.outcome == Outcome.FAILED and self.soft_fail:
+            raise AirflowSkipException(f"{error} Skipped, as soft_fail says.") from error
+        soft = verdict.outcome == Outcome.FAILED or (verdict.outcome == Outcome.NOT_FOUND and sought.event_id is None)
+        if verdict.outcome == Outcome.NOT_FOUND and sought.event_id is not None:
+            words = f"Agent {sought.agent_id} has no event {sought.event_id}. Check both ids, and whose key it is."
+            raise _NotSoftError(words) from error
+        raise (AirflowFailException if soft else _NotSoftError)(str(error)) from error
+
+    def _late(self, words: str) -> NoReturn:
+        if self.soft_fail:
+            raise AirflowSkipException(f"{words} Skipped, as soft_fail says.")
+        raise AirflowSensorTimeout(words)
+
+    def _not_softly(self, step: Callable[[], R]) -> R:
+        """Do a step; what `soft_fail` must not hide fails the task."""
+        try:
+            return step()
+        except AirflowSkipException as skip:
+            if isinstance(skip.__cause__, _NotSoftError) and self.soft_fail:
+                raise skip.__cause__ from skip.__cause__.__cause__
+            raise
+        except AgentsError as error:
+            raise _NotSoftError(str(error)) from error

@@ -1,0 +1,122 @@
+"""What operators and sensors share: checks of arguments, and what no retry can mend."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseTrigger
+
+from airflow_provider_agents.api.calls import check_agent_id
+from airflow_provider_agents.api.errors import (
+    AmbiguousAgentRunError,
+    InvalidArgumentError,
+    InvalidConnectionError,
+    PermanentError,
+    quote,
+)
+from airflow_provider_agents.runs.record import UnreadableRecordError
+from airflow_provider_agents.triggers import UnknownTriggerEventError
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import BaseOperator
+
+#: What will fail the same way again: retries would only hide it.
+FOR_GOOD = (
+    PermanentError,
+    InvalidArgumentError,
+    InvalidConnectionError,
+    AmbiguousAgentRunError,
+    UnknownTriggerEventError,
+    UnreadableRecordError,
+)
+#: Seconds by which Airflow's own deferral timeout comes after ours, so that the clean end wins: Airflow's would fail
+#: the task without a last look and without its verdict.
+DEFER_MARGIN_SECONDS = 180.0
+#: Airflow 3.3 brought, all at once, what the triggerer needs to end a task well, or to start one: `on_kill` is the part
+#: of it that can be seen.
+TRIGGERS_END_TASKS = hasattr(BaseTrigger, "on_kill")
+
+
+def now() -> datetime:
+    """Our clock."""
+    return datetime.now(UTC)
+
+
+def is_template(value: object) -> bool:
+    """Whether a value is only known when the task runs."""
+    return not isinstance(value, str) or "{" in value
+
+
+def check_early(agent_id: object) -> None:
+    """Refuse an agent's id when the DAG is parsed, as far as it is known then.
+
+    Raises:
+        InvalidArgumentError: it is none.
+    """
+    if agent_id is None or not is_template(agent_id):
+        check_agent_id(agent_id)
+
+
+def check_seconds(name: str, value: object) -> float:
+    """`value` as seconds: a number or a `timedelta`, finite, above 0.
+
+    Raises:
+        InvalidArgumentError: it is anything else.
+    """
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds <= 0:
+        raise InvalidArgumentError(f"{name} must be a number of seconds above 0, got {quote(repr(value), 60)}.")
+    return float(seconds)
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+    """`value`, if it is one of the choices.
+
+    Raises:
+        InvalidArgumentError: it is not.
+    """
+    if value not in choices:
+        raise InvalidArgumentError(f"{name} must be one of {', '.join(choices)}, got {quote(repr(value), 60)}.")
+    return str(value)
+
+
+def check_appearance(settle: float, appear_within: float) -> None:
+    """Refuse times that contradict each other.
+
+    Raises:
+        InvalidArgumentError: `appear_within` is the shorter one.
+    """
+    if appear_within < settle:
+        raise InvalidArgumentError(
+            f"appear_within ({appear_within:g}) must be at least settle ({settle:g}): until a run has settled, nothing "
+            "can be said about it."
+        )
+
+
+def lost_in_trigger(task: BaseOperator) -> str | None:
+    """What a task would lose if its trigger ended it, as far as the task itself shows it; None if nothing."""
+    if getattr(task, "outlets", None):
+        return "its outlets: the asset events would never come"
+    callbacks: Any = getattr(task, "on_success_callback", None)
+    if callbacks:
+        return "its on_success_callback: Airflow would not call it"
+    return None
+
+
+def check_end_from_trigger(task: BaseOperator, name: str) -> None:
+    """Refuse to end a task from its trigger where that cannot be done, or would lose something.
+
+    Args:
+        task: as its DAG has made it.
+        name: the argument that asks for it.
+
+    Raises:
+        InvalidArgumentError: saying why.
+    """
+    if not TRIGGERS_END_TASKS:
+        raise InvalidArgumentError(f"{name} needs Airflow 3.3 or newer; leave it out.")
+    lost = lost_in_trigger(task)
+    if lost is not None:
+        raise InvalidArgumentError(f"{name} would lose {lost}. Leave one of the two out.")

@@ -1,0 +1,230 @@
+"""What has ended, told once: through the plan, on a clock of the test's own, over restarts."""
+
+from __future__ import annotations
+
+import json
+import random
+from datetime import UTC, datetime
+
+import pytest
+from driving import Scene
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_agents.api.calls import list_events
+from airflow_provider_agents.api.errors import PermanentError
+from airflow_provider_agents.feed.tickets import ACCOUNT
+from airflow_provider_agents.runs.journal import Cursor, Journal
+from airflow_provider_agents.simulator import Fault, World
+
+FOREVER = datetime.max.replace(tzinfo=UTC)
+SETTLE = 10.0
+
+
+def listen(scene, journal, interval=5.0):
+    scene.driver.join(journal, interval=interval, deadline_at=FOREVER)
+    return journal
+
+
+def from_now(scene, agent_id=ACCOUNT):
+    return listen(scene, Journal.from_now(agent_id, SETTLE, scene.sim.now()))
+
+
+def ids(events):
+    return [event.id for event in events]
+
+
+@pytest.fixture
+def scene():
+    return Scene(agents=3, queue_seconds=1.0, run_seconds=20.0)
+
+
+@pytest.mark.parametrize("agent_id", [ACCOUNT, "agent-1"])
+def test_each_run_that_ends_is_told_once_whoever_started_it(scene, agent_id):
+    journal = from_now(scene, agent_id)
+    scene.sweep()
+    mine = [scene.sim.start_scheduled_run(name) for name in scene.agents]
+    mine.append(scene.submitted("agent-1") and None)
+    told = []
+    for _ in range(12):
+        scene.sweep()
+        told += journal.ended()
+    assert len(told) == len(set(ids(told)))
+    assert {event.agentId for event in told} == ({"agent-1"} if agent_id else set(scene.agents))
+    assert len(told) == (2 if agent_id else 4)
+    assert all(event.status == "COMPLETED" for event in told)
+
+
+def test_the_first_look_ever_replays_nothing(scene):
+    scene.sim.add_history("agent-0", 5, every=3.0, run_seconds=1.0)
+    scene.clock.advance(10)
+    journal = from_now(scene)
+    scene.sweep(2)
+    assert journal.ended() == []
+
+
+def test_what_goes_on_at_the_first_look_is_told_when_it_ends(scene):
+    scene.sim.add_agent("slow", queue_seconds=0.0, run_seconds=7200.0)
+    slow = scene.sim.start_scheduled_run("slow")
+    scene.clock.advance(3600)
+    active = scene.client.send(list_events(status="RUNNING")).value.data
+    journal = listen(scene, Journal.from_now(ACCOUNT, SETTLE, scene.sim.now(), active))
+    scene.sweep(300)
+    assert journal.ended() == []
+    scene.sweep(500)
+    assert ids(journal.ended()) == [slow]
+
+
+def test_a_run_of_hours_is_told_though_it_began_long_before_the_floor(scene):
+    scene.sim.add_agent("slow", queue_seconds=0.0, run_seconds=7200.0)
+    journal = from_now(scene)
+    scene.sweep()
+    slow = scene.sim.start_scheduled_run("slow")
+    asked, told = [], []
+    while slow not in ids(told):
+        asked.append(len(scene.sweep()))
+        told += journal.ended()
+    # What is queued, the account's latest, and where the long one is.
+    assert max(asked) <= 4
+
+
+def test_a_run_that_is_queued_for_hours_is_told(scene):
+    scene.sim.add_agent("queued", queue_seconds=7200.0, run_seconds=1.0)
+    journal = from_now(scene)
+    scene.sweep()
+    queued = scene.sim.start_scheduled_run("queued")
+    scene.sweep(1500)
+    assert ids(journal.ended()) == [queued]
+
+
+def test_what_ends_while_nobody_looks_is_told_afterwards(scene):
+    journal = from_now(scene)
+    scene.sweep()
+    before = scene.sim.start_scheduled_run("agent-0")
+    scene.sweep(2)
+    cursor = Cursor.from_json(json.loads(json.dumps(journal.cursor().to_json())))
+    scene = scene.again()
+    between = scene.sim.start_scheduled_run("agent-1")
+    scene.clock.advance(3600)
+    journal = listen(scene, Journal(ACCOUNT, SETTLE, cursor))
+    scene.sweep()
+    assert sorted(ids(journal.ended())) == sorted([before, between])
+
+
+def test_a_cursor_stays_small():
+    scene = Scene(agents=1, queue_seconds=0.0, run_seconds=1.0)
+    journal = from_now(scene)
+    for _ in range(300):
+        scene.sim.start_scheduled_run("agent-0")
+        scene.sweep()
+    assert len(journal.ended()) >= 298
+    assert len(json.dumps(journal.cursor().to_json())) < 1000
+
+
+def test_a_key_that_may_not_list_the_account_is_told_so(scene):
+    handle = scene.sim.handle
+
+    def refusing(method, path, query, headers):
+        return scene.sim._error(403, "not yours") if path == "/v1/events" else handle(method, path, query, headers)
+
+    scene.sim.handle = refusing
+    ticket = scene.driver.join(Journal.from_now(ACCOUNT, SETTLE, scene.sim.now()), interval=5.0, deadline_at=FOREVER)
+    scene.sweep()
+    assert isinstance(ticket.error, PermanentError)
+
+
+def test_a_journal_shares_its_sweeps_with_those_who_wait(scene):
+    journal = from_now(scene)
+    tickets = [scene.waiting(agent_id) for agent_id in scene.agents for _ in range(2)]
+    asked = [len(scene.sweep()) for _ in range(8)]
+    assert max(asked) <= 4
+    scene.driver.wait_for(*tickets)
+    assert {ticket.result.event.id for ticket in tickets} == set(ids(journal.ended()))
+
+
+@pytest.mark.parametrize("value", [None, 7, "x", {}, {"floor": "2026-01-01"}, {"floor": "x"}, {"version": 2}])
+def test_what_is_no_cursor_is_not_taken_for_one(value):
+    assert Cursor.from_json(value) is None
+
+
+class Watching:
+    """A watcher's life: it keeps its cursor one sweep late, and is restarted now and then."""
+
+    def __init__(self, seed, agent_id, sort_by):
+        self.rng, self.agent_id = random.Random(seed), agent_id
+        world = World(
+            request_id="absent",
+            record_lag=lambda rng: rng.uniform(0, SETTLE / 2),
+            replica_lag=lambda rng: rng.uniform(0, SETTLE / 3),
+            sort_by=sort_by,
+            clock_skew=self.rng.choice([0.0, 300.0, -300.0]),
+        )
+        self.scene = Scene(
+            world,
+            agents=3,
+            seed=seed,
+            queue_seconds=lambda rng: rng.choice([0.0, 1.0, 90.0]),
+            run_seconds=lambda rng: rng.choice([0.0, 2.0, 30.0, 400.0]),
+        )
+        self.journal = from_now(self.scene, agent_id)
+        self.scene.sweep()
+        assert self.journal.ended() == []
+        self.told, self.started, self.restarts = [], [], 0
+        self.cursors = [self.journal.cursor()] * 3
+
+    def _note(self, agent_id, event_id):
+        if self.agent_id in (ACCOUNT, agent_id):
+            self.started.append(event_id)
+
+    def run(self):
+        agent_id = self.rng.choice(self.scene.agents)
+        self._note(agent_id, self.scene.sim.start_scheduled_run(agent_id))
+
+    def sweep(self):
+        looks = self.journal.looks
+        self.scene.sweep()
+        if self.journal.looks != looks:
+            self.told.extend(ids(self.journal.ended()))
+            self.cursors = [*self.cursors[1:], self.journal.cursor()]
+
+    def fault(self):
+        self.scene.sim.faults.append(Fault(kind=self.rng.choice(["reset_before", "html", "truncated"])))
+
+    def wait(self):
+        self.scene.sim.faults.clear()
+        self.scene.waiting(self.rng.choice(self.scene.agents))
+        self._note(self.scene.sim.executions[-1].agent_id, self.scene.sim.executions[-1].event_id)
+
+    def pause(self):
+        self.scene.clock.advance(self.rng.choice([3.0, 100.0, 1000.0]))
+
+    def restart(self):
+        self.restarts += 1
+        self.scene = self.scene.again()
+        kept = Cursor.from_json(json.loads(json.dumps(self.cursors[0].to_json())))
+        self.journal = listen(self.scene, Journal(self.agent_id, SETTLE, kept))
+        self.cursors = [kept] * 3
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 2**32),
+    steps=st.lists(
+        st.sampled_from(["run", "run", "run", "sweep", "sweep", "sweep", "fault", "wait", "restart", "pause"]),
+        min_size=5,
+        max_size=60,
+    ),
+    agent_id=st.sampled_from([ACCOUNT, "agent-1"]),
+    sort_by=st.sampled_from(["startedAt", "createdAt"]),
+)
+def test_over_restarts_every_run_is_told_and_repeated_only_after_one(seed, steps, agent_id, sort_by):
+    watching = Watching(seed, agent_id, sort_by)
+    for step in steps:
+        getattr(watching, step)()
+    watching.scene.sim.faults.clear()
+    watching.scene.clock.advance(600)
+    for _ in range(40):
+        watching.sweep()
+    told = watching.told
+    assert set(told) == set(watching.started)
+    assert max((told.count(event_id) for event_id in told), default=1) <= 1 + watching.restarts

@@ -1,0 +1,383 @@
+"""The sensor, over HTTP against the simulator: what it waits for, in each of its ways."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    TaskDeferred,
+)
+from airflow.sdk import DAG
+from airflow.sdk.exceptions import AirflowRescheduleException
+from conftest import KEY, connection
+
+from airflow_provider_agents.api.errors import (
+    AgentRunFailedError,
+    AgentRunNotFoundError,
+    AuthenticationError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+from airflow_provider_agents.hooks import AgentsHook
+from airflow_provider_agents.operators import ExecuteAgentOperator
+from airflow_provider_agents.sensors import AgentRunSensor
+from airflow_provider_agents.simulator import Fault
+from airflow_provider_agents.tasks import TRIGGERS_END_TASKS
+from airflow_provider_agents.triggers import AgentSensorTrigger
+
+NINE = datetime(2026, 1, 1, 9, tzinfo=UTC)
+WAYS = ("deferrable", "poke", "reschedule")
+
+newer_airflow = pytest.mark.skipif(not TRIGGERS_END_TASKS, reason="needs Airflow 3.3")
+
+
+def sensor(way="deferrable", **arguments):
+    mode = {} if way == "deferrable" else {"mode": way}
+    return AgentRunSensor(task_id="wait", **mode, **arguments)
+
+
+async def first_event(trigger):
+    async for event in trigger.run():
+        return event
+    raise AssertionError("the trigger ended without an event")
+
+
+def run(platform, op):
+    """One try from its start to its end, as Airflow would lead it."""
+    first_reschedule = None
+    ti = SimpleNamespace(try_number=1, max_tries=0, get_first_reschedule_date=lambda _: first_reschedule)
+    context = {"ti": ti}
+    while True:
+        try:
+            return op.execute(context)
+        except AirflowRescheduleException as reschedule:
+            first_reschedule = first_reschedule or datetime.now(UTC)
+            platform.pass_time(max(0.0, (reschedule.reschedule_date - datetime.now(UTC)).total_seconds()))
+            op = op.__class__(**op._arguments)
+        except TaskDeferred as deferred:
+            _, arguments = deferred.trigger.serialize()
+            assert json.loads(json.dumps(arguments)) == arguments
+            event = asyncio.run(first_event(AgentSensorTrigger(**arguments)))
+            return op.resume_execution(deferred.method_name, {"event": event.payload}, context)
+
+
+@pytest.fixture(params=WAYS)
+def wait(request, platform, monkeypatch):
+    """Wait in one of the ways; `reschedule` starts from nothing each time, as a new process does."""
+    own_time = SimpleNamespace(monotonic=lambda: datetime.now(UTC).timestamp(), sleep=time.sleep)
+    monkeypatch.setattr("airflow.sdk.bases.sensor.time", own_time)
+
+    class Sensor(AgentRunSensor):
+        def __init__(self, **arguments):
+            super().__init__(**arguments)
+            self._arguments = arguments
+
+    def waited(**arguments):
+        mode = {} if request.param == "deferrable" else {"mode": request.param}
+        return run(platform, Sensor(task_id="wait", poke_interval=5.0, **mode, **arguments))
+
+    waited.way = request.param
+    return waited
+
+
+# --- what it waits for ---
+
+
+def test_a_submission_is_waited_for(platform, task, wait):
+    submission = ExecuteAgentOperator(task_id="run", agent_id="agent-1", wait_for_completion=False).execute(
+        task.context()
+    )
+    assert wait(submission=submission)["id"] == platform.executions()[0]
+    assert len(platform.executions()) == 1
+
+
+def test_an_event_is_waited_for(platform, wait):
+    event_id = platform.sim.start_scheduled_run("agent-1")
+    event = wait(agent_id="agent-1", event_id=event_id)
+    assert (event["id"], event["status"]) == (event_id, "COMPLETED")
+
+
+def test_the_first_run_after_a_moment_is_waited_for(platform, wait):
+    platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=50.0)
+    platform.sim.start_scheduled_run("agent-1")
+    platform.pass_time(10)
+    moment = datetime.now(UTC)
+    platform.pass_time(10)
+    wanted = platform.sim.start_scheduled_run("agent-1")
+    platform.pass_time(10)
+    platform.sim.start_scheduled_run("agent-1")
+    assert wait(agent_id="agent-1", started_after=moment)["id"] == wanted
+
+
+def test_a_run_that_begins_while_it_is_waited_for_is_found(platform, wait):
+    platform.sim.add_agent("agent-2", queue_seconds=0.0, run_seconds=5.0, schedule_every=600.0, schedule_offset=300.0)
+    event = wait(agent_id="agent-2", started_after=NINE.isoformat(), timeout=3600)
+    assert datetime.fromisoformat(event["startedAt"]) >= NINE
+    assert sum(platform.slept) < 600 + 60
+
+
+def test_an_old_moment_does_not_list_everything_since(platform, wait):
+    platform.sim.add_agent("agent-3", queue_seconds=0.0, run_seconds=5.0)
+    platform.sim.add_history("agent-3", 3000, every=1800.0)
+    moment = NINE - timedelta(days=50)
+    event = wait(agent_id="agent-3", started_after=moment)
+    began = datetime.fromisoformat(event["startedAt"])
+    assert timedelta(0) <= began - moment < timedelta(minutes=30)
+    assert platform.sim.count() == 1
+
+
+def test_a_late_record_cannot_overtake_the_first_run(platform, wait):
+    platform.sim.world = platform.sim.world.__class__(record_lag=lambda rng: next(lags))
+    lags = iter([20.0, 0.0, 0.0, 0.0])
+    platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=1.0)
+    first = platform.sim.start_scheduled_run("agent-1")
+    platform.pass_time(5)
+    platform.sim.start_scheduled_run("agent-1")
+    assert wait(agent_id="agent-1", started_after=NINE)["id"] == first
+
+
+# --- how it ends ---
+
+
+def test_a_failed_run_fails_without_retries(platform, wait):
+    platform.sim.add_agent("agent-1", end_status="FAILED", error="out of luck")
+    event_id = platform.sim.start_scheduled_run("agent-1")
+    with pytest.raises(AirflowFailException, match="out of luck") as failure:
+        wait(agent_id="agent-1", event_id=event_id)
+    assert isinstance(failure.value.__cause__, AgentRunFailedError)
+
+
+def test_soft_fail_skips_for_a_failed_run(platform, wait):
+    platform.sim.add_agent("agent-1", end_status="FAILED", error="out of luck")
+    event_id = platform.sim.start_scheduled_run("agent-1")
+    with pytest.raises(AirflowSkipException):
+        wait(agent_id="agent-1", event_id=event_id, soft_fail=True)
+
+
+@pytest.mark.parametrize("named", ["event", "moment"])
+@pytest.mark.parametrize("soft_fail", [True, False])
+def test_a_late_run_is_a_sensors_timeout(platform, wait, soft_fail, named):
+    platform.sim.add_agent("agent-1", run_seconds=1000.0)
+    event_id = platform.sim.start_scheduled_run("agent-1")
+    which = {"event_id": event_id} if named == "event" else {"started_after": NINE + timedelta(hours=1)}
+    with pytest.raises(AirflowSkipException if soft_fail else AirflowSensorTimeout):
+        wait(agent_id="agent-1", timeout=60, soft_fail=soft_fail, **which)
+    assert 55 <= sum(platform.slept) <= 80
+
+
+@pytest.mark.parametrize("soft_fail", [True, False])
+def test_a_bad_key_fails_whatever_is_soft(platform, monkeypatch, wait, soft_fail):
+    monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", connection(platform.url, password=f"wrong-{KEY}"))
+    with pytest.raises(AirflowFailException, match="401") as failure:
+        wait(agent_id="agent-1", event_id="event-1", soft_fail=soft_fail)
+    assert KEY not in str(failure.value)
+    if wait.way != "deferrable":
+        assert isinstance(failure.value.__cause__, AuthenticationError)
+
+
+@pytest.mark.parametrize("soft_fail", [True, False])
+def test_a_wrong_event_id_fails_whatever_is_soft(platform, wait, soft_fail):
+    with pytest.raises(AirflowFailException, match="has no event no-such-event. Check both ids"):
+        wait(agent_id="agent-1", event_id="no-such-event", soft_fail=soft_fail)
+    # As soon as every replica would have it.
+    assert sum(platform.slept) <= 60
+
+
+@pytest.mark.parametrize("soft_fail", [True, False])
+def test_an_unknown_agent_fails_whatever_is_soft(platform, wait, soft_fail):
+    with pytest.raises(AirflowFailException, match="404") as failure:
+        wait(agent_id="nobody", event_id="event-1", soft_fail=soft_fail)
+    if wait.way != "deferrable":
+        assert isinstance(failure.value.__cause__, NotFoundError)
+
+
+def test_a_submission_that_never_appears_is_lost(platform, task, wait):
+    platform.sim.world = platform.sim.world.__class__(record_lag=10_000.0)
+    submission = ExecuteAgentOperator(task_id="run", agent_id="agent-1", wait_for_completion=False).execute(
+        task.context()
+    )
+    with pytest.raises(AirflowFailException, match="no event of it has appeared") as failure:
+        wait(submission=submission)
+    assert isinstance(failure.value.__cause__, AgentRunNotFoundError)
+
+
+def test_what_may_pass_ends_nothing(platform, wait):
+    event_id = platform.sim.start_scheduled_run("agent-1")
+    platform.sim.faults.extend(Fault(kind="reset_before") for _ in range(9))
+    assert wait(agent_id="agent-1", event_id=event_id)["id"] == event_id
+
+
+# --- what it refuses when the DAG is parsed ---
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({}, "must be"),
+        ({"agent_id": "agent-1"}, "none is given"),
+        ({"agent_id": "agent-1", "event_id": "e", "started_after": NINE}, "given are event_id, started_after"),
+        ({"event_id": "e"}, "agent"),
+        ({"agent_id": " ", "event_id": "e"}, "agent"),
+        ({"agent_id": "agent-1", "event_id": " "}, "event_id"),
+        ({"agent_id": "agent-1", "started_after": "yesterday"}, "started_after"),
+        ({"agent_id": "agent-1", "started_after": "2026-01-01T09:00:00"}, "time zone"),
+        ({"agent_id": "agent-1", "started_after": datetime(2026, 1, 1)}, "time zone"),  # noqa: DTZ001
+        ({"submission": {"agent_id": "agent-1"}}, "submission"),
+        ({"agent_id": "agent-1", "event_id": "e", "poke_interval": 0}, "poke_interval"),
+        ({"agent_id": "agent-1", "event_id": "e", "timeout": -1}, "timeout"),
+        ({"agent_id": "agent-1", "event_id": "e", "settle": 60, "appear_within": 30}, "at least settle"),
+        ({"agent_id": "agent-1", "event_id": "e", "on_ambiguous": "guess"}, "on_ambiguous"),
+        ({"agent_id": "agent-1", "event_id": "e", "deferrable": True, "mode": "poke"}, "leave out mode"),
+    ],
+)
+def test_a_wrong_argument_is_refused_when_the_dag_is_parsed(wrong, words):
+    with pytest.raises(InvalidArgumentError, match=words):
+        AgentRunSensor(task_id="wait", **wrong)
+
+
+def test_a_submission_of_another_agent_is_refused(platform, task):
+    submission = ExecuteAgentOperator(task_id="run", agent_id="agent-1", wait_for_completion=False).execute(
+        task.context()
+    )
+    with pytest.raises(InvalidArgumentError, match="Leave agent_id out"):
+        AgentRunSensor(task_id="wait", agent_id="agent-2", submission=submission)
+
+
+def test_templates_and_xcoms_are_checked_when_they_are_known(platform):
+    op = AgentRunSensor(task_id="wait", agent_id="{{ params.agent }}", event_id="{{ params.event }}")
+    op.agent_id, op.event_id = "agent-1", " "
+    with pytest.raises(AirflowFailException, match="event_id must be"):
+        run(platform, op)
+    with DAG("d", schedule=None):
+        started = ExecuteAgentOperator(task_id="start", agent_id="agent-1", wait_for_completion=False)
+        AgentRunSensor(task_id="wait", submission=started.output)
+
+
+def test_the_ways_of_waiting():
+    named = {"agent_id": "agent-1", "event_id": "e"}
+    assert AgentRunSensor(task_id="wait", **named).deferrable
+    assert AgentRunSensor(task_id="wait", **named).poke_interval == 5.0
+    assert not AgentRunSensor(task_id="wait", mode="poke", **named).deferrable
+    assert not AgentRunSensor(task_id="wait", deferrable=False, **named).deferrable
+    assert AgentRunSensor(task_id="wait", mode="reschedule", **named).poke_interval == 60.0
+
+
+# --- from the triggerer alone ---
+
+
+def task_of(**values):
+    return SimpleNamespace(try_number=1, **values)
+
+
+def in_the_triggerer(op, **task_instance):
+    """What Airflow's triggerer does with a task that starts there."""
+    arguments = op.start_trigger_args.trigger_kwargs
+    assert json.loads(json.dumps(arguments)) == arguments
+    trigger = AgentSensorTrigger(**arguments)
+    type(trigger).task_instance = task_of(**task_instance)
+    try:
+        return asyncio.run(first_event(trigger))
+    finally:
+        type(trigger).task_instance = None
+
+
+@newer_airflow
+def test_start_from_trigger_takes_no_worker_for_a_run_that_completed(platform, monkeypatch):
+    monkeypatch.setattr(AgentSensorTrigger, "task_instance", None, raising=False)
+    event_id = platform.sim.start_scheduled_run("agent-1")
+    op = AgentRunSensor(task_id="wait", agent_id="agent-1", event_id=event_id, start_from_trigger=True)
+    event = in_the_triggerer(op, start_date=datetime.now(UTC))
+    assert event.task_instance_state == "success"
+    assert event.xcoms["return_value"]["id"] == event_id
+    assert event.xcoms["usage"]["try_number"] == 1
+    assert op.start_trigger_args.timeout > timedelta(seconds=op.timeout)
+
+
+@newer_airflow
+def test_start_from_trigger_resumes_a_worker_for_every_other_end(platform, monkeypatch):
+    monkeypatch.setattr(AgentSensorTrigger, "task_instance", None, raising=False)
+    platform.sim.add_agent("agent-1", end_status="FAILED", error="out of luck")
+    event_id = platform.sim.start_scheduled_run("agent-1")
+    op = AgentRunSensor(task_id="wait", agent_id="agent-1", event_id=event_id, start_from_trigger=True)
+    event = in_the_triggerer(op, start_date=datetime.now(UTC))
+    with pytest.raises(AirflowFailException, match="out of luck"):
+        op.resume_execution(op.start_trigger_args.next_method, {"event": event.payload}, {"ti": task_of()})
+
+
+@newer_airflow
+def test_a_triggerer_that_starts_again_does_not_start_the_time_again(platform, monkeypatch):
+    monkeypatch.setattr(AgentSensorTrigger, "task_instance", None, raising=False)
+    platform.sim.add_agent("agent-1", run_seconds=5000.0)
+    event_id = platform.sim.start_scheduled_run("agent-1")
+    op = AgentRunSensor(task_id="wait", agent_id="agent-1", event_id=event_id, start_from_trigger=True, timeout=100)
+    deferred_at = datetime.now(UTC)
+    platform.pass_time(90)
+    before = sum(platform.slept)
+    event = in_the_triggerer(op, start_date=deferred_at)
+    assert event.payload["outcome"] == "timed_out"
+    assert sum(platform.slept) - before < 20
+
+
+@newer_airflow
+def test_a_template_that_turns_out_wrong_in_the_triggerer_fails_the_task(platform, monkeypatch):
+    monkeypatch.setattr(AgentSensorTrigger, "task_instance", None, raising=False)
+    op = AgentRunSensor(task_id="wait", agent_id="agent-1", started_after="{{ nonsense }}", start_from_trigger=True)
+    event = in_the_triggerer(op)
+    with pytest.raises(AirflowFailException, match="started_after must be a moment"):
+        op.resume_execution("execute_complete", {"event": event.payload}, {"ti": task_of()})
+
+
+@newer_airflow
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"mode": "poke"}, "deferrable sensor"),
+        ({"outlets": [1]}, "its outlets"),
+        ({"on_success_callback": print}, "on_success_callback"),
+    ],
+)
+def test_start_from_trigger_is_refused_where_it_would_lose_something(wrong, words):
+    with pytest.raises(InvalidArgumentError, match=words):
+        AgentRunSensor(task_id="wait", agent_id="agent-1", event_id="e", start_from_trigger=True, **wrong)
+
+
+@newer_airflow
+def test_start_from_trigger_is_refused_for_an_xcom():
+    with DAG("d", schedule=None):
+        started = ExecuteAgentOperator(task_id="start", agent_id="agent-1", wait_for_completion=False)
+        with pytest.raises(InvalidArgumentError, match="an XCom is read by a worker only"):
+            AgentRunSensor(task_id="wait", submission=started.output, start_from_trigger=True)
+
+
+def test_it_is_an_option_of_the_instance_and_never_of_the_class():
+    # Airflow would start mapped tasks in the triggerer with the class's arguments, and lose their own.
+    assert AgentRunSensor.start_from_trigger is False
+    assert AgentRunSensor.start_trigger_args is None
+    if not TRIGGERS_END_TASKS:
+        with pytest.raises(InvalidArgumentError, match=r"needs Airflow 3\.3"):
+            AgentRunSensor(task_id="wait", agent_id="agent-1", event_id="e", start_from_trigger=True)
+
+
+def test_parsing_a_dag_with_a_sensor_loads_no_http_client():
+    code = (
+        "import sys, airflow\n"
+        "before = set(sys.modules)\n"
+        "for name in [name for name in before if name.split('.')[0] in ('httpx', 'starlette')]: del sys.modules[name]\n"
+        "import airflow_provider_agents.sensors\n"
+        "assert not {'httpx', 'starlette', 'airflow_provider_agents.simulator'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603 - our own interpreter and code
+
+
+def test_the_hook_is_the_operators(platform):
+    assert AgentRunSensor(task_id="wait", agent_id="a", event_id="e").agents_conn_id == AgentsHook.default_conn_name
