@@ -191,7 +191,11 @@ class AgentRunSensor(BaseSensorOperator):
         """Wait in the triggerer, or look from here."""
         if not self.deferrable:
             return self._not_softly(lambda: super(AgentRunSensor, self).execute(context))
-        self._not_softly(self._sought)
+        # A run that is over needs no trigger, and what cannot work is said at once. Also, a trigger that fires in the
+        # instant in which it starts can overtake the scheduler's note of the deferral, which then fails the task.
+        done = self._not_softly(lambda: self.poke(context))
+        if isinstance(done, PokeReturnValue):
+            return done.xcom_value
         deadline_at = now() + timedelta(seconds=self.timeout)
         return self.defer(
             trigger=AgentSensorTrigger(**self._trigger_arguments(deadline_at=deadline_at, end=False)),

@@ -146,6 +146,30 @@ def test_a_late_record_cannot_overtake_the_first_run(platform, wait):
     assert wait(agent_id="agent-1", started_after=NINE)["id"] == first
 
 
+def test_a_run_that_is_over_already_needs_no_trigger(platform):
+    event_id = platform.sim.start_scheduled_run("agent-1")
+    platform.pass_time(100)
+    op = AgentRunSensor(task_id="wait", agent_id="agent-1", event_id=event_id)
+    assert op.execute({"ti": SimpleNamespace()})["id"] == event_id
+
+
+@pytest.mark.parametrize("soft_fail", [True, False])
+def test_a_key_that_is_revoked_while_it_is_waited_for_fails_whatever_is_soft(platform, wait, soft_fail):
+    event_id = platform.sim.start_scheduled_run("agent-1")
+    handle = platform.sim.handle
+    answered = []
+
+    def revoking(*request):
+        answered.append(request)
+        if len(answered) > 1:
+            platform.sim.api_keys = ()
+        return handle(*request)
+
+    platform.sim.handle = revoking
+    with pytest.raises(AirflowFailException, match="401"):
+        wait(agent_id="agent-1", event_id=event_id, soft_fail=soft_fail)
+
+
 # --- how it ends ---
 
 
@@ -181,8 +205,7 @@ def test_a_bad_key_fails_whatever_is_soft(platform, monkeypatch, wait, soft_fail
     with pytest.raises(AirflowFailException, match="401") as failure:
         wait(agent_id="agent-1", event_id="event-1", soft_fail=soft_fail)
     assert KEY not in str(failure.value)
-    if wait.way != "deferrable":
-        assert isinstance(failure.value.__cause__, AuthenticationError)
+    assert isinstance(failure.value.__cause__, AuthenticationError)
 
 
 @pytest.mark.parametrize("soft_fail", [True, False])
@@ -197,8 +220,7 @@ def test_a_wrong_event_id_fails_whatever_is_soft(platform, wait, soft_fail):
 def test_an_unknown_agent_fails_whatever_is_soft(platform, wait, soft_fail):
     with pytest.raises(AirflowFailException, match="404") as failure:
         wait(agent_id="nobody", event_id="event-1", soft_fail=soft_fail)
-    if wait.way != "deferrable":
-        assert isinstance(failure.value.__cause__, NotFoundError)
+    assert isinstance(failure.value.__cause__, NotFoundError)
 
 
 def test_a_submission_that_never_appears_is_lost(platform, task, wait):

@@ -185,20 +185,24 @@ class _News:
 
     def wake(self) -> None:
         self._there = True
+        self._end_wait()
+
+    def _end_wait(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def wait(self, seconds: float) -> None:
-        """Return when there is news, and after so many seconds without any."""
+    async def wait(self, seconds: float) -> bool:
+        """Return when there is news, and after so many seconds without any; whether there is."""
         if not self._there:
             self._waiter = self._loop.create_future()
-            timer = self._loop.call_later(seconds, self.wake)
+            timer = self._loop.call_later(seconds, self._end_wait)
             try:
                 await self._waiter
             finally:
                 timer.cancel()
                 self._waiter = None
-        self._there = False
+        there, self._there = self._there, False
+        return there
 
 
 class Feed:
@@ -258,7 +262,7 @@ class Feed:
         *,
         interval: float,
         deadline_at: datetime,
-        tell: Callable[[Ticket[R]], None] = lambda _: None,
+        tell: Callable[[Ticket[R], bool], None] = lambda *_: None,
     ) -> R:
         """Wait until a subject has a result.
 
@@ -266,15 +270,15 @@ class Feed:
             subject: what is waited for.
             interval: seconds between two looks, at most.
             deadline_at: when to give up, on our clock.
-            tell: called in the caller's own context for each change, and every few minutes without one.
+            tell: called in the caller's own context with True when there may be news, and with False after a few
+                minutes without any.
 
         Raises:
             AgentsError: waiting is of no use.
         """
         with self._joined(subject, interval, deadline_at) as (ticket, news):
             while not ticket.over:
-                await news.wait(SIGN_OF_LIFE_SECONDS)
-                tell(ticket)
+                tell(ticket, await news.wait(SIGN_OF_LIFE_SECONDS))
             if ticket.error is not None:
                 # One error may end thousands of waits: each raises it with a traceback of its own.
                 raise ticket.error.with_traceback(None)

@@ -53,6 +53,8 @@ _BUDGET_FACTOR, _LEAST_BUDGET = 2, 4
 #: Between two chances for the loop to do something else, so many events are compared, where to give a look to somebody
 #: counts as `_EVENTS_A_LOOK`: about five milliseconds.
 _CHUNK_EVENTS, _EVENTS_A_LOOK = 2000, 50
+#: As many are compared in a sweep for those to whom it only shows how their run is getting on.
+_EVENTS_EARLY = 2000
 #: An event that no narrow listing shows is looked for in its agent's whole one at the 1st, 2nd, 4th and 8th miss in a
 #: row, and then at each 16th: a platform that has dropped it is not asked for its whole history in every sweep.
 _MISSES_CYCLE = 16
@@ -824,24 +826,34 @@ class Plan:
 
     # --- the end of a sweep -------------------------------------------------------------------------------------
 
-    def _conclude(self, sweep: _Sweep) -> Steps[None]:
-        """Give those who seek their look, tell of failures, and end what is past its deadline."""
-        handled = 0
+    def _give_looks(self, sweep: _Sweep) -> Steps[None]:
+        """Give those who seek what was seen of their agents."""
+        handled, early = 0, 0
         for agent_id, server_time in sweep.looked.items():
             look: Look | None = None
             for ticket in sweep.seeking.get(agent_id, ()):
                 seek, store = ticket.seek, self._stores.get(agent_id)
                 if ticket.over or seek is None or store is None:
                     continue
-                if seek.ripe_at is None or sweep.at.now >= seek.ripe_at:
+                is_ripe = seek.ripe_at is None or sweep.at.now >= seek.ripe_at
+                # Before, a look decides nothing; what it shows is only good to know, so it is given to a few.
+                if is_ripe or early < _EVENTS_EARLY:
                     look = look or Look(tuple(store.values()), server_time)
                     self._show(ticket, look, sweep.at)
                     handled += _EVENTS_A_LOOK + len(look.events)
+                    if not is_ripe:
+                        early += _EVENTS_A_LOOK + len(look.events)
+                        ticket.wake()
                 handled += 1
                 if handled >= _CHUNK_EVENTS:
                     handled = 0
                     yield Pause(0)
             self._tidy(agent_id)
+
+    def _conclude(self, sweep: _Sweep) -> Steps[None]:
+        """Give looks, tell of failures, and end what is past its deadline."""
+        yield from self._give_looks(sweep)
+        handled = 0
         in_vain = sweep.failures > 0 and (not sweep.answers or sweep.is_hopeless)
         self._schedule.reckon(in_vain=in_vain)
         self.failing = sweep.last_error if in_vain else None

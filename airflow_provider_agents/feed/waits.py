@@ -41,12 +41,12 @@ class _Teller:
         self._state = ""
         self._trouble: Trouble | None = None
 
-    def tell(self, state: str, trouble: Trouble | None) -> None:
+    def tell(self, state: str, trouble: Trouble | None, *, is_news: bool) -> None:
         began, ended = trouble is not None and self._trouble is None, trouble is None and self._trouble is not None
         before, self._trouble = self._trouble, trouble
         if trouble is not None and began:
             self._say(logging.WARNING, f"{trouble.error} The run goes on; looking again until it can be seen.")
-        elif trouble is not None:
+        elif trouble is not None and not is_news:
             self._say(
                 logging.WARNING,
                 f"Still no look at the run since {trouble.since:%Y-%m-%d %H:%M:%S} UTC: {trouble.error}",
@@ -56,7 +56,7 @@ class _Teller:
         if state != self._state:
             self._state = state
             self._say(logging.INFO, state)
-        elif not (began or ended or trouble is not None):
+        elif not (is_news or trouble is not None):
             self._say(logging.INFO, f"Still waiting. {state}")
 
 
@@ -76,8 +76,8 @@ async def wait_for_end(feed: Feed, wait: Wait, *, poll_interval: float, deadline
     """
     name, teller = wait.submission.name, _Teller(say)
 
-    def tell(ticket: Ticket[Verdict]) -> None:
-        teller.tell(f"The run of {name}: {state_of(wait)}.", ticket.trouble)
+    def tell(ticket: Ticket[Verdict], is_news: bool) -> None:
+        teller.tell(f"The run of {name}: {state_of(wait)}.", ticket.trouble, is_news=is_news)
 
     verdict = await feed.watch(wait, interval=poll_interval, deadline_at=deadline_at, tell=tell)
     ends = [event.completedAt for event in verdict.events if event.completedAt is not None]
@@ -182,7 +182,7 @@ async def wait_until_idle(
     pace = Pace(poll_interval, deadline_at, now, say)
     active: list[ExecutionEvent] = []
 
-    def tell(ticket: Ticket[bool]) -> None:
+    def tell(ticket: Ticket[bool], is_news: bool) -> None:  # noqa: ARG001 - the pace knows when to speak
         if ticket.trouble is not None:
             pace.sign_of_life(logging.WARNING, f"Still no look at agent {agent_id}: {ticket.trouble.error}")
         elif not ticket.over:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _HISTORY = 3
-_AGENTS = ["agent-123:8", "agent-prices:5", "agent-news:12", "agent-failing:5:FAILED"]
+_AGENTS = ["agent-123:8", "agent-prices:5", "agent-news:12", "agent-failing:5:FAILED", "agent-nightly:5:COMPLETED:60"]
 
 
 def _port(text: str) -> int:
@@ -47,8 +47,9 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--agent",
         action="append",
-        metavar="ID[:SECONDS[:STATUS]]",
-        help=f"an agent, how long its runs take and how they end; repeatable (default {' '.join(_AGENTS)})",
+        metavar="ID[:SECONDS[:STATUS[:EVERY]]]",
+        help="an agent, how long its runs take, how they end, and every how many seconds the platform starts one by "
+        f"itself; repeatable (default {' '.join(_AGENTS)})",
     )
     parser.add_argument("--record-lag", type=float, metavar="S", help="seconds until an event can be seen")
     parser.add_argument("--queue-seconds", type=float, metavar="S", help="seconds that a run is PENDING")
@@ -72,12 +73,15 @@ def _world(arguments: argparse.Namespace) -> World:
 
 def _add_agent(simulator: Simulator, text: str) -> None:
     agent_id, _, rest = text.partition(":")
-    seconds, _, status = rest.partition(":")
+    seconds, _, rest = rest.partition(":")
+    status, _, every = rest.partition(":")
     more: dict[str, Any] = {}
     if seconds:
         more["run_seconds"] = float(seconds)
     if status:
         more["end_status"] = status
+    if every:
+        more["schedule_every"] = float(every)
     simulator.add_agent(agent_id, **more)
     simulator.add_history(agent_id, _HISTORY)
 

@@ -94,7 +94,7 @@ class Scene:
     def held(self):
         return shared_feed("agents_default", self.make)
 
-    async def wait(self, agent_id="agent-0", *, submission=None, interval=5.0, tell=lambda ticket: None):
+    async def wait(self, agent_id="agent-0", *, submission=None, interval=5.0, tell=lambda ticket, is_news: None):
         wait = Wait(submission or self.submitted(agent_id), Rules())
         async with self.held() as feed:
             return await feed.watch(wait, interval=interval, deadline_at=self.clock.now + timedelta(hours=9), tell=tell)
@@ -297,9 +297,9 @@ def test_a_fault_in_the_plan_is_told_to_everybody_and_the_next_wait_works():
 def test_who_waits_is_told_now_and_then_that_it_does():
     scene = Scene(run_seconds=3 * SIGN_OF_LIFE_SECONDS + 10)
     told = []
-    scene.run(scene.wait(tell=lambda ticket: told.append(scene.clock.now)))
-    # Once when the run was seen, three times on the way, and at the end.
-    assert len(told) == 5
+    scene.run(scene.wait(tell=lambda ticket, is_news: told.append(is_news)))
+    # When the run was seen, on the way, and at the end.
+    assert told == [True, False, False, False, True]
 
 
 # --- the connection ---
@@ -502,7 +502,7 @@ def test_the_feeds_own_lines_carry_no_tasks_context():
 
     async def main():
         whose.set("the first task's")
-        return await scene.wait(tell=lambda ticket: seen.append(whose.get()))
+        return await scene.wait(tell=lambda ticket, is_news: seen.append(whose.get()))
 
     scene.run(main())
     assert set(seen[:-1]) == {"nobody's", "the first task's"}

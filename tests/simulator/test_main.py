@@ -6,6 +6,7 @@ import contextlib
 import signal
 import subprocess
 import sys
+import time
 
 import httpx
 import pytest
@@ -37,7 +38,7 @@ def test_it_says_where_it_listens_and_ends_quietly_when_told(end):
             events = http.get("/v1/agents/agent-failing/events").json()["data"]
         serving.send_signal(end)
         assert serving.wait(timeout=10) == 0
-    assert agents == {"agent-123", "agent-prices", "agent-news", "agent-failing"}
+    assert agents == {"agent-123", "agent-prices", "agent-news", "agent-failing", "agent-nightly"}
     assert [(event["status"], bool(event["error"])) for event in events] == [("COMPLETED", False)] * 3
 
 
@@ -55,6 +56,15 @@ def test_its_options_make_the_world():
     assert event["error"]
 
 
+def test_an_agent_may_have_a_schedule():
+    options = ["--agent", "a:0:FAILED:0.1", "--queue-seconds", "0", "--record-lag", "0"]
+    with command(*options) as (_, url), httpx.Client(base_url=url, headers=KEY, timeout=10) as http:
+        deadline = time.monotonic() + 10
+        while len(http.get("/v1/agents/a/events").json()["data"]) <= 3 and time.monotonic() < deadline:
+            pass
+        assert len(http.get("/v1/agents/a/events").json()["data"]) > 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -66,6 +76,7 @@ def test_its_options_make_the_world():
         (["--record-lag", "nan"], "record_lag must be"),
         (["--agent", "a:soon"], "soon"),
         (["--agent", ":5"], "agent_id must be"),
+        (["--agent", "a:1:COMPLETED:0"], "schedule_every must be"),
     ],
 )
 def test_what_it_cannot_do_is_one_line_and_status_2(capsys, arguments, words):

@@ -10,7 +10,7 @@ import sys
 
 import psycopg2
 import pytest
-from real_airflow import until
+from real_airflow import RealAirflowError, until
 
 pytestmark = pytest.mark.system
 
@@ -193,6 +193,142 @@ def test_dag_test_runs_it_in_one_process(airflow, simulator, deferred_run):
     )
     assert "ended as success" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
     assert len(simulator.executions("agent-prices")) == before + 1
+
+
+@pytest.fixture(scope="module")
+def sensed(airflow, simulator, started):
+    """DAG runs that wait for runs which something else has started, all at once."""
+    simulator.control("POST", "agents", {"agent_id": "agent-sensed", "run_seconds": 8.0, "queue_seconds": 0.0})
+    simulator.control("POST", "agents", {"agent_id": "agent-odd", "run_seconds": 2.0, "end_status": "FAILED"})
+    event = simulator.control("POST", "runs", {"agentId": "agent-sensed"})["eventId"]
+    failing = simulator.control("POST", "runs", {"agentId": "agent-odd"})["eventId"]
+    conf = {"agent": "agent-odd", "event": event, "failing": failing}
+    run_ids = {
+        "system_sensor_ways": airflow.trigger("system_sensor_ways"),
+        "system_sensor_soft": airflow.trigger("system_sensor_soft", {**conf, "event": failing}),
+        "system_in_the_triggerer": airflow.trigger("system_in_the_triggerer", conf),
+        "agent_start_then_wait": airflow.trigger("agent_start_then_wait"),
+        "agent_on_its_own_schedule": airflow.trigger("agent_on_its_own_schedule"),
+        "agent_without_workers": airflow.trigger("agent_without_workers"),
+        "agent_approval": airflow.trigger("agent_approval"),
+    }
+    airflow.api("POST", "/api/v2/pools", {"name": "agent-123", "slots": 1, "description": "", "include_deferred": True})
+    run_ids["agent_one_at_a_time"] = airflow.trigger("agent_one_at_a_time")
+    return run_ids, conf
+
+
+def states_of(airflow, dag_id, run_id):
+    return {row["task_id"]: row["state"] for row in airflow.task_instances(dag_id, run_id)}
+
+
+def test_a_sensor_waits_for_the_submission_in_each_of_its_ways(airflow, simulator, sensed):
+    run_id = sensed[0]["system_sensor_ways"]
+    assert airflow.wait_for_dag_run("system_sensor_ways", run_id) == "success"
+    request_id = airflow.xcom("system_sensor_ways", run_id, "submit", "request_id")
+    (mine,) = [done["eventId"] for done in simulator.executions("agent-sensed") if done["requestId"] == request_id]
+    for way in ("deferrable", "poke", "reschedule"):
+        assert decoded(airflow.xcom("system_sensor_ways", run_id, way))["id"] == mine
+
+
+def test_soft_fail_covers_what_is_late_or_failed_and_nothing_else(airflow, sensed):
+    run_id = sensed[0]["system_sensor_soft"]
+    assert airflow.wait_for_dag_run("system_sensor_soft", run_id) == "failed"
+    assert states_of(airflow, "system_sensor_soft", run_id) == {
+        "failed": "skipped",
+        "late": "skipped",
+        "bad_key": "failed",
+        "wrong_id": "failed",
+    }
+    tries = {row["task_id"]: row["try_number"] for row in airflow.task_instances("system_sensor_soft", run_id)}
+    assert set(tries.values()) == {1}
+    assert wait_for_log(airflow, "system_sensor_soft", run_id, "wrong_id", "has no event no-such-event. Check both ids")
+
+
+def test_a_task_ends_in_the_triggerer_with_its_xcoms(airflow, simulator, sensed):
+    run_ids, conf = sensed
+    dag_id, run_id = "system_in_the_triggerer", run_ids["system_in_the_triggerer"]
+    assert airflow.wait_for_dag_run(dag_id, run_id) == "failed"
+    assert states_of(airflow, dag_id, run_id) == {
+        "operator": "success",
+        "event": "success",
+        "failing": "failed",
+        "late": "failed",
+        "mapped": "success",
+    }
+    mine = airflow.xcom(dag_id, run_id, "operator", "event_id")
+    assert mine in {done["eventId"] for done in simulator.executions("agent-prices")}
+    assert decoded(airflow.xcom(dag_id, run_id, "operator"))["id"] == mine
+    assert decoded(airflow.xcom(dag_id, run_id, "operator", "usage"))["try_number"] == 1
+    assert decoded(airflow.xcom(dag_id, run_id, "event"))["id"] == conf["event"]
+    assert decoded(airflow.xcom(dag_id, run_id, "mapped", map_index=0))["id"] == conf["event"]
+    assert "The task ends here, without a worker" in airflow.log_text(dag_id, run_id, "event")
+
+
+def test_clearing_a_task_that_its_trigger_has_ended_starts_a_new_run(airflow, simulator, sensed):
+    dag_id, run_id = "system_in_the_triggerer", sensed[0]["system_in_the_triggerer"]
+    airflow.wait_for_dag_run(dag_id, run_id)
+    before = airflow.xcom(dag_id, run_id, "operator", "event_id")
+    airflow.clear(dag_id, run_id, "operator")
+    airflow.wait_for_task(dag_id, run_id, "operator", "deferred", "running")
+    airflow.wait_for_task(dag_id, run_id, "operator", "success")
+    assert airflow.xcom(dag_id, run_id, "operator", "event_id") != before
+
+
+def test_the_examples_that_wait_for_other_runs_work(airflow, simulator, sensed):
+    run_ids = sensed[0]
+    for dag_id in ("agent_start_then_wait", "agent_on_its_own_schedule", "agent_without_workers"):
+        assert airflow.wait_for_dag_run(dag_id, run_ids[dag_id]) == "success", dag_id
+    nightly = decoded(airflow.xcom("agent_on_its_own_schedule", run_ids["agent_on_its_own_schedule"], "nightly_run"))
+    assert simulator.runs()[nightly["id"]]["by"] == "schedule"
+
+
+def test_an_approval_stands_between_an_agent_and_what_follows(airflow, sensed):
+    dag_id, run_id = "agent_approval", sensed[0]["agent_approval"]
+    path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/approve/-1/hitlDetails"
+
+    def asked():
+        with contextlib.suppress(RealAirflowError):
+            return airflow.api("GET", path)
+        return None
+
+    until(asked, 120, "the question to a person")
+    assert states_of(airflow, dag_id, run_id)["publish"] is None
+    airflow.api("PATCH", path, {"chosen_options": ["Approve"], "params_input": {}})
+    assert airflow.wait_for_dag_run(dag_id, run_id) == "success"
+    assert airflow.xcom(dag_id, run_id, "publish").startswith("published event-")
+
+
+def test_a_pool_that_deferred_tasks_keep_runs_one_at_a_time(airflow, simulator, sensed):
+    dag_id, run_id = "agent_one_at_a_time", sensed[0]["agent_one_at_a_time"]
+    assert airflow.wait_for_dag_run(dag_id, run_id) == "success"
+    runs = simulator.runs()
+    (_, first_ended), (second_began, _) = sorted(
+        (runs[event_id]["acceptedAt"], runs[event_id]["endsAt"])
+        for event_id in (airflow.xcom(dag_id, run_id, name, "event_id") for name in ("first", "second"))
+    )
+    assert first_ended <= second_began
+
+
+def test_a_finished_run_starts_a_dag_whoever_has_started_it(airflow, simulator, sensed):
+    dag_id = "agent_finished_starts_dag"
+    airflow.unpause(dag_id)
+    simulator.control("POST", "agents", {"agent_id": "agent-stranger", "run_seconds": 1.0, "queue_seconds": 0.0})
+    wanted = set()
+
+    def told():
+        # The watcher begins some seconds after its DAG is there, and tells of nothing before.
+        wanted.add(simulator.control("POST", "runs", {"agentId": "agent-stranger"})["eventId"])
+        lines = [
+            line
+            for run in airflow.api("GET", f"/api/v2/dags/{dag_id}/dagRuns?limit=100")["dag_runs"]
+            if run["state"] == "success"
+            for line in decoded(airflow.xcom(dag_id, run["dag_run_id"], "note")) or ()
+        ]
+        return [line for line in lines if line.split()[1] in wanted]
+
+    lines = until(told, 120, "a DAG run for a finished run", pause=3.0)
+    assert all(line.startswith("agent-stranger ") and line.endswith(" COMPLETED") for line in lines)
+    assert len(lines) == len(set(lines))
 
 
 # Last in this file: by now there have been successes, failures, refusals and retries.
