@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoun
 
 from airflow_provider_agents import _EXTRAS, _HIDDEN_FIELDS, _PLACEHOLDERS, _RELABELING
 from airflow_provider_agents.api import calls
-from airflow_provider_agents.api.errors import AgentsError, InvalidConnectionError, quote
+from airflow_provider_agents.api.errors import AgentsError, InvalidConnectionError, MissingConnectionError, quote
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -31,8 +31,8 @@ T = TypeVar("T")
 # --- from a connection to settings ----------------------------------------------------------------------------------
 
 
-def _missing(conn_id: str) -> InvalidConnectionError:
-    return InvalidConnectionError(
+def _missing(conn_id: str) -> MissingConnectionError:
+    return MissingConnectionError(
         f"The connection {conn_id!r} does not exist, or cannot be read. Create it under Admin > Connections with the "
         f"type Agents, or set AIRFLOW_CONN_{conn_id.upper()}='agents://:KEY@'."
     )

@@ -5,6 +5,7 @@
     AgentsError
     ├── InvalidArgumentError        an argument is wrong; nothing was sent (also a ValueError)
     ├── InvalidConnectionError      the connection is wrong; nothing was sent (also a ValueError)
+    │   └── MissingConnectionError  Airflow says that it does not exist
     ├── TemporaryError              worth trying again, after `retry_after_seconds` if that is known
     │   ├── NotSentError            no connection was made: the platform has not seen the request
     │   ├── NoAnswerError           sent, but the answer was lost: the platform may have acted
@@ -64,6 +65,10 @@ class InvalidArgumentError(AgentsError, ValueError):
 
 class InvalidConnectionError(AgentsError, ValueError):
     """The connection cannot be used. Nothing was sent."""
+
+
+class MissingConnectionError(InvalidConnectionError):
+    """Airflow says that there is no such connection. It also says so while its own database cannot be reached."""
 
 
 class TemporaryError(AgentsError):

@@ -31,6 +31,7 @@ from airflow_provider_agents.api.calls import Answer, Call, Once, Pause, Steps, 
 from airflow_provider_agents.api.errors import (
     AgentsError,
     AuthenticationError,
+    MissingConnectionError,
     NotSentError,
     RateLimitedError,
     TemporaryError,
@@ -55,8 +56,9 @@ CONCURRENT_ERRANDS = 8
 #: Whoever waits wakes up at least this often, in seconds, to say that it still does.
 SIGN_OF_LIFE_SECONDS = 300.0
 _NEVER = datetime.max.replace(tzinfo=UTC)
-#: A connection that cannot be read for a reason that may pass (Airflow's own API restarts) is tried so many times.
-_OPENING_TRIES = 5
+#: For so many seconds a connection that cannot be read is tried again. Airflow also says "not found" while its own
+#: database or API server restarts, and whoever waits here has used the connection before.
+OPENING_PATIENCE_SECONDS = 300.0
 
 #: The metrics, in Airflow's own statistics; each is tagged with `conn_id`.
 METRIC_REQUESTS = "agents.feed.requests"
@@ -87,13 +89,13 @@ class FeedClosedError(AgentsError):
 class _Line:
     """The client at hand; another one once the connection's key has changed."""
 
-    def __init__(self, open_client: Callable[[], Awaitable[AsyncClient]]) -> None:
-        self._open_client = open_client
+    def __init__(self, open_client: Callable[[], Awaitable[AsyncClient]], clock: Callable[[], float]) -> None:
+        self._open_client, self._clock = open_client, clock
         self._client: AsyncClient | None = None
         # How many requests each open client has under way.
         self._busy: dict[AsyncClient, int] = {}
         self._lock = asyncio.Lock()
-        self._failures = 0
+        self._failing_since: float | None = None
 
     async def send(self, call: Call[T]) -> Answer[T]:
         """Send once; after a 401 read the connection again, and send once more if it has changed."""
@@ -130,25 +132,31 @@ class _Line:
             del self._busy[client]
             await client.aclose()
 
-    async def client(self) -> AsyncClient:
-        """The client at hand, opened if there is none."""
+    async def client(self, *, patient: bool = True) -> AsyncClient:
+        """The client at hand, opened if there is none.
+
+        Raises:
+            NotSentError: it cannot be opened now, if that may pass and the caller is patient.
+        """
         if self._client is None:
             async with self._lock:
                 if self._client is None:
-                    self._client = await self._open()
+                    self._client = await self._open(patient=patient)
         return self._client
 
-    async def _open(self) -> AsyncClient:
+    async def _open(self, *, patient: bool = True) -> AsyncClient:
         try:
             client = await self._open_client()
-        except AgentsError:
-            raise
         except Exception as error:
-            self._failures += 1
-            if self._failures >= _OPENING_TRIES:
+            if isinstance(error, AgentsError) and not isinstance(error, MissingConnectionError):
                 raise
-            raise NotSentError(f"The connection could not be read ({type(error).__name__}).") from error
-        self._failures = 0
+            now = self._clock()
+            self._failing_since = since = self._failing_since if self._failing_since is not None else now
+            if not patient or now - since >= OPENING_PATIENCE_SECONDS:
+                raise
+            words = str(error) if isinstance(error, AgentsError) else f"It failed with {type(error).__name__}."
+            raise NotSentError(f"The connection could not be read. {words}") from error
+        self._failing_since = None
         self._busy[client] = 0
         return client
 
@@ -210,8 +218,8 @@ class Feed:
 
     Args:
         name: the connection's, for logs and metrics.
-        open_client: reads the connection and makes a client. What it raises that is no `AgentsError` may pass, and is
-            tried again a few times.
+        open_client: reads the connection and makes a client. What it raises may pass, and is tried again for some
+            minutes, unless it is an `AgentsError` other than `MissingConnectionError`.
         stats: where metrics go.
         clock: monotonic seconds; the loop's time by default.
         now: our clock.
@@ -235,7 +243,7 @@ class Feed:
         self.now = now
         self._clock = clock if clock is not None else asyncio.get_running_loop().time
         self._plan = plan if plan is not None else Plan()
-        self._line = _Line(open_client)
+        self._line = _Line(open_client, self._clock)
         self._gate = _Gate(self._clock)
         self._stats, self._tags = stats, {"conn_id": name}
         self._changed = asyncio.Event()
@@ -313,15 +321,24 @@ class Feed:
         finally:
             self._plan.leave(ticket)
 
-    async def ask(self, steps: Steps[R]) -> R:
-        """Follow a dialogue through the shared client. Pauses are slept."""
+    async def ask(self, steps: Steps[R], *, patient: bool = False) -> R:
+        """Follow a dialogue through the shared client. Pauses are slept.
+
+        Args:
+            steps: the dialogue.
+            patient: take a connection that is not found for one that cannot be read now.
+        """
+        if not patient:
+            await self._line.client(patient=False)
         return await follow(steps, self._take)
 
     async def ask_together(self, key: object, steps: Callable[[], Steps[R]]) -> R:
         """As `ask`, but all who ask for the same key while an answer is under way share it."""
         task = self._asked.get(key)
         if task is None:
-            task = self._asked[key] = asyncio.create_task(self.ask(steps()), context=contextvars.Context())
+            task = self._asked[key] = asyncio.create_task(
+                self.ask(steps(), patient=True), context=contextvars.Context()
+            )
             task.add_done_callback(lambda done: self._answered(key, done))
         # One that is cancelled must not take the answer from the others.
         result: R = await asyncio.shield(task)

@@ -20,6 +20,7 @@ from airflow_provider_agents.api.client import AsyncClient, Client, Settings
 from airflow_provider_agents.api.errors import (
     AuthenticationError,
     InvalidConnectionError,
+    MissingConnectionError,
     RateLimitedError,
     TemporaryError,
 )
@@ -353,9 +354,13 @@ def test_a_connection_that_cannot_be_used_is_told_to_everybody_and_not_remembere
     assert len(scene.feeds) == 2
 
 
-def test_a_connection_that_cannot_be_read_for_a_while_ends_nothing():
+@pytest.mark.parametrize(
+    "error", [RuntimeError("the API server restarts"), MissingConnectionError("There is no connection.")]
+)
+def test_a_connection_that_cannot_be_read_for_a_while_ends_nothing(error):
+    # A triggerer that starts again while Airflow's database is down is told that there is no such connection.
     scene = Scene(agents=3)
-    scene.opening = [RuntimeError("the API server restarts") for _ in range(4)]
+    scene.opening = [error for _ in range(4)]
 
     async def main():
         return await asyncio.gather(*(scene.wait(agent_id) for agent_id in scene.agents))
@@ -364,14 +369,31 @@ def test_a_connection_that_cannot_be_read_for_a_while_ends_nothing():
     assert len(scene.feeds) == 1
 
 
-def test_a_connection_that_cannot_be_read_for_good_ends_everything():
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no secrets backend"), MissingConnectionError("There is no connection.")]
+)
+def test_a_connection_that_cannot_be_read_for_good_ends_everything(error):
     scene = Scene(agents=3)
-    scene.opening = [RuntimeError("no secrets backend") for _ in range(9)]
+    scene.opening = [error for _ in range(100)]
+    began = scene.clock.now
 
     async def main():
         return await asyncio.gather(*(scene.wait(agent_id) for agent_id in scene.agents), return_exceptions=True)
 
-    assert {str(result) for result in scene.run(main())} == {"no secrets backend"}
+    assert [type(result) for result in scene.run(main())] == [type(error)] * 3
+    assert timedelta(seconds=300) <= scene.clock.now - began < timedelta(seconds=600)
+
+
+def test_who_only_asks_is_told_at_once_that_there_is_no_connection():
+    scene = Scene()
+    scene.opening = [MissingConnectionError("There is no connection.")]
+
+    async def main():
+        async with scene.held() as feed:
+            with pytest.raises(MissingConnectionError):
+                await feed.ask(calls.one(calls.list_agents()))
+
+    scene.run(main())
 
 
 # --- how fast ---

@@ -1,0 +1,233 @@
+"""What each way of waiting takes from the workers, in a real Airflow: process starts, CPU, slots, and time.
+
+Run it with `make worker-time` (about fifteen minutes). A real Airflow with LocalExecutor on PostgreSQL runs one DAG for
+each way, one after the other, against runs of two lengths. dbt Cloud's operator does the same against a local stand-in
+of its endpoints, over TLS, since it insists on that.
+
+Counted for each task, from its DAG run's trigger to its success: the worker processes that Airflow started, their CPU
+and how long they held a slot, and the time beyond the run's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime as dt
+import ipaddress
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "dev"))
+
+import psutil
+from real_airflow import RealAirflow, connection_json, free_port, simulator_server, until
+
+DAGS = """
+from datetime import datetime
+from airflow.sdk import DAG
+from airflow.providers.dbt.cloud.operators.dbt import DbtCloudRunJobOperator
+from airflow_provider_agents.operators import ExecuteAgentOperator
+from airflow_provider_agents.sensors import AgentRunSensor
+
+START = datetime(2026, 1, 1)
+RULES = {"agent_id": "agent-timed", "settle": 2.0}
+EVENT = {**RULES, "event_id": "{{ dag_run.conf.event }}", "poke_interval": 2.0}
+OPERATOR = {**RULES, "poll_interval": 2.0}
+
+with DAG("operator_on_worker", start_date=START, schedule=None):
+    ExecuteAgentOperator(task_id="wait", deferrable=False, **OPERATOR)
+with DAG("operator_deferred", start_date=START, schedule=None):
+    ExecuteAgentOperator(task_id="wait", **OPERATOR)
+with DAG("operator_end_from_trigger", start_date=START, schedule=None):
+    ExecuteAgentOperator(task_id="wait", end_from_trigger=True, **OPERATOR)
+with DAG("sensor_poke", start_date=START, schedule=None):
+    AgentRunSensor(task_id="wait", mode="poke", **EVENT)
+with DAG("sensor_reschedule", start_date=START, schedule=None):
+    AgentRunSensor(task_id="wait", mode="reschedule", **EVENT)
+with DAG("sensor_deferred", start_date=START, schedule=None):
+    AgentRunSensor(task_id="wait", **EVENT)
+with DAG("sensor_start_from_trigger", start_date=START, schedule=None):
+    AgentRunSensor(task_id="wait", start_from_trigger=True, **EVENT)
+with DAG("dbt_on_worker", start_date=START, schedule=None):
+    DbtCloudRunJobOperator(task_id="wait", job_id=1, account_id=1, check_interval=2, deferrable=False)
+with DAG("dbt_deferred", start_date=START, schedule=None):
+    DbtCloudRunJobOperator(task_id="wait", job_id=1, account_id=1, check_interval=2, deferrable=True)
+"""
+WAYS = (
+    ("ours: operator on the worker", "operator_on_worker"),
+    ("ours: operator, deferred", "operator_deferred"),
+    ("ours: operator, `end_from_trigger`", "operator_end_from_trigger"),
+    ("ours: sensor, `poke`", "sensor_poke"),
+    ("ours: sensor, `reschedule`", "sensor_reschedule"),
+    ("ours: sensor, deferred", "sensor_deferred"),
+    ("ours: sensor, `start_from_trigger`", "sensor_start_from_trigger"),
+    ("dbt Cloud: operator on the worker", "dbt_on_worker"),
+    ("dbt Cloud: operator, deferred", "dbt_deferred"),
+)
+DBT_SERVER = """
+import sys, time
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+runs, seconds = [], [0.0]
+
+async def start(request):
+    runs.append(time.time() + seconds[0])
+    return JSONResponse({"data": {"id": len(runs), "href": "https://localhost/", "job_id": 1}})
+
+async def run(request):
+    over = time.time() >= runs[int(request.path_params["run"]) - 1]
+    return JSONResponse({"data": {"id": 1, "status": 10 if over else 3, "job_id": 1, "project_id": 1}})
+
+async def job(request):
+    return JSONResponse({"data": {"id": 1, "project_id": 1, "environment_id": 1}})
+
+async def set_seconds(request):
+    seconds[0] = float(request.path_params["seconds"])
+    return JSONResponse({})
+
+app = Starlette(routes=[
+    Route("/api/v2/accounts/1/jobs/1/run/", start, methods=["POST"]),
+    Route("/api/v2/accounts/1/runs/{run:int}/", run),
+    Route("/api/v2/accounts/1/jobs/1/", job),
+    Route("/seconds/{seconds}", set_seconds),
+])
+uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), ssl_certfile=sys.argv[2], ssl_keyfile=sys.argv[3],
+            log_level="error")
+"""
+
+
+def certificate(folder):
+    """A certificate for this machine, and its key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = dt.datetime.now(dt.UTC)
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=2))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    files = folder / "cert.pem", folder / "key.pem"
+    files[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    files[1].write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return files
+
+
+class Slots(threading.Thread):
+    """Watches the processes that run a task instance's code. Airflow names each after its instance."""
+
+    def __init__(self, airflow):
+        super().__init__(daemon=True)
+        self.airflow, self.wanted, self.seen, self.stopped = airflow, "", {}, False
+
+    def watch(self, task_instance_id):
+        self.wanted, self.seen = task_instance_id, {}
+
+    def run(self):
+        while not self.stopped:
+            if self.wanted:
+                for process in self.airflow.family("scheduler"):
+                    with contextlib.suppress(psutil.Error):
+                        if self.wanted in " ".join(process.cmdline()):
+                            times = process.cpu_times()
+                            first = self.seen.get(process.pid, (process.create_time(),))[0]
+                            self.seen[process.pid] = (first, time.time(), times.user + times.system)
+            time.sleep(0.02)
+
+
+def measure(airflow, simulator, slots, dag_id, seconds, dbt_url, verify):
+    """One task, from its DAG run's trigger to its success."""
+    import httpx
+
+    simulator.control("POST", "agents", {"agent_id": "agent-timed", "run_seconds": seconds, "queue_seconds": 0.0})
+    httpx.get(f"{dbt_url}/seconds/{seconds}", verify=verify)
+    event = simulator.control("POST", "runs", {"agentId": "agent-timed"})["eventId"] if "sensor" in dag_id else None
+    began = time.time()
+    run_id = airflow.trigger(dag_id, {"event": event})
+    (instance,) = until(lambda: airflow.task_instances(dag_id, run_id), 30, "a task instance", pause=0.05)
+    slots.watch(instance["id"])
+    state = airflow.wait_for_dag_run(dag_id, run_id, seconds=seconds + 120)
+    if state != "success":
+        sys.exit(f"{dag_id}: {state}\n{airflow.log_text(dag_id, run_id, 'wait')}")
+    (instance,) = airflow.task_instances(dag_id, run_id)
+    ended = dt.datetime.fromisoformat(instance["end_date"]).timestamp()
+    log = airflow.log_text(dag_id, run_id, "wait")
+    return {
+        "starts": log.count("::group::Pre Execute"),
+        "cpu": sum(cpu for _, _, cpu in slots.seen.values()),
+        "slot": sum(last - first for first, last, _ in slots.seen.values()),
+        "beyond": ended - began - seconds,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, nargs="*", default=[15.0, 60.0], help="how long a run takes")
+    parser.add_argument("--repeat", type=int, default=2)
+    options = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agents-worker-time-")))
+        (folder / "ways.py").write_text(DAGS)
+        (folder / "dbt_server.py").write_text(DBT_SERVER)
+        cert, key = certificate(folder)
+        port = free_port()
+        command = [sys.executable, str(folder / "dbt_server.py"), str(port), str(cert), str(key)]
+        stack.callback(subprocess.Popen(command).kill)  # noqa: S603 - our own interpreter and script
+        simulator = stack.enter_context(simulator_server(folder, "--key", "test-key"))
+        env = {
+            "AIRFLOW_CONN_AGENTS_DEFAULT": connection_json(simulator.url, "test-key"),
+            "AIRFLOW_CONN_DBT_CLOUD_DEFAULT": json.dumps(
+                {"conn_type": "dbt_cloud", "host": f"localhost:{port}", "login": "1", "password": "test-key"}
+            ),
+            "REQUESTS_CA_BUNDLE": str(cert),
+            "SSL_CERT_FILE": str(cert),
+        }
+        airflow = stack.enter_context(
+            RealAirflow(folder / "airflow", dags=[folder / "ways.py"], env=env, database="postgres")
+        )
+        slots = Slots(airflow)
+        slots.start()
+        for _, dag_id in WAYS:
+            airflow.unpause(dag_id)
+        # The first task of a scheduler and the first trigger of a triggerer import everything.
+        url = f"https://localhost:{port}"
+        for dag_id in ("operator_deferred", "dbt_deferred"):
+            measure(airflow, simulator, slots, dag_id, 3.0, url, str(cert))
+        print("| way | run, s | worker starts | worker CPU s | slot s | s beyond the run |\n" + "|---" * 6 + "|")
+        for name, dag_id in WAYS:
+            for seconds in options.seconds:
+                found = [
+                    measure(airflow, simulator, slots, dag_id, seconds, url, str(cert)) for _ in range(options.repeat)
+                ]
+                mean = {name: statistics.fmean(one[name] for one in found) for name in found[0]}
+                print(
+                    f"| {name} | {seconds:g} | {mean['starts']:g} | {mean['cpu']:.2f} | {mean['slot']:.1f} "
+                    f"| {mean['beyond']:.1f} |",
+                    flush=True,
+                )
+        slots.stopped = True
+
+
+if __name__ == "__main__":
+    main()
