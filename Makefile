@@ -14,10 +14,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up lint format soundness faults pace benchmark deployment clean
+.PHONY: help demo test up lint format soundness faults pace benchmark deployment worker-time watcher clean
 
 help: ## what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # $(call install,EXTRA): this package with an extra, at the versions that it was tried with.
 define install
@@ -70,6 +70,13 @@ benchmark: $(READY) ## what waiting costs a triggerer, beside dbt Cloud's trigge
 deployment: $(READY) ## a thousand deferred tasks in a real triggerer
 	@$(call install,bench)
 	@$(BIN)/python tests/benchmarks/deployment.py
+
+worker-time: $(READY) ## what each way of waiting takes from the workers, in a real Airflow
+	@$(call install,bench)
+	@$(BIN)/python tests/benchmarks/worker_time.py
+
+watcher: $(READY) ## a thousand finished runs, and a triggerer that is killed ten times
+	@$(BIN)/python tests/benchmarks/watcher.py
 
 faults: $(READY) ## kill everything at random moments in a real Airflow on PostgreSQL, and count
 	@$(BIN)/python dev/faults.py

@@ -73,13 +73,17 @@ def cpu(processes):
 def measure(airflow, simulator):
     """CPU, memory and requests over the window."""
     processes = airflow.family("triggerer")
-    requests, before, began = simulator.control("GET", "requests")["count"], cpu(processes), time.monotonic()
+    requests, before, began = (
+        sum(simulator.control("GET", "requests")["paths"].values()),
+        cpu(processes),
+        time.monotonic(),
+    )
     time.sleep(WINDOW)
     seconds = time.monotonic() - began
     return {
         "cpu_percent": 100 * (cpu(processes) - before) / seconds,
         "memory_mb": sum(process.memory_full_info().pss for process in processes) / 2**20,
-        "requests_per_minute": 60 * (simulator.control("GET", "requests")["count"] - requests) / seconds,
+        "requests_per_minute": 60 * (sum(simulator.control("GET", "requests")["paths"].values()) - requests) / seconds,
     }
 
 
