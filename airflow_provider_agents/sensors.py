@@ -105,13 +105,15 @@ class AgentRunSensor(BaseSensorOperator):
     ) -> None:
         if deferrable and "mode" in kwargs:
             raise InvalidArgumentError("mode is for a sensor that looks on a worker: leave out mode, or deferrable.")
-        default_interval = 60.0 if kwargs.get("mode") == "reschedule" else 5.0
         super().__init__(
-            poke_interval=check_seconds("poke_interval", default_interval if poke_interval is None else poke_interval),
+            poke_interval=check_seconds("poke_interval", 5.0 if poke_interval is None else poke_interval),
             timeout=check_seconds("timeout", timeout),
             **kwargs,
         )
-        self.deferrable = "mode" not in kwargs if deferrable is None else deferrable
+        # A DAG's default arguments bring a mode as well.
+        self.deferrable = ("mode" not in kwargs and not self.reschedule) if deferrable is None else deferrable
+        if poke_interval is None and self.reschedule and not self.deferrable:
+            self.poke_interval = 60.0
         self.agent_id = agent_id
         self.submission = submission
         self.event_id = event_id

@@ -405,6 +405,8 @@ CURSOR_KEY = "agent_runs_cursor"
 _CURSOR_BEHIND_SECONDS = 15.0
 #: A cursor in which nothing but its time has changed is kept this often, in seconds: what a restart would list again.
 _CURSOR_EVERY_SECONDS = 300.0
+#: Seconds until an asset's state that could not be read is asked for again.
+_STORE_AGAIN_SECONDS = 5.0
 #: Seconds until a watcher that was refused tries again. Nobody would start it again, so it does not end.
 _WATCH_AGAIN_SECONDS = 60.0
 
@@ -520,12 +522,21 @@ class _CursorKeeper:
                 "triggerer runs is not told."
             )
             return None
-        value = await self._store.aget(CURSOR_KEY)
+        value = await self._get()
         cursor = Cursor.from_json(value) if value is not None else None
         if value is not None and cursor is None:
             self._log.warning("The kept cursor (%s) cannot be read: watching from now on.", CURSOR_KEY)
         self._kept = cursor
         return cursor
+
+    async def _get(self) -> Any:
+        while True:
+            try:
+                return await self._store.aget(CURSOR_KEY)
+            except Exception:  # noqa: BLE001 - whatever it is, it must not end the watch
+                # To start from now would lose what ended before, so there is nothing to do but ask again.
+                self._log.exception("The state of the asset cannot be read; trying again.")
+            await asyncio.sleep(_STORE_AGAIN_SECONDS)
 
     async def keep(self, cursor: Cursor, *, told: bool) -> None:
         """Keep it, as soon as what was told before it is in the database."""
@@ -548,8 +559,13 @@ class _CursorKeeper:
             await self._set(due)
 
     async def _set(self, cursor: Cursor) -> None:
-        await self._store.aset(CURSOR_KEY, cursor.to_json())
-        self._kept = cursor
+        try:
+            await self._store.aset(CURSOR_KEY, cursor.to_json())
+        except Exception:  # noqa: BLE001 - the same
+            # An older cursor repeats, and loses nothing. There will be another one.
+            self._log.exception("The watcher's cursor could not be kept; going on.")
+        else:
+            self._kept = cursor
 
 
 def _news(cursor: Cursor) -> tuple[Any, ...]:

@@ -285,6 +285,12 @@ def test_templates_and_xcoms_are_checked_when_they_are_known(platform):
         AgentRunSensor(task_id="wait", submission=started.output)
 
 
+def test_a_mode_may_come_from_the_dags_default_arguments():
+    with DAG("d", schedule=None, default_args={"mode": "reschedule"}):
+        op = AgentRunSensor(task_id="wait", agent_id="agent-1", event_id="e")
+    assert (op.deferrable, op.poke_interval) == (False, 60.0)
+
+
 def test_the_ways_of_waiting():
     named = {"agent_id": "agent-1", "event_id": "e"}
     assert AgentRunSensor(task_id="wait", **named).deferrable

@@ -239,6 +239,30 @@ def test_the_cursor_is_written_when_there_is_news_and_else_rarely(platform):
     assert 2 <= len(writes) <= 14
 
 
+def test_a_state_that_cannot_be_used_for_a_while_loses_nothing(platform, logged):
+    state = AssetState()
+    watch(platform, 30, state=state)
+    missed = platform.sim.start_scheduled_run("agent-1")
+    platform.pass_time(600)
+
+    class Failing(AssetState):
+        reads = 0
+
+        async def aget(self, key, default=None):
+            self.reads += 1
+            if self.reads <= 3:
+                raise RuntimeError("the API server restarts")
+            return await super().aget(key, default)
+
+        async def aset(self, key, value):
+            raise RuntimeError("the API server restarts")
+
+    assert flat(watch(platform, 60, state=Failing(state))) == [missed]
+    said = logged()
+    assert said.count("The state of the asset cannot be read") == 3
+    assert "cursor could not be kept" in said
+
+
 def test_an_airflow_without_asset_state_starts_from_now_and_says_so(platform, logged):
     platform.sim.start_scheduled_run("agent-1")
     platform.pass_time(100)

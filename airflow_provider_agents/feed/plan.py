@@ -451,7 +451,7 @@ class Plan:
     def _seek_by_agent(self, sweep: _Sweep) -> Iterator[Steps[None]]:
         for agent_id, tickets in sweep.seeking.items():
             # The account has no other listing.
-            if agent_id not in {*sweep.looked, ACCOUNT} and any(not ticket.over for ticket in tickets):
+            if agent_id != ACCOUNT and agent_id not in sweep.looked and any(not ticket.over for ticket in tickets):
                 yield self._seek_agent(sweep, agent_id, tickets)
 
     def _follow_by_window(self, sweep: _Sweep, *, after_active: bool) -> Iterator[Steps[None]]:

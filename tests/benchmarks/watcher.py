@@ -81,7 +81,7 @@ def main():
         airflow = stack.enter_context(RealAirflow(home / "airflow", dags=dags, env=env, database="postgres"))
         airflow.unpause(DAG)
         until(
-            lambda: sum(simulator.control("GET", "requests")["paths"].values()) > 3,
+            lambda: simulator.control("GET", "requests")["total"] > 3,
             120,
             "the first looks of the watcher",
         )
