@@ -69,6 +69,7 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "operators": [{"integration-name": "Agents", "python-modules": ["airflow_provider_agents.operators"]}],
+        "sensors": [{"integration-name": "Agents", "python-modules": ["airflow_provider_agents.sensors"]}],
         "hooks": [{"integration-name": "Agents", "python-modules": ["airflow_provider_agents.hooks"]}],
         "triggers": [{"integration-name": "Agents", "python-modules": ["airflow_provider_agents.triggers"]}],
     }

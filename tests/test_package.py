@@ -12,7 +12,12 @@ import pytest
 
 import airflow_provider_agents
 from airflow_provider_agents.simulator import ManualClock, Simulator
-from airflow_provider_agents.triggers import AgentIdleTrigger, AgentRunTrigger
+from airflow_provider_agents.triggers import (
+    AgentIdleTrigger,
+    AgentRunEventTrigger,
+    AgentRunTrigger,
+    AgentSensorTrigger,
+)
 
 ROOT = Path(__file__).parents[1]
 SUBMISSION = {"version": 1, "agent_id": "agent-1", "taken_at": "2026-01-01T09:00:00Z"}
@@ -67,7 +72,7 @@ def test_the_metadata_is_valid_and_names_modules_that_exist():
     info = airflow_provider_agents.get_provider_info()
     schema = json.loads((Path(airflow.__file__).parent / "provider_info.schema.json").read_text())
     jsonschema.validate(info, schema)
-    for kind in ("operators", "hooks", "triggers"):
+    for kind in ("operators", "sensors", "hooks", "triggers"):
         for entry in info[kind]:
             for module in entry["python-modules"]:
                 assert importlib.import_module(module)
@@ -91,9 +96,15 @@ def test_the_triggers_paths_and_arguments_are_public_and_survive_a_round_trip():
     idle = AgentIdleTrigger(
         agents_conn_id="c", agent_id="a", poll_interval=5.0, deadline_at="2026-01-02T09:00:00+00:00"
     )
+    sensor = AgentSensorTrigger(
+        agents_conn_id="c", agent_id="a", submission=None, event_id="e", started_after=None, poll_interval=5.0,
+        deadline_at=None, timeout=60.0, settle=30.0, appear_within=300.0, on_ambiguous="all", end_with=["usage"],
+    )  # fmt: skip
     for trigger, path in (
         (run, "airflow_provider_agents.triggers.AgentRunTrigger"),
         (idle, "airflow_provider_agents.triggers.AgentIdleTrigger"),
+        (sensor, "airflow_provider_agents.triggers.AgentSensorTrigger"),
+        (AgentRunEventTrigger(agent_id="a"), "airflow_provider_agents.triggers.AgentRunEventTrigger"),
     ):
         serialized = trigger.serialize()
         assert serialized[0] == path
@@ -129,6 +140,13 @@ def test_the_readmes_dag_is_a_dag():
         "run_agent": {"report"},
         "report": set(),
     }
+
+
+def test_the_watchers_dag_in_the_docs_is_a_dag():
+    source = (ROOT / "docs" / "watcher.md").read_text().partition("```python\n")[2].partition("```")[0]
+    names = {}
+    exec(source.replace("\non_finished_run()", "\nmade = on_finished_run()"), names)  # noqa: S102 - our own page
+    assert list(names["made"].task_dict) == ["note"]
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "example_dags").glob("*.py")), ids=lambda file: file.stem)

@@ -1,16 +1,19 @@
-"""A thousand deferred tasks in a real triggerer: what it takes, and whether it tells.
+"""A thousand deferred tasks in a real triggerer: what they take, and whether they tell.
 
-Run it with `make deployment` (about ten minutes on two cores, most of which LocalExecutor takes to start the tasks). A
-real Airflow on PostgreSQL runs one mapped task for each of so many agents; the simulator is behind HTTP. While all of
-them are deferred, the triggerer's processes and the platform's requests are measured for a minute, and then the same
-of a triggerer that has nothing to do. Airflow's own statistics are listened to, so the delays are what a monitor sees.
+Run it with `make deployment` (about eight minutes on two cores). A real Airflow on PostgreSQL waits for runs of a
+thousand agents, with sensors that start in the triggerer, since LocalExecutor would take ten minutes to defer as many;
+the simulator is behind HTTP. While all of them are deferred, the triggerer's processes and the platform's requests are
+measured for a minute, and before that the same of a triggerer that has nothing to do. Airflow's own statistics are
+listened to, so the delays are what a monitor sees.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
+import random
 import re
 import socket
 import statistics
@@ -24,20 +27,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "dev"))
 
 from real_airflow import RealAirflow, connection_json, simulator_server, until
 
-DAG = "many_runs"
 WINDOW = 60.0
+#: A trigger that starts from the scheduler is handed its whole DAG, so the DAGs are small.
+TASKS_A_DAG = 20
+RUN_SECONDS = (360.0, 400.0)
 DAG_FILE = """
 from datetime import datetime
-from airflow.sdk import DAG, task
-from airflow_provider_agents.operators import ExecuteAgentOperator
+from airflow.sdk import DAG
+from airflow_provider_agents.sensors import AgentRunSensor
 
-with DAG("many_runs", start_date=datetime(2026, 1, 1), schedule=None, max_active_tasks=2000):
-
-    @task
-    def agents(dag_run=None):
-        return dag_run.conf["agents"]
-
-    ExecuteAgentOperator.partial(task_id="run", settle=3.0).expand(agent_id=agents())
+for number in range({dags}):
+    with DAG(f"waits_{{number}}", start_date=datetime(2026, 1, 1), schedule=None, max_active_tasks=2000) as dag:
+        for task in range({tasks}):
+            AgentRunSensor(
+                task_id=f"wait_{{task}}",
+                agent_id=f"agent-{{number * {tasks} + task}}",
+                event_id=f"{{{{{{{{ dag_run.conf.events[{{task}}] }}}}}}}}",
+                start_from_trigger=True,
+            )
+    globals()[dag.dag_id] = dag
 """
 
 
@@ -45,7 +53,7 @@ class Monitor:
     """Listens to Airflow's statistics."""
 
     def __init__(self):
-        self.counts, self.timings = collections.Counter(), collections.defaultdict(list)
+        self.counts, self.timings, self.gauges = collections.Counter(), collections.defaultdict(list), {}
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
@@ -60,6 +68,8 @@ class Monitor:
                     self.counts[name] += int(float(value))
                 elif kind.startswith("ms"):
                     self.timings[name].append(float(value))
+                elif kind.startswith("g"):
+                    self.gauges[name] = float(value)
 
 
 def cpu(processes):
@@ -87,53 +97,53 @@ def measure(airflow, simulator):
     }
 
 
-def states(airflow, run_id):
-    return collections.Counter(row["state"] for row in airflow.all_task_instances(DAG, run_id, "run"))
+def states(airflow, runs):
+    return collections.Counter(
+        row["state"] for dag_id, run_id in runs.items() for row in airflow.task_instances(dag_id, run_id)
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=int, default=1000)
-    tasks = parser.parse_args().tasks
-    # All are deferred before the first one ends.
-    run_seconds = 60.0 + WINDOW + 0.45 * tasks
-    monitor = Monitor()
+    parser.add_argument("--tasks", type=int, default=1000, help=f"a multiple of {TASKS_A_DAG}")
+    dags = parser.parse_args().tasks // TASKS_A_DAG
+    rng, monitor = random.Random(1), Monitor()
     env = {
         "AIRFLOW__METRICS__STATSD_ON": "True",
         "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
         "AIRFLOW__METRICS__STATSD_PORT": str(monitor.port),
     }
-    with tempfile.TemporaryDirectory(prefix="agents-deployment-") as folder:
+    with tempfile.TemporaryDirectory(prefix="agents-deployment-") as folder, contextlib.ExitStack() as stack:
         home = Path(folder)
-        dag = home / "many_runs.py"
-        dag.write_text(DAG_FILE)
-        with simulator_server(home, "--key", "test-key") as simulator:
-            env["AIRFLOW_CONN_AGENTS_DEFAULT"] = connection_json(simulator.url, "test-key")
-            agents = [f"agent-{number}" for number in range(tasks)]
-            for agent_id in agents:
-                simulator.control("POST", "agents", {"agent_id": agent_id, "run_seconds": run_seconds})
-            with RealAirflow(home / "airflow", dags=[dag], env=env, database="postgres") as airflow:
-                airflow.unpause(DAG)
-                idle = measure(airflow, simulator)
-                print(f"nothing to do: {json.dumps(idle)}", flush=True)
-                began = time.monotonic()
-                run_id = airflow.trigger(DAG, {"agents": agents})
-                until(
-                    lambda: states(airflow, run_id)["deferred"] == tasks,
-                    run_seconds,
-                    "the deferral of all tasks",
-                    pause=2.0,
-                )
-                print(f"{tasks:,} tasks deferred after {time.monotonic() - began:.0f} s", flush=True)
-                time.sleep(15)
-                waiting = measure(airflow, simulator)
-                still = states(airflow, run_id)["deferred"]
-                print(f"{still:,} deferred: {json.dumps(waiting)}", flush=True)
-                state = airflow.wait_for_dag_run(DAG, run_id, seconds=run_seconds + tasks)
-                log = airflow.log_file("triggerer").read_text(errors="replace")
-                executions = len(simulator.executions())
-                print(f"the DAG run: {state}; {states(airflow, run_id)}; {executions:,} runs started")
-                print("loop blocked:", re.findall(r"thread was blocked for ([0-9.]+) seconds", log))
+        file = home / "waits.py"
+        file.write_text(DAG_FILE.format(dags=dags, tasks=TASKS_A_DAG))
+        simulator = stack.enter_context(simulator_server(home, "--key", "test-key", "--queue-seconds", "0"))
+        env["AIRFLOW_CONN_AGENTS_DEFAULT"] = connection_json(simulator.url, "test-key")
+        airflow = stack.enter_context(RealAirflow(home / "airflow", dags=[file], env=env, database="postgres"))
+        for number in range(dags):
+            airflow.unpause(f"waits_{number}")
+        idle = measure(airflow, simulator)
+        print(f"nothing to do: {json.dumps(idle)}", flush=True)
+        began, runs = time.monotonic(), {}
+        for number in range(dags):
+            events = []
+            for task in range(TASKS_A_DAG):
+                agent = {"agent_id": f"agent-{number * TASKS_A_DAG + task}", "run_seconds": rng.uniform(*RUN_SECONDS)}
+                simulator.control("POST", "agents", agent)
+                events.append(simulator.control("POST", "runs", {"agentId": agent["agent_id"]})["eventId"])
+            runs[f"waits_{number}"] = airflow.trigger(f"waits_{number}", {"events": events})
+        tasks = dags * TASKS_A_DAG
+        until(lambda: states(airflow, runs)["deferred"] == tasks, 240, "the deferral of all tasks", pause=2.0)
+        print(f"{tasks:,} tasks deferred after {time.monotonic() - began:.0f} s", flush=True)
+        # Airflow hands a triggerer fifty triggers a second.
+        until(lambda: (monitor.gauges.get("airflow.agents.feed.subscribers") or 0) == tasks, 120, "all triggers")
+        time.sleep(10)
+        waiting = measure(airflow, simulator)
+        print(f"{states(airflow, runs)['deferred']:,} deferred: {json.dumps(waiting)}", flush=True)
+        until(lambda: states(airflow, runs)["success"] == tasks, 600, "the end of all tasks", pause=5.0)
+        print(f"all over: {dict(states(airflow, runs))}", flush=True)
+        log = airflow.log_file("triggerer").read_text(errors="replace")
+        print("loop blocked:", re.findall(r"thread was blocked for ([0-9.]+) seconds", log))
     delays = [seconds / 1e3 for seconds in monitor.timings["airflow.agents.run.notice_delay"]]
     sweeps = monitor.timings["airflow.agents.feed.sweep"]
     print(f"notice delay of {len(delays):,}: mean {statistics.fmean(delays):.2f} s, worst {max(delays):.2f} s")
