@@ -22,6 +22,7 @@ from conftest import KEY, Task, connection
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from virtual_time import VirtualLoop
 
 from airflow_provider_agents.api.errors import AgentsError
 from airflow_provider_agents.operators import ExecuteAgentOperator
@@ -95,18 +96,13 @@ class ExactlyOnce(RuleBasedStateMachine):
 
         def sleep(seconds):
             self.fuse.step()
-            self.traveller.shift(timedelta(seconds=seconds))
-
-        async def asleep(seconds, result=None):
-            self.traveller.shift(timedelta(seconds=seconds))
-            return result
+            self.pass_time(seconds)
 
         # httpx, the clock and the sleep are the seams; nothing of this package is replaced.
         self.patches = [
             mock.patch.object(httpx.Client, "_init_transport", return_value=transport),
             mock.patch.object(httpx.AsyncClient, "_init_transport", return_value=mock_transport(self.sim)),
             mock.patch.object(time, "sleep", sleep),
-            mock.patch.object(asyncio, "sleep", asleep),
             mock.patch.dict("os.environ", {"AIRFLOW_CONN_AGENTS_DEFAULT": connection("http://127.0.0.1:1")}),
         ]
         for patch in self.patches:
@@ -115,6 +111,9 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.state, self.deferred, self.result = "none", None, None
         #: Executes that were wanted: the first, and one more whenever a user clears a finished task.
         self.clears_of_the_finished = []
+
+    def pass_time(self, seconds):
+        self.traveller.shift(timedelta(seconds=seconds))
 
     def teardown(self):
         for patch in self.patches:
@@ -153,7 +152,8 @@ class ExactlyOnce(RuleBasedStateMachine):
     @precondition(lambda self: self.state == "deferred")
     @rule(fuse=st.none() | st.integers(1, 6))
     def resume(self, fuse):
-        event = asyncio.run(first_event(self.deferred.trigger))
+        with asyncio.Runner(loop_factory=lambda: VirtualLoop(self.pass_time)) as triggerer:
+            event = triggerer.run(first_event(self.deferred.trigger))
         context = self.task.resumed()
         context["task_state_store"] = BurningStore(self.task.store, self.fuse)
         kwargs = self.deferred.kwargs

@@ -198,7 +198,7 @@ def test_dag_test_runs_it_in_one_process(airflow, simulator, deferred_run):
 @pytest.fixture(scope="module")
 def sensed(airflow, simulator, started):
     """DAG runs that wait for runs which something else has started, all at once."""
-    simulator.control("POST", "agents", {"agent_id": "agent-sensed", "run_seconds": 8.0, "queue_seconds": 0.0})
+    simulator.control("POST", "agents", {"agent_id": "agent-sensed", "run_seconds": 20.0, "queue_seconds": 0.0})
     simulator.control("POST", "agents", {"agent_id": "agent-odd", "run_seconds": 2.0, "end_status": "FAILED"})
     event = simulator.control("POST", "runs", {"agentId": "agent-sensed"})["eventId"]
     failing = simulator.control("POST", "runs", {"agentId": "agent-odd"})["eventId"]
