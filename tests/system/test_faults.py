@@ -9,7 +9,7 @@ pytestmark = pytest.mark.system
 
 
 def test_no_kill_starts_a_second_run_or_changes_a_verdict(tmp_path):
-    names = ["post-acted", "on-worker", "triggerer"]
+    names = ["post-acted", "triggerer"]
     tallies = faults.run(names, tries=2, seed=1, home=tmp_path)
     assert [tally.wrong for tally in tallies] == [[]] * len(names)
     assert all(tally.hits for tally in tallies)
