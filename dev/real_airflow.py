@@ -260,7 +260,7 @@ class RealAirflow:
             "AIRFLOW__API__WORKERS": "1",
             "AIRFLOW__API_AUTH__JWT_SECRET": self._secret,
             "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
-            # To parse all of them every few seconds takes a core; a watcher starts with the first parse after its DAG is on.
+            # To parse all every few seconds takes a core. A watcher starts with the first parse after its DAG is on.
             "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "30",
             "AIRFLOW__LOGGING__COLORS": "False",
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(self._log_ports[0]),
