@@ -244,6 +244,7 @@ def test_a_holder_that_is_cancelled_again_while_it_closes_leaves_nothing_open():
             await only
 
     scene.run(main())
+    assert [transport.closed for transport in scene.transports] == [True]
 
 
 def test_who_joins_a_feed_that_sleeps_for_long_is_not_kept_waiting():
