@@ -325,10 +325,13 @@ class RealAirflow:
         self._processes.pop(name).kill()
 
     def task_process(self, task_instance_id: str) -> psutil.Process | None:
-        """The process that runs a task instance's code now, if one does. Airflow names it after the instance."""
+        """The process that runs a task instance's code now, if one does.
+
+        Airflow names it after the instance, and so, with more words, the executor's process above it.
+        """
         for process in self._processes["scheduler"].family():
             with contextlib.suppress(psutil.Error):
-                if task_instance_id in " ".join(process.cmdline()):
+                if " ".join(process.cmdline()).strip() == f"airflow worker -- {task_instance_id}":
                     return process
         return None
 
