@@ -45,7 +45,7 @@ up: $(READY) ## Airflow's UI with the simulator and the example DAGs (PORT=8080)
 	@$(BIN)/python dev/up.py
 
 test: lint ## every check and test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 lint: $(READY) ## the checks that need no tests
 	$(BIN)/ruff check .

@@ -28,6 +28,15 @@ settings.register_profile("patient", settings.default, deadline=None)
 settings.load_profile("patient")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """All that starts a real Airflow runs in one process, one after the other, and first: it takes longest."""
+    for item in items:
+        if item.get_closest_marker("system"):
+            item.add_marker(pytest.mark.xdist_group("system"))
+    items.sort(key=lambda item: item.get_closest_marker("system") is None)
+
+
 class Store(dict):
     """A task state store as a task sees it: JSON in, JSON out, and it survives a try."""
 
