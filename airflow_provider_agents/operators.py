@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
@@ -35,6 +36,8 @@ from airflow_provider_agents.tasks import (
     DEFER_MARGIN_SECONDS,
     FOR_GOOD,
     TRIGGERS_END_TASKS,
+    Known,
+    base_url_of,
     check_appearance,
     check_choice,
     check_early,
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_agents.api.client import Client
 
@@ -172,6 +176,7 @@ class ExecuteAgentOperator(BaseOperator):
                 )
             check_end_from_trigger(self, "end_from_trigger")
         self._under_way: Submission | Wait | None = None
+        self._known = Known()
 
     # --- a try, from its start ---
 
@@ -196,12 +201,14 @@ class ExecuteAgentOperator(BaseOperator):
         agent_id = check_agent_id(self.agent_id)
         memory = _Memory(self, context)
         hook = AgentsHook(self.agents_conn_id)
+        self._known = Known(base_url=base_url_of(hook))
         with hook.get_conn() as client:
             submission = None
             record = memory.load(agent_id)
             if record is not None:
                 taken_up = self._take_up(record, memory, client, request_seconds=hook.settings().timeout_seconds)
                 if isinstance(taken_up, dict):
+                    self._known = replace(self._known, submission=record.submission, verdict=_verdict_in(record))
                     self._push_again(context, record)
                     return taken_up
                 submission = taken_up
@@ -211,6 +218,7 @@ class ExecuteAgentOperator(BaseOperator):
                 submission = self._submit(agent_id, memory, client)
             memory.save(Phase.ACCEPTED, submission)
             self._under_way = submission
+            self._known = replace(self._known, submission=submission)
             self.log.info("The run of %s is under way.", submission.name)
             self._push(context, "request_id", submission.request_id)
             if not self.wait_for_completion:
@@ -220,7 +228,8 @@ class ExecuteAgentOperator(BaseOperator):
                 self._defer_until_end(submission, memory)
             self._under_way = wait = Wait(submission, self._rules())
         verdict = self._wait_on_worker(wait, hook, self._deadline(), context)
-        return self._end(context, submission, verdict, memory)
+        self._known = replace(self._known, verdict=verdict)
+        return self._end(context, submission, verdict, memory, hook)
 
     def _take_up(
         self, record: RunRecord, memory: _Memory, client: Client, *, request_seconds: float
@@ -391,19 +400,23 @@ class ExecuteAgentOperator(BaseOperator):
             )
         memory = _Memory(self, context)
         verdict = ended.verdict()
+        hook = AgentsHook(self.agents_conn_id)
+        self._known = Known(submission=ended.submission, verdict=verdict, base_url=base_url_of(hook))
         if verdict is None:
             memory.save(Phase.DETACHED, ended.submission)
             raise AirflowFailException(
                 f"The run of {ended.submission.name} goes on, but it cannot be waited for: {ended.error} "
                 f"{memory.next_try_while_running}"
             )
-        return self._end(context, ended.submission, verdict, memory)
+        return self._end(context, ended.submission, verdict, memory, hook)
 
-    def _end(self, context: Context, submission: Submission, verdict: Verdict, memory: _Memory) -> dict[str, Any]:
+    def _end(
+        self, context: Context, submission: Submission, verdict: Verdict, memory: _Memory, hook: AgentsHook
+    ) -> dict[str, Any]:
         ids = [event.id for event in verdict.events]
         if len(ids) == 1:
             self._push(context, "event_id", ids[0])
-            url = self._run_url(ids[0])
+            url = self._run_url(hook, ids[0])
             if url is not None:
                 self.log.info("Look at the run: %s", url)
         event = verdict.event
@@ -460,9 +473,9 @@ class ExecuteAgentOperator(BaseOperator):
     def _defer_timeout(self, deadline_at: datetime) -> timedelta:
         return max(deadline_at - now(), timedelta(0)) + timedelta(seconds=self.poll_interval + DEFER_MARGIN_SECONDS)
 
-    def _run_url(self, event_id: str) -> str | None:
+    def _run_url(self, hook: AgentsHook, event_id: str) -> str | None:
         try:
-            return AgentsHook(self.agents_conn_id).run_url(agent_id=self.agent_id, event_id=event_id)
+            return hook.run_url(agent_id=self.agent_id, event_id=event_id)
         except AgentsError:
             return None  # a link is a comfort; what the run did is known already
 
@@ -478,13 +491,31 @@ class ExecuteAgentOperator(BaseOperator):
     def _push_again(self, context: Context, record: RunRecord) -> None:
         """Airflow clears a task's XComs before each try, so a repeated end pushes them again."""
         self._push(context, "request_id", record.submission.request_id)
-        if record.outcome == Outcome.COMPLETED and record.result is not None:
-            verdict = RunEnded(
-                submission=record.submission, outcome=Outcome.COMPLETED, events=(record.result,)
-            ).verdict()
-            if verdict is not None and verdict.event is not None:
-                self._push(context, "event_id", verdict.event.id)
-                self._push(context, "usage", usage_of(verdict.event, try_number=context["ti"].try_number))
+        verdict = _verdict_in(record)
+        if verdict is not None and verdict.event is not None:
+            self._push(context, "event_id", verdict.event.id)
+            self._push(context, "usage", usage_of(verdict.event, try_number=context["ti"].try_number))
+
+    # --- for Airflow's OpenLineage provider, which asks in a fork of this process: no I/O ---
+
+    def get_openlineage_facets_on_start(self) -> OperatorLineage[Any, Any] | None:
+        """Which agent runs; None without that provider."""
+        return Known().lineage(self.agent_id)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:  # noqa: ARG002 - Airflow's
+        """What the task knows of its run; None without that provider."""
+        return self._known.lineage(self.agent_id)
+
+    def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
+        """The same of a run that failed, is late or got lost."""
+        return self.get_openlineage_facets_on_complete(task_instance)
+
+
+def _verdict_in(record: RunRecord) -> Verdict | None:
+    """How the run of a record ended, if the record holds the end of a run that COMPLETED."""
+    if record.outcome != Outcome.COMPLETED or record.result is None:
+        return None
+    return RunEnded(submission=record.submission, outcome=Outcome.COMPLETED, events=(record.result,)).verdict()
 
 
 _SUBMITTED = "submitted"

@@ -24,6 +24,8 @@ from airflow_provider_agents.runs.waiting import state_of
 from airflow_provider_agents.tasks import (
     DEFER_MARGIN_SECONDS,
     FOR_GOOD,
+    Known,
+    base_url_of,
     check_appearance,
     check_choice,
     check_early,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_agents.api.client import Client
     from airflow_provider_agents.api.models import ExecutionEvent
@@ -126,6 +129,7 @@ class AgentRunSensor(BaseSensorOperator):
         self._check_early()
         self._wait: Wait | None = None
         self._told = ""
+        self._known = Known()
         if start_from_trigger:
             self._start_from_trigger()
 
@@ -213,7 +217,8 @@ class AgentRunSensor(BaseSensorOperator):
         """
         try:
             sought = self._sought()
-            with AgentsHook(self.agents_conn_id).get_conn() as client:
+            hook = AgentsHook(self.agents_conn_id)
+            with hook.get_conn() as client:
                 verdict, submission = self._look(sought, client, context)
         except FOR_GOOD as error:
             raise _NotSoftError(str(error)) from error
@@ -222,6 +227,7 @@ class AgentRunSensor(BaseSensorOperator):
             return False
         if verdict is None:
             return False
+        self._known = Known(submission=submission, verdict=verdict, base_url=base_url_of(hook))
         return PokeReturnValue(is_done=True, xcom_value=self._end(verdict, submission, sought))
 
     def _look(self, sought: Sought, client: Client, context: Context) -> tuple[Verdict | None, Submission]:
@@ -280,6 +286,8 @@ class AgentRunSensor(BaseSensorOperator):
         def end() -> dict[str, Any]:
             ended = RunEnded.from_json(event)
             verdict = ended.verdict()
+            base_url = base_url_of(AgentsHook(self.agents_conn_id))
+            self._known = Known(submission=ended.submission, verdict=verdict, base_url=base_url)
             if verdict is None:
                 raise _NotSoftError(ended.error or "The wait could not go on.")
             return self._end(verdict, ended.submission, self._sought())
@@ -321,3 +329,23 @@ class AgentRunSensor(BaseSensorOperator):
             raise
         except AgentsError as error:
             raise _NotSoftError(str(error)) from error
+
+    # --- for Airflow's OpenLineage provider, which asks in a fork of this process: no I/O ---
+
+    def get_openlineage_facets_on_start(self) -> OperatorLineage[Any, Any] | None:
+        """Whose run is waited for; None without that provider."""
+        return Known().lineage(self._agent_waited_for())
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:  # noqa: ARG002 - Airflow's
+        """What the task knows of the run; None without that provider."""
+        return self._known.lineage(self._agent_waited_for())
+
+    def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
+        """The same of a run that failed, is late or got lost."""
+        return self.get_openlineage_facets_on_complete(task_instance)
+
+    def _agent_waited_for(self) -> str | None:
+        try:
+            return self._sought().agent_id
+        except AgentsError:
+            return None

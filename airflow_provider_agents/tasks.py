@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,11 @@ from airflow_provider_agents.triggers import UnknownTriggerEventError
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+    from airflow_provider_agents.hooks import AgentsHook
+    from airflow_provider_agents.runs.submission import Submission
+    from airflow_provider_agents.runs.verdict import Verdict
 
 #: What will fail the same way again: retries would only hide it.
 FOR_GOOD = (
@@ -120,3 +126,38 @@ def check_end_from_trigger(task: BaseOperator, name: str) -> None:
     lost = lost_in_trigger(task)
     if lost is not None:
         raise InvalidArgumentError(f"{name} would lose {lost}. Leave one of the two out.")
+
+
+def base_url_of(hook: AgentsHook) -> str | None:
+    """The API that a connection leads to, or None if that cannot be told now: nobody's run depends on it."""
+    try:
+        return hook.settings().base_url
+    except Exception:  # noqa: BLE001 - beside what AgentsHook raises: whatever keeps Airflow from looking it up
+        return None
+
+
+# Without a repr: OpenLineage can be told to send a task's attributes in words, and events hold what users wrote.
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Known:
+    """What a task knows of its run; on the task's instance, for whoever asks once the try is over.
+
+    Attributes:
+        submission: the record of the run, once there is one.
+        verdict: how the wait for it ended, if it did.
+        base_url: the API that was asked.
+    """
+
+    submission: Submission | None = None
+    verdict: Verdict | None = None
+    base_url: str | None = None
+
+    def lineage(self, agent_id: object) -> OperatorLineage[Any, Any] | None:
+        """The same for OpenLineage; None where its provider is not installed, or nothing is known to tell of."""
+        agent_id = self.submission.agent_id if self.submission is not None else agent_id
+        if not isinstance(agent_id, str):
+            return None
+        try:
+            from airflow_provider_agents.lineage import lineage_of_run
+        except ImportError:
+            return None
+        return lineage_of_run(agent_id, self.submission, self.verdict, self.base_url)

@@ -48,7 +48,7 @@ def test_parsing_a_dag_loads_neither_an_http_client_nor_a_server_nor_the_simulat
     )
     assert "airflow_provider_agents.operators" in loaded
     tops = {name.split(".")[0] for name in loaded}
-    assert not tops & {"httpx", "httpcore", "starlette", "uvicorn"}
+    assert not tops & {"httpx", "httpcore", "openlineage", "starlette", "uvicorn"}
     assert not {name for name in loaded if name.startswith("airflow_provider_agents.simulator")}
     assert "airflow_provider_agents.api.client" not in loaded
 

@@ -292,20 +292,22 @@ def _ends(events: Sequence[ExecutionEvent]) -> str:
     )
 
 
+def duration_of(event: ExecutionEvent) -> float | None:
+    """Seconds from `startedAt` to `completedAt`, or None if the API does not say both."""
+    if event.startedAt is None or event.completedAt is None:
+        return None
+    return (event.completedAt - event.startedAt).total_seconds()
+
+
 def usage_of(event: ExecutionEvent, *, try_number: int) -> dict[str, Any]:
     """What a run used, for budgets and dashboards: JSON types, None where the API does not say.
 
-    `duration_seconds` is from `startedAt` to `completedAt`.
+    `duration_seconds` is `duration_of`.
     """
-    seconds = (
-        (event.completedAt - event.startedAt).total_seconds()
-        if event.startedAt is not None and event.completedAt is not None
-        else None
-    )
     return {
         "finalModel": event.finalModel,
         "browserStepCount": event.browserStepCount,
         "browserSessionSeconds": event.browserSessionSeconds,
-        "duration_seconds": seconds,
+        "duration_seconds": duration_of(event),
         "try_number": try_number,
     }
