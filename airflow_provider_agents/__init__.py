@@ -45,13 +45,7 @@ def get_provider_info() -> dict[str, Any]:
         "package-name": "airflow-provider-agents",
         "name": "Agents",
         "description": "Run hosted AI agents: start a run once, wait without a worker, get the final event.",
-        "integrations": [
-            {
-                "integration-name": "Agents",
-                "external-doc-url": "https://api.uragents.ai",
-                "tags": ["service"],
-            }
-        ],
+        "integrations": [{"integration-name": "Agents", "tags": ["service"]}],
         "connection-types": [
             {
                 "connection-type": "agents",
