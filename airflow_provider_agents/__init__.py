@@ -66,4 +66,6 @@ def get_provider_info() -> dict[str, Any]:
         "sensors": [{"integration-name": "Agents", "python-modules": ["airflow_provider_agents.sensors"]}],
         "hooks": [{"integration-name": "Agents", "python-modules": ["airflow_provider_agents.hooks"]}],
         "triggers": [{"integration-name": "Agents", "python-modules": ["airflow_provider_agents.triggers"]}],
+        # Read by Airflow 3.2 and later.
+        "cli": ["airflow_provider_agents.cli.get_agents_cli_commands"],
     }

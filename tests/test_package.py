@@ -53,6 +53,17 @@ def test_parsing_a_dag_loads_neither_an_http_client_nor_a_server_nor_the_simulat
     assert "airflow_provider_agents.api.client" not in loaded
 
 
+def test_every_start_of_airflows_command_line_loads_only_the_definition_of_ours():
+    loaded = loaded_by(
+        "import airflow_provider_agents.cli; airflow_provider_agents.cli.get_agents_cli_commands()",
+        after="import airflow.cli.cli_config",
+    )
+    ours = {name for name in loaded if name.startswith("airflow_provider_agents.")}
+    assert ours == {"airflow_provider_agents.cli", "airflow_provider_agents.api", "airflow_provider_agents.api.errors"}
+    foreign = {name.split(".")[0] for name in loaded} - set(sys.stdlib_module_names) - {"airflow_provider_agents"}
+    assert foreign == set()
+
+
 def test_importing_the_simulator_needs_no_server():
     loaded = loaded_by("import airflow_provider_agents.simulator")
     assert not {name.split(".")[0] for name in loaded} & {"starlette", "uvicorn", "httpx", "airflow"}
@@ -76,6 +87,9 @@ def test_the_metadata_is_valid_and_names_modules_that_exist():
         for entry in info[kind]:
             for module in entry["python-modules"]:
                 assert importlib.import_module(module)
+    (path,) = info["cli"]
+    module, _, name = path.rpartition(".")
+    assert [group.name for group in getattr(importlib.import_module(module), name)()] == ["agents"]
 
 
 def test_airflow_finds_the_provider_by_its_entry_point():

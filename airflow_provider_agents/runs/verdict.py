@@ -279,7 +279,7 @@ def error_of(verdict: Verdict, submission: Submission, *, what_now: str) -> Agen
         case Outcome.TIMED_OUT:
             seen = f"last seen as {_ends(verdict.events)}" if ids else "and no event of it had appeared"
             return AgentRunTimeoutError(
-                f"The run of {name} was not over at the task's deadline, {seen}. It cannot be cancelled and goes on. "
+                f"The run of {name} was not over at the deadline, {seen}. It cannot be cancelled and goes on. "
                 f"{what_now}",
                 **about,
             )

@@ -151,7 +151,7 @@ def test_a_retry_after_a_timeout_waits_for_the_same_run(airflow, simulator, star
     assert airflow.wait_for_dag_run("system_timeout", run_id) == "success"
     (mine,) = simulator.executions("agent-slow")
     assert decoded(airflow.xcom("system_timeout", run_id, "run"))["id"] == mine["eventId"]
-    assert wait_for_log(airflow, "system_timeout", run_id, "run", "was not over at the task's deadline")
+    assert wait_for_log(airflow, "system_timeout", run_id, "run", "was not over at the deadline")
 
 
 def test_clearing_a_finished_task_starts_a_new_run(airflow, simulator, deferred_run):
