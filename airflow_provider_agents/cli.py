@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import json
-import logging
 import os
 import re
 import shlex
@@ -22,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from airflow.cli.cli_config import ARG_OUTPUT, ARG_VERBOSE, ActionCommand, Arg, GroupCommand, positive_int
+from airflow.cli.cli_config import ARG_OUTPUT, ActionCommand, Arg, GroupCommand, positive_int
 from airflow.utils.cli import suppress_logs_and_warning
 
 from airflow_provider_agents.api.errors import (
@@ -151,7 +149,7 @@ _POLL_INTERVAL = Arg(
     metavar="TIME",
     help="how long from one look to the next (default: %(default)s)",
 )
-_SHARED = (_CONN_ID, ARG_OUTPUT, ARG_VERBOSE)
+_SHARED = (_CONN_ID, ARG_OUTPUT)
 
 
 def commands() -> tuple[ActionCommand, ...]:
@@ -268,7 +266,7 @@ def _clock_time(moment: datetime | None) -> str:
 
 def _length(seconds: float) -> str:
     """A length of time in words, to the second: `1h 2m 3s`."""
-    whole = round(seconds)
+    whole = max(0, round(seconds))
     hours, rest = divmod(whole, 3600)
     minutes, left = divmod(rest, 60)
     parts = [f"{value}{unit}" for value, unit in ((hours, "h"), (minutes, "m"), (left, "s")) if value]
@@ -288,6 +286,8 @@ def schedule_in_words(schedule: str | None) -> str:
             pass
         case {"tasksPerDay": int(count)}:
             times = []
+        case None:
+            return ""
         case _:
             return schedule
     often = "once a day" if count == 1 else f"{count} times a day"
@@ -334,14 +334,11 @@ def _now() -> datetime:
 def _command(work: Callable[[Namespace], ExitCode]) -> Callable[[Namespace], None]:
     """A command that says in one line what went wrong, and ends with its code."""
 
-    @functools.wraps(work)
+    # What Airflow and httpx log would come in between what a script reads.
+    @suppress_logs_and_warning
     def command(args: Namespace) -> None:
         # Without this, which Airflow's own commands set too, it does not look for connections in its database.
         os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
-        # With --verbose Airflow logs, and before 3.3.2 in between what a script reads.
-        for handler in logging.getLogger().handlers:
-            if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
-                handler.setStream(sys.stderr)
         try:
             code = work(args)
         except AgentsError as error:
@@ -353,7 +350,8 @@ def _command(work: Callable[[Namespace], ExitCode]) -> Callable[[Namespace], Non
         if code:
             raise SystemExit(int(code))
 
-    return suppress_logs_and_warning(command)
+    # The decorator reads `verbose`. No option sets it, because nothing that is logged here would help anybody.
+    return lambda args: command(argparse.Namespace(**vars(args), verbose=False))
 
 
 def _client(args: Namespace) -> Client:
