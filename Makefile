@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up lint format soundness faults pace benchmark deployment worker-time watcher clean
+.PHONY: help demo test up lint format soundness faults pace benchmark deployment worker-time watcher fuzz clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ watcher: $(READY) ## a thousand finished runs, and a triggerer that is killed te
 
 faults: $(READY) ## kill everything at random moments in a real Airflow on PostgreSQL, and count
 	@$(BIN)/python dev/faults.py
+
+fuzz: $(READY) ## a million hostile answers through all that reads them (ANSWERS=1000000, SEED=)
+	@$(BIN)/python tests/fuzzing.py $(if $(ANSWERS),--answers $(ANSWERS)) $(if $(SEED),--seed $(SEED))
 
 clean: ## remove what these commands made
 	rm -rf $(VENV) .cache .airflow-* .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

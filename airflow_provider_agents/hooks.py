@@ -84,6 +84,22 @@ def settings_of(connection: Connection, extras: object) -> Settings:
     Raises:
         InvalidConnectionError: naming the field that is wrong, and never its value if that may be secret.
     """
+    try:
+        return _settings_of(connection, extras)
+    except InvalidConnectionError as error:
+        failure = _bare(error)
+    # Airflow's own connection shows its password to whoever prints the variables of a traceback's frames.
+    del connection, extras
+    raise failure
+
+
+def _bare(error: InvalidConnectionError) -> InvalidConnectionError:
+    """The error without the frames in which it arose: they hold the key."""
+    error.__context__ = None
+    return error.with_traceback(None)
+
+
+def _settings_of(connection: Connection, extras: object) -> Settings:
     from airflow import __version__ as airflow_version
 
     from airflow_provider_agents.api.client import (
@@ -149,17 +165,23 @@ def run_url_of(extras: object, *, agent_id: str, event_id: str) -> str | None:
 async def _open_client(conn_id: str) -> AsyncClient:
     from airflow_provider_agents.api.client import AsyncClient
 
-    failure: InvalidConnectionError
+    settings = await _read_settings(conn_id)
+    if isinstance(settings, InvalidConnectionError):
+        raise settings
+    return await AsyncClient.open(settings)
+
+
+async def _read_settings(conn_id: str) -> Settings | InvalidConnectionError:
+    """Returns what is wrong rather than raise it from here, where the connection is at hand."""
     try:
         connection = await get_async_connection(conn_id)
-        extras = await get_async_extra_dejson(connection)
+        return settings_of(connection, await get_async_extra_dejson(connection))
     except AirflowNotFoundException:
-        failure = _missing(conn_id)
+        return _missing(conn_id)
+    except InvalidConnectionError as error:
+        return _bare(error)
     except (AirflowException, ValueError):
-        failure = _unreadable(conn_id)
-    else:
-        return await AsyncClient.open(settings_of(connection, extras))
-    raise failure
+        return _unreadable(conn_id)
 
 
 # --- one feed per loop and connection -------------------------------------------------------------------------------
@@ -223,15 +245,20 @@ class AgentsHook(BaseHook):
 
     @cached_property
     def _connection(self) -> tuple[Connection, object]:
-        failure: InvalidConnectionError
+        found = self._look_up()
+        if isinstance(found, InvalidConnectionError):
+            raise found
+        return found
+
+    def _look_up(self) -> tuple[Connection, object] | InvalidConnectionError:
+        """Returns what is wrong rather than raise it from here, where the connection is at hand."""
         try:
             connection = self.get_connection(self.agents_conn_id)
             return connection, connection.extra_dejson
         except AirflowNotFoundException:
-            failure = _missing(self.agents_conn_id)
+            return _missing(self.agents_conn_id)
         except (AirflowException, ValueError):
-            failure = _unreadable(self.agents_conn_id)
-        raise failure
+            return _unreadable(self.agents_conn_id)
 
     def settings(self) -> Settings:
         """The connection as the client's settings, looked up once per hook.

@@ -206,7 +206,7 @@ class ExecuteAgentOperator(BaseOperator):
             submission = None
             record = memory.load(agent_id)
             if record is not None:
-                taken_up = self._take_up(record, memory, client, request_seconds=hook.settings().timeout_seconds)
+                taken_up = self._take_up(record, memory, client, request_seconds=hook.settings().whole_request_seconds)
                 if isinstance(taken_up, dict):
                     self._known = replace(self._known, submission=record.submission, verdict=_verdict_in(record))
                     self._push_again(context, record)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from airflow_provider_agents.api.errors import (
     quote,
 )
 from airflow_provider_agents.runs.record import UnreadableRecordError
-from airflow_provider_agents.triggers import UnknownTriggerEventError
+from airflow_provider_agents.triggers import MOST_SECONDS, UnknownTriggerEventError
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator
@@ -66,14 +65,16 @@ def check_early(agent_id: object) -> None:
 
 
 def check_seconds(name: str, value: object) -> float:
-    """`value` as seconds: a number or a `timedelta`, finite, above 0.
+    """`value` as seconds: a number or a `timedelta`, above 0, a hundred years at most.
 
     Raises:
         InvalidArgumentError: it is anything else.
     """
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds <= 0:
-        raise InvalidArgumentError(f"{name} must be a number of seconds above 0, got {quote(repr(value), 60)}.")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= MOST_SECONDS:
+        raise InvalidArgumentError(
+            f"{name} must be a number of seconds above 0, and at most a hundred years, got {quote(repr(value), 60)}."
+        )
     return float(seconds)
 
 

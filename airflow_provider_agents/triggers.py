@@ -32,11 +32,15 @@ from airflow_provider_agents.hooks import feed_of
 from airflow_provider_agents.runs.journal import Cursor
 from airflow_provider_agents.runs.sought import Sought
 from airflow_provider_agents.runs.submission import Submission
-from airflow_provider_agents.runs.verdict import Outcome, Rules, Verdict, Wait, usage_of
+from airflow_provider_agents.runs.verdict import Outcome, Rules, Verdict, Wait, is_success, usage_of
 from airflow_provider_agents.runs.waiting import StillBusyError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
+
+
+#: A hundred years. Beyond some thousands, no calendar could name the moment at which it ends.
+MOST_SECONDS = 100 * 365.25 * 86400
 
 
 class UnknownTriggerEventError(AgentsError):
@@ -63,11 +67,15 @@ class _Payload(BaseModel):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            raise UnknownTriggerEventError(
-                f"The trigger sent something that this version of the provider does not know ({first_fault(error)}). "
-                "Workers and triggerers must run the same version. The run is left as "
-                "it is: clear the task to take it up again."
-            ) from None
+            raise _unknown(error) from None
+
+
+def _unknown(error: ValidationError) -> UnknownTriggerEventError:
+    return UnknownTriggerEventError(
+        f"The trigger sent something that this version of the provider does not know ({first_fault(error)}). "
+        "Workers and triggerers must run the same version. The run is left as it is: clear the task to take it up "
+        "again."
+    )
 
 
 class RunEnded(_Payload):
@@ -87,10 +95,20 @@ class RunEnded(_Payload):
     error: str | None = None
 
     def verdict(self) -> Verdict | None:
-        """How the wait ended, or None if it could not go on."""
+        """How the wait ended, or None if it could not go on.
+
+        Raises:
+            UnknownTriggerEventError: the events are none, or say something else than the outcome.
+        """
         if self.outcome == "error":
             return None
-        return Verdict(self.outcome, tuple(ExecutionEvent.model_validate(event) for event in self.events))
+        try:
+            events = tuple(ExecutionEvent.model_validate(event) for event in self.events)
+        except ValidationError as error:
+            raise _unknown(error) from None
+        if self.outcome == Outcome.COMPLETED and not (events and all(is_success(event) for event in events)):
+            raise UnknownTriggerEventError("The trigger reports a run that COMPLETED and does not hold its event.")
+        return Verdict(self.outcome, events)
 
 
 class AgentIdle(_Payload):
@@ -449,7 +467,7 @@ class AgentRunEventTrigger(BaseEventTrigger):
         if never:
             raise InvalidArgumentError(f"No run ends as {' or '.join(sorted(never))}: leave that out of statuses.")
         for name, value, least in (("poll_interval", poll_interval, 1.0), ("settle", settle, 0.0)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= MOST_SECONDS:
                 raise InvalidArgumentError(f"{name} must be a number of seconds from {least:g} on, got {value!r}.")
         # Airflow knows a watcher again by its arguments as JSON: equal ones must be the same text.
         self.agent_id = agent_id

@@ -22,6 +22,7 @@ from airflow_provider_agents.api.errors import (
     NoAnswerError,
     NotFoundError,
 )
+from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.operators import RECORD_KEY, AgentBusyError, ExecuteAgentOperator
 from airflow_provider_agents.simulator import Fault
 from airflow_provider_agents.triggers import AgentIdleTrigger, AgentRunTrigger, UnknownTriggerEventError
@@ -288,6 +289,9 @@ def test_a_key_that_is_revoked_while_a_worker_waits_fails_for_good(platform, tas
         {"poll_interval": True},
         {"timeout": timedelta(0)},
         {"timeout": None},
+        {"timeout": 1e12},
+        {"timeout": timedelta.max},
+        {"settle": 1e300},
         {"settle": -3},
         {"appear_within": 10, "settle": 30},
         {"if_running": "maybe"},
@@ -411,6 +415,17 @@ class DyingStore:
         self._store.set(key, value, retention=retention)
         if value["phase"] == self._phase and self._when == "after":
             raise Killed
+
+
+def test_a_run_that_began_late_in_a_request_that_died_is_found(platform, task):
+    # A request may take two minutes as a whole, so that long after it was sent the platform may still act on it.
+    context = task.context()
+    context["task_state_store"] = DyingStore(task.store, "submitting", "after")
+    with pytest.raises(Killed):
+        operator().execute(context)
+    platform.pass_time(100)
+    AgentsHook().execute_agent("agent-1")
+    assert [run(operator(), task)["id"]] == platform.executions()
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -321,6 +321,7 @@ def test_a_watcher_is_known_again_by_its_arguments():
         ({"poll_interval": 0.1}, "poll_interval"),
         ({"poll_interval": float("nan")}, "poll_interval"),
         ({"settle": -1}, "settle"),
+        ({"settle": 1e300}, "settle"),
         ({"settle": True}, "settle"),
     ],
 )

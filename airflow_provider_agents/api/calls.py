@@ -18,6 +18,7 @@ from urllib.parse import quote as percent_encode
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from airflow_provider_agents.api.bodies import BodyError, read_json, rows_of, weight_of
 from airflow_provider_agents.api.errors import (
     AgentsError,
     AuthenticationError,
@@ -32,25 +33,33 @@ from airflow_provider_agents.api.errors import (
     first_fault,
     quote,
 )
-from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent, Page
+from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent, Page, is_plausible
 
 T = TypeVar("T")
 R = TypeVar("R")
+P = TypeVar("P", bound=Page[Any])
 
 #: The API's page: `limit` is at most 200 for every listing.
 MAX_LIMIT = 200
 #: A walk over a listing gives up beyond this many pages (200,000 rows): a server that never ends its listing.
 MAX_PAGES = 1000
+#: A walk also gives up beyond this many bytes, as Python objects: some 170,000 events as the API's page shows them.
+MAX_WALK_BYTES = 256 * 1024 * 1024
 #: The longest `Retry-After` that is believed, in seconds. Beyond an hour it is a mistake or an attack.
 MAX_RETRY_AFTER_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[T]):
-    """What came back: the value, and the server's clock (its `Date` header) if it told."""
+    """What came back: the value, and the server's clock (its `Date` header) if it told.
+
+    Attributes:
+        weight: about how many bytes the value takes.
+    """
 
     value: T
     server_time: datetime | None
+    weight: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +152,18 @@ def _limit(limit: int) -> list[tuple[str, str]]:
     return [("limit", str(limit))]
 
 
+def _page_of(page: type[P]) -> Callable[[Any], P]:
+    def read(value: Any) -> P:
+        # Counted first: each row that does not fit would be described in full.
+        rows_of(value)
+        return page.model_validate(value)
+
+    return read
+
+
 def list_agents(*, limit: int = MAX_LIMIT) -> Call[Page[Agent]]:
     """`GET /v1/agents`: the account's agents, newest first."""
-    return Call("GET", "/v1/agents", Page[Agent].model_validate, "listing the agents", tuple(_limit(limit)))
+    return Call("GET", "/v1/agents", _page_of(Page[Agent]), "listing the agents", tuple(_limit(limit)))
 
 
 def get_agent(agent_id: str) -> Call[Agent]:
@@ -187,7 +205,7 @@ def list_agent_events(
     return Call(
         "GET",
         f"{_agent_path(agent_id)}/events",
-        Page[ExecutionEvent].model_validate,
+        _page_of(Page[ExecutionEvent]),
         f"listing the events of agent {agent_id}",
         tuple(params),
     )
@@ -209,7 +227,7 @@ def list_events(
         *_timestamp("startedBefore", started_before),
         *_limit(limit),
     ]
-    return Call("GET", "/v1/events", Page[ExecutionEvent].model_validate, "listing the account's events", tuple(params))
+    return Call("GET", "/v1/events", _page_of(Page[ExecutionEvent]), "listing the account's events", tuple(params))
 
 
 # --- listings of more than one page ---------------------------------------------------------------------------------
@@ -231,9 +249,9 @@ def walk(
         The rows, with the server's clock as the *first* page told it: what the rows say is no older than that.
 
     Raises:
-        PaginationError: a token came twice, or the listing went on beyond `max_pages`.
+        PaginationError: a token came twice, or the listing went on beyond `max_pages` or `MAX_WALK_BYTES`.
     """
-    call, rows, seen = first, list[T](), set[str]()
+    call, rows, seen, weight = first, list[T](), set[str](), 0
     server_time: datetime | None = None
     for number in range(max_pages):
         answer: Answer[Page[T]] = yield call
@@ -241,12 +259,17 @@ def walk(
         if number == 0:
             server_time = answer.server_time
         rows.extend(page.data)
+        weight += answer.weight
         token = page.nextToken
         has_enough = enough is not None and enough(answer)
         if not token or has_enough:
             return Answer(rows, server_time)
         if token in seen:
             raise PaginationError(f"{first.what}: the server sent the same nextToken twice, so the listing never ends.")
+        if weight > MAX_WALK_BYTES:
+            raise PaginationError(
+                f"{first.what}: the listing is larger than {MAX_WALK_BYTES:,} bytes after {number + 1} pages."
+            )
         seen.add(token)
         call = replace(first, params=(*first.params, ("nextToken", token)))
     raise PaginationError(f"{first.what}: the listing goes on beyond {max_pages} pages.")
@@ -298,11 +321,13 @@ async def follow(steps: Steps[T], take: Callable[[Call[Any] | Once | Pause], Awa
 
 
 def read_http_date(value: str | None) -> datetime | None:
-    """The moment an HTTP date names, in UTC, or None if it names none."""
+    """The moment an HTTP date names, in UTC, or None if it names none, or one in which nobody answers."""
     if not value:
         return None
     try:
         moment = parsedate_to_datetime(value)
+        if not is_plausible(moment):
+            return None
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, TypeError, OverflowError):
         return None
@@ -344,7 +369,9 @@ def read_answer(call: Call[T], status_code: int, headers: Mapping[str, str], bod
     if not 200 <= status_code < 300:  # noqa: PLR2004 - HTTP's own classes
         _raise_for_status(call, status_code, headers, body, server_time)
     try:
-        decoded = from_json(body, allow_inf_nan=False)
+        decoded = read_json(body)
+    except BodyError as error:
+        raise unreadable(call, status_code, error) from None
     except ValueError as error:
         raise UnreadableAnswerError(
             f"{call.what}: the answer ({status_code}) is not JSON ({_shape_of(headers, body)}). "
@@ -352,7 +379,9 @@ def read_answer(call: Call[T], status_code: int, headers: Mapping[str, str], bod
             status_code=status_code,
         ) from error
     try:
-        return Answer(call.read(decoded), server_time)
+        return Answer(call.read(decoded), server_time, weight_of(body))
+    except BodyError as error:
+        raise unreadable(call, status_code, error) from None
     except ValidationError as error:
         reason = first_fault(error)
     except (KeyError, TypeError, IndexError):
@@ -362,6 +391,11 @@ def read_answer(call: Call[T], status_code: int, headers: Mapping[str, str], bod
         "If the API has changed, a newer version of this provider may read it.",
         status_code=status_code,
     )
+
+
+def unreadable(call: Call[Any], status_code: int, error: BodyError) -> UnreadableAnswerError:
+    """The error that a body is which was refused."""
+    return UnreadableAnswerError(f"{call.what}: the answer ({status_code}) {error}.", status_code=status_code)
 
 
 def _shape_of(headers: Mapping[str, str], body: bytes) -> str:

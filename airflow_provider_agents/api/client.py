@@ -7,31 +7,36 @@ Everything they decide is decided elsewhere: what to send and how to read it in 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import platform
+import socket
 import ssl
+import threading
 import time
 from dataclasses import dataclass, field
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from weakref import WeakSet
 
 import httpx
 from tenacity import AsyncRetrying, Retrying, retry_if_exception, stop_after_attempt
 
 from airflow_provider_agents import __version__
 from airflow_provider_agents.api import retry
-from airflow_provider_agents.api.calls import Answer, Call, Once, Pause, Steps, follow, read_answer
+from airflow_provider_agents.api.bodies import BodyError, Intake, without
+from airflow_provider_agents.api.calls import Answer, Call, Once, Pause, Steps, follow, read_answer, unreadable
 from airflow_provider_agents.api.errors import (
     AgentsError,
     InvalidConnectionError,
     NoAnswerError,
     NotSentError,
-    UnreadableAnswerError,
     quote,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from types import TracebackType
 
 T = TypeVar("T")
@@ -42,12 +47,13 @@ DEFAULT_BASE_URL = "https://api.uragents.ai"
 #: minutes: a request that takes longer is no listing.
 DEFAULT_TIMEOUT_SECONDS = 30.0
 MAX_TIMEOUT_SECONDS = 600.0
-#: A request as a whole may take this many times its timeout, so that a server that drips bytes cannot hold it for ever.
+#: A request as a whole may take this many times its timeout, so that a server that drips bytes cannot hold it for ever:
+#: connect, send, wait and read, each at its slowest.
 WHOLE_REQUEST_FACTOR = 4
-#: Bytes of one answer, decompressed. The largest documented page, 200 events, is about 100 KB.
-MAX_BODY_BYTES = 32 * 1024 * 1024
 #: Keys shorter than this are not searched for in answers: they would be found in innocent words.
 _SHORTEST_REDACTED_KEY = 8
+#: The headers that decide something or are quoted.
+_HEADERS_READ = ("content-type", "date", "retry-after")
 
 #: A triggerer asks no more than this for all that wait on a connection, unless the connection says otherwise: enough
 #: for 10,000 runs in a sweep of two seconds, at 200 events a request.
@@ -122,12 +128,34 @@ class Settings:
                 f"verify names the CA bundle {quote(self.verify, 100)!r}, which does not exist on this machine."
             )
         if self.proxy is not None:
-            _check_proxy(self.proxy)
+            _check_proxy(self.proxy, sees_key=self.base_url.startswith("http:") and not self.allow_plain_http)
 
     def headers(self) -> dict[str, str]:
         """The headers of every request, the key among them."""
         value = f"Bearer {self.api_key}" if self.auth_header == "Authorization" else self.api_key
-        return {self.auth_header: value, "Accept": "application/json", "User-Agent": self.user_agent}
+        return {
+            self.auth_header: value,
+            "Accept": "application/json",
+            "Accept-Encoding": "gzip",
+            "User-Agent": self.user_agent,
+        }
+
+    @property
+    def whole_request_seconds(self) -> float:
+        """The longest that one request may take, from connecting to the last byte of its answer."""
+        return self.timeout_seconds * WHOLE_REQUEST_FACTOR
+
+    @property
+    def _can_be_found(self) -> bool:
+        return len(self.api_key) >= _SHORTEST_REDACTED_KEY
+
+    def redacted(self, text: str) -> str:
+        """What a server sent, without the key: a server that repeats it must not bring it into a log or an XCom."""
+        return text.replace(self.api_key, "***") if self._can_be_found else text
+
+    def redacted_json(self, body: bytes) -> bytes:
+        """As `redacted`, of JSON, however it spells the key."""
+        return without(body, self.api_key) if self._can_be_found else body
 
     def tls_context(self) -> ssl.SSLContext:
         """A TLS context as `verify` wants it. Reads the CA bundle: about 50 ms of CPU, so build it once.
@@ -182,18 +210,19 @@ def is_loopback(host: str) -> bool:
 def _checked_base_url(text: object, *, allow_plain_http: bool) -> str:
     if not isinstance(text, str):
         raise InvalidConnectionError(f"The host must be the API's base URL, got {type(text).__name__}.")
-    shown = quote(text.rsplit("@", 1)[-1], 100)
+    # What is no URL is not shown: in a URI that is written wrongly, the key can stand in the place of the host.
     if "://" not in text:
         raise InvalidConnectionError(
-            f"The host {shown!r} has no scheme. Write the whole base URL, for example 'https://{shown}', "
-            f"or leave the host empty for {DEFAULT_BASE_URL}."
+            "The host has no scheme. Write the whole base URL, for example https://gateway.example, or leave the host "
+            f"empty for {DEFAULT_BASE_URL}. In a URI, the key stands between a colon and an @: agents://:KEY@"
         )
     try:
         url = httpx.URL(text)
     except (httpx.InvalidURL, UnicodeError, ValueError):
-        raise InvalidConnectionError(f"The host {shown!r} is not a URL. Write it like {DEFAULT_BASE_URL}.") from None
+        raise InvalidConnectionError(f"The host is not a URL. Write it like {DEFAULT_BASE_URL}.") from None
     if url.scheme not in {"http", "https"} or not url.host:
-        raise InvalidConnectionError(f"The host {shown!r} is not an http(s) URL. Write it like {DEFAULT_BASE_URL}.")
+        raise InvalidConnectionError(f"The host is not an http(s) URL. Write it like {DEFAULT_BASE_URL}.")
+    shown = quote(url.host, 100)
     if url.userinfo or url.query or url.fragment:
         raise InvalidConnectionError(
             f"The host {shown!r} holds more than scheme, host, port and path. "
@@ -207,14 +236,19 @@ def _checked_base_url(text: object, *, allow_plain_http: bool) -> str:
     return str(url).rstrip("/")
 
 
-def _check_proxy(proxy: object) -> None:
+def _check_proxy(proxy: object, *, sees_key: bool) -> None:
     # The proxy's URL may hold a password: no message repeats it.
     try:
-        httpx.Proxy(url=proxy)  # type: ignore[arg-type]  # refusing a wrong type is the point
+        host = httpx.Proxy(url=proxy).url.host  # type: ignore[arg-type]  # refusing a wrong type is the point
     except (ValueError, TypeError, httpx.InvalidURL):
         raise InvalidConnectionError(
             "proxy is not the URL of a proxy. Write it like http://proxy.example:3128 (http, https, socks5)."
         ) from None
+    if sees_key and not is_loopback(host):
+        raise InvalidConnectionError(
+            "The host is plain http, so the proxy would be sent the API key unencrypted. Use https, leave out the "
+            "proxy, or set the connection's extra allow_plain_http to true if the network between is trusted."
+        )
 
 
 def _httpx_arguments(settings: Settings, tls: ssl.SSLContext | None) -> dict[str, Any]:
@@ -225,12 +259,27 @@ def _httpx_arguments(settings: Settings, tls: ssl.SSLContext | None) -> dict[str
         "proxy": settings.proxy,
         # A redirect would carry the key to whatever host it names.
         "follow_redirects": False,
+        # Plain http is for this machine only: the environment's proxy would be sent the key unencrypted.
+        "trust_env": settings.allow_plain_http or not settings.base_url.startswith("http:"),
+        # The API sets none, and one that is kept would be sent with every request from then on.
+        "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=())),
     }
+
+
+def _put_location_aside(response: httpx.Response) -> None:
+    # Httpx would make a request of it, though not send it, and fail over one that is no URL.
+    if "location" in response.headers:
+        response.extensions["location"] = response.headers.pop("location")
+
+
+async def _aput_location_aside(response: httpx.Response) -> None:
+    _put_location_aside(response)
 
 
 def _our_error(error: Exception, call: Call[Any], settings: Settings) -> AgentsError:
     """Httpx's errors as ours, split by whether the platform can have seen the request."""
-    words = quote(str(error), 120) or type(error).__name__
+    # What was wrong with an answer may be told in its own words.
+    words = quote(settings.redacted(str(error)), 120) or type(error).__name__
     host = httpx.URL(settings.base_url).host
     match error:
         case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.PoolTimeout() | httpx.ProxyError():
@@ -251,6 +300,13 @@ def _our_error(error: Exception, call: Call[Any], settings: Settings) -> AgentsE
             return NoAnswerError(f"{call.what}: the answer from {host} was lost ({words}).")
 
 
+def _too_slow(call: Call[Any], settings: Settings) -> NoAnswerError:
+    return NoAnswerError(
+        f"{call.what}: the answer was not there in full after {settings.whole_request_seconds:g} seconds, and was "
+        "given up: it came too slowly."
+    )
+
+
 class _Body:
     """Collects an answer's bytes within the bounds of size and time."""
 
@@ -258,32 +314,82 @@ class _Body:
         self, call: Call[Any], response: httpx.Response, settings: Settings, clock: Callable[[], float]
     ) -> None:
         self._call, self._response, self._settings, self._clock = call, response, settings, clock
-        self._ends_at = clock() + settings.timeout_seconds * WHOLE_REQUEST_FACTOR
-        self._chunks: list[bytes] = []
-        self._size = 0
+        self._ends_at = clock() + settings.whole_request_seconds
+        try:
+            self._intake = Intake(response.headers.get("content-encoding"), is_success=response.is_success)
+        except BodyError as error:
+            raise unreadable(call, response.status_code, error) from None
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether the rest need not be read."""
+        return self._intake.has_enough
 
     def add(self, chunk: bytes) -> None:
-        self._chunks.append(chunk)
-        self._size += len(chunk)
-        if self._size > MAX_BODY_BYTES:
-            raise UnreadableAnswerError(
-                f"{self._call.what}: the answer is larger than {MAX_BODY_BYTES:,} bytes and was not read to its end.",
-                status_code=self._response.status_code,
-            )
+        """The next bytes."""
+        try:
+            self._intake.add(chunk)
+        except BodyError as error:
+            raise unreadable(self._call, self._response.status_code, error) from None
         if self._clock() > self._ends_at:
-            raise NoAnswerError(f"{self._call.what}: the answer came too slowly and was given up.")
-
-    def undecodable(self) -> UnreadableAnswerError:
-        return UnreadableAnswerError(
-            f"{self._call.what}: the answer's content encoding is damaged.", status_code=self._response.status_code
-        )
+            raise _too_slow(self._call, self._settings)
 
     def read(self, call: Call[T]) -> Answer[T]:
-        body, key = b"".join(self._chunks), self._settings.api_key
-        if len(key) >= _SHORTEST_REDACTED_KEY:
-            # A server that repeats the key in an error must not bring it into a log or an XCom.
-            body = body.replace(key.encode(), b"***")
-        return read_answer(call, self._response.status_code, self._response.headers, body)
+        """What the answer says."""
+        status_code = self._response.status_code
+        headers = {
+            name: self._settings.redacted(value)
+            for name, value in self._response.headers.items()
+            if name in _HEADERS_READ
+        }
+        if "location" in self._response.extensions:
+            headers["location"] = self._settings.redacted(self._response.extensions["location"])
+        try:
+            body = self._settings.redacted_json(self._intake.end())
+        except BodyError as error:
+            raise unreadable(call, status_code, error) from None
+        return read_answer(call, status_code, headers, body)
+
+
+class _Cutter:
+    """Ends a blocking request that takes too long as a whole, by cutting its connection.
+
+    A time limit of httpx is for one read. A server that drips its headers, or sends interim answers without end, keeps
+    within it for ever. An event loop has a remedy of its own; a thread that blocks in a read must be freed by another.
+    """
+
+    def __init__(self) -> None:
+        self._sockets: WeakSet[socket.socket] = WeakSet()
+        self.has_cut = False
+
+    def note(self, name: str, info: dict[str, Any]) -> None:
+        """Httpcore's `trace`: learn of each connection that is made."""
+        if not name.endswith(("connect_tcp.complete", "start_tls.complete")):
+            return
+        made = info["return_value"].get_extra_info("socket")
+        if isinstance(made, socket.socket):
+            self._sockets.add(made)
+            if self.has_cut:
+                self._cut()
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Cut the connections unless the block ends in so many seconds."""
+        self.has_cut = False
+        timer = threading.Timer(seconds, self._cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _cut(self) -> None:
+        self.has_cut = True
+        for connection in tuple(self._sockets):
+            # To close it would not wake up who reads from it.
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def _policy(call: Call[Any], attempts: int) -> dict[str, Any]:
@@ -319,7 +425,10 @@ class Client:
     ) -> None:
         self._settings, self._attempts, self._clock = settings, attempts, clock
         self._sleep = sleep if sleep is not None else time.sleep
-        self._http = httpx.Client(transport=transport, **_httpx_arguments(settings, None))
+        self._cutter = _Cutter()
+        self._http = httpx.Client(
+            transport=transport, event_hooks={"response": [_put_location_aside]}, **_httpx_arguments(settings, None)
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -337,23 +446,39 @@ class Client:
         Raises:
             AgentsError: the one that fits.
         """
-        request = self._http.build_request(call.method, self._settings.base_url + call.path, params=_query(call))
         try:
-            response = self._http.send(request, stream=True)
-            try:
-                body = _Body(call, response, self._settings, self._clock)
-                for chunk in response.iter_bytes():
-                    body.add(chunk)
-            except httpx.DecodingError:
-                raise body.undecodable() from None
-            finally:
-                response.close()
+            with self._cutter.within(self._settings.whole_request_seconds):
+                body = self._read(call)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             failure = _our_error(error, call, self._settings)
         else:
-            return body.read(call)
+            if not self._cutter.has_cut:
+                return body.read(call)
+            # A cut looks like the end of an answer that does not tell its length.
+            failure = _too_slow(call, self._settings)
+        if self._cutter.has_cut and isinstance(failure, NoAnswerError):
+            failure = _too_slow(call, self._settings)
         # Outside the handler: httpx's error holds the request, and the request the key.
         raise failure
+
+    def _read(self, call: Call[Any]) -> _Body:
+        request = self._http.build_request(
+            call.method,
+            self._settings.base_url + call.path,
+            params=_query(call),
+            extensions={"trace": self._cutter.note},
+        )
+        response = self._http.send(request, stream=True)
+        try:
+            body = _Body(call, response, self._settings, self._clock)
+            # The bytes as sent: httpx would decompress each chunk whole, whatever comes of it.
+            for chunk in cast("httpx.SyncByteStream", response.stream):
+                body.add(chunk)
+                if body.has_enough:
+                    break
+        finally:
+            response.close()
+        return body
 
     def send(self, call: Call[T]) -> Answer[T]:
         """One request, repeated after failures where that can do no harm; sleeps in between.
@@ -409,7 +534,9 @@ class AsyncClient:
     ) -> None:
         self._settings, self._attempts, self._clock = settings, attempts, clock
         self._sleep = sleep if sleep is not None else asyncio.sleep
-        self._http = httpx.AsyncClient(transport=transport, **_httpx_arguments(settings, tls))
+        self._http = httpx.AsyncClient(
+            transport=transport, event_hooks={"response": [_aput_location_aside]}, **_httpx_arguments(settings, tls)
+        )
 
     @property
     def settings(self) -> Settings:
@@ -444,23 +571,30 @@ class AsyncClient:
         Raises:
             AgentsError: the one that fits.
         """
-        request = self._http.build_request(call.method, self._settings.base_url + call.path, params=_query(call))
         try:
-            response = await self._http.send(request, stream=True)
-            try:
-                body = _Body(call, response, self._settings, self._clock)
-                async for chunk in response.aiter_bytes():
-                    body.add(chunk)
-            except httpx.DecodingError:
-                raise body.undecodable() from None
-            finally:
-                await response.aclose()
+            async with asyncio.timeout(self._settings.whole_request_seconds):
+                body = await self._read(call)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             failure = _our_error(error, call, self._settings)
+        except TimeoutError:
+            failure = _too_slow(call, self._settings)
         else:
             return body.read(call)
         # Outside the handler: httpx's error holds the request, and the request the key.
         raise failure
+
+    async def _read(self, call: Call[Any]) -> _Body:
+        request = self._http.build_request(call.method, self._settings.base_url + call.path, params=_query(call))
+        response = await self._http.send(request, stream=True)
+        try:
+            body = _Body(call, response, self._settings, self._clock)
+            async for chunk in cast("httpx.AsyncByteStream", response.stream):
+                body.add(chunk)
+                if body.has_enough:
+                    break
+        finally:
+            await response.aclose()
+        return body
 
     async def send(self, call: Call[T]) -> Answer[T]:
         """One request, repeated up to `attempts` where that can do no harm.

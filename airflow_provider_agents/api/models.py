@@ -23,6 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from airflow_provider_agents.api.bodies import storable
+
 T = TypeVar("T")
 
 
@@ -43,12 +45,39 @@ def _iso_timestamp(value: object) -> object:
     raise ValueError("a timestamp must be ISO 8601 text")
 
 
-def _in_utc(value: datetime) -> datetime:
+def is_plausible(moment: datetime) -> bool:
+    """Whether something can have happened then. The years 1 and 9999 are what some languages write for "never"."""
+    return 1970 <= moment.year < 3000  # noqa: PLR2004 - so far apart that no sum or difference of two leaves the calendar
+
+
+def _in_utc(value: datetime | None) -> datetime | None:
+    if value is None or not is_plausible(value):
+        return None
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-Timestamp = Annotated[datetime, BeforeValidator(_iso_timestamp), AfterValidator(_in_utc)]
-Identifier = Annotated[StrictStr, StringConstraints(min_length=1, max_length=1024)]
+def _printable(value: str) -> str:
+    # Names stand in log lines, error messages and URLs as they are.
+    if not value.isprintable():
+        raise ValueError("a name must be printable")
+    return value
+
+
+def _none_if_empty(value: object) -> object:
+    return None if value == "" else value
+
+
+def _usable_number(value: object) -> object:
+    # What a run has used must not hide how it ended: a number that nothing could keep is none.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if abs(value) < 2**63 else None
+
+
+Timestamp = Annotated[datetime | None, BeforeValidator(_iso_timestamp), AfterValidator(_in_utc)]
+Identifier = Annotated[StrictStr, StringConstraints(min_length=1, max_length=1024), AfterValidator(_printable)]
+Owner = Annotated[Identifier | None, BeforeValidator(_none_if_empty)]
+Number = Annotated[int | float | None, BeforeValidator(_usable_number)]
 
 
 class Wire(BaseModel):
@@ -65,8 +94,8 @@ class Agent(Wire):
     baseUrl: str | None = None
     status: str | None = None
     schedule: str | None = None
-    createdAt: Timestamp | None = None
-    updatedAt: Timestamp | None = None
+    createdAt: Timestamp = None
+    updatedAt: Timestamp = None
 
 
 class ExecutionEvent(Wire):
@@ -77,17 +106,17 @@ class ExecutionEvent(Wire):
     """
 
     id: Identifier
-    status: Annotated[StrictStr, StringConstraints(min_length=1, max_length=256)]
-    agentId: str | None = None
+    status: Annotated[StrictStr, StringConstraints(min_length=1, max_length=256), AfterValidator(_printable)]
+    agentId: Owner = None
     userId: str | None = None
-    startedAt: Timestamp | None = None
-    completedAt: Timestamp | None = None
+    startedAt: Timestamp = None
+    completedAt: Timestamp = None
     error: Any = None
     finalModel: str | None = None
-    browserStepCount: int | float | None = None
-    browserSessionSeconds: int | float | None = None
-    createdAt: Timestamp | None = None
-    updatedAt: Timestamp | None = None
+    browserStepCount: Number = None
+    browserSessionSeconds: Number = None
+    createdAt: Timestamp = None
+    updatedAt: Timestamp = None
     requestId: str | None = None
 
     _sent: dict[str, Any] | None = PrivateAttr(default=None)
@@ -105,8 +134,12 @@ class ExecutionEvent(Wire):
         return self._sent == row
 
     def to_json(self) -> dict[str, Any]:
-        """The event as the API sent it, word for word: its field names, its spelling of timestamps, JSON types."""
-        return self.model_dump(mode="json", exclude_unset=True) if self._sent is None else dict(self._sent)
+        """The event as the API sent it: its field names, its spelling of timestamps, JSON types.
+
+        Word for word, but for what Airflow could not keep or would not take for data (`bodies.storable`).
+        """
+        sent = self.model_dump(mode="json", exclude_unset=True) if self._sent is None else self._sent
+        return storable(sent)  # type: ignore[no-any-return]  # of an object, an object
 
 
 class Accepted(Wire):
@@ -124,4 +157,5 @@ class Page(Wire, Generic[T]):
     """One page of a listing. It may hold fewer rows than asked for, or none, and still have a `nextToken`."""
 
     data: tuple[T, ...]
-    nextToken: Annotated[StrictStr, StringConstraints(max_length=65536)] | None = Field(default=None)
+    #: Part of the next URL: no gateway takes a longer one.
+    nextToken: Annotated[StrictStr, StringConstraints(max_length=4096)] | None = Field(default=None)

@@ -25,12 +25,21 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow_provider_agents.api.calls import MAX_PAGES, Answer, Pause, Steps, list_agent_events, list_events, walk
+from airflow_provider_agents.api.calls import (
+    MAX_PAGES,
+    Answer,
+    Call,
+    Pause,
+    Steps,
+    list_agent_events,
+    list_events,
+    walk,
+)
 from airflow_provider_agents.api.errors import AuthenticationError, PermanentError, RateLimitedError, TemporaryError
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
 from airflow_provider_agents.feed import ways
 from airflow_provider_agents.feed.pace import FEW_RUNS, History
-from airflow_provider_agents.feed.reader import Reader
+from airflow_provider_agents.feed.reader import Damage, Faults, Reader
 from airflow_provider_agents.feed.schedule import Schedule
 from airflow_provider_agents.feed.tickets import ACCOUNT, At, Subject, Ticket, Trouble
 from airflow_provider_agents.runs.matching import TOLERANCE, Look, Seek, created_at, is_young, lies_before
@@ -61,6 +70,8 @@ _MISSES_CYCLE = 16
 #: From so many followed events on, the active set is taken without comparing, if it is at most this many times as large
 #: as what is followed: no way could be much cheaper, and to compare takes longer than to ask.
 _MANY_EVENTS, _ACTIVE_FACTOR = 400, 2
+#: Rows that could not be read are named one by one in the log up to so many in a sweep.
+_COMPLAINTS = 5
 #: With so many tickets in a sweep, there is a break between finding them and choosing how to ask: each takes some
 #: twenty milliseconds at ten thousand.
 _MANY_TICKETS = 1000
@@ -106,12 +117,12 @@ class _AccountLook:
         """Something was left out."""
         self.ended = self.whole = False
 
-    def note_damage(self, agent_id: str | None) -> None:
+    def note_damage(self, damage: Damage) -> None:
         """A row could not be read."""
-        if agent_id is None:
+        if damage.agent_id is None:
             self.whole = False
         else:
-            self.damaged.add(agent_id)
+            self.damaged.add(damage.agent_id)
 
 
 class _Rate:
@@ -159,6 +170,8 @@ class _Sweep:
         missed: ids of events that a narrow listing ought to have shown, or that nobody could look for.
         looked: agents of whom there was a complete look, and the server's clock when it was begun.
         unanswered: whose look failed.
+        damaged: stand-ins for events that could not be read, by id.
+        complaints: the damaged rows that were not told of before.
     """
 
     def __init__(self, at: At) -> None:
@@ -172,6 +185,8 @@ class _Sweep:
         self.refused: set[str] = set()
         self.looked: dict[str, datetime | None] = {}
         self.unanswered: dict[Ticket[Any], TemporaryError] = {}
+        self.damaged: dict[str, ExecutionEvent] = {}
+        self.complaints: list[Damage] = []
         self.answers = 0
         self.failures = 0
         self.last_error: TemporaryError | None = None
@@ -239,6 +254,7 @@ class Plan:
         # What earlier answers showed: the events of agents of whom something is sought, and what helps to estimate.
         self._stores: dict[str, dict[str, ExecutionEvent]] = {}
         self._reader = Reader()
+        self._faults = Faults()
         self._history = History()
         self._echoes = False
         self._rows_per_second = ways.Estimate(None)
@@ -428,6 +444,7 @@ class Plan:
             yield [_breathe()]
         yield from self._stages(sweep)
         self._reader.turn()
+        self._complain(sweep)
         yield [self._conclude(sweep)]
 
     def _stages(self, sweep: _Sweep) -> Generator[list[Steps[None]], None, None]:
@@ -551,7 +568,7 @@ class Plan:
             pages += 1
             return self._take_page(sweep, look, answer, break_off=pages >= budget)
 
-        call = self._reader.lenient(list_events(status=status), look.note_damage)
+        call = self._lenient(list_events(status=status), sweep, look)
         if (yield from self._over_account(sweep, status, walk(call, enough), look)):
             self._pages[status].measured(pages if look.whole else _BUDGET_FACTOR * pages, sweep.at.clock)
 
@@ -571,7 +588,7 @@ class Plan:
             too_far = pages * (rate.share_missing(floor)) > budget
             return self._take_page(sweep, look, answer, break_off=too_far)
 
-        call = self._reader.lenient(list_events(), look.note_damage)
+        call = self._lenient(list_events(), sweep, look)
         if not (yield from self._over_account(sweep, "account", walk(call, enough), look)):
             return
         if rate.per_second is not None:
@@ -587,6 +604,35 @@ class Plan:
                 is_complete = look.whole and deep and agent_id not in look.damaged
             if is_complete:
                 sweep.looked[agent_id] = look.server_time
+
+    def _lenient(
+        self, call: Call[Page[ExecutionEvent]], sweep: _Sweep, look: _AccountLook
+    ) -> Call[Page[ExecutionEvent]]:
+        def note(damage: Damage) -> None:
+            look.note_damage(damage)
+            if self._faults.is_new(damage):
+                sweep.complaints.append(damage)
+            if damage.event is None:
+                return
+            sweep.damaged[damage.event.id] = damage.event
+            track = self._tracks.get(damage.event.id)
+            if track is not None and all(ticket.subject.agent_id == ACCOUNT for ticket in track.tickets):
+                # It is there, and to search for it would show no more. Who waits for it alone is told of the failure.
+                sweep.shown.add(damage.event.id)
+
+        return self._reader.lenient(call, note)
+
+    def _complain(self, sweep: _Sweep) -> None:
+        """Say once which rows could not be read."""
+        self._faults.turn()
+        for damage in sweep.complaints[:_COMPLAINTS]:
+            log.warning(
+                "A row of a listing is not what the API describes, and is passed over until it can be read: %s (%s).",
+                damage.name,
+                damage.fault,
+            )
+        if len(sweep.complaints) > _COMPLAINTS:
+            log.warning("So are %d other rows that were not there before.", len(sweep.complaints) - _COMPLAINTS)
 
     def _take_page(
         self, sweep: _Sweep, look: _AccountLook, answer: Answer[Page[ExecutionEvent]], *, break_off: bool = False
@@ -677,7 +723,7 @@ class Plan:
             self._give_up(sweep, self._followers(wanted))
             return
         try:
-            yield from walk(self._reader.lenient(call, lambda _: None), enough)
+            yield from walk(self._lenient(call, sweep, _AccountLook()), enough)
         except AuthenticationError as error:
             self.fail_all(error)
         except PermanentError as error:
@@ -755,7 +801,7 @@ class Plan:
             self.server_ahead = ahead if abs(ahead.total_seconds()) > _SAME_CLOCK_SECONDS else timedelta()
         whole = True
         for event in events:
-            owner = agent_id or event.agentId
+            owner = agent_id if agent_id is not None else event.agentId
             if owner is None:
                 whole = False
                 if ACCOUNT not in self._agents:
@@ -838,7 +884,8 @@ class Plan:
                 is_ripe = seek.ripe_at is None or sweep.at.now >= seek.ripe_at
                 # Before, a look decides nothing; what it shows is only good to know, so it is given to a few.
                 if is_ripe or early < _EVENTS_EARLY:
-                    look = look or Look(tuple(store.values()), server_time)
+                    damaged = tuple(sweep.damaged.values()) if agent_id == ACCOUNT else ()
+                    look = look or Look(tuple(store.values()), server_time, damaged)
                     self._show(ticket, look, sweep.at)
                     handled += _EVENTS_A_LOOK + len(look.events)
                     if not is_ripe:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from airflow_provider_agents.api.calls import list_agent_events, list_events, walk
 from airflow_provider_agents.api.errors import TemporaryError
 from airflow_provider_agents.api.models import Status
+from airflow_provider_agents.feed.reader import Damage, Reader
 from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.runs.journal import Journal
 from airflow_provider_agents.runs.matching import Look
@@ -222,8 +223,19 @@ async def open_journal(feed: Feed, agent_id: str, *, settle: float, cursor: Curs
     active: dict[str, ExecutionEvent] = {}
     server_now: datetime | None = None
     # What is queued first: a run that begins in between is then in both answers, and otherwise would be in neither.
+    reader = Reader()
+
+    def follow_on(damage: Damage) -> None:
+        # The feed's own look says so; here it only must not be lost.
+        if damage.event is not None:
+            active.setdefault(damage.event.id, damage.event)
+
     for status in (Status.PENDING, Status.RUNNING):
-        call = list_events(status=status) if agent_id == ACCOUNT else list_agent_events(agent_id, status=status)
+        call = (
+            reader.lenient(list_events(status=status), follow_on)
+            if agent_id == ACCOUNT
+            else list_agent_events(agent_id, status=status)
+        )
         listed = await feed.ask(walk(call))
         server_now = server_now or listed.server_time
         active.update((event.id, event) for event in listed.value)

@@ -7,6 +7,9 @@ A `Journal` is watched like a run, but it never comes to an end. What it relies 
 
 So whatever was created before the floor, which stays that far behind the looks, has been seen: it was over then, or it
 is followed until it is. The cursor holds just that: the floor, what is followed, and what has ended above the floor.
+
+An event that is there and cannot be read is followed like a run that goes on, so that it is told once it can be read,
+however far the floor has moved by then. One without a readable id cannot be, which whoever reads it has to say.
 """
 
 from __future__ import annotations
@@ -129,6 +132,10 @@ class Journal:
         server_now = look.server_time or began_at
         self._told.update(dict.fromkeys(self._between_looks, server_now))
         self._between_looks.clear()
+        shown = {event.id for event in look.events} if look.damaged else set()
+        for event in look.damaged:
+            if event.id not in shown and event.id not in self._told and is_young(event, self._floor):
+                self._followed.setdefault(event.id, event)
         for event in look.events:
             if event.id in self._told:
                 continue

@@ -86,10 +86,17 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look at an agent's events showed."""
+    """What one look at an agent's events showed.
+
+    Attributes:
+        events: as they were read.
+        server_time: the server's clock when the look was begun.
+        damaged: stand-ins for events that are there and could not be read, as runs that go on.
+    """
 
     events: tuple[ExecutionEvent, ...]
     server_time: datetime | None
+    damaged: tuple[ExecutionEvent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_agents.api.bodies import storable
 from airflow_provider_agents.api.calls import Steps, list_agent_events, newest
 from airflow_provider_agents.api.errors import (
     AgentRunError,
@@ -305,7 +306,7 @@ def usage_of(event: ExecutionEvent, *, try_number: int) -> dict[str, Any]:
     `duration_seconds` is `duration_of`.
     """
     return {
-        "finalModel": event.finalModel,
+        "finalModel": storable(event.finalModel),
         "browserStepCount": event.browserStepCount,
         "browserSessionSeconds": event.browserSessionSeconds,
         "duration_seconds": duration_of(event),

@@ -22,6 +22,7 @@ from airflow_provider_agents.api.errors import (
     ServerError,
     UnreadableAnswerError,
 )
+from airflow_provider_agents.api.models import Page
 
 EVENT = {"id": "event-1", "status": "RUNNING"}
 LISTING = calls.list_agent_events("agent-1")
@@ -177,6 +178,27 @@ def test_a_success_that_is_no_page_of_events_is_unreadable(body):
     assert caught.value.status_code == 200
 
 
+@pytest.mark.parametrize("opening", [b"[", b'{"data":', b'{"data":[{"id":"e","status":"RUNNING","error":['])
+def test_what_is_nested_without_end_is_unreadable(opening):
+    with pytest.raises(UnreadableAnswerError):
+        read(LISTING, 200, opening * 100_000)
+
+
+@pytest.mark.parametrize("zone", ["Z", "+23:59", "-23:59"])
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00", "9999-12-31T23:59:59.999999", "1969-12-31T23:59:59"])
+def test_a_moment_at_the_ends_of_the_calendar_is_none(moment, zone):
+    event = {**EVENT, "createdAt": f"{moment}{zone}", "completedAt": f"{moment}{zone}"}
+    (read_event,) = read(LISTING, 200, {"data": [event]}).value.data
+    assert (read_event.createdAt, read_event.completedAt) == (None, None)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 400, "true", '"nan"', "[]", "{}"])
+def test_a_number_that_nothing_can_keep_does_not_hide_how_a_run_ended(number):
+    body = f'{{"data": [{{"id": "e", "status": "COMPLETED", "browserStepCount": {number}}}]}}'.encode()
+    (event,) = read(LISTING, 200, body).value.data
+    assert (event.status, event.browserStepCount) == ("COMPLETED", None)
+
+
 def test_an_unreadable_answer_names_the_place_in_it():
     with pytest.raises(UnreadableAnswerError, match=r"data\.1\.id"):
         read(LISTING, 200, {"data": [EVENT, {"status": "RUNNING"}]})
@@ -285,6 +307,17 @@ def test_a_listing_without_end_ends_at_the_stated_bound():
             calls.walk(LISTING, max_pages=5),
             lambda params: {"data": [], "nextToken": f"{params.get('nextToken', '')}x"},
         )
+
+
+def test_a_listing_of_large_pages_ends_at_the_stated_weight():
+    weight = read(LISTING, 200, {"data": [{**EVENT, "error": "x" * 1_000_000}]}).weight
+    assert weight > 1_000_000
+    steps = calls.walk(LISTING)
+    next(steps)
+    for number in range(calls.MAX_WALK_BYTES // weight):
+        steps.send(calls.Answer(Page(data=(), nextToken=str(number)), None, weight))
+    with pytest.raises(PaginationError, match="larger than 268,435,456 bytes"):
+        steps.send(calls.Answer(Page(data=(), nextToken="last"), None, weight))
 
 
 @given(st.integers(1, 30), st.integers(1, 7), st.integers(0, 40))

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from airflow_provider_agents.api import calls
-from airflow_provider_agents.api.client import MAX_BODY_BYTES, AsyncClient, Client, Settings, is_loopback
+from airflow_provider_agents.api.bodies import MAX_BODY_BYTES
+from airflow_provider_agents.api.client import AsyncClient, Client, Settings, is_loopback
 from airflow_provider_agents.api.errors import (
     AgentsError,
     AuthenticationError,
@@ -198,6 +199,16 @@ def test_an_answer_beyond_the_bound_is_not_read_to_its_end(face):
     reply = httpx.Response(200, headers={"content-encoding": "gzip"}, content=bomb)
     with pytest.raises(UnreadableAnswerError, match="larger than"):
         face(Server(reply)).do("send_once", READ)
+
+
+def test_a_token_that_makes_no_url_is_a_typed_error(face):
+    for token in ("x" * 4097, "x" * 65536, "😀" * 20_000):
+        listing = httpx.Response(200, json={"data": [], "nextToken": token})
+        with pytest.raises(UnreadableAnswerError, match="nextToken"):
+            face(Server(listing)).do("send_once", READ)
+    server = Server(httpx.Response(200, json={"data": [], "nextToken": "😀" * 4096}), ok())
+    assert face(server).do("follow", calls.walk(READ)).value == []
+    assert len(server.requests) == 2
 
 
 def test_a_damaged_content_encoding_is_unreadable(face):

@@ -133,6 +133,95 @@ def test_a_key_that_may_not_list_the_account_is_told_so(scene):
     assert isinstance(ticket.error, PermanentError)
 
 
+def damage(scene, *event_ids, **fields):
+    """Make the rows of some events unreadable, until the returned function is called."""
+    event = scene.sim._event
+
+    def spoilt(run, now):
+        return {**event(run, now), **fields} if run.event_id in event_ids else event(run, now)
+
+    scene.sim._event = spoilt
+    return lambda: setattr(scene.sim, "_event", event)
+
+
+def sweeps(scene, journal, times):
+    told = []
+    for _ in range(times):
+        scene.sweep()
+        told += journal.ended()
+    return told
+
+
+@pytest.mark.parametrize(
+    "damaged", [{"status": None}, {"startedAt": 7}, {"status": 1, "createdAt": [], "agentId": {}}], ids=repr
+)
+def test_a_run_whose_row_cannot_be_read_for_long_is_told_once_it_can_be(scene, damaged):
+    journal = from_now(scene)
+    scene.sweep()
+    odd = scene.sim.start_scheduled_run("agent-1")
+    mended = damage(scene, odd, **damaged)
+    fine = scene.sim.start_scheduled_run("agent-2")
+    assert ids(sweeps(scene, journal, 20)) == [fine]
+    # Long after its end, and after a restart.
+    journal = listen(scene := scene.again(), Journal(ACCOUNT, SETTLE, Cursor.from_json(journal.cursor().to_json())))
+    assert sweeps(scene, journal, 20) == []
+    mended()
+    assert ids(sweeps(scene, journal, 10)) == [odd]
+
+
+def test_a_row_that_cannot_be_read_is_said_once_and_not_in_every_sweep(scene, caplog):
+    journal = from_now(scene)
+    scene.sweep()
+    odd = scene.sim.start_scheduled_run("agent-1")
+    damage(scene, odd, status=None)
+    sweeps(scene, journal, 30)
+    (line,) = [line for line in caplog.messages if "not what the API describes" in line]
+    assert f"event {odd} of agent agent-1" in line
+    assert "status" in line
+    # Another row is another run.
+    other = scene.sim.start_scheduled_run("agent-1")
+    damage(scene, odd, other, status=None)
+    sweeps(scene, journal, 30)
+    assert [other in line for line in caplog.messages if "not what the API describes" in line] == [False, True]
+
+
+def test_rows_without_an_id_are_said_once_for_each_kind(scene, caplog):
+    journal = from_now(scene)
+    scene.sweep()
+    damage(scene, *[scene.sim.start_scheduled_run("agent-1") for _ in range(5)], id=None)
+    sweeps(scene, journal, 30)
+    (line,) = [line for line in caplog.messages if "not what the API describes" in line]
+    assert "a row without a readable id of agent agent-1" in line
+
+
+def test_a_page_full_of_damaged_rows_does_not_flood_the_log(scene, caplog):
+    journal = from_now(scene)
+    scene.sweep()
+    damage(scene, *[scene.sim.start_scheduled_run("agent-1") for _ in range(150)], status=None)
+    sweeps(scene, journal, 10)
+    lines = [line for line in caplog.messages if "not what the API describes" in line]
+    assert len(lines) == 5
+    assert any("145 other rows" in line for line in caplog.messages)
+
+
+def test_a_damaged_row_costs_no_search_in_every_sweep(scene):
+    journal = from_now(scene)
+    scene.sweep()
+    damage(scene, scene.sim.start_scheduled_run("agent-1"), status=None)
+    sweeps(scene, journal, 10)
+    assert len(scene.sweep(10)) <= 10 * 3
+
+
+def test_an_old_row_that_is_damaged_is_not_told_when_it_is_mended(scene):
+    old = scene.sim.start_scheduled_run("agent-1")
+    scene.clock.advance(3600)
+    mended = damage(scene, old, status=None)
+    journal = from_now(scene)
+    sweeps(scene, journal, 5)
+    mended()
+    assert sweeps(scene, journal, 5) == []
+
+
 def test_a_journal_shares_its_sweeps_with_those_who_wait(scene):
     journal = from_now(scene)
     tickets = [scene.waiting(agent_id) for agent_id in scene.agents for _ in range(2)]

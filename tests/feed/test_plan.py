@@ -119,6 +119,27 @@ def test_a_row_that_cannot_be_read_blinds_nobody_else():
     assert {ticket.result.outcome for ticket in tickets} == {Outcome.COMPLETED}
 
 
+def test_an_event_with_an_empty_agent_id_is_not_taken_for_one_of_another_agent():
+    # The account's listing then cannot tell whose it is, so the agents' own listings must.
+    scene = Scene(World(request_id="field"), agents=30, queue_seconds=0.0, run_seconds=20.0)
+    event = scene.sim._event
+    scene.sim._event = lambda run, now: {**event(run, now), "agentId": ""}
+    tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
+    scene.driver.wait_for(*tickets)
+    assert {ticket.result.outcome for ticket in tickets} == {Outcome.COMPLETED}
+
+
+@pytest.mark.parametrize("never", ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59Z"])
+@pytest.mark.parametrize("field", ["createdAt", "startedAt", "completedAt", "updatedAt"])
+def test_a_moment_that_means_never_breaks_nothing(field, never):
+    scene = Scene(agents=3, queue_seconds=0.0, run_seconds=20.0)
+    event = scene.sim._event
+    scene.sim._event = lambda run, now: {**event(run, now), field: never}
+    tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
+    scene.driver.wait_for(*tickets)
+    assert {ticket.result.outcome for ticket in tickets} == {Outcome.COMPLETED}
+
+
 # --- when ---
 
 

@@ -1,0 +1,188 @@
+"""An answer's body made harmless: its bytes within bounds and without the key, its JSON such that Airflow can keep it.
+
+Whoever answers may be a broken gateway, or somebody between. What they send must cost a bounded amount of memory and
+time, must not carry the key into a log or an XCom, and must not break the Airflow process or database that it ends in.
+Pure.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zlib
+from typing import Any
+
+from pydantic_core import from_json
+
+from airflow_provider_agents.api.errors import quote
+
+#: Bytes of one answer, as sent and decompressed. The largest documented page, 200 events, is about 100 KB; this is 200
+#: events with 40 KB of text in each.
+MAX_BODY_BYTES = 8 * 1024 * 1024
+#: Values in one answer. An event has about 15, a page of them 3,000. Each takes some 64 bytes as an object, however
+#: short its JSON is: eight megabytes of empty lists would be two hundred.
+MAX_VALUES = 500_000
+VALUE_BYTES = 64
+#: Rows of one page. 200 is the most that is ever asked for; a server that ignores that may send some more.
+MAX_ROWS = 1000
+#: Levels of lists and objects in what is handed on. An event that the API documents has one.
+MAX_DEPTH = 32
+#: Of an answer that is no success, only so many bytes are read: enough for the sentence in it.
+MAX_ERROR_BYTES = 65536
+
+_TOO_DEEP = "…"
+_LARGEST_INTEGER = 2**63
+_ESCAPE = re.compile(rb"\\(?:u00([2-7][0-9A-Fa-f])|.)", re.DOTALL)
+
+
+class BodyError(ValueError):
+    """A body is refused. Its text goes on from "the answer …"."""
+
+
+class Intake:
+    """Takes in a body, chunk by chunk.
+
+    Args:
+        content_encoding: the header. Only gzip is asked for, so nothing else is undone: each further coding, and each
+            repetition of one, is a way to make megabytes of a few bytes.
+        is_success: whether the status is a success; of any other answer only the beginning is kept, and no damage
+            of it hides the status.
+
+    Raises:
+        BodyError: the coding is another one.
+    """
+
+    def __init__(self, content_encoding: str | None, *, is_success: bool) -> None:
+        coding = (content_encoding or "").strip().lower()
+        self._inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16) if coding in {"gzip", "x-gzip"} else None
+        self._data = bytearray()
+        self._received = 0
+        self._is_success = is_success
+        #: Whether the rest need not be read.
+        self.has_enough = False
+        if self._inflate is None and coding not in {"", "identity"}:
+            if is_success:
+                raise BodyError(f"came in an encoding that was not asked for ({quote(coding, 40)})")
+            self.has_enough = True
+
+    def add(self, chunk: bytes) -> None:
+        """The next bytes.
+
+        Raises:
+            BodyError: they are too many, or cannot be decompressed.
+        """
+        most = MAX_BODY_BYTES if self._is_success else MAX_ERROR_BYTES
+        self._received += len(chunk)
+        try:
+            # Never more than is allowed: the one byte too many tells that there would have been more.
+            left = most + 1 - len(self._data)
+            self._data += chunk[:left] if self._inflate is None else self._inflate.decompress(chunk, left)
+        except zlib.error:
+            if self._is_success:
+                raise BodyError("has a damaged content encoding") from None
+            self.has_enough = True
+        if len(self._data) <= most and self._received <= most:
+            return
+        if self._is_success:
+            raise BodyError(f"is larger than {most:,} bytes and was not read to its end")
+        self.has_enough = True
+
+    def end(self) -> bytes:
+        """The whole body.
+
+        Raises:
+            BodyError: it was compressed and is cut short.
+        """
+        if self._is_success and self._inflate is not None and self._received and not self._inflate.eof:
+            raise BodyError("has a damaged content encoding: it is cut short")
+        return bytes(self._data)
+
+
+def without(body: bytes, secret: str) -> bytes:
+    """JSON without a secret, also where it is spelled with escapes, as some encoders do with `/`, `&` or `<`."""
+    if rb"\u00" in body or rb"\/" in body:
+        body = _ESCAPE.sub(_spelled_plainly, body)
+    return body.replace(_spelled(secret), b"***")
+
+
+def _spelled(text: str) -> bytes:
+    return json.dumps(text)[1:-1].encode()
+
+
+def _spelled_plainly(escape: re.Match[bytes]) -> bytes:
+    if escape[1] is not None:
+        return _spelled(chr(int(escape[1], 16)))
+    return b"/" if escape[0] == rb"\/" else escape[0]
+
+
+def weight_of(body: bytes) -> int:
+    """About how many bytes a body takes as Python objects. Cheap, and never far too little."""
+    return len(body) + VALUE_BYTES * _most_values(body)
+
+
+def _most_values(body: bytes) -> int:
+    return 1 + body.count(b",") + body.count(b"[") + body.count(b"{")
+
+
+def read_json(body: bytes) -> Any:
+    """Decode a body.
+
+    Raises:
+        BodyError: it holds too many values.
+        ValueError: it is not JSON, or nested more than 200 deep.
+    """
+    if _most_values(body) > MAX_VALUES:
+        raise BodyError(f"holds more than {MAX_VALUES:,} values and was not read")
+    return from_json(body, allow_inf_nan=False)
+
+
+def rows_of(page: Any) -> list[Any]:
+    """The rows of a decoded page.
+
+    Raises:
+        BodyError: they are too many.
+        KeyError, TypeError: there are none.
+    """
+    rows = page["data"]
+    if not isinstance(rows, list):
+        raise TypeError("the rows of a page are a list")
+    if len(rows) > MAX_ROWS:
+        raise BodyError(f"holds {len(rows):,} rows, more than {MAX_ROWS:,}")
+    return rows
+
+
+def storable(value: Any, depth: int = 0) -> Any:
+    """A decoded value such that Airflow's messages and databases can carry it, and take it for nothing but data.
+
+    What is changed: NUL characters (PostgreSQL refuses them) are replaced; numbers beyond 64 bits (Airflow's messages
+    cannot hold them) become floats, or None if they are none; what is nested too deeply is cut; and fields whose names
+    begin with two underscores are left out, because Airflow takes some of them for the name of a class to be made.
+    """
+    match value:
+        case str():
+            return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+        case bool() | None:
+            return value
+        case int() | float():
+            return _storable_number(value)
+        case list() | dict() if depth >= MAX_DEPTH:
+            return _TOO_DEEP
+        case list():
+            return [storable(one, depth + 1) for one in value]
+        case dict():
+            return {
+                storable(name): storable(one, depth + 1) for name, one in value.items() if not name.startswith("__")
+            }
+    raise TypeError(f"{type(value).__name__} does not come from JSON")
+
+
+def _storable_number(value: float) -> float | None:
+    if isinstance(value, int):
+        if -_LARGEST_INTEGER <= value < _LARGEST_INTEGER:
+            return value
+        try:
+            value = float(value)
+        except OverflowError:
+            return None
+    return value if math.isfinite(value) else None
