@@ -205,6 +205,19 @@ def test_only_the_agent_that_is_wanted_is_told(platform):
     assert flat(watch(platform, 60, state=AssetState(), agent_id="agent-2")) == [mine]
 
 
+def test_a_row_that_cannot_be_read_keeps_no_watcher_from_starting_and_is_told_once_it_can_be(platform, caplog):
+    platform.sim.add_agent("agent-2", queue_seconds=0.0, run_seconds=3.0)
+    odd, event, state = platform.sim.start_scheduled_run("agent-1"), platform.sim._event, AssetState()
+    platform.sim._event = lambda run, now: {**event(run, now), **({"status": None} if run.event_id == odd else {})}
+    fine = []
+    told = watch(platform, 300, state=state, then=lambda: fine.append(platform.sim.start_scheduled_run("agent-2")))
+    assert flat(told) == fine
+    assert caplog.text.count(f"event {odd} of agent agent-1") == 1
+    platform.pass_time(3600)
+    platform.sim._event = event
+    assert flat(watch(platform, 60, state=state)) == [odd]
+
+
 def test_the_first_look_ever_replays_nothing(platform):
     state = AssetState()
     assert watch(platform, 60, state=state) == []

@@ -356,9 +356,13 @@ class _Cutter:
 
     A time limit of httpx is for one read. A server that drips its headers, or sends interim answers without end, keeps
     within it for ever. An event loop has a remedy of its own; a thread that blocks in a read must be freed by another.
+
+    Args:
+        over_a_network: whether there is anything to cut; else no thread is started.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, over_a_network: bool) -> None:
+        self._over_a_network = over_a_network
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self.has_cut = False
 
@@ -376,6 +380,9 @@ class _Cutter:
     def within(self, seconds: float) -> Iterator[None]:
         """Cut the connections unless the block ends in so many seconds."""
         self.has_cut = False
+        if not self._over_a_network:
+            yield
+            return
         timer = threading.Timer(seconds, self._cut)
         timer.daemon = True
         timer.start()
@@ -425,7 +432,7 @@ class Client:
     ) -> None:
         self._settings, self._attempts, self._clock = settings, attempts, clock
         self._sleep = sleep if sleep is not None else time.sleep
-        self._cutter = _Cutter()
+        self._cutter = _Cutter(over_a_network=transport is None)
         self._http = httpx.Client(
             transport=transport, event_hooks={"response": [_put_location_aside]}, **_httpx_arguments(settings, None)
         )
