@@ -50,7 +50,21 @@ GROWTH_BYTES = 150 * 1024 * 1024
 # --- what is sent ---------------------------------------------------------------------------------------------------
 
 #: Written into JSON without the quotation marks, since Python would not write them.
-RAW = ["1e999", "-1e999", "NaN", "Infinity", "-0", "1E400", "00", "0x1", "1_000", "'x'", "undefined", "9" * 5000]
+RAW = [
+    "1e999",
+    "-1e999",
+    "NaN",
+    "Infinity",
+    "-0",
+    "1E400",
+    "00",
+    "0x1",
+    "1_000",
+    "'x'",
+    "undefined",
+    "9" * 5000,
+    r'"\ud83d"',
+]
 TEXTS = [
     "",
     " ",
@@ -612,7 +626,7 @@ def connections(rng, tally):
 
 #: Each way with its share of the answers. Airflow masks each secret that it has ever read, by a pattern that grows with
 #: each: so there are few connections.
-WAYS = {reading: 0.6, feed: 0.249, worker: 0.05, transport: 0.1, connections: 0.001}
+WAYS = {reading: 0.7, feed: 0.17, worker: 0.03, transport: 0.099, connections: 0.001}
 
 
 @contextmanager

@@ -35,6 +35,11 @@ _TOO_DEEP = "…"
 _LARGEST_INTEGER = 2**63
 _ESCAPE = re.compile(rb"\\(?:u00([2-7][0-9A-Fa-f])|.)", re.DOTALL)
 
+#: A pair of surrogates, or one alone: half of a character, as is left where JavaScript cuts a text.
+_SURROGATES = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
+
 
 class BodyError(ValueError):
     """A body is refused. Its text goes on from "the answer …"."""
@@ -134,7 +139,14 @@ def read_json(body: bytes) -> Any:
     """
     if _most_values(body) > MAX_VALUES:
         raise BodyError(f"holds more than {MAX_VALUES:,} values and was not read")
-    return from_json(body, allow_inf_nan=False)
+    try:
+        return from_json(body, allow_inf_nan=False)
+    except ValueError:
+        # One text that is cut within a character must not hide a page.
+        mended = _SURROGATES.sub(lambda match: rb"\ufffd" if match[1] else match[0], body)
+        if mended == body:
+            raise
+        return from_json(mended, allow_inf_nan=False)
 
 
 def rows_of(page: Any) -> list[Any]:

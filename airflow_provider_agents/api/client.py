@@ -394,9 +394,10 @@ class _Cutter:
     def _cut(self) -> None:
         self.has_cut = True
         for connection in tuple(self._sockets):
-            # To close it would not wake up who reads from it.
+            # To close it would not wake up who reads from it. And not as TLS would do it, which takes its state away
+            # from under the reader.
             with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def _policy(call: Call[Any], attempts: int) -> dict[str, Any]:

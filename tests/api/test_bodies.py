@@ -130,6 +130,27 @@ def test_what_does_not_hold_the_key_means_the_same_afterwards(value, key):
 # --- JSON ---
 
 
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        (rb'"cut \ud83d"', "cut \ufffd"),
+        (rb'"\uDE00 cut"', "\ufffd cut"),
+        (rb'"\ud83d\ude00"', "\U0001f600"),
+        (rb'"\ud83d\ud83d\ude00\ude00"', "\ufffd\U0001f600\ufffd"),
+        (rb'"\\ud83d \ud83d"', "\\ud83d \ufffd"),
+        (rb'{"\ud83d": "\ud83dx"}', {"\ufffd": "\ufffdx"}),
+    ],
+)
+def test_half_a_character_does_not_hide_a_page(sent, read):
+    assert read_json(sent) == read
+
+
+@pytest.mark.parametrize("damaged", [rb'"\ud83d', rb'["\ud83d",]', rb"\ud83d", rb'"\ud8'])
+def test_what_is_damaged_otherwise_stays_unreadable(damaged):
+    with pytest.raises(ValueError, match="line 1"):
+        read_json(damaged)
+
+
 @pytest.mark.parametrize("dense", [b"[]", b"{}", b"0", b'""'])
 def test_more_values_than_stated_are_not_decoded(dense):
     with pytest.raises(BodyError, match="more than 500,000 values"):
