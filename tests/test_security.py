@@ -14,6 +14,7 @@ import tracemalloc
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 from conftest import KEY as PLATFORM_KEY
@@ -398,6 +399,25 @@ def test_a_redirect_to_no_place_at_all_is_refused_like_any_other(hostile, send, 
     answer = response(status="302 Found").replace(b"\r\n\r\n", b"\r\nLocation: " + location.encode() + b"\r\n\r\n")
     with pytest.raises(RequestRejectedError, match="redirects"):
         send(hostile(answering(answer)).url, READ)
+
+
+@given(
+    st.text(max_size=50)
+    | st.sampled_from(["../../x", "&limit=1", "#", "?", "@evil.example", "//evil.example/", "\r\n"])
+)
+def test_no_answer_changes_what_is_asked_but_the_place_in_a_listing(token):
+    asked = []
+
+    def answer(request):
+        asked.append(request.url)
+        return httpx.Response(200, json={"data": [], "nextToken": None if asked[1:] else token})
+
+    settings = Settings(api_key=KEY, base_url="https://api.example/v2")
+    with Client(settings, transport=httpx.MockTransport(answer)) as client:
+        client.follow(calls.walk(READ))
+    first, *rest = asked
+    assert [url.copy_with(query=None) for url in rest] == [first.copy_with(query=None)] * bool(token)
+    assert [dict(url.params) for url in rest] == [{"limit": "1", "nextToken": token}] * bool(token)
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"])
