@@ -54,7 +54,7 @@ class Answer(Generic[T]):
     """What came back: the value, and the server's clock (its `Date` header) if it told.
 
     Attributes:
-        weight: about how many bytes the value takes.
+        weight: about how many bytes the value takes, if it is a page that has a next one.
     """
 
     value: T
@@ -379,7 +379,10 @@ def read_answer(call: Call[T], status_code: int, headers: Mapping[str, str], bod
             status_code=status_code,
         ) from error
     try:
-        return Answer(call.read(decoded), server_time, weight_of(body))
+        value = call.read(decoded)
+        # Added up by a walk alone, of the pages that have a next one; to tell it takes a while.
+        weight = weight_of(body) if isinstance(value, Page) and value.nextToken else 0
+        return Answer(value, server_time, weight)
     except BodyError as error:
         raise unreadable(call, status_code, error) from None
     except ValidationError as error:

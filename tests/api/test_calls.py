@@ -310,7 +310,7 @@ def test_a_listing_without_end_ends_at_the_stated_bound():
 
 
 def test_a_listing_of_large_pages_ends_at_the_stated_weight():
-    weight = read(LISTING, 200, {"data": [{**EVENT, "error": "x" * 1_000_000}]}).weight
+    weight = read(LISTING, 200, {"data": [{**EVENT, "error": "x" * 1_000_000}], "nextToken": "1"}).weight
     assert weight > 1_000_000
     steps = calls.walk(LISTING)
     next(steps)
