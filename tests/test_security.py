@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement
 from pydantic import ValidationError
 
-from airflow_provider_agents import triggers
+from airflow_provider_agents import cli, triggers
 from airflow_provider_agents.api import calls
 from airflow_provider_agents.api.bodies import MAX_BODY_BYTES
 from airflow_provider_agents.api.client import AsyncClient, Client, Settings
@@ -606,6 +606,16 @@ def test_the_xcoms_of_a_run_hold_what_airflow_can_keep():
     }
     usage = usage_of(event, try_number=1)
     assert (usage["finalModel"], usage["browserStepCount"]) == ("m\ufffd", None)
+
+
+@pytest.mark.parametrize("output", ["table", "plain", "json", "yaml"])
+def test_the_command_line_prints_no_markup_and_no_escape_of_a_servers(capsys, output):
+    said = f"{NASTY}[link=https://evil.example]:bug:[/link]"
+    cli._print(output, [{"name": said}], [{"NAME": said}], "Nothing.")
+    printed = capsys.readouterr().out
+    assert all(character.isprintable() or character == "\n" for character in printed)
+    assert "[bold red]" in printed
+    assert not any(line.startswith(("::group::", "[2026")) for line in printed.splitlines())
 
 
 # --- a link ---
