@@ -412,7 +412,7 @@ def test_no_answer_changes_what_is_asked_but_the_place_in_a_listing(token):
         asked.append(request.url)
         return httpx.Response(200, json={"data": [], "nextToken": None if asked[1:] else token})
 
-    settings = Settings(api_key=KEY, base_url="https://api.example/v2")
+    settings = Settings(api_key=KEY, base_url="http://127.0.0.1/v2")
     with Client(settings, transport=httpx.MockTransport(answer)) as client:
         client.follow(calls.walk(READ))
     first, *rest = asked
