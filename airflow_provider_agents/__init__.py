@@ -23,7 +23,7 @@ _EXTRAS: dict[str, tuple[str, str]] = {
     "proxy": ("Proxy", "URL of a proxy, such as http://proxy.example:3128. Default: the environment's settings."),
     "run_url": (
         "Run URL",
-        "Where a person can look at a run; {agent_id} and {event_id} are filled in. Shown in the task's log.",
+        "Where a person can look at a run; {agent_id} and {event_id} are filled in. The task links to it.",
     ),
     "max_requests_per_second": (
         "Requests per second",
@@ -66,6 +66,7 @@ def get_provider_info() -> dict[str, Any]:
         "sensors": [{"integration-name": "Agents", "python-modules": ["airflow_provider_agents.sensors"]}],
         "hooks": [{"integration-name": "Agents", "python-modules": ["airflow_provider_agents.hooks"]}],
         "triggers": [{"integration-name": "Agents", "python-modules": ["airflow_provider_agents.triggers"]}],
+        "extra-links": ["airflow_provider_agents.links.AgentRunLink"],
         # Read by Airflow 3.2 and later.
         "cli": ["airflow_provider_agents.cli.get_agents_cli_commands"],
     }

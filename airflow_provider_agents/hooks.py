@@ -146,20 +146,33 @@ def _settings_of(connection: Connection, extras: object) -> Settings:
         max_requests_per_second=most_requests,
         verify=verify,
         proxy=given.get("proxy"),
+        run_url=given.get("run_url"),
         allow_plain_http=allow_plain_http,
         user_agent=user_agent(f"airflow/{airflow_version}"),
     )
 
 
-def run_url_of(extras: object, *, agent_id: str, event_id: str) -> str | None:
-    """Where a person can look at a run: the connection's `run_url` with both ids filled in, or None without one."""
-    template = extras.get("run_url") if isinstance(extras, dict) else None
-    if not isinstance(template, str) or not template.startswith(("https://", "http://")):
-        return None
-    # Not str.format: a template could then reach into objects.
-    return template.replace("{agent_id}", percent_encode(agent_id, safe="")).replace(
-        "{event_id}", percent_encode(event_id, safe="")
-    )
+def run_url_of(template: str | None, *, agent_id: str, event_id: str | None) -> str | None:
+    """Where a person can look at a run: a `run_url` with the ids filled in. Never raises.
+
+    Args:
+        template: `Settings.run_url`.
+        agent_id: the agent.
+        event_id: the run's event; None as long as it is not known.
+
+    Returns:
+        None without a template, and where it needs an id that is not known or would lead to another page.
+    """
+    url = template
+    for name, value in (("{agent_id}", agent_id), ("{event_id}", event_id)):
+        if url is None or name not in url:
+            continue
+        # A browser takes these for steps up and down in the path, encoded or not.
+        if not value or value in {".", ".."}:
+            return None
+        # Not str.format: a template could then reach into objects.
+        url = url.replace(name, percent_encode(value, safe="", errors="replace"))
+    return url
 
 
 async def _open_client(conn_id: str) -> AsyncClient:
@@ -268,9 +281,13 @@ class AgentsHook(BaseHook):
         """
         return settings_of(*self._connection)
 
-    def run_url(self, *, agent_id: str, event_id: str) -> str | None:
-        """Where a person can look at a run, or None if the connection has no `run_url`."""
-        return run_url_of(self._connection[1], agent_id=agent_id, event_id=event_id)
+    def run_url(self, *, agent_id: str, event_id: str | None) -> str | None:
+        """Where a person can look at a run, or None: `run_url_of` says when.
+
+        Raises:
+            InvalidConnectionError: as `settings`.
+        """
+        return run_url_of(self.settings().run_url, agent_id=agent_id, event_id=event_id)
 
     def get_conn(self) -> Client:
         """A client of its own; the caller closes it.

@@ -19,6 +19,7 @@ from airflow_provider_agents.api.errors import (
     quote,
 )
 from airflow_provider_agents.hooks import AgentsHook
+from airflow_provider_agents.links import RUN_URL_KEY, AgentRunLink
 from airflow_provider_agents.runs.record import Phase, RunRecord
 from airflow_provider_agents.runs.submission import Submission, attached_to, died_around, find_lost, submit
 from airflow_provider_agents.runs.verdict import (
@@ -101,8 +102,8 @@ class ExecuteAgentOperator(BaseOperator):
     than paying for another one (Airflow 3.3 and later); it starts a new run if the first one failed.
 
     XComs: `return_value` is the final event as the API sent it (or the submission, with
-    `wait_for_completion=False`); `request_id` as soon as the run is accepted; `event_id` once known; `usage` at the
-    end, also of a failed run.
+    `wait_for_completion=False`); `request_id` as soon as the run is accepted; `event_id` and `run_url` once known;
+    `usage` at the end, also of a failed run.
 
     Args:
         agent_id: the agent. Templated.
@@ -134,6 +135,7 @@ class ExecuteAgentOperator(BaseOperator):
     """
 
     template_fields = ("agent_id", "agents_conn_id")
+    operator_extra_links = (AgentRunLink(),)
     ui_color = "#e6e0f8"
 
     def __init__(
@@ -177,6 +179,8 @@ class ExecuteAgentOperator(BaseOperator):
             check_end_from_trigger(self, "end_from_trigger")
         self._under_way: Submission | Wait | None = None
         self._known = Known()
+        #: What `AgentRunLink` reads.
+        self.run_link: str | None = None
 
     # --- a try, from its start ---
 
@@ -199,6 +203,7 @@ class ExecuteAgentOperator(BaseOperator):
 
     def _run(self, context: Context, deadline_at: datetime | None) -> dict[str, Any]:
         agent_id = check_agent_id(self.agent_id)
+        self.run_link = ""  # nothing of an earlier try
         memory = _Memory(self, context)
         hook = AgentsHook(self.agents_conn_id)
         self._known = Known(base_url=base_url_of(hook))
@@ -209,7 +214,7 @@ class ExecuteAgentOperator(BaseOperator):
                 taken_up = self._take_up(record, memory, client, request_seconds=hook.settings().whole_request_seconds)
                 if isinstance(taken_up, dict):
                     self._known = replace(self._known, submission=record.submission, verdict=_verdict_in(record))
-                    self._push_again(context, record)
+                    self._push_again(context, record, hook)
                     return taken_up
                 submission = taken_up
             if submission is None:
@@ -221,6 +226,7 @@ class ExecuteAgentOperator(BaseOperator):
             self._known = replace(self._known, submission=submission)
             self.log.info("The run of %s is under way.", submission.name)
             self._push(context, "request_id", submission.request_id)
+            self._show(context, submission.event_id, hook)
             if not self.wait_for_completion:
                 memory.save(Phase.ENDED, submission, outcome=_SUBMITTED, result=submission.to_json())
                 return submission.to_json()
@@ -343,7 +349,7 @@ class ExecuteAgentOperator(BaseOperator):
                         deadline_at=deadline_at,
                         now=now,
                         say=self.log.log,
-                        on_known=lambda event: self._push(context, "event_id", event.id),
+                        on_known=lambda event: self._show(context, event.id, hook),
                     )
                 )
             except AuthenticationError:
@@ -372,6 +378,7 @@ class ExecuteAgentOperator(BaseOperator):
                 appear_within=self.appear_within,
                 on_ambiguous=self.on_ambiguous,
                 end_with=self._end_with() if ends_in_trigger else None,
+                show=self._show_early(submission) if memory.is_kept else [],
             ),
             method_name="execute_complete",
             kwargs={"submission": submission.to_json()},
@@ -414,13 +421,11 @@ class ExecuteAgentOperator(BaseOperator):
         self, context: Context, submission: Submission, verdict: Verdict, memory: _Memory, hook: AgentsHook
     ) -> dict[str, Any]:
         ids = [event.id for event in verdict.events]
-        if len(ids) == 1:
-            self._push(context, "event_id", ids[0])
-            url = self._run_url(hook, ids[0])
-            if url is not None:
-                self.log.info("Look at the run: %s", url)
         event = verdict.event
         if event is not None and verdict.outcome in {Outcome.COMPLETED, Outcome.FAILED}:
+            # Any other single event is perhaps a stranger's.
+            if len(ids) == 1:
+                self._show(context, event.id, hook)
             self._push(context, "usage", usage_of(event, try_number=context["ti"].try_number))
         if verdict.outcome == Outcome.COMPLETED and event is not None:
             if len(ids) > 1:
@@ -461,8 +466,16 @@ class ExecuteAgentOperator(BaseOperator):
     # --- small things ---
 
     def _end_with(self) -> list[str]:
-        """The XComs that the trigger pushes."""
-        return ["return_value", "event_id", "usage"] if self.do_xcom_push else []
+        """The XComs that the trigger pushes at the end."""
+        # Airflow itself writes a link whatever `do_xcom_push` says.
+        return ["return_value", "event_id", "usage", RUN_URL_KEY] if self.do_xcom_push else [RUN_URL_KEY]
+
+    def _show_early(self, submission: Submission) -> list[str]:
+        """The XComs that the trigger pushes once the run's event is known, beyond what is pushed now."""
+        if submission.event_id is not None:
+            return []
+        link = [] if self.run_link else [RUN_URL_KEY]
+        return ["event_id", *link] if self.do_xcom_push else link
 
     def _rules(self) -> Rules:
         return Rules(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous)
@@ -473,11 +486,20 @@ class ExecuteAgentOperator(BaseOperator):
     def _defer_timeout(self, deadline_at: datetime) -> timedelta:
         return max(deadline_at - now(), timedelta(0)) + timedelta(seconds=self.poll_interval + DEFER_MARGIN_SECONDS)
 
-    def _run_url(self, hook: AgentsHook, event_id: str) -> str | None:
+    def _show(self, context: Context, event_id: str | None, hook: AgentsHook) -> None:
+        """Push the id of the run's event, as far as it is known, and say where to look at the run."""
+        self._push(context, "event_id", event_id)
         try:
-            return hook.run_url(agent_id=self.agent_id, event_id=event_id)
+            url = hook.run_url(agent_id=self.agent_id, event_id=event_id)
         except AgentsError:
-            return None  # a link is a comfort; what the run did is known already
+            return  # a link is a comfort; what the run did is known already
+        if url is None or url == self.run_link:
+            return
+        self.log.info("Look at the run: %s", url)
+        self.run_link = url
+        if not self.deferrable:
+            # Airflow pushes it when this process ends, which here is late.
+            self._push(context, RUN_URL_KEY, url)
 
     def _push(self, context: Context, key: str, value: Any) -> None:
         """Push an XCom; one that cannot be pushed must not lose a run that is paid for."""
@@ -488,12 +510,12 @@ class ExecuteAgentOperator(BaseOperator):
         except Exception:
             self.log.exception("The XCom %s could not be pushed (%s); going on without it.", key, quote(str(value)))
 
-    def _push_again(self, context: Context, record: RunRecord) -> None:
+    def _push_again(self, context: Context, record: RunRecord, hook: AgentsHook) -> None:
         """Airflow clears a task's XComs before each try, so a repeated end pushes them again."""
         self._push(context, "request_id", record.submission.request_id)
         verdict = _verdict_in(record)
         if verdict is not None and verdict.event is not None:
-            self._push(context, "event_id", verdict.event.id)
+            self._show(context, verdict.event.id, hook)
             self._push(context, "usage", usage_of(verdict.event, try_number=context["ti"].try_number))
 
     # --- for Airflow's OpenLineage provider, which asks in a fork of this process: no I/O ---
@@ -529,6 +551,11 @@ class _Memory:
         self._store: Any = context.get("task_state_store") if operator.durable else None
         # Airflow raises max_tries when a user clears a task, and never on a retry of its own.
         self.generation: int = getattr(context["ti"], "max_tries", 0) or 0
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether a new try knows what this one did."""
+        return self._store is not None
 
     @property
     def next_try_while_running(self) -> str:

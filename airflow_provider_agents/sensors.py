@@ -16,6 +16,7 @@ from airflow.triggers.base import StartTriggerArgs
 
 from airflow_provider_agents.api.errors import AgentsError, InvalidArgumentError, TemporaryError
 from airflow_provider_agents.hooks import AgentsHook
+from airflow_provider_agents.links import RUN_URL_KEY, AgentRunLink
 from airflow_provider_agents.runs.matching import Look
 from airflow_provider_agents.runs.sought import Sought, first_begun
 from airflow_provider_agents.runs.submission import Submission, attached_to
@@ -87,6 +88,7 @@ class AgentRunSensor(BaseSensorOperator):
     """
 
     template_fields = ("agent_id", "agents_conn_id", "submission", "event_id", "started_after")
+    operator_extra_links = (AgentRunLink(),)
     ui_color = "#efe9fa"
 
     def __init__(
@@ -130,6 +132,8 @@ class AgentRunSensor(BaseSensorOperator):
         self._wait: Wait | None = None
         self._told = ""
         self._known = Known()
+        #: What `AgentRunLink` reads.
+        self.run_link: str | None = None
         if start_from_trigger:
             self._start_from_trigger()
 
@@ -183,7 +187,11 @@ class AgentRunSensor(BaseSensorOperator):
             "settle": self.settle,
             "appear_within": self._appear_within,
             "on_ambiguous": self.on_ambiguous,
-            "end_with": (["return_value", "event_id", "usage"] if self.do_xcom_push else []) if end else None,
+            # Airflow itself writes a link whatever `do_xcom_push` says.
+            "end_with": (["return_value", "event_id", "usage"] if self.do_xcom_push else []) + [RUN_URL_KEY]
+            if end
+            else None,
+            "show": [] if self.run_link else [RUN_URL_KEY],
         }
 
     @property
@@ -195,6 +203,7 @@ class AgentRunSensor(BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Wait in the triggerer, or look from here."""
+        self.run_link = ""  # nothing of an earlier try
         if not self.deferrable:
             return self._not_softly(lambda: super(AgentRunSensor, self).execute(context))
         # A run that is over needs no trigger, and what cannot work is said at once. Also, a trigger that fires in the
@@ -216,10 +225,11 @@ class AgentRunSensor(BaseSensorOperator):
             AirflowException: as the class says.
         """
         try:
-            sought = self._sought()
-            hook = AgentsHook(self.agents_conn_id)
+            sought, hook = self._sought(), AgentsHook(self.agents_conn_id)
             with hook.get_conn() as client:
                 verdict, submission = self._look(sought, client, context)
+            if self._wait is not None and self._wait.is_known:
+                self._show(sought.agent_id, self._wait.events[0].id, hook)
         except FOR_GOOD as error:
             raise _NotSoftError(str(error)) from error
         except TemporaryError as error:
@@ -286,10 +296,13 @@ class AgentRunSensor(BaseSensorOperator):
         def end() -> dict[str, Any]:
             ended = RunEnded.from_json(event)
             verdict = ended.verdict()
-            base_url = base_url_of(AgentsHook(self.agents_conn_id))
-            self._known = Known(submission=ended.submission, verdict=verdict, base_url=base_url)
+            hook = AgentsHook(self.agents_conn_id)
+            self._known = Known(submission=ended.submission, verdict=verdict, base_url=base_url_of(hook))
             if verdict is None:
                 raise _NotSoftError(ended.error or "The wait could not go on.")
+            if len(verdict.events) == 1 and verdict.outcome in {Outcome.COMPLETED, Outcome.FAILED}:
+                # Any other single event is perhaps a stranger's.
+                self._show(ended.submission.agent_id, verdict.events[0].id, hook)
             return self._end(verdict, ended.submission, self._sought())
 
         return self._not_softly(end)
@@ -313,6 +326,16 @@ class AgentRunSensor(BaseSensorOperator):
             words = f"Agent {sought.agent_id} has no event {sought.event_id}. Check both ids, and whose key it is."
             raise _NotSoftError(words) from error
         raise (AirflowFailException if soft else _NotSoftError)(str(error)) from error
+
+    def _show(self, agent_id: str, event_id: str, hook: AgentsHook) -> None:
+        """Say where to look at the run; Airflow pushes it when this process ends."""
+        try:
+            url = hook.run_url(agent_id=agent_id, event_id=event_id)
+        except AgentsError:
+            return  # a link is a comfort
+        if url is not None and url != self.run_link:
+            self.log.info("Look at the run: %s", url)
+            self.run_link = url
 
     def _late(self, words: str) -> NoReturn:
         if self.soft_fail:

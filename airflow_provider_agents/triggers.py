@@ -11,7 +11,9 @@ import math
 from collections import deque
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
+from weakref import WeakKeyDictionary
 
 from airflow.triggers.base import BaseEventTrigger, BaseTrigger, TriggerEvent
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
@@ -28,7 +30,8 @@ from airflow_provider_agents.api.errors import (
 from airflow_provider_agents.api.models import ExecutionEvent, Status
 from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.feed.waits import open_journal, sweeps_of, wait_for_end, wait_for_sought, wait_until_idle
-from airflow_provider_agents.hooks import feed_of
+from airflow_provider_agents.hooks import feed_of, run_url_of
+from airflow_provider_agents.links import RUN_URL_KEY
 from airflow_provider_agents.runs.journal import Cursor
 from airflow_provider_agents.runs.sought import Sought
 from airflow_provider_agents.runs.submission import Submission
@@ -36,7 +39,9 @@ from airflow_provider_agents.runs.verdict import Outcome, Rules, Verdict, Wait, 
 from airflow_provider_agents.runs.waiting import StillBusyError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+
+    from airflow_provider_agents.feed.feed import Feed
 
 
 #: A hundred years. Beyond some thousands, no calendar could name the moment at which it ends.
@@ -132,8 +137,92 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
+def _link_to(feed: Feed, agent_id: str, event_id: str | None) -> str | None:
+    """Where a person can look at a run, as far as the feed's connection says."""
+    template = feed.settings.run_url if feed.settings is not None else None
+    return run_url_of(template, agent_id=agent_id, event_id=event_id)
+
+
+def _link_of(feed: Feed, submission: Submission, verdict: Verdict) -> str | None:
+    """The same for a run that is over; None if it cannot be told from others."""
+    return _link_to(feed, submission.agent_id, verdict.events[0].id if len(verdict.events) == 1 else None)
+
+
+#: XComs that the triggers of an event loop push at once. Each is a write to Airflow's database by the one process that
+#: also hands triggers their work, so a thousand runs that are identified in one sweep must not come down on it at once.
+_PUSHES_AT_ONCE = 4
+#: Seconds until a push is given up.
+_PUSH_SECONDS = 30.0
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+#: What is under way: a loop holds its tasks weakly.
+_pushes: set[asyncio.Task[None]] = set()
+
+
+class _Herald:
+    """Pushes XComs of a deferred task as soon as the event of its run is known, for people who look at the task.
+
+    A comfort: it never delays or fails the wait, and nothing is tried again, since the worker pushes the same at the
+    end. Airflow 3.3 and later, and never in `dag.test()`, where a trigger does not know its task.
+
+    Args:
+        trigger: whose task.
+        keys: what to push, of `event_id` and `run_url`.
+    """
+
+    def __init__(self, trigger: BaseTrigger, keys: Collection[str]) -> None:
+        self._keys, self._log = keys, trigger.log
+        self._task: Any = getattr(trigger, "task_instance", None) if hasattr(BaseTrigger, "on_kill") else None
+        self._hushed = False
+
+    def tell(self, feed: Feed, agent_id: str, event: ExecutionEvent) -> None:
+        """Say where to look at the run, and push what is wanted, in a while."""
+        url = _link_to(feed, agent_id, event.id)
+        if url is not None:
+            self._log.info("Look at the run: %s", url)
+        values = {"event_id": event.id, RUN_URL_KEY: url}
+        xcoms = {key: value for key, value in values.items() if key in self._keys and value is not None}
+        if xcoms and self._task is not None:
+            pushing = asyncio.create_task(self._push(xcoms))
+            _pushes.add(pushing)
+            pushing.add_done_callback(_pushes.discard)
+
+    def hush(self) -> None:
+        """Push no more: the worker does from here on, or another try of the task."""
+        # Not by cancelling: the answer to what was sent would come to nobody, which Airflow logs as a fault.
+        self._hushed = True
+
+    async def _push(self, xcoms: dict[str, str]) -> None:
+        from airflow.providers.common.compat.sdk import XCom
+        from airflow.sdk.bases.xcom import BaseXCom
+
+        loop = asyncio.get_running_loop()
+        try:
+            async with _turns.setdefault(loop, asyncio.Semaphore(_PUSHES_AT_ONCE)):
+                for key, value in xcoms.items():
+                    # A backend of the deployment's own may block, which nothing in a triggerer may. A link is read
+                    # without it.
+                    if self._hushed or (key != RUN_URL_KEY and XCom is not BaseXCom):
+                        continue
+                    async with asyncio.timeout(_PUSH_SECONDS):
+                        await BaseXCom.aset(
+                            key,
+                            value,
+                            dag_id=self._task.dag_id,
+                            task_id=self._task.task_id,
+                            run_id=self._task.run_id,
+                            map_index=self._task.map_index,
+                        )
+        except Exception as error:  # noqa: BLE001 - whatever it is, the wait goes on
+            words = ", ".join(xcoms)
+            self._log.warning(
+                "Not pushed while the task is deferred: the XComs %s (%s). They come at the end.",
+                words,
+                type(error).__name__,
+            )
+
+
 def _event_of(
-    trigger: BaseTrigger, submission: Submission, verdict: Verdict, end_with: list[str] | None
+    trigger: BaseTrigger, submission: Submission, verdict: Verdict, end_with: list[str] | None, link: str | None
 ) -> TriggerEvent:
     """What to tell of a run's end: to a worker, or, if the trigger ends the task itself, to Airflow."""
     event = verdict.event
@@ -151,6 +240,7 @@ def _event_of(
         "return_value": event.to_json(),
         "event_id": event.id if len(verdict.events) == 1 else None,
         "usage": usage_of(event, try_number=task_instance.try_number),
+        RUN_URL_KEY: link,
     }
     return TaskSuccessEvent(xcoms={key: xcoms[key] for key in end_with if xcoms[key] is not None})
 
@@ -166,8 +256,10 @@ class AgentRunTrigger(BaseTrigger):
         poll_interval: seconds between two looks.
         deadline_at: when to give up, as ISO 8601 text with an offset. There is one last look at it.
         settle, appear_within, on_ambiguous: as in `ExecuteAgentOperator`.
-        end_with: if the run COMPLETED, end the task here with these of the XComs `return_value`, `event_id` and
-            `usage` (Airflow 3.3 and later). None resumes it on a worker, as every other end does.
+        end_with: if the run COMPLETED, end the task here with these of the XComs `return_value`, `event_id`, `usage`
+            and `run_url` (Airflow 3.3 and later). None resumes it on a worker, as every other end does.
+        show: of the XComs `event_id` and `run_url`, what to push as soon as the run's event is known, if it is not
+            over then.
     """
 
     def __init__(
@@ -181,6 +273,7 @@ class AgentRunTrigger(BaseTrigger):
         appear_within: float,
         on_ambiguous: str,
         end_with: list[str] | None = None,
+        show: Sequence[str] = (),
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow has not annotated it
         self.agents_conn_id = agents_conn_id
@@ -191,6 +284,7 @@ class AgentRunTrigger(BaseTrigger):
         self.appear_within = appear_within
         self.on_ambiguous = on_ambiguous
         self.end_with = end_with
+        self.show = list(show)
         self._wait: Wait | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -206,6 +300,7 @@ class AgentRunTrigger(BaseTrigger):
                 "appear_within": self.appear_within,
                 "on_ambiguous": self.on_ambiguous,
                 "end_with": self.end_with,
+                "show": self.show,
             },
         )
 
@@ -216,6 +311,7 @@ class AgentRunTrigger(BaseTrigger):
             submission,
             Rules(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous),
         )
+        herald = _Herald(self, self.show)
         try:
             async with feed_of(self.agents_conn_id) as feed:
                 verdict = await wait_for_end(
@@ -224,12 +320,16 @@ class AgentRunTrigger(BaseTrigger):
                     poll_interval=self.poll_interval,
                     deadline_at=datetime.fromisoformat(self.deadline_at),
                     say=self.log.log,
+                    on_known=partial(herald.tell, feed, submission.agent_id),
                 )
+                link = _link_of(feed, submission, verdict)
         except (PermanentError, InvalidConnectionError) as error:
             self.log.error("The wait for the run of %s cannot go on: %s", submission.name, error)  # noqa: TRY400
             yield TriggerEvent(RunEnded(submission=submission, outcome="error", error=str(error)).to_json())
             return
-        yield _event_of(self, submission, verdict, self.end_with)
+        finally:
+            herald.hush()
+        yield _event_of(self, submission, verdict, self.end_with, link)
 
     async def on_kill(self) -> None:
         """Say that the run goes on. No I/O: Airflow cancels this after about a second."""
@@ -257,10 +357,10 @@ class AgentSensorTrigger(BaseTrigger):
         deadline_at: when to give up, as ISO 8601 text with an offset; None for `timeout` seconds after the task began.
         timeout: seconds.
         settle, appear_within, on_ambiguous: as in `AgentRunSensor`.
-        end_with: as in `AgentRunTrigger`.
+        end_with, show: as in `AgentRunTrigger`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the sensor's own, and what is the trigger's
         self,
         *,
         agents_conn_id: str,
@@ -275,6 +375,7 @@ class AgentSensorTrigger(BaseTrigger):
         appear_within: float,
         on_ambiguous: str,
         end_with: list[str] | None,
+        show: Sequence[str] = (),
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow has not annotated it
         self.agents_conn_id = agents_conn_id
@@ -289,6 +390,7 @@ class AgentSensorTrigger(BaseTrigger):
         self.appear_within = appear_within
         self.on_ambiguous = on_ambiguous
         self.end_with = end_with
+        self.show = list(show)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class path and the arguments, JSON types all."""
@@ -307,12 +409,14 @@ class AgentSensorTrigger(BaseTrigger):
                 "appear_within": self.appear_within,
                 "on_ambiguous": self.on_ambiguous,
                 "end_with": self.end_with,
+                "show": self.show,
             },
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event."""
         unknown = Submission(agent_id=self.agent_id or "unknown", taken_at=_now())
+        herald = _Herald(self, self.show)
         try:
             # Templates are rendered by now, so this is the earliest that they can be read.
             sought = Sought.of(
@@ -332,12 +436,16 @@ class AgentSensorTrigger(BaseTrigger):
                     deadline_at=self._deadline(),
                     now=_now,
                     say=self.log.log,
+                    on_known=partial(herald.tell, feed, sought.agent_id),
                 )
+                link = _link_of(feed, submission, verdict)
         except (PermanentError, InvalidConnectionError, InvalidArgumentError) as error:
             self.log.error("The wait cannot go on: %s", error)  # noqa: TRY400 - its traceback would say no more
             yield TriggerEvent(RunEnded(submission=unknown, outcome="error", error=str(error)).to_json())
             return
-        yield _event_of(self, submission, verdict, self.end_with)
+        finally:
+            herald.hush()
+        yield _event_of(self, submission, verdict, self.end_with, link)
 
     def _deadline(self) -> datetime:
         if self.deadline_at is not None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+#: The component that starts all of them.
+STANDALONE = "standalone"
 #: Airflow's key of each component in its health report.
 _HEALTH = {"scheduler": "scheduler", "triggerer": "triggerer", "dag-processor": "dag_processor"}
 _START_SECONDS = 180.0
@@ -202,11 +204,13 @@ class RealAirflow:
     """A running Airflow; a context manager.
 
     Args:
-        home: its AIRFLOW_HOME, made if need be.
+        home: its AIRFLOW_HOME, made if need be. What was kept there before can be read again.
         dags: files and folders that are copied into its DAGs folder.
         env: further environment of every component, such as connections.
         database: `sqlite` or `postgres`.
         python: the interpreter beside which the `airflow` command is.
+        components: what to start; `standalone` is all of them in one.
+        port: of the API and the pages; a free one by default.
     """
 
     def __init__(
@@ -217,12 +221,15 @@ class RealAirflow:
         env: Mapping[str, str] | None = None,
         database: str = "sqlite",
         python: str = sys.executable,
+        components: Iterable[str] = COMPONENTS,
+        port: int | None = None,
     ) -> None:
         self.home = home.resolve()
+        self._components = tuple(components)
         self._bin = Path(python).absolute().parent
         self._processes: dict[str, Process] = {}
         self._more_env = dict(env or {})
-        self.port = free_port()
+        self.port = port if port is not None else free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._token: str | None = None
         (self.home / "dags").mkdir(parents=True, exist_ok=True)
@@ -231,7 +238,11 @@ class RealAirflow:
                 shutil.copy(file, self.home / "dags")
         self.postgres = Postgres() if database == "postgres" else None
         self._secret = secrets.token_hex(48)
-        self._fernet = urlsafe_b64encode(secrets.token_bytes(32)).decode()
+        fernet = self.home / "fernet.key"
+        if not fernet.exists():
+            fernet.touch(mode=0o600)
+            fernet.write_bytes(urlsafe_b64encode(secrets.token_bytes(32)))
+        self._fernet = fernet.read_text()
         self._log_ports = (free_port(), free_port())
 
     @property
@@ -285,9 +296,10 @@ class RealAirflow:
         """Migrate the database and start everything; returns when all of it is healthy."""
         if self.postgres is not None:
             self.postgres.start()
-        migrate = Process([str(self._bin / "airflow"), "db", "migrate"], self.env(), self.home / "migrate.log")
-        until(lambda: not migrate.is_alive(), _START_SECONDS, "the migration of the database")
-        for component in COMPONENTS:
+        if STANDALONE not in self._components:
+            migrate = Process([str(self._bin / "airflow"), "db", "migrate"], self.env(), self.home / "migrate.log")
+            until(lambda: not migrate.is_alive(), _START_SECONDS, "the migration of the database")
+        for component in self._components:
             self.start(component)
         self.wait_until_healthy()
 
@@ -315,7 +327,7 @@ class RealAirflow:
 
     def revive(self) -> None:
         """Start again what has ended by itself, as a deployment would."""
-        for component in COMPONENTS:
+        for component in self._components:
             if component in self._processes and not self.is_alive(component):
                 self.kill(component)
                 self.start(component)
@@ -347,7 +359,8 @@ class RealAirflow:
         """Whether every component that was started reports itself healthy now."""
         with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
             report = httpx.get(f"{self.url}/api/v2/monitor/health", timeout=5).json()
-            return all(report[key]["status"] == "healthy" for name, key in _HEALTH.items() if name in self._processes)
+            started = _HEALTH if STANDALONE in self._processes else self._processes
+            return all(report[key]["status"] == "healthy" for name, key in _HEALTH.items() if name in started)
         return False
 
     def wait_until_healthy(self, seconds: float = _START_SECONDS) -> None:

@@ -2,17 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import httpx
-from real_airflow import Process, RealAirflowError, connection_json, free_port, simulator_server, tail, until
+from real_airflow import (
+    STANDALONE,
+    RealAirflow,
+    RealAirflowError,
+    SimulatorServer,
+    connection_json,
+    simulator_server,
+    tail,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "demo-key"
+
+
+def run_url_at(simulator: SimulatorServer) -> str:
+    """The connection's `run_url`: what the simulator knows of a run."""
+    return f"{simulator.url}/_simulator/runs?agentId={{agent_id}}&eventId={{event_id}}"
+
+
+@contextlib.contextmanager
+def airflow_up(
+    home: Path, dags: Path, *, port: int | None = None, env: Mapping[str, str] | None = None
+) -> Iterator[tuple[RealAirflow, SimulatorServer]]:
+    """All that `make up` starts, for the length of a block.
+
+    Args:
+        home: for everything that is written.
+        dags: the DAGs folder itself, so that a change to a file there is seen.
+        port: of Airflow's pages.
+        env: further environment of Airflow, such as connections.
+    """
+    home.mkdir(exist_ok=True)
+    with simulator_server(home, "--key", KEY) as simulator:
+        settings = {
+            "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+            "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+            "AIRFLOW_CONN_AGENTS_DEFAULT": connection_json(simulator.url, KEY, run_url=run_url_at(simulator)),
+            **(env or {}),
+        }
+        with RealAirflow(home, dags=[], env=settings, components=[STANDALONE], port=port) as airflow:
+            yield airflow, simulator
 
 
 def main() -> int:
@@ -22,58 +63,22 @@ def main() -> int:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             print(f"Port {port} is taken. Choose another one: make up PORT=8081", file=sys.stderr)
             return 1
-    home = ROOT / ".airflow-up"
-    home.mkdir(exist_ok=True)
-    url = f"http://localhost:{port}"
     try:
-        with simulator_server(home, "--key", KEY) as simulator:
-            env = {
-                **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
-                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-                "AIRFLOW_HOME": str(home),
-                "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "example_dags"),
-                "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-                "AIRFLOW__CORE__PARALLELISM": "4",
-                "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
-                # This machine only, so no password stands between a newcomer and the UI.
-                "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
-                "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
-                "AIRFLOW__API__HOST": "127.0.0.1",
-                "AIRFLOW__API__PORT": str(port),
-                "AIRFLOW__API__BASE_URL": url,
-                "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
-                "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
-                "AIRFLOW_CONN_AGENTS_DEFAULT": connection_json(simulator.url, KEY),
-            }
-            print("Starting Airflow (about half a minute) ...", flush=True)
-            airflow = Process(
-                [str(Path(sys.executable).parent / "airflow"), "standalone"], env, home / "standalone.log"
+        print("Starting Airflow (about half a minute) ...", flush=True)
+        with airflow_up(ROOT / ".airflow-up", ROOT / "example_dags", port=port) as (airflow, simulator):
+            log = airflow.log_file(STANDALONE)
+            print(
+                f"\n  Airflow:    {airflow.url}   (no login needed; it listens on this machine only)\n"
+                f"  Simulator:  {simulator.url}   (API key {KEY})\n"
+                "  Connection: agents_default, set already\n"
+                f"  Log:        {log.relative_to(ROOT)}\n\n"
+                "Unpause and trigger agent_deferred to see a run. Ctrl-C stops everything.",
+                flush=True,
             )
-            try:
-
-                def answers() -> bool:
-                    if not airflow.is_alive():
-                        raise RealAirflowError(f"Airflow ended by itself:\n{tail(airflow.log)}")
-                    try:
-                        return httpx.get(f"{url}/api/v2/monitor/health", timeout=5).is_success
-                    except httpx.HTTPError:
-                        return False
-
-                until(answers, 180, "the start of Airflow")
-                print(
-                    f"\n  Airflow:    {url}   (no login needed; it listens on this machine only)\n"
-                    f"  Simulator:  {simulator.url}   (API key {KEY})\n"
-                    "  Connection: agents_default, set already\n"
-                    f"  Log:        {airflow.log.relative_to(ROOT)}\n\n"
-                    "Unpause and trigger agent_deferred to see a run. Ctrl-C stops everything.",
-                    flush=True,
-                )
-                while airflow.is_alive():
-                    signal.sigtimedwait([], 1)
-                print(f"Airflow ended by itself:\n{tail(airflow.log)}", file=sys.stderr)
-                return 1
-            finally:
-                airflow.stop()
+            while airflow.is_alive(STANDALONE):
+                signal.sigtimedwait([], 1)
+            print(f"Airflow ended by itself:\n{tail(log)}", file=sys.stderr)
+            return 1
     except RealAirflowError as error:
         print(error, file=sys.stderr)
         return 1

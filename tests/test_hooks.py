@@ -67,6 +67,7 @@ def test_extras_are_read_as_a_form_or_a_uri_writes_them(connected, tmp_path):
         ({"auth_header": "Cookie"}, "auth_header must be one of"),
         ({"auth_header": ["X-Api-Key"]}, "auth_header must be one of"),
         ({"proxy": "nonsense"}, "proxy is not the URL"),
+        ({"run_url": "javascript:alert(1)"}, "run_url must be an http"),
     ],
 )
 def test_an_extra_that_cannot_work_is_named(connected, extra, words):
@@ -100,10 +101,10 @@ def test_a_uri_that_airflow_cannot_read_does_not_bring_its_key_into_the_message(
 
 
 def test_the_run_url_is_filled_in_with_quoted_ids(connected):
-    hook = connected(connection("https://a.example", run_url="https://app.example/{agent_id}/runs/{event_id}?x={x}"))
-    assert hook.run_url(agent_id="a/b", event_id="e 1") == "https://app.example/a%2Fb/runs/e%201?x={x}"
+    hook = connected(connection("https://a.example", run_url="https://app.example/{agent_id}/runs/{event_id}?x=1"))
+    assert hook.run_url(agent_id="a/b", event_id="e 1") == "https://app.example/a%2Fb/runs/e%201?x=1"
+    assert hook.run_url(agent_id="a", event_id=None) is None
     assert connected(connection("https://a.example")).run_url(agent_id="a", event_id="e") is None
-    assert connected(connection("https://a.example", run_url="javascript:1")).run_url(agent_id="", event_id="") is None
 
 
 def test_the_reading_methods_read(platform):

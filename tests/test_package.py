@@ -87,6 +87,9 @@ def test_the_metadata_is_valid_and_names_modules_that_exist():
         for entry in info[kind]:
             for module in entry["python-modules"]:
                 assert importlib.import_module(module)
+    for path in info["extra-links"]:
+        module, _, name = path.rpartition(".")
+        assert getattr(importlib.import_module(module), name).name == "Agent run"
     (path,) = info["cli"]
     module, _, name = path.rpartition(".")
     assert [group.name for group in getattr(importlib.import_module(module), name)()] == ["agents"]
@@ -170,3 +173,9 @@ def test_an_example_is_a_dag_of_its_files_name(file):
     bag = DagBag(file)
     assert bag.import_errors == {}
     assert list(bag.dags) == [file.stem]
+
+
+def test_airflow_lists_the_link():
+    from airflow.providers_manager import ProvidersManager
+
+    assert "airflow_provider_agents.links.AgentRunLink" in ProvidersManager().extra_links_class_names

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ipaddress
 import platform
+import re
 import socket
 import ssl
 import threading
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from urllib.parse import urlsplit
 from weakref import WeakSet
 
 import httpx
@@ -82,6 +84,8 @@ class Settings:
         allow_plain_http: send the key unencrypted to a host that is not this machine.
         max_requests_per_second: above 0, at most 1,000; for what a triggerer asks on behalf of all that wait. A client
             by itself keeps no count.
+        run_url: where a person can look at a run: an http(s) URL with `{agent_id}` and `{event_id}` to be filled in.
+            A client only keeps it.
 
     Raises:
         InvalidConnectionError: from the constructor, naming what is wrong and what to do.
@@ -95,6 +99,7 @@ class Settings:
     proxy: str | None = field(default=None, repr=False)
     allow_plain_http: bool = False
     max_requests_per_second: float = DEFAULT_REQUESTS_PER_SECOND
+    run_url: str | None = None
     user_agent: str = field(default_factory=user_agent)
 
     def __post_init__(self) -> None:
@@ -129,6 +134,8 @@ class Settings:
             )
         if self.proxy is not None:
             _check_proxy(self.proxy, sees_key=self.base_url.startswith("http:") and not self.allow_plain_http)
+        if self.run_url is not None:
+            _check_run_url(self.run_url)
 
     def headers(self) -> dict[str, str]:
         """The headers of every request, the key among them."""
@@ -248,6 +255,27 @@ def _check_proxy(proxy: object, *, sees_key: bool) -> None:
         raise InvalidConnectionError(
             "The host is plain http, so the proxy would be sent the API key unencrypted. Use https, leave out the "
             "proxy, or set the connection's extra allow_plain_http to true if the network between is trusted."
+        )
+
+
+def _check_run_url(template: object) -> None:
+    """Refuse what would be no link, or one that an id can lead to another host. Whoever clicks it trusts it."""
+    text = template if isinstance(template, str) else repr(template)
+    try:
+        url = urlsplit(text)
+        good = url.scheme in {"http", "https"} and url.hostname is not None and text.isprintable() and " " not in text
+    except ValueError:
+        good = False
+    if not good or "{" in url.netloc or "@" in url.netloc:
+        raise InvalidConnectionError(
+            "run_url must be an http(s) URL with its ids behind the host, got "
+            f"{quote(text.rsplit('@', 1)[-1], 100)!r}. "
+            "Write it like https://app.example/agents/{agent_id}/runs/{event_id}."
+        )
+    unknown = re.sub(r"\{(?:agent_id|event_id)\}", "", text)
+    if "{" in unknown or "}" in unknown:
+        raise InvalidConnectionError(
+            f"run_url knows {{agent_id}} and {{event_id}} and nothing else in braces, got {quote(text, 100)!r}."
         )
 
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Task
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
-    from airflow_provider_agents.api.client import AsyncClient
+    from airflow_provider_agents.api.client import AsyncClient, Settings
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -160,6 +160,11 @@ class _Line:
         self._busy[client] = 0
         return client
 
+    @property
+    def settings(self) -> Settings | None:
+        """Those of the client at hand."""
+        return self._client.settings if self._client is not None else None
+
     async def aclose(self) -> None:
         """Close every client that was opened."""
         self._client = None
@@ -252,6 +257,11 @@ class Feed:
 
     def _at(self) -> At:
         return At(self._clock(), self.now())
+
+    @property
+    def settings(self) -> Settings | None:
+        """The connection as it was last read; None before the first request."""
+        return self._line.settings
 
     def note_end(self, outcome: str, completed_at: datetime | None) -> None:
         """Count how a run ended, and how long after its end, on the server's clock, that is known."""

@@ -19,7 +19,7 @@ from airflow_provider_agents.runs.verdict import Outcome, Verdict, Wait, active_
 from airflow_provider_agents.runs.waiting import Pace, StillBusyError, state_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Collection, Sequence
+    from collections.abc import AsyncGenerator, Callable, Collection, Sequence
     from datetime import datetime
 
     from airflow_provider_agents.api.models import ExecutionEvent
@@ -61,7 +61,15 @@ class _Teller:
             self._say(logging.INFO, f"Still waiting. {state}")
 
 
-async def wait_for_end(feed: Feed, wait: Wait, *, poll_interval: float, deadline_at: datetime, say: Say) -> Verdict:
+async def wait_for_end(
+    feed: Feed,
+    wait: Wait,
+    *,
+    poll_interval: float,
+    deadline_at: datetime,
+    say: Say,
+    on_known: Callable[[ExecutionEvent], None] = lambda _: None,
+) -> Verdict:
     """Wait until there is a verdict, or until a last look at the deadline.
 
     Args:
@@ -70,16 +78,26 @@ async def wait_for_end(feed: Feed, wait: Wait, *, poll_interval: float, deadline
         poll_interval: seconds between two looks.
         deadline_at: when to give up, on our clock. The run goes on after it.
         say: where changes of state and signs of life go.
+        on_known: called at most once, when exactly one event is known to be the run's and the run goes on.
 
     Raises:
         PermanentError: looking will not get better.
         InvalidConnectionError: the connection cannot be used.
     """
-    name, teller = wait.submission.name, _Teller(say)
+    name, teller, known = wait.submission.name, _Teller(say), False
+
+    def note_known() -> None:
+        nonlocal known
+        if wait.is_known and not known:
+            known = True
+            on_known(wait.events[0])
 
     def tell(ticket: Ticket[Verdict], is_news: bool) -> None:
         teller.tell(f"The run of {name}: {state_of(wait)}.", ticket.trouble, is_news=is_news)
+        if not ticket.over:
+            note_known()
 
+    note_known()
     verdict = await feed.watch(wait, interval=poll_interval, deadline_at=deadline_at, tell=tell)
     ends = [event.completedAt for event in verdict.events if event.completedAt is not None]
     feed.note_end(verdict.outcome, max(ends, default=None))
@@ -87,9 +105,17 @@ async def wait_for_end(feed: Feed, wait: Wait, *, poll_interval: float, deadline
 
 
 async def wait_for_sought(
-    feed: Feed, sought: Sought, rules: Rules, *, poll_interval: float, deadline_at: datetime, now: Clock, say: Say
+    feed: Feed,
+    sought: Sought,
+    rules: Rules,
+    *,
+    poll_interval: float,
+    deadline_at: datetime,
+    now: Clock,
+    say: Say,
+    on_known: Callable[[ExecutionEvent], None] = lambda _: None,
 ) -> tuple[Submission, Verdict]:
-    """Find the run that is sought, and wait until it is over.
+    """Find the run that is sought, and wait until it is over. The arguments are those of `wait_for_end`.
 
     Returns:
         The run, and how it ended. A run that had not begun at the deadline is one that is not over, without events.
@@ -116,7 +142,9 @@ async def wait_for_sought(
         verdict = wait.take(Look((first,), None), now())
         if verdict is not None:
             return submission, verdict
-    return submission, await wait_for_end(feed, wait, poll_interval=poll_interval, deadline_at=deadline_at, say=say)
+    return submission, await wait_for_end(
+        feed, wait, poll_interval=poll_interval, deadline_at=deadline_at, say=say, on_known=on_known
+    )
 
 
 async def _wait_for_first(

@@ -70,14 +70,15 @@ def asgi_app(simulator: Simulator) -> Starlette:  # noqa: C901 - one small funct
     def control(change: Callable[[Any], Any]) -> Callable[[Request], Any]:
         async def endpoint(request: Request) -> Response:
             try:
-                body = await request.json() if request.method not in {"GET", "DELETE"} else None
+                has_body = request.method not in {"GET", "DELETE"}
+                body = await request.json() if has_body else dict(request.query_params)
                 return JSONResponse(change(body))
             except (TypeError, ValueError, KeyError) as error:
                 return JSONResponse({"error": f"{type(error).__name__}: {error}"}, status_code=400)
 
         return endpoint
 
-    def executions(_: None) -> list[dict[str, Any]]:
+    def executions(_: object) -> list[dict[str, Any]]:
         return [
             {
                 "agentId": done.agent_id,
@@ -88,8 +89,8 @@ def asgi_app(simulator: Simulator) -> Starlette:  # noqa: C901 - one small funct
             for done in simulator.executions
         ]
 
-    def runs(_: None) -> list[dict[str, Any]]:
-        return [
+    def runs(wanted: dict[str, str]) -> list[dict[str, Any]]:
+        told = [
             {
                 "eventId": run.event_id,
                 "requestId": run.request_id,
@@ -102,8 +103,9 @@ def asgi_app(simulator: Simulator) -> Starlette:  # noqa: C901 - one small funct
             }
             for run, status in simulator.runs()
         ]
+        return [run for run in told if all(run[name] == value for name, value in wanted.items())]
 
-    def requests(_: None) -> dict[str, Any]:
+    def requests(_: object) -> dict[str, Any]:
         paths: dict[str, int] = {}
         for request in simulator.requests:
             name = f"{request.method} {request.path}"
@@ -121,7 +123,7 @@ def asgi_app(simulator: Simulator) -> Starlette:  # noqa: C901 - one small funct
         simulator.faults.append(Fault(**body))
         return body
 
-    def clear_faults(_: None) -> dict[str, Any]:
+    def clear_faults(_: object) -> dict[str, Any]:
         simulator.faults.clear()
         return {}
 

@@ -270,6 +270,17 @@ def test_the_settings_do_not_show_the_key_or_the_proxys_password():
         ({"proxy": "proxy:3128"}, "proxy is not the URL"),
         ({"proxy": "gopher://proxy"}, "proxy is not the URL"),
         ({"proxy": 7}, "proxy is not the URL"),
+        ({"run_url": "javascript:alert(1)//{event_id}"}, r"run_url must be an http\(s\) URL"),
+        ({"run_url": "data:text/html,x"}, "run_url must be an http"),
+        ({"run_url": "app.example/{event_id}"}, "run_url must be an http"),
+        ({"run_url": "https://"}, "run_url must be an http"),
+        ({"run_url": "https://[/{event_id}"}, "run_url must be an http"),
+        ({"run_url": "https://user:pw@app.example"}, "run_url must be an http"),
+        ({"run_url": "https://{agent_id}/"}, "ids behind the host"),
+        ({"run_url": "https://app.example/\n"}, "run_url must be an http"),
+        ({"run_url": 7}, "run_url must be an http"),
+        ({"run_url": "https://app.example/{eventId}"}, "nothing else in braces"),
+        ({"run_url": "https://app.example/{event_id"}, "nothing else in braces"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_with_the_cause(wrong, words):

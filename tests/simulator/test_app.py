@@ -62,6 +62,9 @@ def test_the_control_routes_tell_the_truth_and_change_the_world(http, sim):
     stranger = http.post("/_simulator/runs", json={"agentId": "a"}).json()["eventId"]
     runs = {run["eventId"]: run["by"] for run in http.get("/_simulator/runs").json()}
     assert runs == {done["eventId"]: "execute", stranger: "schedule"}
+    (one,) = http.get("/_simulator/runs", params={"agentId": "a", "eventId": stranger}).json()
+    assert one["eventId"] == stranger
+    assert http.get("/_simulator/runs", params={"id": stranger}).status_code == 400
     assert http.get("/_simulator/requests").json() == {"total": 1, "paths": {"POST /v1/agents/a/execute": 1}}
     assert http.post("/_simulator/agents", json={"agent_id": "b", "run_seconds": 3}).status_code == 200
     assert http.get("/v1/agents/b").status_code == 200

@@ -28,7 +28,9 @@ def simulator(tmp_path_factory, api_key):
 @pytest.fixture(scope="session")
 def airflow(tmp_path_factory, simulator, api_key):
     env = {
-        "AIRFLOW_CONN_AGENTS_DEFAULT": connection_json(simulator.url, api_key),
+        "AIRFLOW_CONN_AGENTS_DEFAULT": connection_json(
+            simulator.url, api_key, run_url="https://app.example/{agent_id}/runs/{event_id}"
+        ),
         "AIRFLOW_CONN_AGENTS_WRONG_KEY": connection_json(simulator.url, f"wrong-{api_key}"),
     }
     dags = [ROOT / "example_dags", Path(__file__).parent / "dags"]

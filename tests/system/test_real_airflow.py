@@ -29,6 +29,12 @@ def wait_for_log(airflow, dag_id, run_id, task_id, words, try_number=1):
     return until(written, 30, f"{words!r} in the log of {dag_id} {task_id}")
 
 
+def link_of(airflow, dag_id, run_id, task_id, map_index=-1):
+    """Where the task's page leads, once it leads anywhere."""
+    path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/links?map_index={map_index}"
+    return until(lambda: airflow.api("GET", path)["extra_links"]["Agent run"], 15, f"the link of {task_id}")
+
+
 @pytest.fixture(scope="module")
 def started(airflow, simulator):
     """The DAG runs that do not get in each other's way, all started at once: most of their time is waiting."""
@@ -69,6 +75,8 @@ def test_a_deferred_run_hands_its_own_final_event_to_the_next_task(airflow, simu
     assert usage["duration_seconds"] == pytest.approx(3.0)
     assert usage["try_number"] == 1
     assert event["id"] in airflow.xcom("agent_deferred", run_id, "report")
+    link = link_of(airflow, "agent_deferred", run_id, "run_agent")
+    assert link == f"https://app.example/agent-123/runs/{event['id']}"
 
 
 def test_the_log_tells_the_story_of_the_run_from_start_to_end(airflow, deferred_run):
@@ -166,16 +174,24 @@ def test_clearing_a_finished_task_starts_a_new_run(airflow, simulator, deferred_
 
 
 def test_a_task_that_is_marked_failed_leaves_its_run_and_a_clear_takes_it_up_again(airflow, simulator):
-    simulator.control("POST", "agents", {"agent_id": "agent-killed", "run_seconds": 20.0})
+    for agent_id in ("agent-killed", "agent-linked"):
+        simulator.control("POST", "agents", {"agent_id": agent_id, "run_seconds": 20.0})
     run_id = airflow.trigger("system_killed")
     airflow.wait_for_task("system_killed", run_id, "run", "deferred")
     known = f": event {simulator.executions('agent-killed')[0]['eventId']} RUNNING"
     wait_for_log(airflow, "system_killed", run_id, "run", known)
     (mine,) = simulator.executions("agent-killed")
+    # While they are deferred, each task leads to its own run.
+    for task_id, map_index, agent_id in (("run", -1, "agent-killed"), ("mapped", 0, "agent-linked")):
+        airflow.wait_for_task("system_killed", run_id, task_id, "deferred", map_index=map_index)
+        event_id = simulator.executions(agent_id)[0]["eventId"]
+        link = link_of(airflow, "system_killed", run_id, task_id, map_index)
+        assert link == f"https://app.example/{agent_id}/runs/{event_id}"
+    assert states_of(airflow, "system_killed", run_id) == {"run": "deferred", "mapped": "deferred"}
     airflow.set_task_state("system_killed", run_id, "run", "failed")
     said = f"no longer waits for the run of agent agent-killed, requestId {mine['requestId']}, event {mine['eventId']}"
     wait_for_log(airflow, "system_killed", run_id, "run", said)
-    airflow.clear("system_killed", run_id)
+    airflow.clear("system_killed", run_id, "run")
     assert airflow.wait_for_dag_run("system_killed", run_id) == "success"
     assert decoded(airflow.xcom("system_killed", run_id, "run"))["id"] == mine["eventId"]
     assert len(simulator.executions("agent-killed")) == 1

@@ -41,6 +41,7 @@ with DAG("system_timeout", start_date=START, schedule=None):
 
 with DAG("system_killed", start_date=START, schedule=None):
     ExecuteAgentOperator(task_id="run", agent_id="agent-killed", **QUICK)
+    ExecuteAgentOperator.partial(task_id="mapped", **QUICK).expand(agent_id=["agent-linked"])
 
 with DAG("system_dag_test", start_date=START, schedule=None):
     ExecuteAgentOperator(task_id="run", agent_id="agent-prices", **QUICK)
