@@ -34,9 +34,14 @@ _EXTRAS: dict[str, tuple[str, str]] = {
         "true to send the key unencrypted to a host that is not this machine. Default false.",
     ),
 }
-_HIDDEN_FIELDS = ["schema", "port", "login"]
+#: Not the port, though few need it: the Test button of Airflow 3.3 works for connections with one only.
+_HIDDEN_FIELDS = ["schema", "login"]
 _RELABELING = {"password": "API key", "host": "Base URL"}
-_PLACEHOLDERS = {"host": "https://api.uragents.ai", "password": "the key, without the word Bearer"}
+_PLACEHOLDERS = {
+    "host": "https://api.uragents.ai",
+    "port": "443",
+    "password": "the key, without the word Bearer",
+}
 
 
 def get_provider_info() -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote as percent_encode
+from urllib.parse import urlsplit, urlunsplit
 
 from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
 from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException, BaseHook
@@ -74,6 +75,20 @@ def _is_json_object(extra: str | None) -> bool:
         return False
 
 
+def _with_port(base_url: str, port: int) -> str:
+    """The base URL with the connection's port."""
+    try:
+        url = urlsplit(base_url)
+        own = url.port
+    except ValueError:
+        return base_url  # `Settings` says what is wrong with it
+    if own is not None and own != port:
+        raise InvalidConnectionError(
+            f"The connection has the port {port}, and its base URL names the port {own}. Leave one of the two out."
+        )
+    return base_url if own is not None or not url.netloc else urlunsplit(url._replace(netloc=f"{url.netloc}:{port}"))
+
+
 def settings_of(connection: Connection, extras: object) -> Settings:
     """The client's settings that a connection stands for.
 
@@ -117,7 +132,7 @@ def _settings_of(connection: Connection, extras: object) -> Settings:
 
     base_url = (connection.host or "").strip() or DEFAULT_BASE_URL
     if connection.port:
-        base_url = f"{base_url.rstrip('/')}:{connection.port}"
+        base_url = _with_port(base_url, connection.port)
     if connection.schema:
         raise InvalidConnectionError(
             "The connection has a schema (in a URI: a path after the host), which is not used. Put a path into the "

@@ -41,6 +41,25 @@ def test_a_uri_may_name_a_whole_base_url(connected):
 def test_a_port_of_its_own_is_part_of_the_base_url(connected):
     value = {"conn_type": "agents", "password": "KEY", "host": "https://gateway.example", "port": 8443}
     assert connected(json.dumps(value)).settings().base_url == "https://gateway.example:8443"
+    value["host"] = "https://gateway.example/agents"
+    assert connected(json.dumps(value)).settings().base_url == "https://gateway.example:8443/agents"
+    value["host"] = ""
+    assert connected(json.dumps(value)).settings().base_url == "https://api.uragents.ai:8443"
+    value["host"] = "https://gateway.example:8443"
+    assert connected(json.dumps(value)).settings().base_url == "https://gateway.example:8443"
+
+
+def test_two_ports_that_differ_are_refused(connected):
+    value = {"conn_type": "agents", "password": "KEY", "host": "https://gateway.example:8443", "port": 443}
+    with pytest.raises(InvalidConnectionError, match="Leave one of the two out"):
+        connected(json.dumps(value)).settings()
+
+
+@pytest.mark.parametrize("host", ["gateway.example", "https://gateway.example:port", "https://[::1"])
+def test_a_host_that_is_no_url_is_told_whatever_the_port(connected, host):
+    value = {"conn_type": "agents", "password": "KEY", "host": host, "port": 443}
+    with pytest.raises(InvalidConnectionError, match="no scheme|not a URL"):
+        connected(json.dumps(value)).settings()
 
 
 def test_extras_are_read_as_a_form_or_a_uri_writes_them(connected, tmp_path):
