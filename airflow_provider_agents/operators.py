@@ -90,7 +90,8 @@ def _without_vain_retries(
         try:
             return method(self, *args, **kwargs)
         except FOR_GOOD as error:
-            raise AirflowFailException(str(error)) from error
+            # Without its thirty lines of traceback: they push what it says, which is what helps, off the page.
+            raise AirflowFailException(str(error)) from error.with_traceback(None)
 
     return wrapped  # type: ignore[return-value]  # mypy takes the wrapper's self for a keyword
 
@@ -436,7 +437,7 @@ class ExecuteAgentOperator(BaseOperator):
                 )
             result = event.to_json()
             memory.save(Phase.ENDED, submission, outcome=verdict.outcome, result=result)
-            self.log.info("The run of %s COMPLETED: event %s.", submission.name, event.id)
+            self.log.info("COMPLETED: event %s, the run of %s.", event.id, submission.name)
             return result
         if verdict.outcome == Outcome.FAILED:
             memory.save(Phase.ENDED, submission, outcome=verdict.outcome)

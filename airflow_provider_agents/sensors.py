@@ -231,7 +231,8 @@ class AgentRunSensor(BaseSensorOperator):
             if self._wait is not None and self._wait.is_known:
                 self._show(sought.agent_id, self._wait.events[0].id, hook)
         except FOR_GOOD as error:
-            raise _NotSoftError(str(error)) from error
+            # Without its thirty lines of traceback: they push what it says, which is what helps, off the page.
+            raise _NotSoftError(str(error)) from error.with_traceback(None)
         except TemporaryError as error:
             self.log.warning("%s Looking again.", error)
             return False
@@ -260,7 +261,7 @@ class AgentRunSensor(BaseSensorOperator):
             # A run that was just shown need not be looked for again.
             look = Look((first,), None) if first is not None else client.follow(self._wait.look())
             verdict = self._wait.take(look, began_at)
-        self._tell(f"The run of {submission.name}: {state_of(self._wait)}")
+        self._tell(f"{state_of(self._wait)} (the run of {submission.name})")
         return verdict, submission
 
     def _began_at(self, context: Context) -> datetime:
@@ -314,7 +315,7 @@ class AgentRunSensor(BaseSensorOperator):
     def _end(self, verdict: Verdict, submission: Submission, sought: Sought) -> dict[str, Any]:
         event = verdict.event
         if verdict.outcome == Outcome.COMPLETED and event is not None:
-            self.log.info("The run of %s COMPLETED: event %s.", submission.name, event.id)
+            self.log.info("COMPLETED: event %s, the run of %s.", event.id, submission.name)
             return event.to_json()
         error = error_of(verdict, submission, what_now="")
         if verdict.outcome == Outcome.TIMED_OUT:
@@ -351,7 +352,7 @@ class AgentRunSensor(BaseSensorOperator):
                 raise skip.__cause__ from skip.__cause__.__cause__
             raise
         except AgentsError as error:
-            raise _NotSoftError(str(error)) from error
+            raise _NotSoftError(str(error)) from error.with_traceback(None)
 
     # --- for Airflow's OpenLineage provider, which asks in a fork of this process: no I/O ---
 

@@ -235,7 +235,7 @@ def _event_of(
     from airflow.triggers.base import TaskSuccessEvent
 
     ids = ", ".join(event.id for event in verdict.events)
-    trigger.log.info("The run of %s COMPLETED: event %s. The task ends here, without a worker.", submission.name, ids)
+    trigger.log.info("COMPLETED: event %s, the run of %s. The task ends here, without a worker.", ids, submission.name)
     xcoms = {
         "return_value": event.to_json(),
         "event_id": event.id if len(verdict.events) == 1 else None,

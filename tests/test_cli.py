@@ -322,7 +322,7 @@ def test_the_run_before_is_never_taken_for_the_one_that_was_started(platform, co
 @pytest.mark.parametrize(
     ("agent", "knobs", "arguments", "code", "words"),
     [
-        ({"end_status": "FAILED"}, {}, [], 3, "failed: event"),
+        ({"end_status": "FAILED"}, {}, [], 3, "It is the run of agent agent-1"),
         ({"run_seconds": 9e4}, {}, ["--timeout", "10m"], 4, "was not over at the deadline, last seen as event"),
         ({"run_seconds": 9e4}, {}, ["--timeout", "1h", "--poll-interval", "90"], 4, "cannot be cancelled and goes on"),
         ({}, {"record_lag": 9e4}, [], 6, "no event of it has appeared"),

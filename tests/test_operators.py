@@ -192,6 +192,8 @@ def test_a_wrong_key_fails_for_good_before_anything_is_started(platform, task):
     with pytest.raises(AirflowFailException, match="401") as caught:
         run(operator(), task)
     assert isinstance(caught.value.__cause__, AuthenticationError)
+    # What it says is on the page, and no traceback between it and the reader.
+    assert caught.value.__cause__.__traceback__ is None
 
 
 def test_an_unknown_agent_fails_for_good(platform, task):

@@ -206,6 +206,7 @@ def test_a_bad_key_fails_whatever_is_soft(platform, monkeypatch, wait, soft_fail
         wait(agent_id="agent-1", event_id="event-1", soft_fail=soft_fail)
     assert KEY not in str(failure.value)
     assert isinstance(failure.value.__cause__, AuthenticationError)
+    assert failure.value.__cause__.__traceback__ is None
 
 
 @pytest.mark.parametrize("soft_fail", [True, False])

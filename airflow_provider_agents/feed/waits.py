@@ -93,7 +93,7 @@ async def wait_for_end(
             on_known(wait.events[0])
 
     def tell(ticket: Ticket[Verdict], is_news: bool) -> None:
-        teller.tell(f"The run of {name}: {state_of(wait)}.", ticket.trouble, is_news=is_news)
+        teller.tell(f"{state_of(wait)} (the run of {name}).", ticket.trouble, is_news=is_news)
         if not ticket.over:
             note_known()
 

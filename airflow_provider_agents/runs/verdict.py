@@ -263,7 +263,9 @@ def error_of(verdict: Verdict, submission: Submission, *, what_now: str) -> Agen
         case Outcome.COMPLETED:
             return None
         case Outcome.FAILED:
-            return AgentRunFailedError(f"The run of {name} failed: {_ends(verdict.events)}. {what_now}", **about)
+            # What happened first: Airflow's page cuts long lines.
+            which = "It is" if len(ids) == 1 else "One of them is"
+            return AgentRunFailedError(f"E{_ends(verdict.events)[1:]}. {which} the run of {name}. {what_now}", **about)
         case Outcome.AMBIGUOUS:
             return AmbiguousAgentRunError(
                 f"The run of {name} cannot be told apart from others of the same agent that started at about the same "

@@ -119,10 +119,10 @@ def wait_for_end(
                 on_known(wait.events[0])
             state = state_of(wait)
             if state != told:
-                pace.speak(logging.INFO, f"The run of {name}: {state}.")
+                pace.speak(logging.INFO, f"{state} (the run of {name}).")
                 told = state
             else:
-                pace.sign_of_life(logging.INFO, f"Still waiting for the run of {name}: {state}.")
+                pace.sign_of_life(logging.INFO, f"Still waiting. {state} (the run of {name}).")
             if verdict is not None:
                 return verdict
         if over:
@@ -133,15 +133,15 @@ def wait_for_end(
 
 
 def state_of(wait: Wait) -> str:
-    """What is known of a run, in words."""
+    """What is known of a run, in words that begin a sentence: Airflow's page cuts long lines."""
     events = wait.events
     if not events:
-        return "no event yet"
+        return "No event yet"
     states = ", ".join(f"event {event.id} {event.status}" for event in events[:5])
     more = f" and {len(events) - 5} more" if len(events) > 5 else ""  # noqa: PLR2004 - as many as are shown
     if wait.is_known:
-        return states
-    return f"{'could be one of ' if len(events) > 1 else 'probably '}{states}{more}"
+        return f"E{states[1:]}"
+    return f"{'One of ' if len(events) > 1 else 'Probably '}{states}{more}"
 
 
 class StillBusyError(AgentsError):

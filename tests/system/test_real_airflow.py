@@ -83,7 +83,7 @@ def test_the_log_tells_the_story_of_the_run_from_start_to_end(airflow, deferred_
     run_id, _, executions = deferred_run
     log = wait_for_log(airflow, "agent_deferred", run_id, "run_agent", f"COMPLETED: event {executions[0]['eventId']}")
     accepted = log.index(f"requestId {executions[0]['requestId']} is under way")
-    running = log.index(f"probably event {executions[0]['eventId']}")
+    running = log.index(f"Probably event {executions[0]['eventId']}")
     completed = log.index(f"COMPLETED: event {executions[0]['eventId']}")
     assert accepted < running < completed
     assert "Traceback" not in log
@@ -178,7 +178,7 @@ def test_a_task_that_is_marked_failed_leaves_its_run_and_a_clear_takes_it_up_aga
         simulator.control("POST", "agents", {"agent_id": agent_id, "run_seconds": 20.0})
     run_id = airflow.trigger("system_killed")
     airflow.wait_for_task("system_killed", run_id, "run", "deferred")
-    known = f": event {simulator.executions('agent-killed')[0]['eventId']} RUNNING"
+    known = f"Event {simulator.executions('agent-killed')[0]['eventId']} RUNNING"
     wait_for_log(airflow, "system_killed", run_id, "run", known)
     (mine,) = simulator.executions("agent-killed")
     # While they are deferred, each task leads to its own run.
