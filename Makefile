@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up lint format soundness faults pace benchmark deployment worker-time watcher fuzz clean
+.PHONY: help demo test up lint format soundness faults pace benchmark deployment worker-time watcher fuzz ui clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,10 @@ worker-time: $(READY) ## what each way of waiting takes from the workers, in a r
 
 watcher: $(READY) ## a thousand finished runs, and a triggerer that is killed ten times
 	@$(BIN)/python tests/benchmarks/watcher.py
+
+ui: $(READY) ## the provider in Airflow's pages, in a real browser (needs Chromium); takes the docs' pictures
+	@$(call install,ui)
+	@$(BIN)/python dev/ui.py
 
 faults: $(READY) ## kill everything at random moments in a real Airflow on PostgreSQL, and count
 	@$(BIN)/python dev/faults.py

@@ -16,7 +16,7 @@ with DAG("price_report", start_date=START, schedule=None):
     ExecuteAgentOperator(task_id="run_agent", agent_id="agent-prices", **QUICK)
 
 with DAG("price_reports", start_date=START, schedule=None):
-    ExecuteAgentOperator.partial(task_id="run_agents", **QUICK).expand(agent_id=["agent-prices", "agent-news"])
+    ExecuteAgentOperator.partial(task_id="run_agents", **QUICK).expand(agent_id=["agent-london", "agent-paris"])
 
 with DAG("failing_report", start_date=START, schedule=None):
     ExecuteAgentOperator(task_id="run_agent", agent_id="agent-failing", **QUICK)
