@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PICTURES = ROOT / "docs" / "images"
+#: What was to be seen when something was not so.
+FAILED = ROOT / ".airflow-ui" / "failed.png"
 DAGS = Path(__file__).parent / "ui_dags.py"
 SIZE = {"width": 1280, "height": 800}
 #: None of what a browser does by itself is wanted.
@@ -273,15 +275,23 @@ def without_a_run_url_there_is_no_link(person: Person) -> None:
 
 
 def the_logs_tell_what_happened(person: Person) -> None:
-    for dag_id, state, words, picture in (
-        ("wrong_key", "failed", "The API key of the connection is missing, wrong or revoked", "log-wrong-key"),
-        ("failing_report", "failed", "The site asked for a login that the agent does not have.", "log-failed"),
-        ("price_report", "success", "COMPLETED: event", "log-deferred"),
+    # w wraps the lines, here and on each page from now on, or not any more; f takes the whole window.
+    for dag_id, state, words, keys, picture in (
+        ("wrong_key", "failed", "The API key of the connection is missing, wrong or revoked", "w", "log-wrong-key"),
+        ("failing_report", "failed", "The site asked for a login that the agent does not have.", "wf", "log-failed"),
+        ("price_report", "success", "COMPLETED: event", "", "log-deferred"),
     ):
         ended = person.airflow.wait_for_dag_run(dag_id, person.runs[dag_id], 90)
         check(ended == state, f"{dag_id} is {ended}")
         person.open_task(dag_id, "run_agent")
         expect(person.page.get_by_text(words).first).to_be_visible(timeout=30 * SECONDS)
+        for key in keys:
+            person.page.keyboard.press(key)
+        shown: Any = person.page.get_by_role("dialog") if "f" in keys else person.page
+        expect(shown.get_by_text(words).first).to_be_visible()
+        for traceback in reversed(shown.locator("details[open] > summary").all()):
+            traceback.click()
+        shown.get_by_text("Pre Execute").first.scroll_into_view_if_needed()
         person.picture(picture)
         log = person.airflow.log_text(dag_id, person.runs[dag_id], "run_agent")
         check(KEY not in log and "a-wrong-key" not in log, f"the log of {dag_id} holds the key")
@@ -308,7 +318,7 @@ def main() -> int:
         print(HOW_TO_GET_IT, file=sys.stderr)
         return 1
     PICTURES.mkdir(parents=True, exist_ok=True)
-    home = Path(tempfile.mkdtemp(prefix="agents-ui-"))
+    home = Path(tempfile.mkdtemp(prefix=".airflow-ui-", dir=ROOT))
     (home / "dags").mkdir()
     shutil.copy(DAGS, home / "dags")
     began = time.monotonic()
@@ -325,8 +335,8 @@ def main() -> int:
                 try:
                     scene(person)
                 except (WrongPageError, RealAirflowError, BrowserError, AssertionError) as error:
-                    page.screenshot(path=ROOT / ".airflow-ui-failed.png")
-                    print(f"[{time.monotonic() - began:5.1f}s] NOT SO: {name}\n{error}\nSee .airflow-ui-failed.png")
+                    page.screenshot(path=FAILED)
+                    print(f"[{time.monotonic() - began:5.1f}s] NOT SO: {name}\n{error}\nSee {FAILED.relative_to(ROOT)}")
                     return 1
                 print(f"[{time.monotonic() - began:5.1f}s] {name}", flush=True)
             browser.close()
