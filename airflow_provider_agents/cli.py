@@ -99,7 +99,7 @@ def _seconds(text: str) -> float:
 def _moment(text: str) -> datetime:
     """A moment, from ISO 8601 (UTC without an offset) or from how long ago it was."""
     with contextlib.suppress(argparse.ArgumentTypeError):
-        return datetime.now(UTC) - timedelta(seconds=_seconds(text))
+        return _now() - timedelta(seconds=_seconds(text))
     try:
         moment = datetime.fromisoformat(text)
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
@@ -328,7 +328,9 @@ def _run_rows(events: Sequence[ExecutionEvent]) -> list[dict[str, str]]:
 
 
 def _now() -> datetime:
-    return datetime.now(UTC)
+    from airflow_provider_agents.clock import now
+
+    return now()
 
 
 def _command(work: Callable[[Namespace], ExitCode]) -> Callable[[Namespace], None]:

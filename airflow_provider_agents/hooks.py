@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoun
 from airflow_provider_agents import _EXTRAS, _HIDDEN_FIELDS, _PLACEHOLDERS, _RELABELING
 from airflow_provider_agents.api import calls
 from airflow_provider_agents.api.errors import AgentsError, InvalidConnectionError, MissingConnectionError, quote
+from airflow_provider_agents.clock import working
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -193,10 +194,11 @@ def run_url_of(template: str | None, *, agent_id: str, event_id: str | None) -> 
 async def _open_client(conn_id: str) -> AsyncClient:
     from airflow_provider_agents.api.client import AsyncClient
 
-    settings = await _read_settings(conn_id)
-    if isinstance(settings, InvalidConnectionError):
-        raise settings
-    return await AsyncClient.open(settings)
+    with working():
+        settings = await _read_settings(conn_id)
+        if isinstance(settings, InvalidConnectionError):
+            raise settings
+        return await AsyncClient.open(settings)
 
 
 async def _read_settings(conn_id: str) -> Settings | InvalidConnectionError:

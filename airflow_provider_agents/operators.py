@@ -18,6 +18,7 @@ from airflow_provider_agents.api.errors import (
     TemporaryError,
     quote,
 )
+from airflow_provider_agents.clock import now
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.links import RUN_URL_KEY, AgentRunLink
 from airflow_provider_agents.runs.record import Phase, RunRecord
@@ -45,7 +46,6 @@ from airflow_provider_agents.tasks import (
     check_end_from_trigger,
     check_seconds,
     lost_in_trigger,
-    now,
 )
 from airflow_provider_agents.triggers import (
     AgentIdle,

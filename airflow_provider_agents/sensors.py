@@ -15,6 +15,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow.triggers.base import StartTriggerArgs
 
 from airflow_provider_agents.api.errors import AgentsError, InvalidArgumentError, TemporaryError
+from airflow_provider_agents.clock import now
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.links import RUN_URL_KEY, AgentRunLink
 from airflow_provider_agents.runs.matching import Look
@@ -33,7 +34,6 @@ from airflow_provider_agents.tasks import (
     check_end_from_trigger,
     check_seconds,
     is_template,
-    now,
 )
 from airflow_provider_agents.triggers import AgentSensorTrigger, RunEnded
 

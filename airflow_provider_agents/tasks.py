@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger
@@ -42,11 +42,6 @@ DEFER_MARGIN_SECONDS = 180.0
 #: Airflow 3.3 brought, all at once, what the triggerer needs to end a task well, or to start one: `on_kill` is the part
 #: of it that can be seen.
 TRIGGERS_END_TASKS = hasattr(BaseTrigger, "on_kill")
-
-
-def now() -> datetime:
-    """Our clock."""
-    return datetime.now(UTC)
 
 
 def is_template(value: object) -> bool:

@@ -10,7 +10,7 @@ import asyncio
 import math
 from collections import deque
 from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 from weakref import WeakKeyDictionary
@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 from airflow.triggers.base import BaseEventTrigger, BaseTrigger, TriggerEvent
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from airflow_provider_agents import clock
 from airflow_provider_agents.api.calls import check_agent_id
 from airflow_provider_agents.api.errors import (
     AgentsError,
@@ -28,6 +29,7 @@ from airflow_provider_agents.api.errors import (
     first_fault,
 )
 from airflow_provider_agents.api.models import ExecutionEvent, Status
+from airflow_provider_agents.clock import now
 from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.feed.waits import open_journal, sweeps_of, wait_for_end, wait_for_sought, wait_until_idle
 from airflow_provider_agents.hooks import feed_of, run_url_of
@@ -131,10 +133,6 @@ class AgentIdle(_Payload):
     deadline_at: AwareDatetime
     error: str | None = None
     for_good: bool = False
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 def _link_to(feed: Feed, agent_id: str, event_id: str | None) -> str | None:
@@ -415,7 +413,7 @@ class AgentSensorTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event."""
-        unknown = Submission(agent_id=self.agent_id or "unknown", taken_at=_now())
+        unknown = Submission(agent_id=self.agent_id or "unknown", taken_at=now())
         herald = _Herald(self, self.show)
         try:
             # Templates are rendered by now, so this is the earliest that they can be read.
@@ -425,7 +423,7 @@ class AgentSensorTrigger(BaseTrigger):
                 event_id=self.event_id,
                 started_after=self.started_after,
             )
-            unknown = Submission(agent_id=sought.agent_id, taken_at=_now())
+            unknown = Submission(agent_id=sought.agent_id, taken_at=now())
             rules = Rules(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous)
             async with feed_of(self.agents_conn_id) as feed:
                 submission, verdict = await wait_for_sought(
@@ -434,7 +432,7 @@ class AgentSensorTrigger(BaseTrigger):
                     rules,
                     poll_interval=self.poll_interval,
                     deadline_at=self._deadline(),
-                    now=_now,
+                    now=now,
                     say=self.log.log,
                     on_known=partial(herald.tell, feed, sought.agent_id),
                 )
@@ -452,7 +450,7 @@ class AgentSensorTrigger(BaseTrigger):
             return datetime.fromisoformat(self.deadline_at)
         # When the task was deferred: a triggerer that starts again must not start the time again.
         began = getattr(getattr(self, "task_instance", None), "start_date", None)
-        return (began if isinstance(began, datetime) else _now()) + timedelta(seconds=self.timeout)
+        return (began if isinstance(began, datetime) else now()) + timedelta(seconds=self.timeout)
 
 
 class AgentIdleTrigger(BaseTrigger):
@@ -495,7 +493,7 @@ class AgentIdleTrigger(BaseTrigger):
                     self.agent_id,
                     poll_interval=self.poll_interval,
                     deadline_at=deadline_at,
-                    now=_now,
+                    now=now,
                     say=self.log.log,
                 )
         except (PermanentError, InvalidConnectionError, TemporaryError, StillBusyError) as failure:
@@ -618,7 +616,7 @@ class AgentRunEventTrigger(BaseEventTrigger):
                 self.log.error(  # noqa: TRY400 - its traceback would say no more
                     "The watch cannot go on: %s Trying again in %g seconds.", error, _WATCH_AGAIN_SECONDS
                 )
-            await asyncio.sleep(_WATCH_AGAIN_SECONDS)
+            await clock.asleep(_WATCH_AGAIN_SECONDS)
 
 
 def _asset_state_of(trigger: BaseEventTrigger) -> Any:
@@ -662,24 +660,24 @@ class _CursorKeeper:
             except Exception:  # noqa: BLE001 - whatever it is, it must not end the watch
                 # To start from now would lose what ended before, so there is nothing to do but ask again.
                 self._log.exception("The state of the asset cannot be read; trying again.")
-            await asyncio.sleep(_STORE_AGAIN_SECONDS)
+            await clock.asleep(_STORE_AGAIN_SECONDS)
 
     async def keep(self, cursor: Cursor, *, told: bool) -> None:
         """Keep it, as soon as what was told before it is in the database."""
         if self._store is None:
             return
-        clock = asyncio.get_running_loop().time()
+        seconds = clock.loop_time()
         if self._kept is None and not told and not self._waiting:
             # Nothing has been told: a restart must not start from a later now.
             await self._set(cursor)
-            self._taken_at = clock
+            self._taken_at = seconds
             return
         latest = self._waiting[-1][1] if self._waiting else self._kept
-        if latest is None or _news(latest) != _news(cursor) or clock - self._taken_at >= _CURSOR_EVERY_SECONDS:
-            self._waiting.append((clock, cursor))
-            self._taken_at = clock
+        if latest is None or _news(latest) != _news(cursor) or seconds - self._taken_at >= _CURSOR_EVERY_SECONDS:
+            self._waiting.append((seconds, cursor))
+            self._taken_at = seconds
         due = None
-        while self._waiting and clock - self._waiting[0][0] >= _CURSOR_BEHIND_SECONDS:
+        while self._waiting and seconds - self._waiting[0][0] >= _CURSOR_BEHIND_SECONDS:
             due = self._waiting.popleft()[1]
         if due is not None:
             await self._set(due)

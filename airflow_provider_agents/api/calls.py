@@ -34,6 +34,7 @@ from airflow_provider_agents.api.errors import (
     quote,
 )
 from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent, Page, is_plausible
+from airflow_provider_agents.clock import now
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -346,7 +347,7 @@ def read_retry_after(value: str | None, server_time: datetime | None) -> float |
         moment = read_http_date(value)
         if moment is None:
             return None
-        seconds = (moment - (server_time or datetime.now(UTC))).total_seconds()
+        seconds = (moment - (server_time or now())).total_seconds()
     if math.isnan(seconds):
         return None
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)

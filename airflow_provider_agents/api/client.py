@@ -26,6 +26,7 @@ import httpx
 from tenacity import AsyncRetrying, Retrying, retry_if_exception, stop_after_attempt
 
 from airflow_provider_agents import __version__
+from airflow_provider_agents import clock as our_clock
 from airflow_provider_agents.api import retry
 from airflow_provider_agents.api.bodies import BodyError, Intake, without
 from airflow_provider_agents.api.calls import Answer, Call, Once, Pause, Steps, follow, read_answer, unreadable
@@ -460,7 +461,7 @@ class Client:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings, self._attempts, self._clock = settings, attempts, clock
-        self._sleep = sleep if sleep is not None else time.sleep
+        self._sleep = sleep if sleep is not None else our_clock.sleep
         self._cutter = _Cutter(over_a_network=transport is None)
         self._http = httpx.Client(
             transport=transport, event_hooks={"response": [_put_location_aside]}, **_httpx_arguments(settings, None)
@@ -569,7 +570,7 @@ class AsyncClient:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings, self._attempts, self._clock = settings, attempts, clock
-        self._sleep = sleep if sleep is not None else asyncio.sleep
+        self._sleep = sleep if sleep is not None else our_clock.asleep
         self._http = httpx.AsyncClient(
             transport=transport, event_hooks={"response": [_aput_location_aside]}, **_httpx_arguments(settings, tls)
         )
@@ -608,8 +609,9 @@ class AsyncClient:
             AgentsError: the one that fits.
         """
         try:
-            async with asyncio.timeout(self._settings.whole_request_seconds):
-                body = await self._read(call)
+            with our_clock.working():
+                async with asyncio.timeout(self._settings.whole_request_seconds):
+                    body = await self._read(call)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             failure = _our_error(error, call, self._settings)
         except TimeoutError:

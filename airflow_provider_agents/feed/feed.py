@@ -27,6 +27,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
+from airflow_provider_agents import clock as our_clock
 from airflow_provider_agents.api.calls import Answer, Call, Once, Pause, Steps, follow
 from airflow_provider_agents.api.errors import (
     AgentsError,
@@ -208,7 +209,7 @@ class _News:
         """Return when there is news, and after so many seconds without any; whether there is."""
         if not self._there:
             self._waiter = self._loop.create_future()
-            timer = self._loop.call_later(seconds, self._end_wait)
+            timer = our_clock.call_later(seconds, self._end_wait)
             try:
                 await self._waiter
             finally:
@@ -240,13 +241,13 @@ class Feed:
         *,
         stats: Stats | None = None,
         clock: Callable[[], float] | None = None,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] = our_clock.now,
         plan: Plan | None = None,
     ) -> None:
         self.name = name
         self.holders = 0
         self.now = now
-        self._clock = clock if clock is not None else asyncio.get_running_loop().time
+        self._clock = clock if clock is not None else our_clock.loop_time
         self._plan = plan if plan is not None else Plan()
         self._line = _Line(open_client, self._clock)
         self._gate = _Gate(self._clock)
@@ -362,7 +363,7 @@ class Feed:
 
     async def sleep(self, seconds: float) -> None:
         """Pause, on the feed's own time."""
-        await asyncio.sleep(seconds)
+        await our_clock.asleep(seconds)
 
     # --- the task -------------------------------------------------------------------------------------------------
 
@@ -384,9 +385,14 @@ class Feed:
                     continue
                 # What `is_due` told may have been the last.
                 next_at = self._plan.next_at(at)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(None if next_at is None else max(0.0, next_at - at.clock)):
-                        await self._changed.wait()
+                timer = None
+                if next_at is not None:
+                    timer = our_clock.call_later(max(0.0, next_at - at.clock), self._changed.set)
+                try:
+                    await self._changed.wait()
+                finally:
+                    if timer is not None:
+                        timer.cancel()
         except Exception as error:
             cause: Exception = error
             while isinstance(cause, ExceptionGroup):

@@ -1,0 +1,121 @@
+"""The provider's time: what time it is, and how to let some of it pass.
+
+Everything here that waits, or asks for the time, does it through this module. So a test can put another clock in the
+place of the system's for all of it at once, and for nothing else in the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+
+class Timer(Protocol):
+    """What is going to happen."""
+
+    def cancel(self) -> None:
+        """Let it not happen. May be repeated."""
+
+
+class Clock(Protocol):
+    """Where time comes from. All seconds are real numbers, 0 or more."""
+
+    def now(self) -> datetime:
+        """The time of day, aware, UTC."""
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, and block the thread."""
+
+    def loop_time(self) -> float:
+        """Monotonic seconds of the running event loop."""
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
+        """Call something on the running event loop after so many seconds."""
+
+    def working(self) -> AbstractContextManager[None]:
+        """For a block on the running event loop that awaits something real: an answer, a thread."""
+
+
+class SystemClock:
+    """The system's time and the event loop's timers."""
+
+    def now(self) -> datetime:
+        """The time of day."""
+        return datetime.now(UTC)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, and block the thread."""
+        time.sleep(seconds)
+
+    def loop_time(self) -> float:
+        """The running loop's own."""
+        return asyncio.get_running_loop().time()
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
+        """A timer of the running loop."""
+        return asyncio.get_running_loop().call_later(seconds, callback)
+
+    def working(self) -> AbstractContextManager[None]:
+        """Nothing depends on it."""
+        return contextlib.nullcontext()
+
+
+#: The one in use is the last.
+_clocks: list[Clock] = [SystemClock()]
+
+
+@contextlib.contextmanager
+def replaced_by(clock: Clock) -> Iterator[None]:
+    """Another clock for the length of a block, in every thread of the process."""
+    _clocks.append(clock)
+    try:
+        yield
+    finally:
+        _clocks.remove(clock)
+
+
+def now() -> datetime:
+    """Our clock."""
+    return _clocks[-1].now()
+
+
+def sleep(seconds: float) -> None:
+    """Wait on a worker."""
+    _clocks[-1].sleep(seconds)
+
+
+async def asleep(seconds: float) -> None:
+    """Wait on an event loop."""
+    done = asyncio.get_running_loop().create_future()
+
+    def end() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    timer = call_later(seconds, end)
+    try:
+        await done
+    finally:
+        timer.cancel()
+
+
+def loop_time() -> float:
+    """Monotonic seconds of the running event loop."""
+    return _clocks[-1].loop_time()
+
+
+def call_later(seconds: float, callback: Callable[[], object]) -> Timer:
+    """Call something on the running event loop after so many seconds."""
+    return _clocks[-1].call_later(seconds, callback)
+
+
+def working() -> AbstractContextManager[None]:
+    """For a block on the running event loop that awaits something real, such as an answer: time may not be skipped."""
+    return _clocks[-1].working()
