@@ -488,13 +488,15 @@ class Simulator:
         self._run_schedules()
         del self._agents[agent_id]
 
-    def start_scheduled_run(self, agent_id: str) -> str:
-        """Start a run as the platform's schedule would, now. Returns its event's id.
+    def start_scheduled_run(self, agent_id: str, *, after: float = 0.0) -> str:
+        """Start a run as the platform's schedule would, now or so many seconds from now. Returns its event's id.
 
         Raises:
             KeyError: there is no such agent.
+            ValueError: `after` is no number of seconds, 0 or more.
         """
-        return self._start(self._agents[agent_id], "schedule", self.now()).event_id
+        _check(_is_seconds(after), "after", "a number of seconds, 0 or more")
+        return self._start(self._agents[agent_id], "schedule", self.now() + timedelta(seconds=after)).event_id
 
     def add_history(
         self,
@@ -528,10 +530,10 @@ class Simulator:
         return self._runs[event_id].end_status
 
     def runs(self) -> list[tuple[Run, str]]:
-        """Every run and its status now, oldest first."""
+        """Every run that was started by now and its status, oldest first."""
         self._run_schedules()
         now = self.now()
-        return [(run, run.status_at(now, self.world)) for run in self._all.runs]
+        return [(run, run.status_at(now, self.world)) for run in self._all.newest_first(now)][::-1]
 
     def count(self, method: str | None = None, path_prefix: str | None = None) -> int:
         """How many requests of a method, and of paths that begin so, were received."""

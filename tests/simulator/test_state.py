@@ -59,6 +59,19 @@ def test_a_run_goes_from_pending_over_running_to_its_end():
     assert (row["startedAt"], row["completedAt"]) == ("2026-01-01T00:00:02.000Z", "2026-01-01T00:00:05.000Z")
 
 
+def test_a_run_may_be_started_ahead_of_its_time():
+    api = Api(queue_seconds=2.0, run_seconds=3.0)
+    later = api.sim.start_scheduled_run("a", after=60)
+    now = api.sim.start_scheduled_run("a")
+    assert [row["id"] for row in api.rows()] == [now] == [run.event_id for run, _ in api.sim.runs()]
+    api.clock.advance(60)
+    (row, _) = api.rows()
+    assert (row["id"], row["status"], row["createdAt"]) == (later, "PENDING", "2026-01-01T00:01:00.000Z")
+    assert [run.event_id for run, _ in api.sim.runs()] == [now, later]
+    with pytest.raises(ValueError, match="after must be a number of seconds"):
+        api.sim.start_scheduled_run("a", after=-1)
+
+
 def test_a_failed_run_says_why():
     api = Api(end_status="FAILED")
     api.execute()
