@@ -69,6 +69,11 @@ def test_importing_the_simulator_needs_no_server():
     assert not {name.split(".")[0] for name in loaded} & {"starlette", "uvicorn", "httpx", "airflow"}
 
 
+def test_the_pytest_plugin_loads_nothing_but_pytest():
+    loaded = loaded_by("import airflow_provider_agents.pytest_plugin", after="import pytest")
+    assert loaded == {"airflow_provider_agents", "airflow_provider_agents.pytest_plugin"}
+
+
 def test_the_api_is_usable_without_airflow():
     loaded = loaded_by("import airflow_provider_agents.api.client, airflow_provider_agents.runs.waiting")
     assert "airflow" not in {name.split(".")[0] for name in loaded}

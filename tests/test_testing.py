@@ -1,0 +1,322 @@
+"""What users' tests are given: the fixture, its time, and the page of the docs about it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import time
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    TaskDeferred,
+)
+
+from airflow_provider_agents import clock
+from airflow_provider_agents.api.errors import AgentRunFailedError, AgentRunNotFoundError, AgentRunTimeoutError
+from airflow_provider_agents.hooks import AgentsHook
+from airflow_provider_agents.operators import ExecuteAgentOperator
+from airflow_provider_agents.sensors import AgentRunSensor
+from airflow_provider_agents.tasks import TRIGGERS_END_TASKS
+from airflow_provider_agents.testing import SkippedTime
+from airflow_provider_agents.triggers import AgentRunEventTrigger
+
+ROOT = Path(__file__).parents[1]
+remembers = pytest.mark.skipif(not TRIGGERS_END_TASKS, reason="no task state store before Airflow 3.3")
+
+
+@pytest.fixture(params=["on the worker", "deferred"])
+def waiting(request):
+    return {"deferrable": request.param == "deferred"}
+
+
+def operator(agent_id="prices", **arguments):
+    return ExecuteAgentOperator(task_id="run", agent_id=agent_id, **arguments)
+
+
+# --- the fixture ---
+
+
+def test_twenty_minutes_with_the_default_arguments_take_an_instant(agents_simulator, waiting):
+    agents_simulator.agent("prices", run_seconds=1200)
+    began, began_there = time.monotonic(), agents_simulator.now()
+    event = agents_simulator.run(operator(**waiting))
+    assert event["id"] == agents_simulator.executions("prices")[0].event_id
+    assert (event["status"], event["browserSessionSeconds"]) == ("COMPLETED", 1200)
+    assert timedelta(seconds=1201) <= agents_simulator.now() - began_there < timedelta(seconds=1300)
+    # Generous: what matters is that it is not minutes.
+    assert time.monotonic() - began < 20
+
+
+def test_a_short_run_is_not_told_before_it_has_settled(agents_simulator, waiting):
+    agents_simulator.agent("prices", run_seconds=1)
+    began_there = agents_simulator.now()
+    agents_simulator.run(operator(settle=30, **waiting))
+    assert timedelta(seconds=30) <= agents_simulator.now() - began_there < timedelta(seconds=60)
+
+
+def test_a_run_that_failed_says_why(agents_simulator, waiting):
+    agents_simulator.agent("news", ends="FAILED", error="quota")
+    with pytest.raises(AgentRunFailedError, match="quota"):
+        agents_simulator.run(operator("news", **waiting))
+
+
+def test_runs_end_as_told_in_turn_and_the_last_word_holds(agents_simulator):
+    agents_simulator.agent("news", ends=["FAILED", "COMPLETED"])
+    with pytest.raises(AgentRunFailedError):
+        agents_simulator.run(operator("news"))
+    ends = [agents_simulator.run(operator("news", durable=False))["status"] for _ in range(2)]
+    assert ends == ["COMPLETED", "COMPLETED"]
+    assert len(agents_simulator.executions("news")) == 3
+
+
+@remembers
+def test_a_retry_takes_up_the_run_that_goes_on(agents_simulator, waiting):
+    agents_simulator.agent("prices", run_seconds=1200)
+    task = operator(timeout=900, **waiting)
+    began_there = agents_simulator.now()
+    with pytest.raises(AgentRunTimeoutError):
+        agents_simulator.run(task)
+    assert timedelta(seconds=900) <= agents_simulator.now() - began_there < timedelta(seconds=930)
+    assert agents_simulator.run(task)["status"] == "COMPLETED"
+    assert len(agents_simulator.executions()) == 1
+
+
+def test_a_lost_answer_a_busy_platform_and_late_records_start_one_run(agents_simulator, waiting):
+    agents_simulator.agent("prices")
+    agents_simulator.answer(429, times=3, retry_after=20)
+    agents_simulator.answer(503, to="looks")
+    agents_simulator.lose_answers()
+    agents_simulator.show_runs_after(10)
+    agents_simulator.limit_requests(10, seconds=20)
+    assert agents_simulator.run(operator(**waiting))["status"] == "COMPLETED"
+    assert len(agents_simulator.executions("prices")) == 1
+
+
+def test_a_run_that_is_never_shown_counts_as_lost(agents_simulator, waiting):
+    agents_simulator.agent("prices")
+    agents_simulator.show_runs_after(1e6)
+    with pytest.raises(AgentRunNotFoundError):
+        agents_simulator.run(operator(**waiting))
+
+
+def test_an_agent_that_was_not_added_is_unknown_to_the_platform(agents_simulator):
+    agents_simulator.agent("prices")
+    with pytest.raises(AirflowFailException, match="404"):
+        agents_simulator.run(operator("prizes"))
+    assert agents_simulator.executions() == []
+
+
+def test_a_refused_key_fails_for_good(agents_simulator):
+    agents_simulator.agent("prices")
+    agents_simulator.answer(401, times=None)
+    with pytest.raises(AirflowFailException, match="401"):
+        agents_simulator.run(operator())
+
+
+def test_a_sensor_waits_for_a_run_that_begins_while_it_waits(agents_simulator):
+    agents_simulator.agent("nightly", run_seconds=600)
+    sensor = AgentRunSensor(task_id="wait", agent_id="nightly", started_after=agents_simulator.now())
+    nightly = agents_simulator.start_run("nightly", after=900)
+    assert agents_simulator.run(sensor)["id"] == nightly
+    assert agents_simulator.executions() == []
+
+
+def test_a_sensor_is_late_or_skipped_as_it_says(agents_simulator):
+    agents_simulator.agent("nightly", run_seconds=900)
+    event_id = agents_simulator.start_run("nightly")
+    with pytest.raises(AirflowSensorTimeout):
+        agents_simulator.run(AgentRunSensor(task_id="wait", agent_id="nightly", event_id=event_id, timeout=300))
+    agents_simulator.agent("nightly", ends="FAILED")
+    event_id = agents_simulator.start_run("nightly")
+    agents_simulator.pass_time(100)
+    with pytest.raises(AirflowSkipException):
+        agents_simulator.run(AgentRunSensor(task_id="soft", agent_id="nightly", event_id=event_id, soft_fail=True))
+
+
+def test_a_task_waits_until_a_busy_agent_is_idle(agents_simulator, waiting):
+    agents_simulator.agent("prices", run_seconds=600)
+    theirs = agents_simulator.start_run("prices")
+    event = agents_simulator.run(operator(if_running="wait", **waiting))
+    assert event["id"] == agents_simulator.executions("prices")[0].event_id != theirs
+    assert agents_simulator.platform.truth(theirs).ended_at <= agents_simulator.platform.truth(event["id"]).accepted_at
+
+
+def test_other_connections_lead_there_too(agents_simulator):
+    agents_simulator.connect("agents_billing")
+    agents_simulator.agent("prices")
+    assert AgentsHook("agents_billing").get_agent("prices").id == "prices"
+    with httpx.Client(base_url=agents_simulator.url, headers={"X-Api-Key": agents_simulator.api_key}) as http:
+        assert http.get("/v1/agents/prices").status_code == 200
+
+
+async def first_event(trigger):
+    async with aclosing(trigger.run()) as events:
+        return (await anext(events)).payload
+
+
+def test_dozens_wait_at_once_and_each_gets_its_own_run(agents_simulator):
+    agents_simulator.show_runs_after(3)
+    agents_simulator.limit_requests(20, seconds=1)
+    triggers = []
+    for number in range(40):
+        agents_simulator.agent(f"agent-{number}", run_seconds=10.0 * number)
+        task = ExecuteAgentOperator(task_id=f"run-{number}", agent_id=f"agent-{number}")
+        with pytest.raises(TaskDeferred) as deferred:
+            task.execute({"ti": SimpleNamespace(try_number=1, max_tries=0, xcom_push=lambda key, value: None)})
+        triggers.append(deferred.value.trigger)
+
+    async def all_events():
+        return await asyncio.gather(*map(first_event, triggers))
+
+    ids = [payload["events"][0]["id"] for payload in asyncio.run(all_events())]
+    assert ids == [done.event_id for done in agents_simulator.executions()]
+
+
+def test_a_watcher_tells_of_a_run_that_the_platform_starts(agents_simulator):
+    agents_simulator.agent("nightly", run_seconds=600)
+    nightly = agents_simulator.start_run("nightly", after=300)
+    payload = asyncio.run(first_event(AgentRunEventTrigger(agent_id="nightly")))
+    assert [run["id"] for run in payload["runs"]] == [nightly]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        (lambda sim: sim.agent("a", ends="FAILD"), "ends must be COMPLETED or FAILED, or a list of these, got 'FAILD'"),
+        (lambda sim: sim.agent("a", ends=[]), "ends must be"),
+        (lambda sim: sim.agent("a", error="quota"), "give ends='FAILED' with it"),
+        (lambda sim: sim.agent("a", run_seconds="20 min"), "run_seconds must be a number of seconds"),
+        (lambda sim: sim.agent("", run_seconds=20), "agent_id must be a text that is not empty"),
+        (lambda sim: sim.executions("pricez"), "no agent 'pricez' .it has: prices.: add it"),
+        (lambda sim: sim.start_run("pricez"), "no agent 'pricez'"),
+        (lambda sim: sim.start_run("prices", after=-1), "after must be a number of seconds, 0 or more"),
+        (lambda sim: sim.answer(429, to="polls"), "to must be one of everything, execute, looks"),
+        (lambda sim: sim.answer(42), "status must be from 100 to 599"),
+        (lambda sim: sim.limit_requests(5, seconds=0), "rate_limit must be a pair"),
+        (lambda sim: sim.show_runs_after(-1), "record_lag must be"),
+        (lambda sim: sim.pass_time(-1), "time only moves on"),
+    ],
+)
+def test_a_mistake_in_a_test_is_said_clearly(agents_simulator, mistake, words):
+    agents_simulator.agent("prices")
+    with pytest.raises(ValueError, match=words):
+        mistake(agents_simulator)
+
+
+# --- its time ---
+
+
+def test_waits_end_in_the_order_of_real_time_and_take_none():
+    ended = []
+
+    async def wait(seconds):
+        await clock.asleep(seconds)
+        ended.append((seconds, round(clock.loop_time() - began)))
+
+    async def all_waits():
+        nonlocal began
+        began = clock.loop_time()
+        await asyncio.gather(*map(wait, (3600, 60, 5, 86400)))
+
+    began, real = 0.0, time.monotonic()
+    with clock.replaced_by(SkippedTime()):
+        asyncio.run(all_waits())
+    assert ended == [(5, 5), (60, 60), (3600, 3600), (86400, 86400)]
+    assert time.monotonic() - real < 10
+
+
+def test_no_time_is_skipped_while_something_real_is_under_way():
+    async def scene():
+        sleeping = asyncio.create_task(clock.asleep(3600))
+        with clock.working():
+            # As an answer from the network would: by way of a thread, and a few hands on the loop.
+            await asyncio.to_thread(lambda: None)
+            for _ in range(500):
+                await asyncio.sleep(0)
+            assert not sleeping.done()
+        await sleeping
+
+    with clock.replaced_by(SkippedTime()):
+        asyncio.run(scene())
+
+
+def test_a_wait_that_is_given_up_skips_nothing():
+    async def scene():
+        began = clock.loop_time()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await clock.asleep(3600)
+        await clock.asleep(1)
+        return clock.loop_time() - began
+
+    with clock.replaced_by(SkippedTime()):
+        assert 1 <= asyncio.run(scene()) < 60
+
+
+def test_what_is_not_the_providers_waits_in_real_time(agents_simulator):
+    async def scene():
+        began = asyncio.get_running_loop().time()
+        await asyncio.gather(clock.asleep(3600), asyncio.sleep(0.05))
+        return asyncio.get_running_loop().time() - began
+
+    assert 0.05 <= asyncio.run(scene()) < 10
+    assert agents_simulator.now() - datetime.now(UTC) > timedelta(seconds=3590)
+
+
+def test_the_system_has_its_time_again_after_the_block():
+    with clock.replaced_by(SkippedTime()):
+        clock.sleep(3600)
+        assert clock.now() - datetime.now(UTC) > timedelta(seconds=3590)
+    assert abs(clock.now() - datetime.now(UTC)) < timedelta(seconds=10)
+
+
+# --- as a plugin, and as the docs say ---
+
+
+def pytest_in(directory):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTEST"))}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=directory, env={**kept, "TMPDIR": str(directory)}, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+
+
+def files_of_the_page():
+    page = (ROOT / "docs" / "testing-your-dags.md").read_text()
+    return dict(re.findall(r'```python title="([^"]+)"\n(.*?)```', page, re.DOTALL))
+
+
+def test_a_suite_that_does_not_use_it_loads_nothing_for_it(tmp_path):
+    (tmp_path / "test_other.py").write_text(
+        "import os, sys\n"
+        "def test_nothing_is_loaded_or_set(request):\n"
+        "    assert 'airflow_provider_agents.pytest_plugin' in sys.modules\n"
+        "    ours = {name for name in sys.modules if name.startswith('airflow_provider_agents.')}\n"
+        "    assert ours == {'airflow_provider_agents.pytest_plugin'}\n"
+        "    assert not {'airflow', 'httpx', 'starlette', 'uvicorn', 'pydantic'} & set(sys.modules)\n"
+        "    assert not [name for name in os.environ if name.startswith('AIRFLOW')]\n"
+        "    assert 'agents_simulator' not in request.fixturenames\n"
+    )
+    done = pytest_in(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@remembers
+def test_the_docs_tests_run_as_they_stand(tmp_path):
+    for name, text in files_of_the_page().items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    done = pytest_in(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "9 passed" in done.stdout
