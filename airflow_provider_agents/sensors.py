@@ -102,6 +102,7 @@ class AgentRunSensor(BaseSensorOperator):
         deferrable: bool | None = None,
         poke_interval: float | timedelta | None = None,
         timeout: float | timedelta = 86400.0,
+        soft_fail: bool = False,
         settle: float = 30.0,
         appear_within: float = 300.0,
         on_ambiguous: str = "all",
@@ -113,6 +114,7 @@ class AgentRunSensor(BaseSensorOperator):
         super().__init__(
             poke_interval=check_seconds("poke_interval", 5.0 if poke_interval is None else poke_interval),
             timeout=check_seconds("timeout", timeout),
+            soft_fail=soft_fail,
             **kwargs,
         )
         # A DAG's default arguments bring a mode as well.

@@ -253,7 +253,9 @@ class AgentRunTrigger(BaseTrigger):
         submission: `Submission.to_json()`.
         poll_interval: seconds between two looks.
         deadline_at: when to give up, as ISO 8601 text with an offset. There is one last look at it.
-        settle, appear_within, on_ambiguous: as in `ExecuteAgentOperator`.
+        settle: as in `ExecuteAgentOperator`.
+        appear_within: the same.
+        on_ambiguous: the same.
         end_with: if the run COMPLETED, end the task here with these of the XComs `return_value`, `event_id`, `usage`
             and `run_url` (Airflow 3.3 and later). None resumes it on a worker, as every other end does.
         show: of the XComs `event_id` and `run_url`, what to push as soon as the run's event is known, if it is not
@@ -354,8 +356,11 @@ class AgentSensorTrigger(BaseTrigger):
         poll_interval: seconds between two looks.
         deadline_at: when to give up, as ISO 8601 text with an offset; None for `timeout` seconds after the task began.
         timeout: seconds.
-        settle, appear_within, on_ambiguous: as in `AgentRunSensor`.
-        end_with, show: as in `AgentRunTrigger`.
+        settle: as in `AgentRunSensor`.
+        appear_within: the same.
+        on_ambiguous: the same.
+        end_with: as in `AgentRunTrigger`.
+        show: the same.
     """
 
     def __init__(  # noqa: PLR0913 - the sensor's own, and what is the trigger's

@@ -15,7 +15,7 @@ agent_runs = Asset(
 )
 
 
-@dag(schedule=[agent_runs], start_date=datetime(2026, 1, 1), catchup=False, tags=["agents"])  # noqa: DTZ001 - Airflow adds UTC
+@dag(schedule=[agent_runs], start_date=datetime(2026, 1, 1), catchup=False, tags=["agents"])
 def agent_finished_starts_dag() -> None:
     """One DAG run for all runs that had finished in one look."""
 

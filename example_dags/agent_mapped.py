@@ -10,7 +10,7 @@ from airflow.sdk import dag, task
 from airflow_provider_agents.operators import ExecuteAgentOperator
 
 
-@dag(schedule=None, start_date=datetime(2026, 1, 1), catchup=False, tags=["agents"])  # noqa: DTZ001 - Airflow adds UTC
+@dag(schedule=None, start_date=datetime(2026, 1, 1), catchup=False, tags=["agents"])
 def agent_mapped() -> None:
     """Several agents, then one task that receives all their events."""
     run_agents = ExecuteAgentOperator.partial(task_id="run_agents", poll_interval=5).expand(

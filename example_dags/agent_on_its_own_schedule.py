@@ -10,7 +10,7 @@ from airflow.sdk import dag, task
 from airflow_provider_agents.sensors import AgentRunSensor
 
 
-@dag(schedule="@hourly", start_date=datetime(2026, 1, 1), catchup=False, tags=["agents"])  # noqa: DTZ001 - Airflow adds UTC
+@dag(schedule="@hourly", start_date=datetime(2026, 1, 1), catchup=False, tags=["agents"])
 def agent_on_its_own_schedule() -> None:
     """The agent's first run that began in this interval, whenever the DAG itself runs."""
     nightly_run = AgentRunSensor(

@@ -12,7 +12,7 @@ from airflow.sdk import dag
 from airflow_provider_agents.operators import ExecuteAgentOperator
 
 
-@dag(schedule=None, start_date=datetime(2026, 1, 1), catchup=False, tags=["agents"])  # noqa: DTZ001 - Airflow adds UTC
+@dag(schedule=None, start_date=datetime(2026, 1, 1), catchup=False, tags=["agents"])
 def agent_one_at_a_time() -> None:
     """Two tasks that may run at any time, and never at the same time."""
     for name in ("first", "second"):

@@ -10,7 +10,7 @@ from airflow.sdk import dag, task
 from airflow_provider_agents.operators import ExecuteAgentOperator
 
 
-@dag(schedule=None, start_date=datetime(2026, 1, 1), catchup=False, tags=["agents"])  # noqa: DTZ001 - Airflow adds UTC
+@dag(schedule=None, start_date=datetime(2026, 1, 1), catchup=False, tags=["agents"])
 def agent_start_only() -> None:
     """One agent, started and not waited for."""
     start_agent = ExecuteAgentOperator(

@@ -11,7 +11,7 @@ from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.sensors import AgentRunSensor
 
 
-@dag(schedule=None, start_date=datetime(2026, 1, 1), catchup=False, tags=["agents"])  # noqa: DTZ001 - Airflow adds UTC
+@dag(schedule=None, start_date=datetime(2026, 1, 1), catchup=False, tags=["agents"])
 def agent_start_then_wait() -> None:
     """One agent that works while another task does."""
     start_agent = ExecuteAgentOperator(task_id="start_agent", agent_id="agent-123", wait_for_completion=False)

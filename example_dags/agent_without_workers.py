@@ -10,7 +10,7 @@ from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.sensors import AgentRunSensor
 
 
-@dag(schedule=None, start_date=datetime(2026, 1, 1), catchup=False, tags=["agents"])  # noqa: DTZ001 - Airflow adds UTC
+@dag(schedule=None, start_date=datetime(2026, 1, 1), catchup=False, tags=["agents"])
 def agent_without_workers() -> None:
     """A run that this DAG starts, and then one that the platform does."""
     run_agent = ExecuteAgentOperator(task_id="run_agent", agent_id="agent-123", end_from_trigger=True)

@@ -11,12 +11,18 @@ from pathlib import Path
 import pytest
 
 import airflow_provider_agents
+from airflow_provider_agents.runs.journal import Cursor
+from airflow_provider_agents.runs.record import RunRecord
+from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.simulator import ManualClock, Simulator
 from airflow_provider_agents.triggers import (
+    AgentIdle,
     AgentIdleTrigger,
     AgentRunEventTrigger,
     AgentRunTrigger,
     AgentSensorTrigger,
+    FinishedRuns,
+    RunEnded,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -131,6 +137,18 @@ def test_the_triggers_paths_and_arguments_are_public_and_survive_a_round_trip():
         serialized = trigger.serialize()
         assert serialized[0] == path
         assert type(trigger)(**json.loads(json.dumps(serialized[1]))).serialize() == serialized
+
+
+def test_what_a_newer_version_adds_to_what_is_stored_does_not_stop_an_older_one():
+    for kind, value in (
+        (Submission, SUBMISSION),
+        (RunRecord, {"phase": "deferred", "agents_conn_id": "c", "submission": SUBMISSION}),
+        (Cursor, {"floor": "2026-01-01T09:00:00Z"}),
+        (RunEnded, {"submission": SUBMISSION, "outcome": "completed"}),
+        (AgentIdle, {"agent_id": "a", "deadline_at": "2026-01-01T09:00:00Z"}),
+        (FinishedRuns, {"runs": []}),
+    ):
+        assert kind.from_json({**value, "of_tomorrow": 1}) == kind.from_json(value)
 
 
 @pytest.mark.parametrize("fixture", ["execute_202.json", "events_page.json"])

@@ -1,7 +1,5 @@
 """Everything that can go wrong, as one tree, split by what the caller should do.
 
-::
-
     AgentsError
     ├── InvalidArgumentError        an argument is wrong; nothing was sent (also a ValueError)
     ├── InvalidConnectionError      the connection is wrong; nothing was sent (also a ValueError)
