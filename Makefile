@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up lint format soundness faults pace benchmark deployment worker-time watcher fuzz ui clean
+.PHONY: help demo test up docs lint format soundness faults pace benchmark deployment worker-time watcher fuzz ui clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,12 @@ lint: $(READY) ## the checks that need no tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# Not with --quiet: mkdocs then counts no warnings, so that none is an error.
+docs: $(READY) ## the documentation site, in site/
+	@$(call install,docs)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
+	@echo "Open site/index.html"
+
 format: $(READY) ## write the code as the formatter wants it
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -89,4 +95,4 @@ fuzz: $(READY) ## a million hostile answers through all that reads them (ANSWERS
 	@$(BIN)/python tests/fuzzing.py $(if $(ANSWERS),--answers $(ANSWERS)) $(if $(SEED),--seed $(SEED))
 
 clean: ## remove what these commands made
-	rm -rf $(VENV) .cache .airflow-* .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) .cache .airflow-* .pytest_cache .mypy_cache .ruff_cache .hypothesis dist site
