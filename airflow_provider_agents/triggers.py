@@ -363,7 +363,7 @@ class AgentSensorTrigger(BaseTrigger):
         show: the same.
     """
 
-    def __init__(  # noqa: PLR0913 - the sensor's own, and what is the trigger's
+    def __init__(
         self,
         *,
         agents_conn_id: str,
