@@ -173,12 +173,17 @@ class _Herald:
         self._hushed = False
 
     def tell(self, feed: Feed, agent_id: str, event: ExecutionEvent) -> None:
-        """Say where to look at the run, and push what is wanted, in a while."""
+        """Say where to look at the run, and push what is wanted, in a while.
+
+        Only where there is a link: nobody but a person looks at a task that is deferred, and each push is a write to
+        Airflow's database.
+        """
         url = _link_to(feed, agent_id, event.id)
-        if url is not None:
-            self._log.info("Look at the run: %s", url)
+        if url is None:
+            return
+        self._log.info("Look at the run: %s", url)
         values = {"event_id": event.id, RUN_URL_KEY: url}
-        xcoms = {key: value for key, value in values.items() if key in self._keys and value is not None}
+        xcoms = {key: value for key, value in values.items() if key in self._keys}
         if xcoms and self._task is not None:
             pushing = asyncio.create_task(self._push(xcoms))
             _pushes.add(pushing)

@@ -333,10 +333,12 @@ def test_a_run_that_is_over_when_it_is_known_is_left_to_the_worker(linked, task,
 
 
 @newer_airflow
-def test_without_a_run_url_only_the_event_is_pushed(platform, task, supervisor, in_a_task):
+def test_without_a_run_url_nothing_is_pushed_before_the_end(platform, task, supervisor, in_a_task):
     platform.sim.add_agent("agent-1", run_seconds=300.0)
-    asyncio.run(first_event(deferred(operator(), task)))
-    assert [place[0] for place in supervisor.pushed] == ["event_id"]
+    event = asyncio.run(first_event(deferred(operator(), task)))
+    assert supervisor.pushed == []
+    operator().execute_complete(task.resumed(), event.payload)
+    assert task.xcoms["event_id"] == platform.executions()[0]
 
 
 @newer_airflow
