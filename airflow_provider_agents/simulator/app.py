@@ -12,7 +12,6 @@ import dataclasses
 import signal
 import socket
 import threading
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_agents.simulator.state import Fault, Reply, Simulator
@@ -27,8 +26,9 @@ if TYPE_CHECKING:
 
 #: A hanging request is let go after this many seconds even if its client never gives up.
 _LONGEST_HANG_SECONDS = 120.0
-#: The TCP connection of the request at hand, so that a reset can be a real one.
-_transport: ContextVar[asyncio.Transport | None] = ContextVar("_transport", default=None)
+#: The key of a request's TCP connection in its scope, so that a reset can be a real one. No context variable: some
+#: releases of uvicorn start each request in an empty context.
+_CONNECTION = "agents_simulator.connection"
 
 
 def mock_transport(simulator: Simulator) -> httpx.MockTransport:
@@ -154,7 +154,7 @@ def asgi_app(simulator: Simulator) -> Starlette:  # noqa: C901 - one small funct
 
 
 async def _break(request: Request, reply: Reply) -> None:
-    transport = _transport.get()
+    transport = request.scope.get(_CONNECTION)
     if reply.broken == "hang":
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LONGEST_HANG_SECONDS):
@@ -172,14 +172,35 @@ def _server(simulator: Simulator) -> Any:
     class Breakable(H11Protocol):
         """Lets an endpoint reach the connection of its request."""
 
-        def handle_events(self) -> None:
-            _transport.set(self.transport)
-            super().handle_events()
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            answer = self.app
 
-    return uvicorn.Server(
+            async def answer_on(scope: Any, receive: Any, send: Any) -> None:
+                scope[_CONNECTION] = transport
+                await answer(scope, receive, send)
+
+            self.app = answer_on
+
+    class Announced(uvicorn.Server):
+        """Tells when it answers: one that is stopped before leaves its socket to a warning."""
+
+        def __init__(self, config: uvicorn.Config) -> None:
+            super().__init__(config)
+            self.answers = threading.Event()
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            try:
+                await super().startup(sockets)
+            finally:
+                self.answers.set()
+
+    return Announced(
         uvicorn.Config(
             asgi_app(simulator),
             http=Breakable,
+            # Not looked for: an older uvicorn then imports what a newer websockets warns of.
+            ws="none",
             lifespan="off",
             log_level="error",
             access_log=False,
@@ -253,6 +274,7 @@ def running_server(simulator: Simulator, *, port: int = 0) -> Iterator[str]:
     server = _server(simulator)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
+    server.answers.wait(timeout=10)
     try:
         yield url_of(listening)
     finally:
