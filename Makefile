@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up docs lint format soundness faults pace benchmark deployment worker-time watcher fuzz ui clean
+.PHONY: help demo test up docs lint format soundness faults pace benchmark deployment worker-time watcher fuzz ui matrix clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,9 @@ watcher: $(READY) ## a thousand finished runs, and a triggerer that is killed te
 ui: $(READY) ## the provider in Airflow's pages, in a real browser (needs Chromium); takes the docs' pictures
 	@$(call install,ui)
 	@$(BIN)/python dev/ui.py
+
+matrix: ## the tests and the examples on every Airflow and Python (CELLS="3.0-py3.11 newest")
+	@$(PYTHON) dev/matrix.py $(addprefix --python ,$(PYTHONS)) $(CELLS)
 
 faults: $(READY) ## kill everything at random moments in a real Airflow on PostgreSQL, and count
 	@$(BIN)/python dev/faults.py

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +23,8 @@ from airflow_provider_agents.simulator import Simulator, running_server
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 
 KEY = "test-key"
+#: The minor release of Airflow that the tests run with.
+AIRFLOW = tuple(int(part) for part in version("apache-airflow-core").split(".")[:2])
 
 # A busy machine is slow now and then; what takes too long on purpose is no property of the code.
 settings.register_profile("patient", settings.default, deadline=None)
@@ -35,6 +38,22 @@ def pytest_collection_modifyitems(items):
         if item.get_closest_marker("system"):
             item.add_marker(pytest.mark.xdist_group("system"))
     items.sort(key=lambda item: item.get_closest_marker("system") is None)
+
+
+def needs_airflow(minor):
+    """Skip a test of what came with a newer Airflow; what an older one does instead has a test of its own."""
+    wanted = tuple(int(part) for part in minor.split("."))
+    return pytest.mark.skipif(wanted > AIRFLOW, reason=f"needs Airflow {minor}")
+
+
+def dag_bag(file):
+    """What Airflow makes of a DAG file."""
+    try:
+        from airflow.dag_processing.dagbag import DagBag
+    except ImportError:  # where it was before Airflow 3.2
+        from airflow.models.dagbag import DagBag
+
+    return DagBag(file)
 
 
 class Store(dict):

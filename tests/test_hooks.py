@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from types import ModuleType
 
 import pytest
-from conftest import KEY, connection
+from conftest import KEY, connection, needs_airflow
 
 from airflow_provider_agents import get_provider_info
 from airflow_provider_agents.api.errors import InvalidConnectionError, NotFoundError
@@ -228,6 +228,7 @@ def test_the_widgets_for_older_airflow_are_the_same_fields(monkeypatch):
     }
 
 
+@needs_airflow("3.2")
 def test_airflow_lists_the_form_without_a_warning():
     from airflow.providers_manager import ProvidersManager
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
+from conftest import AIRFLOW, dag_bag
+from examples import NEEDS
 
 import airflow_provider_agents
 from airflow_provider_agents.runs.journal import Cursor
@@ -50,7 +53,9 @@ def test_parsing_a_dag_loads_neither_an_http_client_nor_a_server_nor_the_simulat
     # Airflow 3.3 itself loads httpx for its logging, so what counts is what the operators add to a loaded Airflow.
     loaded = loaded_by(
         "import airflow_provider_agents.operators",
-        after="import airflow.sdk\nfrom airflow.sdk import BaseOperator, BaseHook\nimport airflow.triggers.base",
+        after="import airflow.sdk\n"
+        "from airflow.providers.common.compat.sdk import BaseOperator, BaseHook\n"
+        "import airflow.triggers.base",
     )
     assert "airflow_provider_agents.operators" in loaded
     tops = {name.split(".")[0] for name in loaded}
@@ -190,12 +195,15 @@ def test_the_watchers_dag_in_the_docs_is_a_dag():
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "example_dags").glob("*.py")), ids=lambda file: file.stem)
-def test_an_example_is_a_dag_of_its_files_name(file):
-    from airflow.dag_processing.dagbag import DagBag
-
-    bag = DagBag(file)
-    assert bag.import_errors == {}
-    assert list(bag.dags) == [file.stem]
+def test_an_example_is_a_dag_of_its_files_name_or_says_which_airflow_it_needs(file):
+    bag = dag_bag(file)
+    needed = NEEDS.get(file.stem, (3, 0))
+    if needed <= AIRFLOW:
+        assert bag.import_errors == {}
+        assert list(bag.dags) == [file.stem]
+    else:
+        (said,) = bag.import_errors.values()
+        assert re.search(rf"needs Airflow {needed[0]}\.{needed[1]}(\+| or newer)", said)
 
 
 def test_airflow_lists_the_link():

@@ -18,8 +18,12 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 from airflow.sdk import DAG
-from airflow.sdk.exceptions import AirflowRescheduleException
-from conftest import KEY, connection
+from conftest import KEY, connection, needs_airflow
+
+try:
+    from airflow.sdk.exceptions import AirflowRescheduleException
+except ImportError:  # where it was before Airflow 3.1
+    from airflow.exceptions import AirflowRescheduleException
 
 from airflow_provider_agents.api.errors import (
     AgentRunFailedError,
@@ -38,7 +42,7 @@ from airflow_provider_agents.triggers import AgentSensorTrigger
 NINE = datetime(2026, 1, 1, 9, tzinfo=UTC)
 WAYS = ("deferrable", "poke", "reschedule")
 
-newer_airflow = pytest.mark.skipif(not TRIGGERS_END_TASKS, reason="needs Airflow 3.3")
+newer_airflow = needs_airflow("3.3")
 
 
 def sensor(way="deferrable", **arguments):

@@ -11,11 +11,10 @@ from types import SimpleNamespace
 import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 from airflow.triggers.base import BaseEventTrigger
-from conftest import KEY, connection
+from conftest import KEY, connection, needs_airflow
 
 from airflow_provider_agents.api.errors import AgentRunFailedError, InvalidArgumentError
 from airflow_provider_agents.operators import RECORD_KEY, ExecuteAgentOperator
-from airflow_provider_agents.tasks import TRIGGERS_END_TASKS
 from airflow_provider_agents.triggers import (
     CURSOR_KEY,
     AgentRunEventTrigger,
@@ -24,7 +23,7 @@ from airflow_provider_agents.triggers import (
     finished_runs,
 )
 
-newer_airflow = pytest.mark.skipif(not TRIGGERS_END_TASKS, reason="needs Airflow 3.3")
+newer_airflow = needs_airflow("3.3")
 
 
 # --- the end of a task ---

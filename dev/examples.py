@@ -1,0 +1,219 @@
+"""The example DAGs in a real Airflow, and what must come of each. `make matrix` runs this on every Airflow.
+
+An example that needs a newer Airflow than this one is left out here; a test says what its author is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from real_airflow import RealAirflow, RealAirflowError, SimulatorServer, connection_json, simulator_server, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).resolve().parents[1]
+KEY = "example-key"
+AGENTS = ("agent-123:3", "agent-prices:2", "agent-news:4", "agent-nightly:2:COMPLETED:20")
+#: The Airflow that an example needs, where that is more than the package needs.
+NEEDS = {"agent_approval": (3, 1), "agent_without_workers": (3, 3)}
+#: Airflow starts a run of these by itself.
+START_BY_THEMSELVES = {"agent_finished_starts_dag", "agent_on_its_own_schedule"}
+_END_SECONDS = 240.0
+
+
+def this_airflow() -> tuple[int, ...]:
+    """The minor release that is installed."""
+    return tuple(int(part) for part in version("apache-airflow-core").split(".")[:2])
+
+
+def examples() -> dict[str, Path]:
+    """The examples that this Airflow can run, by the id of their DAG."""
+    files = {file.stem: file for file in sorted((ROOT / "example_dags").glob("*.py"))}
+    return {dag_id: file for dag_id, file in files.items() if this_airflow() >= NEEDS.get(dag_id, (3, 0))}
+
+
+class Show:
+    """A running Airflow with the examples, and a platform.
+
+    Args:
+        airflow: with every DAG on.
+        simulator: the platform.
+    """
+
+    def __init__(self, airflow: RealAirflow, simulator: SimulatorServer) -> None:
+        self.airflow, self.simulator = airflow, simulator
+        self.run_ids: dict[str, str] = {}
+
+    def xcom(self, dag_id: str, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
+        """A decoded XCom of an example's run."""
+        value = self.airflow.xcom(dag_id, self.run_ids[dag_id], task_id, key, map_index)
+        with contextlib.suppress(TypeError, ValueError):
+            return json.loads(value)
+        return value
+
+    def first_run(self, dag_id: str) -> str:
+        """The run that Airflow has started by itself."""
+
+        def started() -> str | None:
+            runs = self.airflow.api("GET", f"/api/v2/dags/{dag_id}/dagRuns?limit=1")["dag_runs"]
+            return runs[0]["dag_run_id"] if runs else None
+
+        run_id: str = until(started, _END_SECONDS, f"a run of {dag_id}", pause=1.0)
+        return run_id
+
+    def approve(self) -> None:
+        """Answer as the person whom `agent_approval` asks."""
+        dag_id = "agent_approval"
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{self.run_ids[dag_id]}/taskInstances/approve/-1/hitlDetails"
+
+        def asked() -> bool:
+            with contextlib.suppress(RealAirflowError):
+                self.airflow.api("GET", path)
+                return True
+            return False
+
+        until(asked, _END_SECONDS, "the question to a person", pause=1.0)
+        self.airflow.api("PATCH", path, {"chosen_options": ["Approve"], "params_input": {}})
+
+    def must_be_of(self, event: dict[str, Any], dag_id: str, task_id: str, map_index: int = -1) -> None:
+        """The event must be that of the run which the task has started, by the platform's own word."""
+        request_id = self.xcom(dag_id, task_id, "request_id", map_index)
+        (mine,) = [done["eventId"] for done in self.simulator.executions() if done["requestId"] == request_id]
+        _must(event["id"] == mine and event["status"] == "COMPLETED", f"{task_id} returned {event}, its run is {mine}")
+
+
+def _must(holds: bool, words: str) -> None:
+    if not holds:
+        raise RealAirflowError(words)
+
+
+def _deferred(show: Show) -> None:
+    show.must_be_of(show.xcom("agent_deferred", "run_agent"), "agent_deferred", "run_agent")
+
+
+def _mapped(show: Show) -> None:
+    for index in range(3):
+        event = show.xcom("agent_mapped", "run_agents", map_index=index)
+        show.must_be_of(event, "agent_mapped", "run_agents", index)
+    compared = show.xcom("agent_mapped", "compare")
+    _must(set(compared) == {"agent-123", "agent-prices", "agent-news"}, f"compared {compared}")
+
+
+def _start_then_wait(show: Show) -> None:
+    show.must_be_of(show.xcom("agent_start_then_wait", "wait_for_agent"), "agent_start_then_wait", "start_agent")
+
+
+def _approval(show: Show) -> None:
+    published = show.xcom("agent_approval", "publish")
+    _must(str(published).startswith("published event-"), f"published {published}")
+
+
+def _on_its_own_schedule(show: Show) -> None:
+    event = show.xcom("agent_on_its_own_schedule", "nightly_run")
+    _must(event["agentId"] == "agent-nightly" and event["status"] == "COMPLETED", f"nightly_run returned {event}")
+
+
+def _finished_starts_dag(show: Show) -> None:
+    told = show.xcom("agent_finished_starts_dag", "note")
+    known = {*show.simulator.runs()}
+    _must(bool(told) and all(line.split()[1] in known for line in told), f"the watcher told {told}")
+
+
+def _without_workers(show: Show) -> None:
+    show.must_be_of(show.xcom("agent_without_workers", "run_agent"), "agent_without_workers", "run_agent")
+
+
+LOOKS: dict[str, Callable[[Show], None]] = {
+    "agent_approval": _approval,
+    "agent_deferred": _deferred,
+    "agent_finished_starts_dag": _finished_starts_dag,
+    "agent_mapped": _mapped,
+    "agent_on_its_own_schedule": _on_its_own_schedule,
+    "agent_start_then_wait": _start_then_wait,
+    "agent_without_workers": _without_workers,
+}
+
+
+def run_all(show: Show) -> dict[str, str]:
+    """Run every example; what is wrong with each that did not do what it should."""
+    airflow = show.airflow
+    airflow.api("POST", "/api/v2/pools", {"name": "agent-123", "slots": 1, "description": "", "include_deferred": True})
+    names = list(examples())
+    for dag_id in names:
+        if dag_id not in START_BY_THEMSELVES:
+            show.run_ids[dag_id] = airflow.trigger(dag_id)
+    if "agent_approval" in names:
+        show.approve()
+    wrong: dict[str, str] = {}
+    for dag_id in names:
+        began_at = time.monotonic()
+        try:
+            if dag_id in START_BY_THEMSELVES:
+                show.run_ids[dag_id] = show.first_run(dag_id)
+            state = airflow.wait_for_dag_run(dag_id, show.run_ids[dag_id], _END_SECONDS)
+            _must(state == "success", f"the DAG run is {state}")
+            LOOKS.get(dag_id, lambda _: None)(show)
+            print(f"{dag_id}: as it should be ({time.monotonic() - began_at:.0f} s more)", flush=True)
+        except (RealAirflowError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            wrong[dag_id] = f"{type(error).__name__}: {error}"
+            print(f"{dag_id}: {wrong[dag_id]}\n{_logs(airflow, dag_id, show.run_ids.get(dag_id))}", flush=True)
+    return wrong
+
+
+def _logs(airflow: RealAirflow, dag_id: str, run_id: str | None) -> str:
+    """The end of the logs of an example's tasks that did not succeed."""
+    if run_id is None:
+        return airflow.log_file("triggerer").read_text(errors="replace")[-2000:]
+    texts = []
+    for row in airflow.task_instances(dag_id, run_id):
+        if row["state"] != "success":
+            with contextlib.suppress(RealAirflowError):
+                log = airflow.log_text(dag_id, run_id, row["task_id"], row["try_number"] or 1, row["map_index"])
+                texts.append(f"--- {row['task_id']} ({row['state']})\n{log[-2000:]}")
+    return "\n".join(texts)
+
+
+def main() -> int:
+    """Run the examples; the exit status. The last line printed says how many did what they should."""
+    home = Path(tempfile.mkdtemp(prefix=".airflow-examples-", dir=ROOT))
+    env = {
+        # A watcher starts with the first parse after its DAG is on.
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+    }
+    options = [option for agent in AGENTS for option in ("--agent", agent)]
+    wrong: dict[str, str] = {}
+    try:
+        with simulator_server(home, "--key", KEY, *options) as simulator:
+            env["AIRFLOW_CONN_AGENTS_DEFAULT"] = connection_json(simulator.url, KEY)
+            with RealAirflow(home, dags=examples().values(), env=env, database="postgres") as airflow:
+                wrong = run_all(Show(airflow, simulator))
+    except RealAirflowError as error:
+        print(f"{error}\nfailed")
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted")
+        return 130
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+    print(f"{len(examples()) - len(wrong)} of {len(examples())}")
+    return 1 if wrong else 0
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    sys.exit(main())
