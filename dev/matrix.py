@@ -263,9 +263,9 @@ class Bench:
     def _test(self) -> None:
         report = self.folder / "tests.xml"
         report.unlink(missing_ok=True)
-        options = ["-q", "-m", "not system", "--numprocesses=2", f"--junitxml={report}"]
-        # An older anyio brings a plugin at which a newer pytest warns; no test uses it. The opentelemetry of Airflow 3.2's
-        # day asks Python 3.11 for entry points in a way at which that warns.
+        options = ["-q", "-m", "not system", "--numprocesses=2", "--dist=loadgroup", f"--junitxml={report}"]
+        # An older anyio brings a plugin at which a newer pytest warns; no test uses it. The opentelemetry of Airflow
+        # 3.2's day asks Python 3.11 for entry points in a way at which that warns.
         allowed = ["-p", "no:anyio", "-W", "ignore:SelectableGroups dict interface is deprecated:DeprecationWarning"]
         command = [self.python, "-m", "pytest", *allowed, *options]
         try:

@@ -15,9 +15,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from airflow import __version__ as airflow_version
+from conftest import needs_airflow
 from packaging.metadata import Metadata
-from packaging.version import Version
 
 import airflow_provider_agents
 
@@ -189,7 +188,7 @@ def test_airflow_lists_the_provider_with_all_that_it_brings(found):
     assert {full["package-name"], full["name"]} == {NAME, "Agents"}
 
 
-@pytest.mark.skipif(Version(airflow_version) < Version("3.2"), reason="before, the form is not read from the metadata")
+@needs_airflow("3.2")  # before, the form is not read from the metadata
 def test_airflow_lists_the_connections_form(found):
     assert {"field_behaviours": "agents"} in found["behaviours"]
     widgets = {widget["connection_parameter_name"] for widget in found["widgets"] if widget["package_name"] == NAME}
