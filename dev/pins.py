@@ -37,6 +37,8 @@ def pins_of(airflow: str, day: str, python: str) -> dict[str, str]:
         [f"apache-airflow=={airflow}", "apache-airflow-providers-standard", ours.replace(" @", "[simulator] @")],
         *("--exclude-newer", day, "--exclude-newer-package", f"{COMPAT}=false"),
     )
+    # Older ones do not know the metadata of a wheel that is built today.
+    then.pop("packaging", None)
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("\n".join(f"{name}=={version}" for name, version in then.items()))
         file.flush()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import KEY, connection
+from conftest import KEY, connection, needs_airflow
 
 from airflow_provider_agents.__main__ import main
 from airflow_provider_agents.cli import schedule_in_words
@@ -492,6 +492,7 @@ def test_log_lines_do_not_come_between_what_a_script_reads(platform, command, mo
     assert [agent["id"] for agent in ended.found] == ["agent-1"]
 
 
+@needs_airflow("3.1")  # before, they always are
 def test_connections_are_looked_for_in_airflows_database_too(platform, command, monkeypatch):
     from airflow.sdk.execution_time.supervisor import ensure_secrets_backend_loaded
 
@@ -646,6 +647,7 @@ def test_events_that_cannot_be_read_are_found(platform, command, kind):
 # --- as Airflow runs them -------------------------------------------------------------------------------------------
 
 
+@needs_airflow("3.2")  # before, `python -m airflow_provider_agents` is the command
 def test_airflows_own_command_line_has_the_commands(tmp_path):
     sim = Simulator(lambda: datetime.now(UTC), api_keys=(KEY,))
     sim.add_agent("agent-1", name=STRANGE)
