@@ -409,6 +409,7 @@ class Simulator:
         self._agent_count = 0
         self._rng = random.Random(seed)  # noqa: S311 - a simulation
         self._numbers = 0
+        self._run_numbers = itertools.count()
 
     # --- what a test or demo does ---
 
@@ -543,6 +544,19 @@ class Simulator:
             if method in (None, request.method) and request.path.startswith(path_prefix or "")
         )
 
+    def forget(self, ended_before: datetime) -> None:
+        """Drop the runs that ended before a moment, as if they had never been, and the record of all requests.
+
+        A simulation of months needs it: nothing else here ever goes away.
+        """
+        gone = {event_id for event_id, run in self._runs.items() if run.ended_at < ended_before}
+        self._runs = {event_id: run for event_id, run in self._runs.items() if event_id not in gone}
+        self._event_ids = {name: event_id for name, event_id in self._event_ids.items() if event_id not in gone}
+        self.executions[:] = [done for done in self.executions if done.event_id not in gone]
+        self.requests.clear()
+        for timeline in (self._all, *self._by_agent.values()):
+            timeline.runs[:] = [run for run in timeline.runs if run.event_id not in gone]
+
     # --- runs ---
 
     def _id(self, prefix: str) -> str:
@@ -573,7 +587,7 @@ class Simulator:
         request_id = self._id("req")
         started_at = accepted_at + timedelta(seconds=queue)
         made = Run(
-            number=len(self._runs),
+            number=next(self._run_numbers),
             event_id=request_id if world.request_id == "id" else self._id("event"),
             request_id=request_id,
             agent_id=agent.id,
@@ -692,7 +706,6 @@ class Simulator:
             "garbage": bytes(range(256)),
             "truncated": reply.body[: len(reply.body) // 2],
             "empty": b"",
-            "huge": b'{"data": [' + b" " * (33 * 1024 * 1024) + b"]}",
             "wrong_shape": b'{"data": "none"}',
         }
         match fault.kind:
@@ -704,6 +717,9 @@ class Simulator:
                 return self._error(fault.status, "a fault was asked for", fault.headers)
             case "html":
                 headers["Content-Type"] = "text/html"
+            case "huge":
+                # Made only where it is asked for: each is 33 MB.
+                return Reply(reply.status, headers, b'{"data": [' + b" " * (33 * 1024 * 1024) + b"]}")
         return Reply(reply.status, headers, bodies[fault.kind])
 
     def _headers(self, kind: str) -> dict[str, str]:

@@ -613,3 +613,19 @@ def test_where_events_are_created_as_they_appear_the_last_to_appear_is_the_newes
         api.execute()
     api.clock.advance(30)
     assert [row["id"] for row in api.rows(limit=1)] == [late]
+
+
+def test_what_is_forgotten_is_as_if_it_had_never_been():
+    api = Api(queue_seconds=0.0, run_seconds=10.0)
+    old = api.execute()
+    api.clock.advance(60)
+    young = api.execute()
+    api.clock.advance(60)
+    api.sim.forget(api.clock.now - timedelta(seconds=60))
+    assert [row["id"] for row in api.rows()] == [api.sim.event_of(young)]
+    assert [done.request_id for done in api.sim.executions] == [young]
+    assert len(api.sim.requests) == 1
+    with pytest.raises(KeyError):
+        api.sim.event_of(old)
+    api.execute()
+    assert len({run.number for run, _ in api.sim.runs()}) == 2

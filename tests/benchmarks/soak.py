@@ -1,0 +1,403 @@
+"""A month of waiting on one event loop: are the verdicts right, and is anything left behind?
+
+Run it with `make soak`. Time is virtual, so a month takes minutes; every number is drawn from a fixed seed.
+
+Tasks arrive at random times, start a run each and wait for it on the feed of one of two connections. A watcher of the
+whole account lives all month on the first, so that its feed does, too; the feed of the second comes and goes. Some
+agents also run on the platform's own schedule. Meanwhile requests are refused, broken or answered with rubbish, the
+platform is down for an hour now and then, the key is rotated, and tasks are cancelled or run into their deadline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import random
+import sys
+import time
+from collections import Counter
+from contextlib import aclosing
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+
+# Run as a script, so the tests' own modules must be found.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from virtual_time import VirtualLoop
+
+from airflow_provider_agents.api.calls import Once, Pause, follow, read_answer
+from airflow_provider_agents.api.client import AsyncClient, Settings, _query
+from airflow_provider_agents.api.errors import AgentsError, NoAnswerError
+from airflow_provider_agents.feed import feed as feeds
+from airflow_provider_agents.feed.feed import Feed, shared_feed
+from airflow_provider_agents.feed.tickets import ACCOUNT
+from airflow_provider_agents.feed.waits import open_journal, sweeps_of, wait_for_end
+from airflow_provider_agents.runs.submission import submit
+from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
+from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, World, mock_transport
+
+DAY = 86_400.0
+SETTLE, POLL_SECONDS = 30.0, 120.0
+#: The watched connection, whose feed lives all month, and one whose feed comes and goes.
+WATCHED, OTHER = "watched", "other"
+#: The platform lists what has ended for this long; the simulator remembers it for twice that.
+RETENTION_SECONDS = 3 * 3600.0
+OUTAGE_SECONDS = 3600.0
+#: The shares of tasks that are cancelled, that have a deadline too close, and that use the other connection.
+CANCELLED, HASTY, ELSEWHERE = 0.03, 0.02, 0.1
+#: One request in so many goes wrong.
+ONE_IN = 200
+#: What a long life may add to the process after its first tenth, in megabytes: the allocator's own fragments.
+LEAK_MEGABYTES = 8.0
+
+
+class Transport(httpx.AsyncBaseTransport):
+    """The simulator, some virtual time away. Counts the requests, and those that are open."""
+
+    def __init__(self, soak):
+        self.soak, self.inner = soak, mock_transport(soak.sim)
+        soak.open_transports += 1
+
+    async def handle_async_request(self, request):
+        await asyncio.sleep(0.05)
+        self.soak.spoil(request.method)
+        return await self.inner.handle_async_request(request)
+
+    async def aclose(self):
+        self.soak.open_transports -= 1
+
+
+class Soak:
+    """A platform, its tasks and its watcher for so many days.
+
+    Args:
+        runs: that tasks start, all in all.
+        days: of virtual time.
+        agents: on which they are spread.
+        samples: of the process, taken on the way.
+        say: called with a line now and then.
+    """
+
+    def __init__(self, *, runs, days, agents=100, seed=1, samples=30, say=lambda line: None):
+        self.fds = descriptors()
+        self.rng = random.Random(seed)
+        self.clock, self.runs, self.days, self.say = ManualClock(), runs, days, say
+        self.loop = VirtualLoop(self.clock.advance)
+        self.world = World(
+            request_id="absent",
+            record_lag=lambda rng: rng.uniform(0, 10),
+            queue_seconds=lambda rng: rng.choice([0.0, 2.0, 60.0]),
+            run_seconds=lambda rng: min(rng.expovariate(1 / 600), 4 * 3600.0),
+            end_status=lambda rng: rng.choice(["COMPLETED", "COMPLETED", "COMPLETED", "FAILED"]),
+            retention_seconds=RETENTION_SECONDS,
+            page_rows=25,
+        )
+        self.sim = Simulator(self.clock, world=self.world, api_keys=("key-0",), seed=seed)
+        self.agents = [f"agent-{number}" for number in range(agents)]
+        for number, agent_id in enumerate(self.agents):
+            every = 3 * 3600.0 if number % 5 == 0 else None
+            self.sim.add_agent(agent_id, schedule_every=every, schedule_offset=60.0 * number)
+        self.key, self.opened, self.outages, self.rotations = "key-0", 0, 0, 0
+        self.requests, self.faults, self.open_transports = 0, Counter(), 0
+        self.verdicts, self.wrong, self.wanted, self.executed = Counter(), [], 0, 0
+        self.told, self.tellings, self.scheduled, self.untold = set(), 0, 0, []
+        self.feeds_made, self.long_lived, self.problems = 0, None, []
+        self.samples, self.sample_count = [], samples
+
+    # --- what goes wrong ---
+
+    def spoil(self, method):
+        self.requests += 1
+        if self.sim.faults or self.rng.randrange(ONE_IN):
+            return
+        kinds = [Fault(kind="status", status=429, headers={"Retry-After": "240"})]
+        if method == "GET":
+            # A POST that is lost is another test's concern: a stranger's run can be taken for the one it did not start.
+            kinds += [Fault(kind="status", status=500), Fault(kind="status", status=503)]
+            kinds += [Fault(kind=kind) for kind in ("reset_before", "reset_after", "hang_after", "html", "truncated")]
+        fault = self.rng.choice(kinds)
+        self.faults[str(fault.status) if fault.kind == "status" else fault.kind] += 1
+        self.sim.faults.append(fault)
+
+    async def outages_now_and_then(self):
+        while True:
+            await asyncio.sleep(self.rng.uniform(0.3, 0.7) * DAY)
+            self.outages += 1
+            self.sim.faults[:] = [Fault(kind=self.rng.choice(["status", "reset_before"]), method="GET", times=None)]
+            await asyncio.sleep(OUTAGE_SECONDS)
+            self.sim.faults.clear()
+
+    async def rotate_keys(self):
+        while True:
+            await asyncio.sleep(0.4 * DAY)
+            self.rotations += 1
+            self.key = f"key-{self.rotations}"
+            self.sim.api_keys = (self.key,)
+
+    async def change_the_world(self):
+        """By turns nothing tells which event is whose, and its `requestId` does."""
+        for turn in range(1, 10**6):
+            await asyncio.sleep(0.25 * self.days * DAY)
+            self.sim.world = replace(self.world, request_id="field" if turn % 2 else "absent")
+
+    # --- the connections ---
+
+    async def open_client(self):
+        await asyncio.sleep(0.05)
+        self.opened += 1
+        return AsyncClient(Settings(api_key=self.key, base_url="http://127.0.0.1"), transport=Transport(self))
+
+    def feed_of(self, name):
+        def make():
+            self.feeds_made += 1
+            return Feed(name, self.open_client, now=self.clock)
+
+        return shared_feed(name, make)
+
+    # --- tasks ---
+
+    async def submitted(self, agent_id):
+        """As a worker does it; a try that fails is repeated, as nothing was started then."""
+        while True:
+            try:
+                return await follow(submit(agent_id, settle=SETTLE, now=self.clock), self.take)
+            except AgentsError:
+                await asyncio.sleep(600.0)
+
+    async def take(self, step):
+        """A worker's request, without an HTTP client: 300,000 of them are not what this is about."""
+        if isinstance(step, Pause):
+            return await asyncio.sleep(step.seconds)
+        call = step.call if isinstance(step, Once) else step
+        self.spoil(call.method)
+        headers = {"authorization": f"Bearer {self.key}"}
+        reply = self.sim.handle(call.method, call.path, dict(_query(call) or ()), headers)
+        if reply.broken is not None:
+            raise NoAnswerError(f"{call.what}: {reply.broken}")
+        return read_answer(call, reply.status, httpx.Headers(reply.headers), reply.body)
+
+    async def task(self):
+        rng = self.rng
+        self.wanted += 1
+        submission = await self.submitted(rng.choice(self.agents))
+        self.executed += 1
+        event_id = self.sim.event_of(submission.request_id)
+        name = OTHER if rng.random() < ELSEWHERE else WATCHED
+        hasty = rng.random() < HASTY
+        deadline_at = self.clock.now + timedelta(seconds=rng.uniform(60, 600) if hasty else DAY)
+        wait = Wait(submission, Rules(settle=SETTLE))
+
+        async def wait_on_a_feed():
+            async with self.feed_of(name) as feed:
+                return await wait_for_end(
+                    feed, wait, poll_interval=POLL_SECONDS, deadline_at=deadline_at, say=lambda level, message: None
+                )
+
+        waiting = asyncio.ensure_future(wait_on_a_feed())
+        if rng.random() < CANCELLED:
+            self.loop.call_later(rng.uniform(0, 600), waiting.cancel)
+        try:
+            verdict = await waiting
+        except asyncio.CancelledError:
+            self.verdicts["cancelled"] += 1
+            return
+        except AgentsError as error:
+            self.wrong.append(f"{submission.name}: {error}")
+            return
+        self.verdicts[str(verdict.outcome)] += 1
+        if not self.is_right(verdict, event_id, deadline_at):
+            self.wrong.append(f"{submission.name}: {verdict.outcome}, but {self.sim.truth(event_id)}")
+
+    def is_right(self, verdict, event_id, deadline_at):
+        truth = self.sim.truth(event_id)
+        if verdict.outcome == Outcome.TIMED_OUT:
+            # The last look at the deadline may be an outage late, but never early.
+            return self.clock.now >= deadline_at and truth.ended_at > deadline_at - timedelta(seconds=OUTAGE_SECONDS)
+        named = event_id in {event.id for event in verdict.events} and truth.ended_at <= self.sim.now()
+        if verdict.outcome == Outcome.AMBIGUOUS:
+            return named and len({event.status for event in verdict.events}) > 1
+        return named and verdict.outcome.upper() == truth.end_status
+
+    async def arrive(self):
+        tasks = set()
+        for moment in sorted(self.rng.uniform(0, self.days * DAY) for _ in range(self.runs)):
+            await asyncio.sleep(max(0.0, moment + self.began - self.loop.time()))
+            tasks.add(task := asyncio.ensure_future(self.task()))
+            task.add_done_callback(tasks.discard)
+        await asyncio.sleep(0)
+        while tasks:
+            await asyncio.wait(tasks)
+
+    # --- the watcher ---
+
+    async def watch(self):
+        async with self.feed_of(WATCHED) as feed:
+            self.long_lived = feed
+            journal = await open_journal(feed, ACCOUNT, settle=SETTLE, cursor=None)
+            sweeps = sweeps_of(feed, journal, poll_interval=POLL_SECONDS, say=lambda level, message: None)
+            async with aclosing(sweeps):
+                async for ended in sweeps:
+                    for event in ended:
+                        self.tell(event)
+
+    def tell(self, event):
+        self.tellings += 1
+        known = self.sim._runs.get(event.id)
+        if event.id in self.told or known is None or event.status != known.end_status:
+            self.wrong.append(f"told again, or wrongly: {event}")
+        self.told.add(event.id)
+
+    # --- what is left ---
+
+    async def keep_house(self):
+        """Forget what is long over, once it is known to have been told, and take samples."""
+        while True:
+            await asyncio.sleep(self.days * DAY / self.sample_count)
+            self.forget(self.sim.now() - timedelta(seconds=2 * RETENTION_SECONDS))
+            self.sample()
+
+    def forget(self, before):
+        for run, _ in self.sim.runs():
+            if run.ended_at < before:
+                self.scheduled += run.by == "schedule"
+                if run.event_id not in self.told:
+                    self.untold.append(run.event_id)
+                self.told.discard(run.event_id)
+        self.sim.forget(before)
+
+    def sample(self):
+        gc.collect()
+        days = (self.loop.time() - self.began) / DAY
+        plan = self.long_lived._plan
+        self.samples.append((days, resident_megabytes(), len(gc.get_objects()), len(plan.tickets), descriptors()))
+        self.say(
+            f"day {days:4.1f}: {self.wanted:7,} runs, {self.requests:8,} requests, {len(plan.tickets):3} wait, "
+            f"{len(asyncio.all_tasks(self.loop)):4} asyncio tasks, {descriptors()} file descriptors, "
+            f"{resident_megabytes():6.1f} MB, {len(gc.get_objects()):7,} objects"
+        )
+
+    async def main(self):
+        self.began = self.loop.time()
+        around = [self.outages_now_and_then(), self.rotate_keys(), self.change_the_world(), self.keep_house()]
+        around = [asyncio.ensure_future(each) for each in around]
+        watcher = asyncio.ensure_future(self.watch())
+        await self.arrive()
+        for each in around:
+            each.cancel()
+        self.sim.faults.clear()
+        # For whoever was started by a schedule last, and for a last sweep.
+        await asyncio.sleep(5 * 3600.0)
+        left = self.left_in_plan()
+        watcher.cancel()
+        await asyncio.gather(*around, watcher, return_exceptions=True)
+        before = self.sim.now() - timedelta(seconds=2 * POLL_SECONDS)
+        self.forget(before)
+        return left
+
+    def left_in_plan(self):
+        """What the feed that the watcher keeps alive still holds of those who have gone."""
+        plan = self.long_lived._plan
+        left = {name: len(getattr(plan, name)) - 1 for name in ("_tickets", "_agents", "_seekers", "_stores")}
+        left |= {name: len(getattr(plan, name)) for name in ("_sought", "_failing", "_agent_pages", "_agent_rates")}
+        left["_history"] = len(plan._history._seconds)
+        left["_deadlines"] = max(0, len(plan._schedule._deadlines) - 50)
+        left["_tracks"] = sum(1 for track in plan._tracks.values() for ticket in track.tickets if ticket.over)
+        left["_busy"] = len(self.long_lived._line._busy) - 1
+        left["_asked"] = len(self.long_lived._asked)
+        return {name: count for name, count in left.items() if count > 0}
+
+    def run(self):
+        """Live through it; what went wrong, in sentences."""
+        self.loop.set_exception_handler(lambda _, context: self.problems.append(str(context)))
+        try:
+            in_plan = self.loop.run_until_complete(self.main())
+            self.loop.run_until_complete(asyncio.sleep(60.0))
+            gc.collect()
+            tasks, registry = len(asyncio.all_tasks(self.loop)), len(feeds._feeds.get(self.loop, {}))
+        finally:
+            self.loop.close()
+        tickets = len(self.long_lived._plan.tickets)
+        self.left = {
+            "asyncio tasks": tasks,
+            "feeds in the registry": registry,
+            "tickets": tickets,
+            "clients": self.open_transports,
+            **{f"Plan.{name}": count for name, count in in_plan.items()},
+        }
+        failures = [f"{count} {name} left" for name, count in self.left.items() if count]
+        failures += [f"a wrong verdict: {words}" for words in self.wrong]
+        failures += [f"the loop complained: {words}" for words in self.problems]
+        failures += [f"never told by the watcher: {event_id}" for event_id in self.untold]
+        if self.executed != self.wanted:
+            failures.append(f"{self.wanted} runs were wanted and {self.executed} started")
+        if descriptors() > self.fds:
+            failures.append(f"{descriptors() - self.fds} file descriptors left")
+        return failures
+
+    def growth(self):
+        """Megabytes and objects at the end, beyond those after the first tenth; each the median of some samples."""
+        if len(self.samples) < 9:
+            return 0.0, 0
+        first, last = self.samples[2:7], self.samples[-5:]
+
+        def median(samples, column):
+            return sorted(sample[column] for sample in samples)[len(samples) // 2]
+
+        return median(last, 1) - median(first, 1), median(last, 2) - median(first, 2)
+
+    def report(self):
+        megabytes, objects = self.growth()
+        verdicts = ", ".join(f"{count:,} {name}" for name, count in self.verdicts.most_common())
+        faults = ", ".join(f"{count:,} {name}" for name, count in self.faults.most_common())
+        left = ", ".join(f"{count} {name}" for name, count in self.left.items() if count)
+        lines = [
+            f"{self.wanted:,} runs were wanted and {self.executed:,} started in {self.days} days: {verdicts}",
+            f"wrong verdicts: {len(self.wrong)}",
+            f"the watcher told of {self.tellings:,} ends, {self.scheduled:,} of them of the platform's schedule",
+            f"ends that it missed: {len(self.untold)}",
+            f"{self.requests:,} requests; gone wrong: {faults}",
+            f"{self.outages} outages of an hour, {self.rotations} rotations of the key, {self.feeds_made:,} feeds",
+            f"left behind: {left or 'nothing'}",
+            f"growth from the first tenth to the last: {megabytes:+.1f} MB, {objects:+,} objects",
+        ]
+        return "\n".join(lines)
+
+
+def resident_megabytes():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def descriptors():
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=100_000)
+    parser.add_argument("--days", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    # That the API fails and answers again is what is played here.
+    logging.getLogger("airflow_provider_agents").setLevel(logging.ERROR)
+    began = time.process_time()
+    soak = Soak(runs=options.runs, days=options.days, seed=options.seed, say=lambda line: print(line, flush=True))
+    failures = soak.run()
+    megabytes, _ = soak.growth()
+    if megabytes > LEAK_MEGABYTES:
+        failures.append(f"the process grew by {megabytes:.1f} MB")
+    print(soak.report())
+    print(f"{time.process_time() - began:.0f} seconds of CPU")
+    for failure in failures[:20]:
+        print(f"FAILED: {failure}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
