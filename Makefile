@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up docs lint format soundness faults pace benchmark deployment worker-time watcher fuzz ui matrix clean
+.PHONY: help demo test up docs lint format soundness faults pace benchmark deployment worker-time watcher fuzz ui matrix soak mutation clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,5 +97,13 @@ faults: $(READY) ## kill everything at random moments in a real Airflow on Postg
 fuzz: $(READY) ## a million hostile answers through all that reads them (ANSWERS=1000000, SEED=)
 	@$(BIN)/python tests/fuzzing.py $(if $(ANSWERS),--answers $(ANSWERS)) $(if $(SEED),--seed $(SEED))
 
+soak: $(READY) ## a month of waiting on virtual time: are the verdicts right, and does anything leak
+	@$(BIN)/python tests/benchmarks/soak.py
+
+mutation: $(READY) ## change the rules of runs in many places, and count what the tests do not notice
+	@$(call install,mutation)
+	TEST_EXAMPLES=5 TEST_PROFILE=same $(BIN)/mutmut run --max-children 1
+	@$(BIN)/mutmut results
+
 clean: ## remove what these commands made
-	rm -rf $(VENV) .cache .airflow-* .pytest_cache .mypy_cache .ruff_cache .hypothesis dist site
+	rm -rf $(VENV) .cache .airflow-* .pytest_cache .mypy_cache .ruff_cache .hypothesis mutants dist site

@@ -28,7 +28,9 @@ AIRFLOW = tuple(int(part) for part in version("apache-airflow-core").split(".")[
 
 # A busy machine is slow now and then; what takes too long on purpose is no property of the code.
 settings.register_profile("patient", settings.default, deadline=None)
-settings.load_profile("patient")
+# For mutants: what kills one today kills it tomorrow.
+settings.register_profile("same", settings.get_profile("patient"), derandomize=True, database=None)
+settings.load_profile(os.environ.get("TEST_PROFILE", "patient"))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
 from datetime import UTC, datetime, timedelta
 
@@ -15,6 +16,11 @@ from airflow_provider_agents.runs.verdict import Rules, Wait
 from airflow_provider_agents.simulator import ManualClock, Simulator, World, mock_transport
 
 _EPOCH = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+def examples(number):
+    """How many examples a property is tried with: so many, or as few as the environment asks for."""
+    return min(number, int(os.environ.get("TEST_EXAMPLES", number)))
 
 
 class Driver:

@@ -7,7 +7,7 @@ import random
 from datetime import UTC, datetime
 
 import pytest
-from driving import Scene
+from driving import Scene, examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -295,7 +295,7 @@ class Watching:
         self.cursors = [kept] * 3
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 2**32),
     steps=st.lists(

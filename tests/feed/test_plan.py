@@ -7,7 +7,7 @@ from datetime import timedelta
 from email.utils import format_datetime
 
 import pytest
-from driving import Scene
+from driving import Scene, examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -152,7 +152,7 @@ def test_different_intervals_share_and_the_feed_never_asks_faster_than_the_short
     assert min(gaps) >= 5.0 * 0.98
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     intervals=st.lists(st.sampled_from([0.5, 2.0, 5.0, 7.3, 30.0, 300.0]), min_size=1, max_size=12),
     seconds=st.lists(st.floats(1, 400), min_size=12, max_size=12),
@@ -335,7 +335,7 @@ def attached(event_id, scene):
     return attached_to(ExecutionEvent(id=event_id, status="RUNNING"), "agent-0", scene.clock.now)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), seed=st.integers(0, 999))
 def test_whatever_joins_and_leaves_nothing_is_left_behind(data, seed):
     rng = random.Random(seed)

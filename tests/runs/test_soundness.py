@@ -10,7 +10,7 @@ import random
 from datetime import timedelta
 
 import pytest
-from driving import Driver
+from driving import Driver, examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -92,7 +92,7 @@ def run_once(world, *, seed, every=None, offset=0.0, strangers=(), faults=(), on
     return sim, submission, verdict
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(250), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     world=worlds(),
     seed=st.integers(0, 2**32),
@@ -121,7 +121,7 @@ def test_a_success_is_never_wrong(world, seed, every, offset, strangers, on_ambi
     assert len(sim.executions) == max(1, deferred)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     world=worlds(),
     seed=st.integers(0, 2**32),

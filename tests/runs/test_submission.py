@@ -1,0 +1,275 @@
+"""The record taken around a POST: what it holds, and what becomes of a POST whose answer was lost."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from airflow_provider_agents.api.client import Client, Settings
+from airflow_provider_agents.api.errors import (
+    InvalidArgumentError,
+    NoAnswerError,
+    RateLimitedError,
+    ServerError,
+    TemporaryError,
+)
+from airflow_provider_agents.api.models import ExecutionEvent
+from airflow_provider_agents.runs.submission import (
+    MAX_POSTS,
+    Submission,
+    attached_to,
+    died_around,
+    find_lost,
+    submit,
+    take_snapshot,
+)
+from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, World, mock_transport
+
+SETTLE = 30.0
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Scene:
+    def __init__(self, **world):
+        self.clock = ManualClock(T0)
+        self.sim = Simulator(self.clock, world=World(**world))
+        self.sim.add_agent("a")
+        self.saved, self.said, self.slept = [], [], []
+        self.client = Client(
+            Settings(api_key="test-key", base_url="http://127.0.0.1"),
+            transport=mock_transport(self.sim),
+            sleep=self.sleep,
+            attempts=1,
+        )
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.clock.advance(seconds)
+
+    def fault(self, kind, **more):
+        self.sim.faults.append(Fault(kind=kind, method="POST", **more))
+
+    def submit(self):
+        return self.client.follow(
+            submit("a", settle=SETTLE, now=self.clock, save=self.saved.append, say=self.said.append)
+        )
+
+    def find(self, lost):
+        return self.client.follow(find_lost(lost, settle=SETTLE, now=self.clock))
+
+    def lost(self, **fields):
+        """The record of a POST that was sent and answered by nobody, now."""
+        snapshot = self.client.follow(take_snapshot("a", now=self.clock))
+        return snapshot.changed(
+            sent_at=self.clock.now, accepted_at=self.clock.now, server_after=self.clock.now, **fields
+        )
+
+
+def test_a_submission_holds_what_was_there_before_and_what_the_answer_said():
+    scene = Scene(clock_skew=60.0)
+    scene.sim.add_history("a", 1, every=3600.0)
+    scene.sim.add_history("a", 1, every=2.0, run_seconds=1.0)
+    young = scene.sim.runs()[-1][0]
+    submission = scene.submit()
+    assert submission == Submission(
+        agent_id="a",
+        request_id=scene.sim.executions[0].request_id,
+        known_event_ids=(young.event_id,),
+        taken_at=T0,
+        sent_at=T0,
+        accepted_at=T0,
+        server_before=T0 + timedelta(seconds=60),
+        server_after=T0 + timedelta(seconds=60),
+        newest_known_at=young.accepted_at,
+    )
+    assert scene.saved == [submission.changed(request_id=None, accepted_at=None, server_after=None)]
+    assert scene.said == []
+
+
+def test_without_the_servers_clock_the_youngest_known_event_stands_in_for_it():
+    scene = Scene(date_header=False)
+    scene.sim.add_history("a", 3, every=60.0)
+    submission = scene.submit()
+    assert (submission.server_before, submission.server_after) == (None, None)
+    assert submission.bounds.floor == T0 - timedelta(seconds=65)
+    assert submission.known_event_ids == (scene.sim.runs()[2][0].event_id,)
+
+
+def test_what_is_not_young_enough_to_be_mistaken_is_not_read():
+    scene = Scene(page_rows=1)
+    scene.sim.add_history("a", 50, every=60.0, run_seconds=1.0)
+    scene.submit()
+    # What is PENDING, one row that is too old, and the POST.
+    assert len(scene.sim.requests) == 3
+
+
+def test_a_submission_survives_as_json():
+    submission = Scene().submit()
+    assert Submission.from_json(json.loads(json.dumps(submission.to_json()))) == submission
+
+
+@pytest.mark.parametrize("value", [None, 7, {}, {"agent_id": "a"}, {"agent_id": "a", "taken_at": "2026-01-01T00:00"}])
+def test_what_is_no_submission_is_refused(value):
+    with pytest.raises(InvalidArgumentError, match=r"not the submission of an agent run.*wait_for_completion=False"):
+        Submission.from_json(value)
+
+
+def test_a_submission_of_another_version_is_refused():
+    with pytest.raises(InvalidArgumentError, match="version"):
+        Submission.from_json({**Scene().submit().to_json(), "version": 2})
+
+
+def test_a_submission_without_an_agent_is_refused():
+    with pytest.raises(InvalidArgumentError):
+        Submission.from_json({"agent_id": " ", "taken_at": "2026-01-01T00:00:00Z"})
+
+
+def test_a_runs_name_says_what_is_known_of_it():
+    submission = Submission(agent_id="a", taken_at=T0)
+    assert submission.name == "agent a"
+    assert submission.changed(request_id="r", event_id="e").name == "agent a, requestId r, event e"
+
+
+def test_a_run_that_somebody_else_started_is_known_by_its_event():
+    submission = attached_to(ExecutionEvent(id="e", status="RUNNING"), "a", T0)
+    assert submission == Submission(agent_id="a", event_id="e", taken_at=T0, accepted_at=T0)
+
+
+@pytest.mark.parametrize("fault", [{"kind": "status", "status": 429, "headers": {"Retry-After": "7"}}])
+def test_a_post_that_was_refused_for_now_is_repeated_after_the_pause(fault):
+    scene = Scene()
+    scene.fault(**fault)
+    scene.submit()
+    assert len(scene.sim.executions) == 1
+    assert 7.0 <= sum(scene.slept) < 12.0
+    assert [saved.sent_at for saved in scene.saved] == [T0, scene.clock.now]
+    assert "Nothing was started" in scene.said[0]
+
+
+def test_a_post_that_is_always_refused_is_given_up_after_three():
+    scene = Scene()
+    scene.fault("status", status=429, times=None)
+    with pytest.raises(RateLimitedError):
+        scene.submit()
+    assert scene.sim.count("POST") == MAX_POSTS == 3
+
+
+def test_a_pause_too_long_for_a_worker_ends_the_submission():
+    scene = Scene()
+    scene.fault("status", status=429, headers={"Retry-After": "3000"})
+    with pytest.raises(RateLimitedError):
+        scene.submit()
+    assert scene.slept == []
+
+
+def test_nothing_is_sent_if_the_record_cannot_be_saved():
+    scene = Scene()
+
+    def save(submission):
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        scene.client.follow(submit("a", settle=SETTLE, now=scene.clock, save=save))
+    assert scene.sim.count("POST") == 0
+
+
+@pytest.mark.parametrize("kind", ["reset_after", "hang_after"])
+def test_a_run_whose_answer_was_lost_is_found_and_not_started_again(kind):
+    scene = Scene(record_lag=10.0)
+    scene.fault(kind)
+    submission = scene.submit()
+    assert len(scene.sim.executions) == 1
+    assert submission.request_id is None
+    assert submission.accepted_at == T0
+    assert submission.server_after == T0
+    assert "may have started" in scene.said[0]
+    assert "has appeared" in scene.said[1]
+
+
+def test_a_post_of_which_nothing_came_is_repeated_once_settled():
+    scene = Scene()
+    scene.fault("reset_before")
+    submission = scene.submit()
+    assert len(scene.sim.executions) == 1
+    assert submission.request_id == scene.sim.executions[0].request_id
+    assert SETTLE <= (submission.accepted_at - T0).total_seconds() <= SETTLE + 6.0
+    assert "none was started" in scene.said[1]
+
+
+@pytest.mark.parametrize(("kind", "error"), [("reset_before", NoAnswerError), ("status", ServerError)])
+def test_after_three_posts_of_which_nothing_came_the_last_failure_is_told(kind, error):
+    scene = Scene()
+    scene.fault(kind, times=None)
+    with pytest.raises(error):
+        scene.submit()
+    assert scene.sim.count("POST") == MAX_POSTS
+
+
+def test_a_202_that_cannot_be_read_is_a_run_that_is_not_looked_for():
+    scene = Scene(record_lag=20.0)
+    scene.fault("garbage")
+    submission = scene.submit()
+    assert submission.request_id is None
+    assert submission.accepted_at == T0
+    assert scene.slept == []
+    assert len(scene.sim.executions) == 1
+    assert "waited for without its requestId" in scene.said[0]
+
+
+# --- a process that died around its POST ---
+
+
+def test_a_request_that_died_was_under_way_no_longer_than_it_could_be():
+    intent = Submission(agent_id="a", taken_at=T0, sent_at=T0 + timedelta(seconds=5), server_before=T0)
+    late = died_around(intent, request_seconds=60.0, now=T0 + timedelta(hours=5))
+    assert late.accepted_at == T0 + timedelta(seconds=65)
+    # On the server's clock as long after the snapshot as on ours.
+    assert late.server_after == T0 + timedelta(seconds=65)
+    soon = died_around(intent, request_seconds=60.0, now=T0 + timedelta(seconds=7))
+    assert soon.accepted_at == T0 + timedelta(seconds=7)
+    unsent = died_around(
+        intent.changed(sent_at=None, server_before=None), request_seconds=60.0, now=T0.max.replace(tzinfo=UTC)
+    )
+    assert (unsent.accepted_at, unsent.server_after) == (T0 + timedelta(seconds=60), None)
+
+
+def test_a_lost_run_is_looked_for_until_settle_has_passed():
+    scene = Scene()
+    assert scene.find(scene.lost()) is None
+    assert SETTLE <= sum(scene.slept) <= SETTLE + 4.0
+    assert set(scene.slept) == {3.0}
+
+
+def test_a_lost_run_that_appears_late_is_found():
+    scene = Scene(record_lag=25.0)
+    lost = scene.lost()
+    scene.sim.start_scheduled_run("a")
+    assert scene.find(lost) == lost
+    assert 25.0 <= sum(scene.slept) < 28.0
+
+
+def test_a_run_created_long_after_a_lost_post_is_not_taken_for_its():
+    scene = Scene()
+    lost = scene.lost()
+    scene.clock.advance(SETTLE + 10.0)
+    scene.sim.start_scheduled_run("a")
+    assert scene.find(lost) is None
+
+
+def test_a_look_that_fails_for_a_while_ends_nothing():
+    scene = Scene()
+    lost = scene.lost()
+    scene.sim.start_scheduled_run("a")
+    scene.sim.faults.append(Fault(kind="reset_before", times=15))
+    assert scene.find(lost) == lost
+
+
+def test_a_lost_run_that_cannot_be_looked_for_is_not_taken_for_none():
+    scene = Scene()
+    lost = scene.lost()
+    scene.sim.faults.append(Fault(kind="reset_before", times=None))
+    with pytest.raises(TemporaryError):
+        scene.find(lost)
+    assert 2 * SETTLE <= sum(scene.slept) < 2 * SETTLE + 4.0

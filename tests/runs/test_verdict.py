@@ -1,0 +1,234 @@
+"""What the events of a run mean for its task."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from airflow_provider_agents.api.client import Client, Settings
+from airflow_provider_agents.api.errors import (
+    AgentRunFailedError,
+    AgentRunNotFoundError,
+    AgentRunTimeoutError,
+    AmbiguousAgentRunError,
+)
+from airflow_provider_agents.api.models import ExecutionEvent
+from airflow_provider_agents.runs.matching import Look
+from airflow_provider_agents.runs.submission import Submission, attached_to
+from airflow_provider_agents.runs.verdict import (
+    Outcome,
+    Rules,
+    Verdict,
+    Wait,
+    active_runs,
+    duration_of,
+    error_of,
+    fresher,
+    is_success,
+    is_terminal,
+    usage_of,
+)
+from airflow_provider_agents.simulator import ManualClock, Simulator, World, mock_transport
+
+T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)
+#: Submitted at T0, on one clock.
+SUBMISSION = Submission(
+    agent_id="a", request_id="req", taken_at=T0, sent_at=T0, accepted_at=T0, server_before=T0, server_after=T0
+)
+SETTLED = 32.0
+
+
+def at(seconds):
+    return T0 + timedelta(seconds=seconds)
+
+
+def event(name="e", status="RUNNING", **fields):
+    return ExecutionEvent(id=name, status=status, **{"createdAt": at(1), **fields})
+
+
+def take(wait, *events, seconds=SETTLED):
+    return wait.take(Look(events, at(seconds)), at(seconds))
+
+
+@pytest.mark.parametrize(
+    ("status", "completed_at", "over", "success"),
+    [
+        ("PENDING", None, False, False),
+        ("RUNNING", None, False, False),
+        ("RUNNING", T0, False, False),
+        ("PENDING", T0, False, False),
+        ("COMPLETED", None, True, True),
+        ("FAILED", None, True, False),
+        ("CANCELLED", None, False, False),
+        ("CANCELLED", T0, True, False),
+    ],
+)
+def test_when_a_run_is_over_and_whether_it_succeeded(status, completed_at, over, success):
+    row = event(status=status, completedAt=completed_at)
+    assert (is_terminal(row), is_success(row)) == (over, success)
+
+
+def test_an_end_stays_whatever_a_lagging_answer_says():
+    over, running = event(status="COMPLETED"), event(updatedAt=at(9))
+    assert fresher(over, running) is over
+    assert fresher(running, over) is over
+    assert fresher(None, running) is running
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "stays"), [(2, 1, True), (1, 2, False), (1, 1, False), (None, 1, False), (1, None, False)]
+)
+def test_of_two_states_the_one_that_was_updated_later_counts(old, new, stays):
+    before, after = (event(updatedAt=None if seconds is None else at(seconds)) for seconds in (old, new))
+    assert (fresher(before, after) is before) == stays
+
+
+def test_nothing_is_told_of_a_run_before_its_event_is_known():
+    wait = Wait(SUBMISSION, Rules())
+    assert (wait.agent_id, wait.events, wait.is_known, wait.going_on) == ("a", (), False, ())
+    assert wait.seek.ids == ("req",)
+    assert take(wait, event(status="COMPLETED"), seconds=20) is None
+    assert [each.id for each in wait.events] == ["e"]
+    assert not wait.is_known
+    assert wait.seek is not None
+    assert wait.name == "agent a, requestId req, probably event e"
+
+
+def test_once_known_a_run_is_followed_to_its_end():
+    wait = Wait(SUBMISSION, Rules())
+    assert take(wait, event(), event("late", createdAt=at(100))) is None
+    assert wait.is_known
+    assert wait.seek is None
+    assert wait.going_on == (event(),)
+    assert wait.name == "agent a, requestId req, event e"
+    # A stranger's end is no concern of ours.
+    assert take(wait, event("late", "FAILED", createdAt=at(100)), seconds=40) is None
+    done = event(status="COMPLETED")
+    assert take(wait, done, seconds=50) == Verdict(Outcome.COMPLETED, (done,))
+    assert wait.going_on == ()
+
+
+def test_the_name_of_a_run_that_was_attached_to_names_its_event_once():
+    wait = Wait(attached_to(event(), "a", T0), Rules())
+    take(wait, event())
+    assert wait.name == "agent a, event e"
+
+
+@pytest.mark.parametrize(("status", "outcome"), [("COMPLETED", Outcome.COMPLETED), ("FAILED", Outcome.FAILED)])
+def test_a_change_of_a_followed_event_can_be_the_end(status, outcome):
+    wait = Wait(SUBMISSION, Rules())
+    take(wait, event())
+    assert wait.update(event("stranger", status)) is None
+    assert wait.update(event(updatedAt=at(40))) is None
+    assert wait.going_on[0].updatedAt == at(40)
+    assert wait.update(event(status=status)) == Verdict(outcome, (event(status=status),))
+    assert wait.update(event(status=status)) is None
+
+
+@pytest.mark.parametrize(
+    ("statuses", "outcome"),
+    [
+        (("COMPLETED", "COMPLETED"), Outcome.COMPLETED),
+        (("FAILED", "FAILED"), Outcome.FAILED),
+        (("COMPLETED", "FAILED"), Outcome.AMBIGUOUS),
+    ],
+)
+def test_runs_that_cannot_be_told_apart_are_a_verdict_if_they_end_alike(statuses, outcome):
+    wait = Wait(SUBMISSION, Rules())
+    assert take(wait, event("a"), event("b")) is None
+    assert not wait.is_known
+    first, second = (event(name, status) for name, status in zip("ab", statuses, strict=True))
+    assert wait.update(first) is None
+    assert [each.id for each in wait.going_on] == ["b"]
+    verdict = wait.update(second)
+    assert verdict == Verdict(outcome, (first, second))
+    assert verdict.event == first
+
+
+def test_runs_that_end_differently_are_told_before_the_rest_is_over():
+    wait = Wait(SUBMISSION, Rules())
+    take(wait, event("a"), event("b"), event("c"))
+    wait.update(event("a", "FAILED"))
+    assert wait.update(event("c", "COMPLETED")).outcome == Outcome.AMBIGUOUS
+
+
+def test_a_task_may_refuse_what_cannot_be_told_apart_at_once():
+    wait = Wait(SUBMISSION, Rules(on_ambiguous="fail"))
+    assert take(wait, event("a"), event("b")).outcome == Outcome.AMBIGUOUS
+    alone = Wait(SUBMISSION, Rules(on_ambiguous="fail"))
+    assert take(alone, event("a")) is None
+
+
+def test_a_run_without_an_event_is_not_found_and_one_at_its_deadline_timed_out():
+    wait = Wait(SUBMISSION, Rules(appear_within=60.0))
+    assert take(wait, seconds=59) is None
+    assert wait.expire() == Verdict(Outcome.TIMED_OUT)
+    assert take(wait, seconds=60) == Verdict(Outcome.NOT_FOUND)
+    assert Verdict(Outcome.NOT_FOUND).event is None
+    take(wait, event(), seconds=61)
+    assert wait.expire() == Verdict(Outcome.TIMED_OUT, (event(),))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "error", "words"),
+    [
+        (
+            Verdict(Outcome.FAILED, (event(status="FAILED", error="no luck"),)),
+            AgentRunFailedError,
+            r"e FAILED \(no luck\)",
+        ),
+        (Verdict(Outcome.AMBIGUOUS, (event("e", "FAILED"),)), AmbiguousAgentRunError, "event e FAILED"),
+        (Verdict(Outcome.NOT_FOUND), AgentRunNotFoundError, "may have started all the same"),
+        (Verdict(Outcome.TIMED_OUT), AgentRunTimeoutError, "no event of it had appeared"),
+        (Verdict(Outcome.TIMED_OUT, (event(),)), AgentRunTimeoutError, "last seen as event e RUNNING"),
+    ],
+)
+def test_each_end_but_success_is_an_error_of_its_own_that_names_the_run(verdict, error, words):
+    found = error_of(verdict, SUBMISSION, what_now="A retry starts a new run.")
+    assert type(found) is error
+    assert words.replace("\\", "") in str(found)
+    assert "agent a, requestId req" in str(found)
+    assert ("A retry starts a new run." in str(found)) == (error is not AmbiguousAgentRunError)
+    assert (found.agent_id, found.request_id) == ("a", "req")
+    assert list(found.event_ids) == [each.id for each in verdict.events]
+
+
+def test_a_run_that_completed_is_no_error():
+    assert error_of(Verdict(Outcome.COMPLETED, (event(status="COMPLETED"),)), SUBMISSION, what_now="") is None
+
+
+def test_what_a_run_used():
+    row = event(
+        status="COMPLETED",
+        startedAt=at(0),
+        completedAt=at(90),
+        finalModel="m",
+        browserStepCount=3,
+        browserSessionSeconds=80,
+    )
+    assert usage_of(row, try_number=2) == {
+        "finalModel": "m",
+        "browserStepCount": 3,
+        "browserSessionSeconds": 80,
+        "duration_seconds": 90.0,
+        "try_number": 2,
+    }
+    assert duration_of(event(startedAt=at(0))) is None
+    assert duration_of(event(completedAt=at(0))) is None
+
+
+def test_the_active_runs_of_an_agent_are_those_that_are_not_over():
+    clock = ManualClock(T0)
+    sim = Simulator(clock, world=World(queue_seconds=0.0, run_seconds=100.0))
+    sim.add_agent("a")
+    sim.add_history("a", 3)
+    running = sim.start_scheduled_run("a")
+    sim.add_agent("a", queue_seconds=50.0)
+    pending = sim.start_scheduled_run("a")
+    sim.world = World(extra_status="QUEUED")
+    sim.add_agent("a", queue_seconds=2.0)
+    odd = sim.start_scheduled_run("a")
+    clock.advance(1.5)
+    client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim))
+    assert {each.id for each in client.follow(active_runs("a"))} == {running, pending, odd}
