@@ -15,7 +15,7 @@ from airflow_provider_agents.api.errors import (
 )
 from airflow_provider_agents.api.models import ExecutionEvent
 from airflow_provider_agents.runs.matching import Look
-from airflow_provider_agents.runs.submission import Submission, attached_to
+from airflow_provider_agents.runs.submission import Submission, attached_to, submit
 from airflow_provider_agents.runs.verdict import (
     Outcome,
     Rules,
@@ -150,12 +150,13 @@ def test_runs_that_end_differently_are_told_before_the_rest_is_over():
     wait = Wait(SUBMISSION, Rules())
     take(wait, event("a"), event("b"), event("c"))
     wait.update(event("a", "FAILED"))
-    assert wait.update(event("c", "COMPLETED")).outcome == Outcome.AMBIGUOUS
+    verdict = wait.update(event("c", "COMPLETED"))
+    assert verdict == Verdict(Outcome.AMBIGUOUS, (event("a", "FAILED"), event("b"), event("c", "COMPLETED")))
 
 
 def test_a_task_may_refuse_what_cannot_be_told_apart_at_once():
     wait = Wait(SUBMISSION, Rules(on_ambiguous="fail"))
-    assert take(wait, event("a"), event("b")).outcome == Outcome.AMBIGUOUS
+    assert take(wait, event("a"), event("b")) == Verdict(Outcome.AMBIGUOUS, (event("a"), event("b")))
     alone = Wait(SUBMISSION, Rules(on_ambiguous="fail"))
     assert take(alone, event("a")) is None
 
@@ -189,6 +190,7 @@ def test_each_end_but_success_is_an_error_of_its_own_that_names_the_run(verdict,
     assert type(found) is error
     assert words.replace("\\", "") in str(found)
     assert "agent a, requestId req" in str(found)
+    assert "None" not in str(found)
     assert ("A retry starts a new run." in str(found)) == (error is not AmbiguousAgentRunError)
     assert (found.agent_id, found.request_id) == ("a", "req")
     assert list(found.event_ids) == [each.id for each in verdict.events]
@@ -216,6 +218,51 @@ def test_what_a_run_used():
     }
     assert duration_of(event(startedAt=at(0))) is None
     assert duration_of(event(completedAt=at(0))) is None
+
+
+def test_an_older_state_of_a_followed_event_does_not_undo_a_newer_one():
+    wait = Wait(SUBMISSION, Rules())
+    take(wait, event(updatedAt=at(20)))
+    wait.update(event(updatedAt=at(10)))
+    assert wait.events == (event(updatedAt=at(20)),)
+    take(wait, event(updatedAt=at(10)), seconds=60)
+    assert wait.events == (event(updatedAt=at(20)),)
+
+
+def test_nothing_is_inferred_before_the_servers_clock_says_that_settle_has_passed():
+    wait = Wait(SUBMISSION, Rules())
+    assert wait.take(Look((event(status="COMPLETED"),), at(20)), at(SETTLED)) is None
+    assert wait.take(Look((event(status="COMPLETED"),), None), at(SETTLED)).outcome == Outcome.COMPLETED
+
+
+def test_a_look_for_a_run_that_is_known_is_one_request():
+    clock = ManualClock(T0)
+    sim = Simulator(clock, world=World(queue_seconds=0.0, run_seconds=500.0))
+    sim.add_agent("a")
+    client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim))
+    submission = client.follow(submit("a", settle=30.0, now=clock))
+    clock.advance(SETTLED)
+    wait = Wait(submission, Rules())
+    asked = []
+    for _ in range(2):
+        before = len(sim.requests)
+        wait.take(client.follow(wait.look()), clock.now)
+        asked.append(len(sim.requests) - before)
+    assert asked == [2, 1]
+
+
+def test_an_active_run_is_not_overlooked_behind_hundreds_that_are_over():
+    clock = ManualClock(T0)
+    sim = Simulator(clock, world=World(queue_seconds=0.0, run_seconds=5000.0))
+    sim.add_agent("a")
+    running = sim.start_scheduled_run("a")
+    sim.add_agent("a", run_seconds=1.0)
+    for _ in range(250):
+        clock.advance(2.0)
+        sim.start_scheduled_run("a")
+    clock.advance(2.0)
+    client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim))
+    assert [each.id for each in client.follow(active_runs("a"))] == [running]
 
 
 def test_the_active_runs_of_an_agent_are_those_that_are_not_over():
