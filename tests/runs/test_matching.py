@@ -122,12 +122,30 @@ def test_a_known_event_id_decides_whatever_else_there_is():
     assert match([event("a"), event("mine", -9999)], 2, bounds) == Found(event("mine", -9999), certain=True)
 
 
+def test_a_look_reaches_back_to_the_post_and_decides_once_settled():
+    seek = BOUNDS.seek(SETTLE)
+    # `Date` counts whole seconds: one more until it is sure.
+    assert (seek.floor, seek.ids, seek.ripe_at) == (at(-5), ("req-1",), at(1 + SETTLE + 1))
+
+
+def test_without_the_servers_clock_a_look_reaches_back_for_ever_and_ours_settles():
+    seek = replace(BOUNDS, request_id=None, server_before=None, server_after=None).seek(SETTLE)
+    assert (seek.floor, seek.ids, seek.ripe_at) == (None, (), at(1 + SETTLE))
+
+
+def test_where_the_event_is_known_nothing_but_it_decides():
+    seek = replace(BOUNDS, event_id="mine").seek(SETTLE)
+    assert (seek.ids, seek.ripe_at) == (("mine",), None)
+
+
 @pytest.mark.parametrize(
     ("fields", "before"),
     [
         ({"createdAt": at(-60), "startedAt": at(-50), "updatedAt": at(-40)}, True),
         ({"createdAt": at(-60), "startedAt": at(-50), "updatedAt": at(1)}, False),
         ({"createdAt": at(-60), "startedAt": at(1)}, False),
+        # What follows may be as old, and just young enough.
+        ({"createdAt": at(-5), "startedAt": at(-5)}, False),
         ({"createdAt": at(-60)}, False),  # without a start it may stand anywhere
         ({"startedAt": at(-60)}, True),
     ],
