@@ -88,6 +88,7 @@ def test_nothing_is_told_of_a_run_before_its_event_is_known():
     wait = Wait(SUBMISSION, Rules())
     assert (wait.agent_id, wait.events, wait.is_known, wait.going_on) == ("a", (), False, ())
     assert wait.seek.ids == ("req",)
+    assert wait.update(event(status="COMPLETED")) is None
     assert take(wait, event(status="COMPLETED"), seconds=20) is None
     assert [each.id for each in wait.events] == ["e"]
     assert not wait.is_known
