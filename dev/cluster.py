@@ -5,7 +5,7 @@ server and dag-processor, and the platform's simulator behind HTTP. Its agents f
 late, they run on schedules of their own, and the platform limits the rate of requests.
 
 It prints what happened to the tasks and to the runs. Exit status 1 if a run was doubled or lost, a task told wrong, or
-not ended. `--short` is for CI. `--tasks`, `--agents`, `--rounds` and `--seed` choose another size.
+not ended. `--short` is for CI. `--tasks`, `--agents`, `--rounds` and `--minutes` choose another size.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import psycopg2
 from audit import Audit, Run, Task, audit
 from real_airflow import RealAirflow, RealAirflowError, connection_json
@@ -32,7 +33,7 @@ from real_airflow import RealAirflow, RealAirflowError, connection_json
 from airflow_provider_agents.simulator import Simulator, World, running_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).resolve().parents[1]
 DAG = "cluster_runs"
@@ -43,7 +44,7 @@ FAILS = 0.05
 #: Every how many seconds the platform starts a run of each agent by itself.
 SCHEDULE_SECONDS = 240.0
 #: What the platform allows in a second, and what each triggerer allows itself.
-PLATFORM_RATE, TRIGGERER_RATE = 30, 8
+PLATFORM_RATE, TRIGGERER_RATE = 15, 5
 PARTS = (
     "worker-1", "scheduler-1", "triggerer-1", "redis", "api-server", "postgres", "dag-processor", "worker-2",
     "triggerer-2", "scheduler-2", "triggerer-3",
@@ -62,7 +63,7 @@ class Form:
         parts: what is killed, in this order.
         rounds: how often that is repeated, as long as tasks go on.
         pause: seconds between two kills, from and to.
-        minutes: give up after so many.
+        minutes: start no more tasks after so many; those that were started may still end.
     """
 
     tasks: int = 2000
@@ -71,10 +72,10 @@ class Form:
     parts: tuple[str, ...] = PARTS
     rounds: int = 3
     pause: tuple[float, float] = (10.0, 30.0)
-    minutes: float = 45.0
+    minutes: float = 60.0
 
 
-SHORT = Form(tasks=60, agents=30, slots=4, parts=SHORT_PARTS, rounds=1, pause=(3.0, 8.0), minutes=6.0)
+SHORT = Form(tasks=60, agents=30, slots=4, parts=SHORT_PARTS, rounds=1, pause=(8.0, 16.0), minutes=5.0)
 
 
 def commands(slots: int) -> dict[str, list[str]]:
@@ -89,6 +90,10 @@ def commands(slots: int) -> dict[str, list[str]]:
     }
 
 
+#: Seconds that tasks may take to end once no more are started: a few kills, and what notices them.
+END_SECONDS = 600.0
+#: States of a task that no worker has had yet.
+NOT_BEGUN = {"none", "scheduled", "queued"}
 #: What a deployment notices after minutes, noticed after seconds: a test has no minutes.
 ENV = {
     "AIRFLOW__CORE__PARALLELISM": "32",
@@ -154,33 +159,40 @@ class Database:
 
 
 @dataclass
-class Held:
-    """How many seconds, in all, tasks spent in a state, by the length of their agents' runs."""
+class States:
+    """In which states tasks are, and were.
 
+    Attributes:
+        now: how many are in a state.
+        most: how many were in it at once.
+        seconds: how long all tasks together were in it, by the length of their agents' runs.
+    """
+
+    now: Counter[str] = field(default_factory=Counter)
+    most: Counter[str] = field(default_factory=Counter)
     seconds: Counter[tuple[float, str]] = field(default_factory=Counter)
 
     def add(self, rows: Sequence[tuple[Any, ...]], seconds: float) -> None:
         """So many tasks were in those states for so long."""
+        self.now.clear()
         for turn, state, count in rows:
-            self.seconds[RUN_SECONDS[turn], str(state)] += count * seconds
+            self.now[state] += count
+            self.seconds[RUN_SECONDS[turn], state] += count * seconds
+        self.most |= self.now
 
 
 class Cluster:
     """A running cluster and the platform, and what happens to them."""
 
-    def __init__(self, airflow: RealAirflow, form: Form, rng: random.Random) -> None:
+    def __init__(self, airflow: RealAirflow, form: Form, agents: Sequence[str], rng: random.Random) -> None:
         if airflow.postgres is None or airflow.redis is None:
             raise ValueError("a cluster has PostgreSQL and Redis")
-        self.airflow, self.form, self.rng = airflow, form, rng
+        self.airflow, self.form, self.agents, self.rng = airflow, form, list(agents), rng
         self.postgres, self.redis = airflow.postgres, airflow.redis
         self.database = Database(self.postgres.port)
         self.struck: Counter[str] = Counter()
-        self.held = Held()
-
-    def start(self, agents: Sequence[str]) -> None:
-        """Start as many DAG runs as it takes, each with a task for every agent."""
-        for _ in range(self.form.tasks // len(agents)):
-            self.airflow.trigger(DAG, {"agents": list(agents)})
+        self.states = States()
+        self._dag_runs = 0
 
     def strike(self, part: str) -> None:
         """Kill a part, and start it again some seconds later."""
@@ -200,55 +212,55 @@ class Cluster:
         self.struck[part] += 1
 
     def run(self, say_every: float = 30.0) -> None:
-        """Strike in turn until the DAG runs have ended, and keep count of who holds what meanwhile."""
-        began_at = seen_at = said_at = time.monotonic()
-        strikes = self._strikes()
-        next_at = began_at + self.rng.uniform(*self.form.pause)
-        while time.monotonic() - began_at < self.form.minutes * 60:
+        """Start the tasks, strike in turn until they have ended, and look what they do meanwhile."""
+        began_at = seen_at = said_at = now = time.monotonic()
+        strikes = (part for _ in range(self.form.rounds) for part in self.form.parts)
+        strike_at = began_at + self.rng.uniform(*self.form.pause)
+        while now - began_at < self.form.minutes * 60 + END_SECONDS:
+            now = time.monotonic()
             with suppress(psycopg2.OperationalError):
-                rows = self.database.rows(
-                    "select map_index %% 2, coalesce(state, 'none'), count(*) from task_instance "
-                    "where dag_id = %s and task_id = 'run' and map_index >= 0 group by 1, 2",
-                    DAG,
-                )
-                now = time.monotonic()
-                self.held.add(rows, now - seen_at)
+                self.states.add(self._look(), now - seen_at)
                 seen_at = now
-                if now - said_at >= say_every:
-                    said_at = now
-                    self._say(rows, now - began_at)
-                if self.is_over():
+                is_all = self._dag_runs * len(self.agents) >= self.form.tasks or now - began_at > self.form.minutes * 60
+                if is_all and self._is_over():
                     return
-            if time.monotonic() >= next_at:
+                if not is_all and self._not_begun() < len(self.agents):
+                    self._start_dag_run()
+            if now - said_at >= say_every:
+                said_at = now
+                told = ", ".join(f"{count} {state}" for state, count in self.states.now.most_common())
+                print(f"  {now - began_at:5.0f} s: {told}; struck {self.struck.total()}", file=sys.stderr, flush=True)
+            if now >= strike_at:
                 part = next(strikes, None)
                 if part is not None:
                     self.strike(part)
-                next_at = time.monotonic() + self.rng.uniform(*self.form.pause)
+                strike_at = time.monotonic() + self.rng.uniform(*self.form.pause)
             # Some components end by themselves when the database goes away; a deployment starts them again.
             self.airflow.revive()
             time.sleep(0.5)
 
-    def _strikes(self) -> Iterator[str]:
-        for _ in range(self.form.rounds):
-            yield from self.form.parts
+    def _look(self) -> list[tuple[Any, ...]]:
+        return self.database.rows(
+            "select map_index %% 2, coalesce(state, 'none'), count(*) from task_instance "
+            "where dag_id = %s and task_id = 'run' and map_index >= 0 group by 1, 2",
+            DAG,
+        )
 
-    def _say(self, rows: Sequence[tuple[Any, ...]], seconds: float) -> None:
-        states: Counter[str] = Counter()
-        for _, state, count in rows:
-            states[state] += count
-        told = ", ".join(f"{count} {state}" for state, count in states.most_common())
-        print(f"  {seconds:5.0f} s: {told}; struck {self.struck.total()} times", file=sys.stderr, flush=True)
+    def _not_begun(self) -> int:
+        begun = sum(count for state, count in self.states.now.items() if state not in NOT_BEGUN)
+        return self._dag_runs * len(self.agents) - begun
 
-    def is_over(self) -> bool:
-        """Whether every DAG run has ended.
+    def _start_dag_run(self) -> None:
+        """Start a DAG run with a task for every agent, if the API server is there just then."""
+        with suppress(RealAirflowError, httpx.HTTPError):
+            self.airflow.trigger(DAG, {"agents": self.agents})
+            self._dag_runs += 1
 
-        Raises:
-            psycopg2.OperationalError: PostgreSQL is away.
-        """
+    def _is_over(self) -> bool:
         states = self.database.rows("select state, count(*) from dag_run where dag_id = %s group by 1", DAG)
         return {state for state, _ in states} <= {"success", "failed"}
 
-    def tasks(self, agents: Sequence[str]) -> list[Task]:
+    def tasks(self) -> list[Task]:
         """What Airflow and its logs know of each task instance."""
         rows = self.database.rows(
             "select t.run_id, t.map_index, t.state, x.value from task_instance t "
@@ -262,7 +274,7 @@ class Cluster:
             event = json.loads(value) if isinstance(value, str) else value
             task = Task(
                 name=f"{run_id}[{map_index}]",
-                agent_id=agents[map_index],
+                agent_id=self.agents[map_index],
                 state=state,
                 returned=event["id"] if event else None,
             )
@@ -306,13 +318,14 @@ def report(form: Form, cluster: Cluster, simulator: Simulator, result: Audit, se
         ("tasks that said that they could not tell how their run ended", f"{len(result.undecided)}"),
         ("tasks told wrong", f"{len(result.wrong)}"),
         ("tasks not ended", f"{len(result.unfinished)}"),
+        ("tasks that waited at once, at most", f"{cluster.states.most['deferred']:,}"),
         ("requests a second, mean and highest", f"{len(simulator.requests) / seconds:.1f}, {max(per_second.values())}"),
         ("requests in all, and refused with 429", f"{len(simulator.requests):,}, {refused}"),
     ]
     for length in RUN_SECONDS:
         of_these = max(1, result.tasks // len(RUN_SECONDS))
-        running = cluster.held.seconds[length, "running"] / of_these
-        deferred = cluster.held.seconds[length, "deferred"] / of_these
+        running = cluster.states.seconds[length, "running"] / of_these
+        deferred = cluster.states.seconds[length, "deferred"] / of_these
         rows.append(
             (f"seconds of a worker's slot a task, runs of {length:g} s", f"{running:.1f} (deferred {deferred:.0f})")
         )
@@ -343,14 +356,16 @@ def run(form: Form, seed: int, home: Path) -> Audit:
             "/api/v2/connections",
             {**given, "connection_id": "agents_default", "extra": json.dumps(given["extra"])},
         )
-        cluster = Cluster(airflow, form, random.Random(seed))
+        cluster = Cluster(airflow, form, agents, random.Random(seed))
         began_at = time.monotonic()
-        cluster.start(agents)
         cluster.run()
         seconds = time.monotonic() - began_at
-        result = audit(cluster.tasks(agents), started_runs(simulator))
+        result = audit(cluster.tasks(), started_runs(simulator))
         print(report(form, cluster, simulator, result, seconds), flush=True)
     return result
+
+
+_CHOICES = ("tasks", "agents", "rounds", "minutes")
 
 
 def main() -> int:
@@ -360,10 +375,11 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, help="in all, a multiple of the agents")
     parser.add_argument("--agents", type=int)
     parser.add_argument("--rounds", type=int, help="of kills, at most")
+    parser.add_argument("--minutes", type=float, help="start no more tasks after so many")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="of everything that is drawn")
     parser.add_argument("--keep", action="store_true", help="keep Airflow's logs")
     given = parser.parse_args()
-    chosen = {name: getattr(given, name) for name in ("tasks", "agents", "rounds") if getattr(given, name) is not None}
+    chosen = {name: getattr(given, name) for name in _CHOICES if getattr(given, name) is not None}
     form = Form(**{**vars(SHORT if given.short else Form()), **chosen})
     if form.agents < 1 or form.tasks % form.agents:
         parser.error("the tasks must be a multiple of the agents")
