@@ -71,7 +71,7 @@ class Form:
     slots: int = 6
     parts: tuple[str, ...] = PARTS
     rounds: int = 3
-    pause: tuple[float, float] = (10.0, 30.0)
+    pause: tuple[float, float] = (30.0, 70.0)
     minutes: float = 60.0
 
 
