@@ -39,7 +39,7 @@ def link_of(airflow, dag_id, run_id, task_id, map_index=-1):
 def started(airflow, simulator):
     """The DAG runs that do not get in each other's way, all started at once: most of their time is waiting."""
     simulator.control("POST", "agents", {"agent_id": "agent-slow", "run_seconds": 9.0})
-    simulator.control("POST", "agents", {"agent_id": "agent-busy", "run_seconds": 20.0, "queue_seconds": 0.0})
+    simulator.control("POST", "agents", {"agent_id": "agent-busy", "run_seconds": 40.0, "queue_seconds": 0.0})
     simulator.control("POST", "runs", {"agentId": "agent-busy"})
     simulator.control("POST", "agents", {"agent_id": "agent-busy", "run_seconds": 1.0})
     dag_ids = {
