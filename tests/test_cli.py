@@ -42,6 +42,8 @@ class Ended:
 def command(platform, capsys, monkeypatch):
     # So that no connection is looked for in a database that this machine may have.
     monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "client")
+    # A shell starts what runs in its background deaf to Ctrl-C, and so perhaps these tests.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def command(*arguments):
         try:
@@ -52,7 +54,8 @@ def command(platform, capsys, monkeypatch):
         assert KEY not in ended.out + ended.err
         return ended
 
-    return command
+    yield command
+    signal.signal(signal.SIGINT, before)
 
 
 def columns(ended):

@@ -198,54 +198,6 @@ def test_a_task_that_is_marked_failed_leaves_its_run_and_a_clear_takes_it_up_aga
 
 
 @pytest.fixture(scope="module")
-def dag_tested(airflow, simulator, deferred_run, tmp_path_factory):
-    """`dag.test()` in one process, with OpenLineage: what it printed, the executes, the events that were emitted."""
-    before = simulator.executions("agent-prices")
-    script = (
-        "from airflow.dag_processing.dagbag import DagBag\n"
-        "bag = DagBag()\n"
-        "run = bag.get_dag('system_dag_test').test()\n"
-        "print('ended as', run.state)\n"
-        "print('refused', sorted(bag.import_errors.items()))\n"
-    )
-    events = tmp_path_factory.mktemp("openlineage") / "events.jsonl"
-    transport = {"type": "file", "log_file_path": str(events), "append": True}
-    done = subprocess.run(  # noqa: S603 - our own interpreter and script
-        [sys.executable, "-c", script],
-        env=airflow.env() | {"AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(transport)},
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    emitted = [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []
-    return done.stdout + done.stderr[-3000:], simulator.executions("agent-prices")[len(before) :], emitted
-
-
-def test_dag_test_runs_it_in_one_process(dag_tested):
-    said, executions, _ = dag_tested
-    assert "ended as success" in said, said[-6000:]
-    assert len(executions) == 1
-
-
-def test_the_openlineage_listener_tells_of_the_run(dag_tested, simulator, api_key):
-    said, (execution,), emitted = dag_tested
-    task_events = [event for event in emitted if event["job"]["name"] == "system_dag_test.run"]
-    # Twice, as the task is deferred in between.
-    assert [event["eventType"] for event in task_events] == ["START", "START", "COMPLETE"], said[-6000:]
-    told = task_events[-1]["run"]["facets"]
-    assert told["agents_run"]["agentId"] == "agent-prices"
-    assert told["agents_run"]["eventId"] == execution["eventId"] == told["externalQuery"]["externalQueryId"]
-    assert told["agents_run"]["outcome"] == "completed"
-    assert told["externalQuery"]["source"] == simulator.url
-    assert {event["run"]["facets"]["agents_run"].get("outcome") for event in task_events[:-1]} == {None}
-    assert api_key not in json.dumps(emitted)
-
-
-def test_airflow_refuses_tasks_that_end_in_their_trigger_where_openlineage_listens(dag_tested):
-    said, _, _ = dag_tested
-    (refused,) = [line for line in said.splitlines() if line.startswith("refused")]
-    assert "has end_from_trigger=True with listeners from plugins" in refused
-
-
-@pytest.fixture(scope="module")
 def sensed(airflow, simulator, started):
     """DAG runs that wait for runs which something else has started, all at once."""
     simulator.control("POST", "agents", {"agent_id": "agent-sensed", "run_seconds": 20.0, "queue_seconds": 0.0})
@@ -379,6 +331,56 @@ def test_a_finished_run_starts_a_dag_whoever_has_started_it(airflow, simulator, 
     lines = until(told, 120, "a DAG run for a finished run", pause=3.0)
     assert all(line.startswith("agent-stranger ") and line.endswith(" COMPLETED") for line in lines)
     assert len(lines) == len(set(lines))
+
+
+# Late in this file: it parses the DAG files with a listener, and Airflow then takes those that it refuses for gone
+# until it parses them again.
+@pytest.fixture(scope="module")
+def dag_tested(airflow, simulator, deferred_run, tmp_path_factory):
+    """`dag.test()` in one process, with OpenLineage: what it printed, the executes, the events that were emitted."""
+    before = simulator.executions("agent-prices")
+    script = (
+        "from airflow.dag_processing.dagbag import DagBag\n"
+        "bag = DagBag()\n"
+        "run = bag.get_dag('system_dag_test').test()\n"
+        "print('ended as', run.state)\n"
+        "print('refused', sorted(bag.import_errors.items()))\n"
+    )
+    events = tmp_path_factory.mktemp("openlineage") / "events.jsonl"
+    transport = {"type": "file", "log_file_path": str(events), "append": True}
+    done = subprocess.run(  # noqa: S603 - our own interpreter and script
+        [sys.executable, "-c", script],
+        env=airflow.env() | {"AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(transport)},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    emitted = [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []
+    return done.stdout + done.stderr[-3000:], simulator.executions("agent-prices")[len(before) :], emitted
+
+
+def test_dag_test_runs_it_in_one_process(dag_tested):
+    said, executions, _ = dag_tested
+    assert "ended as success" in said, said[-6000:]
+    assert len(executions) == 1
+
+
+def test_the_openlineage_listener_tells_of_the_run(dag_tested, simulator, api_key):
+    said, (execution,), emitted = dag_tested
+    task_events = [event for event in emitted if event["job"]["name"] == "system_dag_test.run"]
+    # Twice, as the task is deferred in between.
+    assert [event["eventType"] for event in task_events] == ["START", "START", "COMPLETE"], said[-6000:]
+    told = task_events[-1]["run"]["facets"]
+    assert told["agents_run"]["agentId"] == "agent-prices"
+    assert told["agents_run"]["eventId"] == execution["eventId"] == told["externalQuery"]["externalQueryId"]
+    assert told["agents_run"]["outcome"] == "completed"
+    assert told["externalQuery"]["source"] == simulator.url
+    assert {event["run"]["facets"]["agents_run"].get("outcome") for event in task_events[:-1]} == {None}
+    assert api_key not in json.dumps(emitted)
+
+
+def test_airflow_refuses_tasks_that_end_in_their_trigger_where_openlineage_listens(dag_tested):
+    said, _, _ = dag_tested
+    (refused,) = [line for line in said.splitlines() if line.startswith("refused")]
+    assert "has end_from_trigger=True with listeners from plugins" in refused
 
 
 # Last in this file: by now there have been successes, failures, refusals and retries.
