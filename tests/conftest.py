@@ -33,12 +33,8 @@ settings.register_profile("same", settings.get_profile("patient"), derandomize=T
 settings.load_profile(os.environ.get("TEST_PROFILE", "patient"))
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """All that starts a real Airflow runs in one process, one after the other, and first: it takes longest."""
-    for item in items:
-        if item.get_closest_marker("system"):
-            item.add_marker(pytest.mark.xdist_group("system"))
+    """What starts a real Airflow comes first: it takes longest, and the rest runs beside it."""
     items.sort(key=lambda item: item.get_closest_marker("system") is None)
 
 

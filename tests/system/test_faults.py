@@ -5,7 +5,8 @@ from __future__ import annotations
 import faults
 import pytest
 
-pytestmark = pytest.mark.system
+# One after the other in one process: each test of these would otherwise start an Airflow of its own.
+pytestmark = [pytest.mark.system, pytest.mark.xdist_group("system")]
 
 
 def test_no_kill_starts_a_second_run_or_changes_a_verdict(tmp_path):

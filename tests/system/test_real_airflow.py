@@ -12,7 +12,8 @@ import psycopg2
 import pytest
 from real_airflow import RealAirflowError, until
 
-pytestmark = pytest.mark.system
+# One after the other in one process: each test of these would otherwise start an Airflow of its own.
+pytestmark = [pytest.mark.system, pytest.mark.xdist_group("system")]
 
 
 def decoded(value):
