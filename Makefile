@@ -47,7 +47,8 @@ up: $(READY) ## Airflow's UI with the simulator and the example DAGs (PORT=8080)
 	@$(BIN)/python dev/up.py
 
 test: lint ## every check and test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not system" --numprocesses 2
+	$(BIN)/python -m pytest -m system
 
 lint: $(READY) ## the checks that need no tests
 	$(BIN)/ruff check .

@@ -19,7 +19,8 @@ def api_key():
 
 @pytest.fixture(scope="session")
 def simulator(tmp_path_factory, api_key):
-    agents = ("agent-123:3", "agent-prices:2", "agent-news:4", "agent-failing:2:FAILED", "agent-nightly:2:COMPLETED:20")
+    # None is over in the second in which its task is deferred: Airflow's scheduler can then take the task for killed.
+    agents = ("agent-123:3", "agent-prices:2", "agent-news:4", "agent-failing:6:FAILED", "agent-nightly:2:COMPLETED:20")
     options = [option for agent in agents for option in ("--agent", agent)]
     with simulator_server(tmp_path_factory.mktemp("simulator"), "--key", api_key, *options) as server:
         yield server

@@ -5,8 +5,7 @@ from __future__ import annotations
 import faults
 import pytest
 
-# One after the other in one process: each test of these would otherwise start an Airflow of its own.
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("system")]
+pytestmark = pytest.mark.system
 
 
 def test_no_kill_starts_a_second_run_or_changes_a_verdict(tmp_path):

@@ -12,8 +12,7 @@ import psycopg2
 import pytest
 from real_airflow import RealAirflowError, until
 
-# One after the other in one process: each test of these would otherwise start an Airflow of its own.
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("system")]
+pytestmark = pytest.mark.system
 
 
 def decoded(value):
@@ -202,7 +201,7 @@ def test_a_task_that_is_marked_failed_leaves_its_run_and_a_clear_takes_it_up_aga
 def sensed(airflow, simulator, started):
     """DAG runs that wait for runs which something else has started, all at once."""
     simulator.control("POST", "agents", {"agent_id": "agent-sensed", "run_seconds": 20.0, "queue_seconds": 0.0})
-    simulator.control("POST", "agents", {"agent_id": "agent-odd", "run_seconds": 2.0, "end_status": "FAILED"})
+    simulator.control("POST", "agents", {"agent_id": "agent-odd", "run_seconds": 10.0, "end_status": "FAILED"})
     event = simulator.control("POST", "runs", {"agentId": "agent-sensed"})["eventId"]
     failing = simulator.control("POST", "runs", {"agentId": "agent-odd"})["eventId"]
     conf = {"agent": "agent-odd", "event": event, "failing": failing}
