@@ -270,7 +270,8 @@ def test_what_is_not_the_providers_waits_in_real_time(agents_simulator):
         await asyncio.gather(clock.asleep(3600), asyncio.sleep(0.05))
         return asyncio.get_running_loop().time() - began
 
-    assert 0.05 <= asyncio.run(scene()) < 10
+    # A loop's timers end up to its clock's resolution early.
+    assert 0.04 < asyncio.run(scene()) < 10
     assert agents_simulator.now() - datetime.now(UTC) > timedelta(seconds=3590)
 
 
