@@ -39,6 +39,8 @@ _ALLOWED_WARNINGS = (
     "SelectableGroups dict interface is deprecated",
     # The hook of Airflow 3.0 looks a connection up in a task.
     "Using Connection.get_connection_from_secrets from `airflow.models` is deprecated",
+    # That of 3.1 finds one in a task's environment.
+    "Using Connection.from_json from `airflow.models` is deprecated",
 )
 
 
