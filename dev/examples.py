@@ -29,6 +29,7 @@ NEEDS = {"agent_approval": (3, 1), "agent_without_workers": (3, 3)}
 #: Airflow starts a run of these by itself.
 START_BY_THEMSELVES = {"agent_finished_starts_dag", "agent_on_its_own_schedule"}
 _END_SECONDS = 240.0
+_READING_SECONDS = 5.0
 
 
 def this_airflow() -> tuple[int, ...]:
@@ -83,6 +84,8 @@ class Show:
             return False
 
         until(asked, _END_SECONDS, "the question to a person", pause=1.0)
+        # Nobody answers at once, and a scheduler that is slower than the answer takes the task for one that was killed.
+        time.sleep(_READING_SECONDS)
         self.airflow.api("PATCH", path, {"chosen_options": ["Approve"], "params_input": {}})
 
     def must_be_of(self, event: dict[str, Any], dag_id: str, task_id: str, map_index: int = -1) -> None:
