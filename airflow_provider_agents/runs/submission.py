@@ -40,6 +40,9 @@ from airflow_provider_agents.runs import matching
 MAX_POSTS = 3
 #: Seconds between two looks for the run of a POST whose answer was lost.
 LOST_LOOK_SECONDS = 3.0
+#: For so many seconds beyond `settle` the server's clock is waited for before a lost run is given up: a task may be
+#: tried again on a machine whose own clock is ahead of the first one's, and to start a second run would cost more.
+LOST_PATIENCE_SECONDS = 300.0
 #: Events asked for per page while looking near the newest: the API's default. More pages follow where needed.
 PAGE_ROWS = 50
 _ACCEPTED = 202
@@ -234,6 +237,8 @@ def died_around(intent: Submission, *, request_seconds: float, now: datetime) ->
 def find_lost(lost: Submission, *, settle: float, now: Clock) -> Steps[Submission | None]:
     """Look for the run of a POST whose answer was lost, until one appears or `settle` seconds have passed.
 
+    They must have passed on the server's clock as well, unless that stands still.
+
     Returns:
         The record if there is a candidate, None if none has appeared in time.
 
@@ -251,6 +256,7 @@ def find_lost(lost: Submission, *, settle: float, now: Clock) -> Steps[Submissio
         else:
             if matching.candidates(lost.bounds, look.events, settle=settle):
                 return lost
-            if matching.is_settled(lost.bounds, matching.Moment(began_at, look.server_time), settle=settle):
+            moment = matching.Moment(began_at, look.server_time)
+            if matching.is_settled(lost.bounds, moment, settle=settle, appear_within=LOST_PATIENCE_SECONDS):
                 return None
         yield Pause(LOST_LOOK_SECONDS)
