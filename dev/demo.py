@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from real_airflow import RealAirflow, RealAirflowError, connection_json, simulator_server
+from real_airflow import QUICK_WORKERS, RealAirflow, RealAirflowError, connection_json, simulator_server
 
 ROOT = Path(__file__).resolve().parents[1]
 DAG, TASK, NEXT = "agent_deferred", "run_agent", "report"
@@ -50,7 +50,7 @@ def main() -> int:
             RealAirflow(
                 home,
                 dags=[ROOT / "example_dags" / "agent_deferred.py"],
-                env={"AIRFLOW_CONN_AGENTS_DEFAULT": connection_json(simulator.url, KEY)},
+                env={**QUICK_WORKERS, "AIRFLOW_CONN_AGENTS_DEFAULT": connection_json(simulator.url, KEY)},
             ) as airflow,
         ):
             say(f"Airflow is up. Starting the DAG {DAG}: an agent's run, then a task that uses its final event.")

@@ -16,7 +16,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from real_airflow import RealAirflow, RealAirflowError, SimulatorServer, connection_json, simulator_server, until
+from real_airflow import (
+    QUICK_WORKERS,
+    RealAirflow,
+    RealAirflowError,
+    SimulatorServer,
+    connection_json,
+    simulator_server,
+    until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -190,6 +198,7 @@ def main() -> int:
     """Run the examples; the exit status. The last line printed says how many did what they should."""
     home = Path(tempfile.mkdtemp(prefix=".airflow-examples-", dir=ROOT))
     env = {
+        **QUICK_WORKERS,
         # A watcher starts with the first parse after its DAG is on.
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
     }

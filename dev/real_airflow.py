@@ -22,6 +22,7 @@ import time
 from base64 import urlsafe_b64encode
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
 
 import httpx
 import psutil
@@ -34,6 +35,9 @@ COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 STANDALONE = "standalone"
 #: Airflow's key of each component in its health report.
 _HEALTH = {"scheduler": "scheduler", "triggerer": "triggerer", "dag-processor": "dag_processor"}
+#: Airflow can notice a task process's end five seconds late. A short run is over by then: the LocalExecutor tells
+#: of the first process's end while the task is on again, and the scheduler takes the task for killed.
+QUICK_WORKERS = {"AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1"}
 _START_SECONDS = 180.0
 _STOP_SECONDS = 8.0
 
@@ -498,8 +502,18 @@ class RealAirflow:
             state = self.dag_run_state(dag_id, run_id)
             return state if state in {"success", "failed"} else None
 
-        state: str = until(ended, seconds, f"the end of {dag_id} {run_id}")
+        try:
+            state: str = until(ended, seconds, f"the end of {dag_id} {run_id}")
+        except RealAirflowError as error:
+            states = {row["task_id"]: (row["state"], row["try_number"]) for row in self.task_instances(dag_id, run_id)}
+            killed = self.taken_for_killed(dag_id, run_id)
+            raise RealAirflowError(f"{error}: {states}; Airflow took for killed: {killed or 'nothing'}") from error
         return state
+
+    def taken_for_killed(self, dag_id: str, run_id: str) -> list[str]:
+        """The tasks whose executor told of their end when the scheduler thought them on; one word for each time."""
+        path = f"/api/v2/eventLogs?event=state%20mismatch&dag_id={dag_id}&run_id={quote(run_id)}&limit=100"
+        return [str(row["task_id"]) for row in self.api("GET", path)["event_logs"]]
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """The task instances of a DAG run."""

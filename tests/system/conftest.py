@@ -6,7 +6,7 @@ import secrets
 from pathlib import Path
 
 import pytest
-from real_airflow import RealAirflow, connection_json, simulator_server
+from real_airflow import QUICK_WORKERS, RealAirflow, connection_json, simulator_server
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,8 +19,8 @@ def api_key():
 
 @pytest.fixture(scope="session")
 def simulator(tmp_path_factory, api_key):
-    # None is over in the second in which its task is deferred: Airflow's scheduler can then take the task for killed.
-    agents = ("agent-123:3", "agent-prices:2", "agent-news:4", "agent-failing:6:FAILED", "agent-nightly:2:COMPLETED:20")
+    # None is over in the seconds in which its task is deferred: Airflow's scheduler can then take the task for killed.
+    agents = ("agent-123:5", "agent-prices:5", "agent-news:6", "agent-failing:6:FAILED", "agent-nightly:2:COMPLETED:20")
     options = [option for agent in agents for option in ("--agent", agent)]
     with simulator_server(tmp_path_factory.mktemp("simulator"), "--key", api_key, *options) as server:
         yield server
@@ -29,6 +29,7 @@ def simulator(tmp_path_factory, api_key):
 @pytest.fixture(scope="session")
 def airflow(tmp_path_factory, simulator, api_key):
     env = {
+        **QUICK_WORKERS,
         "AIRFLOW_CONN_AGENTS_DEFAULT": connection_json(
             simulator.url, api_key, run_url="https://app.example/{agent_id}/runs/{event_id}"
         ),

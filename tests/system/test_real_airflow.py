@@ -72,7 +72,7 @@ def test_a_deferred_run_hands_its_own_final_event_to_the_next_task(airflow, simu
     assert airflow.xcom("agent_deferred", run_id, "run_agent", "request_id") == executions[0]["requestId"]
     assert airflow.xcom("agent_deferred", run_id, "run_agent", "event_id") == executions[0]["eventId"]
     usage = decoded(airflow.xcom("agent_deferred", run_id, "run_agent", "usage"))
-    assert usage["duration_seconds"] == pytest.approx(3.0)
+    assert usage["duration_seconds"] == pytest.approx(5.0)
     assert usage["try_number"] == 1
     assert event["id"] in airflow.xcom("agent_deferred", run_id, "report")
     link = link_of(airflow, "agent_deferred", run_id, "run_agent")
@@ -241,8 +241,9 @@ def test_soft_fail_covers_what_is_late_or_failed_and_nothing_else(airflow, sense
         "bad_key": "failed",
         "wrong_id": "failed",
     }
-    tries = {row["task_id"]: row["try_number"] for row in airflow.task_instances("system_sensor_soft", run_id)}
-    assert set(tries.values()) == {1}
+    again = airflow.taken_for_killed("system_sensor_soft", run_id)
+    for row in airflow.task_instances("system_sensor_soft", run_id):
+        assert row["try_number"] == 1 + again.count(row["task_id"])
     assert wait_for_log(airflow, "system_sensor_soft", run_id, "wrong_id", "has no event no-such-event. Check both ids")
 
 

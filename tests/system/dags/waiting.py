@@ -29,7 +29,8 @@ with DAG("system_sensor_soft", start_date=START, schedule=None):
         "bad_key": {"agent_id": "agent-123", "event_id": "e", "agents_conn_id": "agents_wrong_key"},
         "wrong_id": {"agent_id": "agent-123", "event_id": "no-such-event", "settle": 6.0},
     }.items():
-        AgentRunSensor(task_id=name, soft_fail=True, poke_interval=1.0, retries=2, **{**QUICK, **arguments})
+        more = {"soft_fail": True, "poke_interval": 1.0, "retries": 2, "retry_delay": timedelta(seconds=1)}
+        AgentRunSensor(task_id=name, **{**QUICK, **more, **arguments})
 
 with DAG("system_in_the_triggerer", start_date=START, schedule=None):
     operator = ExecuteAgentOperator(
