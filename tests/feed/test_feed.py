@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
+from driving import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from virtual_time import VirtualLoop
@@ -185,7 +186,7 @@ def test_one_that_is_cancelled_while_the_client_is_opened_takes_it_from_nobody()
     assert len(scene.transports) == 1
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 2**32),
     waits=st.integers(1, 12),
