@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from airflow_provider_agents.api.models import ExecutionEvent
+from airflow_provider_agents.api.calls import Answer
+from airflow_provider_agents.api.models import ExecutionEvent, Page
 from airflow_provider_agents.runs import matching
 from airflow_provider_agents.runs.matching import Bounds, Found, Missing, Moment, NotYet, Several
 
@@ -153,3 +154,90 @@ def test_where_the_event_is_known_nothing_but_it_decides():
 def test_a_row_ends_a_look_only_if_every_time_it_bears_is_too_old(fields, before):
     row = ExecutionEvent(id="x", status="COMPLETED", **fields)
     assert matching.lies_before(row, BOUNDS.floor) is before
+
+
+def test_a_fast_server_clock_counts_a_second_less_than_it_shows():
+    # `Date` counts whole seconds.
+    assert match([event("a")], 60, server=31.9) == NotYet((event("a"),))
+    assert match([event("a")], 60, server=32) == Found(event("a"), certain=False)
+
+
+def test_what_settles_on_both_clocks_settles_in_that_second():
+    bounds = replace(BOUNDS, server_after=None)
+    assert match([event("a")], 30.9, bounds) == NotYet((event("a"),))
+    assert match([event("a")], 31, bounds) == Found(event("a"), certain=False)
+
+
+def test_a_window_ends_the_tolerance_after_the_last_moment_at_which_an_event_can_appear():
+    in_time, late = event("in-time", created=1 + SETTLE + 5), event("late", created=1 + SETTLE + 5.1)
+    assert matching.candidates(BOUNDS, [late, in_time], settle=SETTLE) == (in_time,)
+
+
+def test_those_of_whom_no_creation_is_known_come_last_whatever_the_clock():
+    ancient = ExecutionEvent(id="ancient", status="RUNNING", createdAt=datetime(2000, 1, 1, tzinfo=UTC))
+    bounds = replace(BOUNDS, server_before=None, server_after=None)
+    seen = matching.candidates(bounds, [event("unknown", None), event("a"), ancient], settle=SETTLE)
+    assert [one.id for one in seen] == ["ancient", "a", "unknown"]
+
+
+# --- how much a look asks for ----------------------------------------------------------------------------------------
+
+
+def old(name):
+    return ExecutionEvent(id=name, status="COMPLETED", createdAt=at(-90), startedAt=at(-80), updatedAt=at(-70))
+
+
+def look(bounds, *pages, wanted=(), pending=()):
+    """What a look shows, and what it asks for; pages are those of the agent's listing, newest first."""
+    asked, tokens = [], {f"page-{number}": number for number in range(1, len(pages))}
+    steps = matching.look("agent", bounds, wanted)
+    try:
+        call = next(steps)
+        while True:
+            params = dict(call.params)
+            asked.append(params)
+            if params.get("status") == "PENDING":
+                page, server = Page[ExecutionEvent](data=list(pending)), at(500)
+            else:
+                number = tokens.get(params.get("nextToken"), 0)
+                following = f"page-{number + 1}" if number + 1 < len(pages) else None
+                page = Page[ExecutionEvent](data=list(pages[number]), nextToken=following)
+                server = at(501)
+            call = steps.send(Answer(page, server))
+    except StopIteration as end:
+        return end.value, asked
+
+
+def test_a_look_for_a_run_first_asks_for_what_is_pending_and_tells_the_time_of_that():
+    seen, asked = look(BOUNDS, [event("a")], pending=[event("b", None)])
+    assert [params.get("status") for params in asked] == ["PENDING", None]
+    assert {params["limit"] for params in asked} == {"50"}
+    assert {one.id for one in seen.events} == {"a", "b"}
+    assert seen.server_time == at(500)
+
+
+def test_a_look_for_a_run_reads_back_to_the_post_and_no_further():
+    seen, asked = look(BOUNDS, [event("a")], [old("x")], [old("y")])
+    assert len(asked) == 3
+    assert {one.id for one in seen.events} == {"a", "x"}
+
+
+def test_a_look_ends_with_the_page_on_which_an_id_decides():
+    _, asked = look(BOUNDS, [event("a")], [event("b", requestId="req-1")], [event("c")])
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("way", ["named", "wanted"])
+def test_a_look_for_known_events_asks_for_nothing_pending_and_ends_when_it_has_them_all(way):
+    bounds = replace(BOUNDS, event_id="mine") if way == "named" else BOUNDS
+    wanted = ("mine", "other") if way == "wanted" else ()
+    pages = [event("a"), event("other")], [event("mine")], [event("c")]
+    seen, asked = look(bounds, *pages, wanted=wanted)
+    assert [params.get("status") for params in asked] == [None, None]
+    assert {one.id for one in seen.events} == {"a", "other", "mine"}
+    assert seen.server_time == at(501)
+
+
+def test_a_look_for_an_event_that_is_gone_ends_where_everything_is_too_old():
+    _, asked = look(replace(BOUNDS, event_id="gone"), [event("a")], [old("x")], [old("y")])
+    assert len(asked) == 2
