@@ -283,3 +283,11 @@ def test_a_lost_run_that_cannot_be_looked_for_is_not_taken_for_none():
     with pytest.raises(TemporaryError):
         scene.find(lost)
     assert 2 * SETTLE <= sum(scene.slept) < 2 * SETTLE + 4.0
+
+
+def test_a_server_whose_clock_is_ahead_does_not_shorten_the_look_for_a_lost_run():
+    scene = Scene(clock_skew=600.0)
+    lost = scene.lost().changed(server_after=scene.sim.now())
+    began_at = scene.clock.now
+    assert scene.find(lost) is None
+    assert scene.clock.now - began_at >= timedelta(seconds=SETTLE)

@@ -280,3 +280,30 @@ def test_the_active_runs_of_an_agent_are_those_that_are_not_over():
     clock.advance(1.5)
     client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim))
     assert {each.id for each in client.follow(active_runs("a"))} == {running, pending, odd}
+
+
+@pytest.mark.parametrize(
+    ("events", "words"),
+    [
+        ((event(status="FAILED", error="no"),), "Event e FAILED (no). It is the run of agent a, requestId req. Retry."),
+        (
+            (event("x", "FAILED"), event("y", "CANCELLED")),
+            "Event x FAILED; event y CANCELLED. One of them is the run of agent a, requestId req. Retry.",
+        ),
+    ],
+)
+def test_a_failed_run_is_told_with_what_happened_first(events, words):
+    error = error_of(Verdict(Outcome.FAILED, events), SUBMISSION, what_now="Retry.")
+    assert str(error) == words
+
+
+def test_a_run_that_is_late_says_what_was_seen_of_it():
+    seen = error_of(Verdict(Outcome.TIMED_OUT, (event(),)), SUBMISSION, what_now="")
+    unseen = error_of(Verdict(Outcome.TIMED_OUT), SUBMISSION, what_now="")
+    assert "was not over at the deadline, last seen as event e RUNNING. It cannot be cancelled" in str(seen)
+    assert "was not over at the deadline, and no event of it had appeared. It cannot be cancelled" in str(unseen)
+
+
+def test_several_that_ended_differently_say_how_to_avoid_it():
+    error = error_of(Verdict(Outcome.AMBIGUOUS, (event("x"), event("y"))), SUBMISSION, what_now="")
+    assert str(error).endswith("let only one run of an agent start at a time (a pool, or if_running='wait').")

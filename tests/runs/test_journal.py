@@ -1,0 +1,153 @@
+"""What a journal makes of looks that are written here: whose end is told, and what it takes along over a restart."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+from airflow_provider_agents.api.models import ExecutionEvent
+from airflow_provider_agents.runs.journal import Cursor, Journal
+from airflow_provider_agents.runs.matching import Look
+
+T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)
+SETTLE = 10.0
+
+
+def at(seconds):
+    return T0 + timedelta(seconds=seconds)
+
+
+def row(name, status="RUNNING", *, created=1.0, started=2.0, updated=None, ended=None, agent_id="a"):
+    times = {"createdAt": created, "startedAt": started, "updatedAt": updated, "completedAt": ended}
+    known = {name: at(seconds) for name, seconds in times.items() if seconds is not None}
+    return ExecutionEvent(id=name, status=status, agentId=agent_id, **known)
+
+
+def journal(**cursor):
+    return Journal("a", SETTLE, Cursor(floor=at(0), **cursor))
+
+
+def take(book, *events, seconds=5.0, damaged=()):
+    book.take(Look(events, at(seconds), damaged), at(seconds))
+    return [event.id for event in book.ended()]
+
+
+def restarted(book):
+    return Journal("a", SETTLE, Cursor.from_json(json.loads(json.dumps(book.cursor().to_json()))))
+
+
+def test_what_has_ended_is_not_told_again_after_a_restart_though_a_look_still_shows_it():
+    book = journal()
+    over = row("e", "COMPLETED", ended=4.0)
+    assert take(book, over) == ["e"]
+    again = restarted(book)
+    assert again.cursor().told == ("e",)
+    assert take(again, over, seconds=6.0) == []
+
+
+def test_what_ended_between_two_looks_is_not_told_again_either():
+    book = journal()
+    take(book, row("e"))
+    book.update(row("e", "COMPLETED", ended=6.0, updated=6.0))
+    assert [event.id for event in book.ended()] == ["e"]
+    for one in (restarted(book), book):
+        assert take(one, row("e", "COMPLETED", ended=6.0, updated=6.0), seconds=7.0) == []
+
+
+def test_what_is_followed_is_found_again_after_a_restart_by_all_that_was_known_of_it():
+    book = journal()
+    take(book, row("begun", agent_id="b"), row("queued", "PENDING", started=None, created=3.0))
+    cursor = book.cursor().to_json()
+    assert cursor["followed"] == {
+        "begun": {"agent_id": "b", "started_at": "2026-01-01T09:00:02Z", "created_at": "2026-01-01T09:00:01Z"},
+        "queued": {"agent_id": "a", "created_at": "2026-01-01T09:00:03Z"},
+    }
+    found = {event.id: event for event in restarted(book).going_on}
+    assert [(event.status, event.agentId) for event in found.values()] == [("RUNNING", "b"), ("PENDING", "a")]
+    assert (found["begun"].startedAt, found["begun"].createdAt) == (at(2), at(1))
+    assert (found["queued"].startedAt, found["queued"].createdAt) == (None, at(3))
+
+
+def test_a_followed_run_is_told_however_old_it_is_by_then():
+    book = journal()
+    take(book, row("e"))
+    take(book, seconds=5000.0)
+    assert take(book, row("e", "FAILED", ended=4990.0), seconds=5005.0) == ["e"]
+
+
+def test_a_run_that_was_over_long_before_is_not_told():
+    book = journal()
+    take(book, seconds=5000.0)
+    assert take(book, row("old", "COMPLETED", ended=3.0), seconds=5005.0) == []
+
+
+def test_an_answer_that_lags_behind_does_not_take_a_state_back():
+    book = journal()
+    newer = row("e", updated=9.0)
+    take(book, newer, seconds=10.0)
+    take(book, row("e", "PENDING", updated=3.0, started=None), seconds=11.0)
+    assert list(book.going_on) == [newer]
+
+
+def test_only_what_is_followed_is_changed_between_two_looks():
+    book = journal()
+    take(book, row("e"))
+    book.update(row("stranger", "COMPLETED", ended=6.0))
+    assert book.ended() == []
+    book.update(row("e", updated=8.0))
+    assert [event.updatedAt for event in book.going_on] == [at(8)]
+
+
+def test_looks_are_counted():
+    book = journal()
+    assert book.looks == 0
+    take(book)
+    take(book, seconds=6.0)
+    assert book.looks == 2
+    assert Journal.from_now("a", SETTLE, at(0)).looks == -1
+
+
+def test_a_row_that_cannot_be_read_is_followed_until_it_can_be():
+    book = journal()
+    take(book, damaged=[row("e"), row("long-over", created=-50.0, started=-49.0)])
+    assert [event.id for event in book.going_on] == ["e"]
+    assert take(book, row("e", "COMPLETED", ended=6.0), seconds=7.0) == ["e"]
+    take(book, row("e", "COMPLETED", ended=6.0), seconds=8.0, damaged=[row("e")])
+    assert list(book.going_on) == []
+
+
+def test_a_row_that_is_damaged_on_one_page_and_whole_on_another_is_whole():
+    book = journal()
+    assert take(book, row("e", "COMPLETED", ended=4.0), damaged=[row("e")]) == ["e"]
+    assert list(book.going_on) == []
+
+
+def test_what_is_told_is_forgotten_once_no_look_can_show_it():
+    book = journal()
+    take(book, row("e", "COMPLETED", ended=4.0))
+    take(book, seconds=19.9)
+    assert book.cursor().told == ("e",)
+    take(book, seconds=20.1)
+    assert book.cursor().told == ()
+    assert book.cursor().floor == at(5.1)
+
+
+def test_the_floor_never_goes_back():
+    book = journal()
+    take(book, seconds=100.0)
+    take(book, seconds=50.0)
+    assert book.cursor().floor == at(85) == book.seek.floor
+
+
+def test_ends_are_told_in_their_order():
+    rows = [
+        row("none", "FAILED", ended=None),
+        row("b", "COMPLETED", ended=4.0),
+        row("a", "COMPLETED", ended=4.0),
+        row("first", "COMPLETED", ended=3.0),
+    ]
+    assert take(journal(), *rows) == ["first", "a", "b", "none"]
+
+
+def test_a_cursor_of_nothing_is_small():
+    assert journal().cursor().to_json() == {"floor": "2026-01-01T09:00:00Z"}
