@@ -1,0 +1,210 @@
+"""How the plan asks, and what it makes of answers that do not show everything: each request is looked at."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from driving import Scene
+
+from airflow_provider_agents.api.errors import AuthenticationError, UnreadableAnswerError
+from airflow_provider_agents.feed.tickets import ACCOUNT
+from airflow_provider_agents.runs.journal import Journal
+from airflow_provider_agents.runs.submission import attached_to
+from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
+from airflow_provider_agents.simulator import World
+
+AGENTS, EVENTS = "/v1/agents/agent-0/events", "/v1/events"
+
+
+class Gate:
+    """Stands before a scene's simulator: notes what is asked, and answers by itself what `refuse` says.
+
+    Args:
+        scene: whose simulator.
+        refuse: from path and query to a status, or None to let it through.
+    """
+
+    def __init__(self, scene, refuse=lambda _path, _query: None):
+        self.scene, self.refuse, self.asked = scene, refuse, []
+        self._handle = scene.sim.handle
+        scene.sim.handle = self._answer
+
+    def _answer(self, method, path, query, headers):
+        self.asked.append((path, dict(query)))
+        status = self.refuse(path, query)
+        if status is not None:
+            return self.scene.sim._error(status, "refused")
+        return self._handle(method, path, query, headers)
+
+    def sweep(self, times=1):
+        """What is asked in the next sweeps."""
+        before = len(self.asked)
+        self.scene.sweep(times)
+        return self.asked[before:]
+
+
+def no_account(path, _query):
+    """A key that may read its agents only."""
+    return 403 if path == EVENTS else None
+
+
+def nothing_but_agents(path, query):
+    """The same, and the agents' listings cannot be narrowed."""
+    return 403 if path == EVENTS else 400 if "startedAfter" in query else None
+
+
+def statuses(asked):
+    return [query.get("status") for _, query in asked]
+
+
+# --- an agent's own listing ------------------------------------------------------------------------------------------
+
+
+def test_an_agents_listing_is_read_back_to_the_post_and_no_further_after_what_is_pending():
+    scene = Scene(World(), queue_seconds=0.0, run_seconds=1000.0)
+    scene.sim.add_history("agent-0", 1000, every=30.0, run_seconds=1.0)
+    scene.waiting()
+    gate = Gate(scene, no_account)
+    gate.sweep()
+    gate.asked.clear()
+    asked = gate.sweep()
+    assert [path for path, _ in asked] == [AGENTS, AGENTS]
+    assert statuses(asked) == ["PENDING", None]
+
+
+def test_a_key_that_is_revoked_is_told_by_an_agents_listing_too():
+    scene = Scene(agents=3, queue_seconds=0.0, run_seconds=1000.0)
+    tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
+    gate = Gate(scene, no_account)
+    gate.sweep()
+    gate.refuse = lambda _path, _query: 401
+    scene.driver.wait_for(*tickets)
+    assert {type(ticket.error) for ticket in tickets} == {AuthenticationError}
+
+
+@pytest.mark.parametrize("way", ["seeking", "following"])
+def test_an_outage_of_an_agents_listing_is_told_to_those_who_wait_for_it(way):
+    scene = Scene(agents=2, queue_seconds=0.0, run_seconds=1000.0)
+    gate = Gate(scene, nothing_but_agents)
+    tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
+    if way == "following":
+        gate.sweep(12)
+    down = tickets[0].subject.agent_id
+    gate.refuse = lambda path, query: 500 if f"/{down}/" in path else nothing_but_agents(path, query)
+    gate.sweep(6)
+    troubled, well = tickets
+    assert troubled.trouble is not None
+    assert "500" in str(troubled.trouble.error)
+    assert well.trouble is None
+    gate.refuse = nothing_but_agents
+    gate.sweep(3)
+    assert troubled.trouble is None
+
+
+# --- a look that does not show everything ----------------------------------------------------------------------------
+
+
+def test_a_listing_that_is_broken_off_says_nothing_of_what_it_did_not_show():
+    # Seen for the first time after hours, as after a restart. The account's listing would be dozens of pages.
+    scene = Scene(agents=3, queue_seconds=0.0, run_seconds=9 * 3600.0)
+    submissions = [scene.submitted(agent_id).changed(request_id=None) for agent_id in scene.agents]
+    scene.sim.add_agent("busy", queue_seconds=0.0, run_seconds=30.0, schedule_every=3.0)
+    scene.clock.advance(8 * 3600)
+    tickets = [
+        scene.driver.join(Wait(submission, Rules()), deadline_at=scene.clock.now + timedelta(hours=8))
+        for submission in submissions
+    ]
+    scene.sweep(2)
+    assert [ticket.over for ticket in tickets] == [False] * 3
+    assert [len(ticket.following) for ticket in tickets] == [1] * 3
+
+
+def test_a_watchers_short_listing_says_nothing_of_runs_that_are_older():
+    scene = Scene(queue_seconds=0.0, run_seconds=9 * 3600.0)
+    submission = scene.submitted().changed(request_id=None)
+    scene.clock.advance(2 * 3600)
+    scene.driver.join(
+        Journal.from_now(ACCOUNT, 10.0, scene.sim.now()), interval=5.0, deadline_at=scene.clock.now + timedelta(days=9)
+    )
+    ticket = scene.driver.join(Wait(submission, Rules()), deadline_at=scene.clock.now + timedelta(hours=8))
+    scene.sweep(3)
+    assert not ticket.over
+    assert len(ticket.following) == 1
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_run_whose_row_cannot_be_read_is_not_taken_for_one_that_never_appeared(named):
+    scene = Scene(agents=30, queue_seconds=0.0, run_seconds=400.0)
+    submissions = [scene.submitted(agent_id).changed(request_id=None) for agent_id in scene.agents]
+    damaged = scene.sim.executions[0].event_id
+    event, broken = scene.sim._event, [True]
+
+    def spoilt(run, now):
+        row = event(run, now)
+        if not broken or run.event_id != damaged:
+            return row
+        return {**row, "status": None} if named else {**row, "status": None, "agentId": None}
+
+    scene.sim._event = spoilt
+    tickets = [
+        scene.driver.join(Wait(one, Rules(appear_within=60.0)), deadline_at=scene.clock.now + timedelta(hours=8))
+        for one in submissions
+    ]
+    scene.sweep(30)
+    assert not any(ticket.over for ticket in tickets)
+    assert isinstance(tickets[0].trouble.error, UnreadableAnswerError)
+    assert all(ticket.trouble is None for ticket in tickets[1:])
+    broken.clear()
+    scene.driver.wait_for(*tickets)
+    assert {ticket.result.outcome for ticket in tickets} == {Outcome.COMPLETED}
+
+
+# --- a followed event that nothing shows -----------------------------------------------------------------------------
+
+
+def test_the_search_for_a_followed_event_ends_where_all_is_older_than_it():
+    scene = Scene(queue_seconds=0.0, run_seconds=1000.0)
+    scene.sim.add_history("agent-0", 1000, every=30.0, run_seconds=1.0)
+    ticket = scene.waiting()
+    gate = Gate(scene, nothing_but_agents)
+    gate.sweep(9)
+    assert ticket.following
+    gate.asked.clear()
+    searches = [query for path, query in gate.sweep(4) if path == AGENTS and "startedAfter" not in query]
+    # One page shows it. None of them is continued.
+    assert searches
+    assert not any("nextToken" in query for query in searches)
+
+
+def test_the_search_for_an_event_that_is_gone_ends_where_all_is_older_than_it():
+    scene = Scene(queue_seconds=0.0, run_seconds=1000.0)
+    scene.sim.add_history("agent-0", 1000, every=30.0, run_seconds=1.0)
+    ticket = scene.waiting()
+    gate = Gate(scene, nothing_but_agents)
+    gate.sweep(9)
+    (event_id,) = ticket.following
+    page = scene.sim._event
+    scene.sim._event = lambda run, now: (
+        {**page(run, now), "id": "other"} if run.event_id == event_id else page(run, now)
+    )
+    gate.asked.clear()
+    searches = [query for path, query in gate.sweep(4) if path == AGENTS and "startedAfter" not in query]
+    assert searches
+    assert not any("nextToken" in query for query in searches)
+
+
+def test_an_event_of_which_only_the_id_is_known_is_searched_for_to_the_end():
+    from airflow_provider_agents.api.models import ExecutionEvent
+
+    scene = Scene(queue_seconds=0.0, run_seconds=4000.0)
+    event_id = scene.sim.start_scheduled_run("agent-0")
+    scene.sim.add_agent("agent-0", queue_seconds=0.0, run_seconds=1.0)
+    for _ in range(450):
+        scene.clock.advance(2)
+        scene.sim.start_scheduled_run("agent-0")
+    known = attached_to(ExecutionEvent(id=event_id, status="RUNNING"), "agent-0", scene.clock.now)
+    ticket = scene.driver.join(Wait(known, Rules()), deadline_at=scene.clock.now + timedelta(hours=2))
+    gate = Gate(scene, nothing_but_agents)
+    gate.sweep(2)
+    assert [event.startedAt is not None for event in ticket.subject.going_on] == [True]
