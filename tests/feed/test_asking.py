@@ -76,9 +76,9 @@ def test_an_agents_listing_is_read_back_to_the_post_and_no_further_after_what_is
 def test_a_key_that_is_revoked_is_told_by_an_agents_listing_too():
     scene = Scene(agents=3, queue_seconds=0.0, run_seconds=1000.0)
     tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
-    gate = Gate(scene, no_account)
-    gate.sweep()
-    gate.refuse = lambda _path, _query: 401
+    gate = Gate(scene, nothing_but_agents)
+    gate.sweep(9)
+    gate.refuse = lambda path, query: nothing_but_agents(path, query) or 401
     scene.driver.wait_for(*tickets)
     assert {type(ticket.error) for ticket in tickets} == {AuthenticationError}
 
@@ -123,6 +123,8 @@ def test_a_listing_that_is_broken_off_says_nothing_of_what_it_did_not_show():
 def test_a_watchers_short_listing_says_nothing_of_runs_that_are_older():
     scene = Scene(queue_seconds=0.0, run_seconds=9 * 3600.0)
     submission = scene.submitted().changed(request_id=None)
+    # What began since fills more than the page with which the watcher's listing ends.
+    scene.sim.add_agent("busy", queue_seconds=0.0, run_seconds=1.0, schedule_every=3.0)
     scene.clock.advance(2 * 3600)
     scene.driver.join(
         Journal.from_now(ACCOUNT, 10.0, scene.sim.now()), interval=5.0, deadline_at=scene.clock.now + timedelta(days=9)
@@ -175,6 +177,18 @@ def test_the_search_for_a_followed_event_ends_where_all_is_older_than_it():
     # One page shows it. None of them is continued.
     assert searches
     assert not any("nextToken" in query for query in searches)
+
+
+def test_the_search_for_a_followed_event_goes_on_until_it_is_there():
+    scene = Scene(queue_seconds=0.0, run_seconds=100.0)
+    ticket = scene.waiting()
+    Gate(scene, nothing_but_agents).sweep(9)
+    assert ticket.following
+    for _ in range(450):
+        scene.sim.start_scheduled_run("agent-0")
+    scene.clock.advance(100)
+    scene.sweep()
+    assert ticket.result.outcome == Outcome.COMPLETED
 
 
 def test_the_search_for_an_event_that_is_gone_ends_where_all_is_older_than_it():
