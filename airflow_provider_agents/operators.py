@@ -22,7 +22,14 @@ from airflow_provider_agents.clock import now
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.links import RUN_URL_KEY, AgentRunLink
 from airflow_provider_agents.runs.record import Phase, RunRecord
-from airflow_provider_agents.runs.submission import Submission, attached_to, died_around, find_lost, submit
+from airflow_provider_agents.runs.submission import (
+    Submission,
+    attached_to,
+    died_around,
+    find_lost,
+    submit,
+    taken_for_ours,
+)
 from airflow_provider_agents.runs.verdict import (
     ON_AMBIGUOUS,
     Outcome,
@@ -260,6 +267,8 @@ class ExecuteAgentOperator(BaseOperator):
             found = client.follow(find_lost(lost, settle=self.settle, now=now))
             if found is None:
                 self.log.info("No run has appeared, so none was started.")
+            else:
+                self.log.warning("%s", taken_for_ours(self.agent_id))
             return found
         if not self.wait_for_completion:
             return submission

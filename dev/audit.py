@@ -22,6 +22,7 @@ _EVENT = re.compile(r"\bevents? ((?:[\w-]+, )*[\w-]+)")
 #: A wait for a run without a name: the answer to its POST was lost.
 _UNNAMED = re.compile(r"The run of agent [\w-]+ is under way\.")
 _UNDECIDED = "cannot be told apart from others of the same agent"
+_ASSUMED = "it is taken as the one that was asked for"
 _SEVERAL = "The API does not tell which of the events"
 
 
@@ -55,6 +56,7 @@ class Task:
         unnamed: a try waited for a run of which it had no `requestId`.
         several: it said that several events could be its run's, and all of them COMPLETED.
         undecided: it said that several events could be its run's, and that they ended differently.
+        assumed: it said that it takes a run for its own without having seen an answer to its POST.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Task:
     unnamed: bool = False
     several: bool = False
     undecided: bool = False
+    assumed: bool = False
 
     def with_log(self, text: str) -> Task:
         """The same, and what the log of one of its tries says."""
@@ -77,6 +80,7 @@ class Task:
             unnamed=self.unnamed or _UNNAMED.search(text) is not None,
             several=self.several or _SEVERAL in text,
             undecided=self.undecided or _UNDECIDED in text,
+            assumed=self.assumed or _ASSUMED in text,
         )
 
 
@@ -91,6 +95,7 @@ class Audit:
         right: tasks that ended as their own run did, and returned its event.
         several: of them, those that returned one of several events that COMPLETED, and said so.
         undecided: tasks that failed because they could not tell how their run ended, and said so.
+        assumed: tasks without a run, since their POST was never acted on, that took another's for theirs, and said so.
         doubled: runs that nobody wanted.
         lost: runs that no task knows of.
         wrong: tasks that ended otherwise than their run, or returned another run's event.
@@ -103,6 +108,7 @@ class Audit:
     right: int = 0
     several: int = 0
     undecided: list[str] = field(default_factory=list)
+    assumed: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -154,7 +160,9 @@ def _owner(run: Run, tasks: Sequence[Task]) -> Task | None:
 
 def _judge(result: Audit, task: Task, mine: Sequence[Run]) -> None:
     last = mine[-1] if mine else None
-    if task.state == "success":
+    if last is None and task.assumed and task.state in {"success", "failed"}:
+        result.assumed.append(f"{task.name} {task.state} with event {task.returned}")
+    elif task.state == "success":
         if last is not None and last.end_status == "COMPLETED" and (task.returned == last.event_id or task.several):
             result.right += 1
             result.several += task.returned != last.event_id

@@ -316,6 +316,7 @@ def report(form: Form, cluster: Cluster, simulator: Simulator, result: Audit, se
         ("tasks that ended as their own run did, with its event", f"{result.right:,}"),
         ("of them, with one of several events that all COMPLETED, and said so", f"{result.several}"),
         ("tasks that said that they could not tell how their run ended", f"{len(result.undecided)}"),
+        ("tasks killed before their POST that took another's run for theirs, and said so", f"{len(result.assumed)}"),
         ("tasks told wrong", f"{len(result.wrong)}"),
         ("tasks not ended", f"{len(result.unfinished)}"),
         ("tasks that waited at once, at most", f"{cluster.states.most['deferred']:,}"),
@@ -401,6 +402,8 @@ def main() -> int:
         print(f"    {line}")
     for line in result.undecided:
         print(f"    undecided {line}")
+    for line in result.assumed:
+        print(f"    assumed {line}")
     return int(bool(result.findings))
 
 

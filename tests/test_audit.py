@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from audit import Run, Task, audit
 
+from airflow_provider_agents.runs.submission import taken_for_ours
+
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -118,6 +120,14 @@ def test_a_task_that_says_that_it_cannot_tell_is_counted_apart():
     assert (result.right, len(result.undecided), result.findings) == (0, 1, [])
 
 
+@pytest.mark.parametrize("state", ["success", "failed"])
+def test_a_task_whose_post_was_never_acted_on_and_that_took_anothers_run_is_counted_apart_if_it_says_so(state):
+    result = audit([task(state=state, returned="event-9", assumed=True)], [])
+    assert (result.right, result.assumed, result.findings) == (0, [f"task {state} with event event-9"], [])
+    # One that has a run of its own must be right about it.
+    assert audit([task(1, returned="event-9", assumed=True)], [run(1)]).wrong
+
+
 @pytest.mark.parametrize("state", [None, "running", "deferred", "upstream_failed"])
 def test_a_task_that_has_not_ended_is_found(state):
     assert audit([task(1, state=state)], [run(1)]).findings == [
@@ -159,3 +169,7 @@ def test_the_log_tells_of_events_that_cannot_be_told_apart():
     assert task().with_log(several).several
     assert task().with_log(several).events == {"event-1", "event-2"}
     assert task().with_log(undecided).undecided
+
+
+def test_the_log_tells_of_a_run_that_was_taken_without_an_answer():
+    assert task().with_log(taken_for_ours("agent-1")).assumed

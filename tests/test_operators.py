@@ -419,7 +419,7 @@ class DyingStore:
             raise Killed
 
 
-def test_a_run_that_began_late_in_a_request_that_died_is_found(platform, task):
+def test_a_run_that_began_late_in_a_request_that_died_is_found(platform, task, logged):
     # A request may take two minutes as a whole, so that long after it was sent the platform may still act on it.
     context = task.context()
     context["task_state_store"] = DyingStore(task.store, "submitting", "after")
@@ -428,6 +428,8 @@ def test_a_run_that_began_late_in_a_request_that_died_is_found(platform, task):
     platform.pass_time(100)
     AgentsHook().execute_agent("agent-1")
     assert [run(operator(), task)["id"]] == platform.executions()
+    # Nobody can tell that it was this task's.
+    assert "If something else starts runs of this agent as well, it can be another's." in logged()
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

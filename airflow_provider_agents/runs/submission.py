@@ -206,7 +206,7 @@ def submit(
             say(f"{error} A run may have started; looking for it for {settle:g} seconds before anything else.")
             found = yield from find_lost(lost, settle=settle, now=now)
             if found is not None:
-                say(f"A run of {agent_id} has appeared since, so it is taken as the one that was asked for.")
+                say(taken_for_ours(agent_id))
                 return found
             if post == MAX_POSTS:
                 raise
@@ -214,6 +214,14 @@ def submit(
             continue
         return intent.changed(request_id=answer.value.requestId, accepted_at=now(), server_after=answer.server_time)
     raise AssertionError("unreachable: the last POST returns or raises")
+
+
+def taken_for_ours(agent_id: str) -> str:
+    """What to say where a run has appeared after a POST that nobody has seen an answer of."""
+    return (
+        f"A run of agent {agent_id} has appeared since, so it is taken as the one that was asked for: to start another "
+        "could pay twice. If something else starts runs of this agent as well, it can be another's."
+    )
 
 
 def _lost(intent: Submission, given_up_at: datetime) -> Submission:
