@@ -282,7 +282,7 @@ def test_an_agent_that_stays_busy_gives_signs_of_life_and_fails_at_the_deadline(
     assert str(late.value) == (
         "Agent a was not seen idle before the deadline (event e is RUNNING). Nothing was started."
     )
-    assert story.words[1:] == ["Still waiting for agent a to become idle."] * 2
+    assert story.said[1:] == [(logging.INFO, "Still waiting for agent a to become idle.")] * 2
     assert max(story.looks) == 610.0
 
 
