@@ -212,17 +212,19 @@ class Soak:
             return
         self.verdicts[str(verdict.outcome)] += 1
         if not self.is_right(verdict, event_id, deadline_at):
-            self.wrong.append(f"{submission.name}: {verdict.outcome}, but {self.sim.truth(event_id)}")
+            told = ", ".join(f"{event.id} {event.status}" for event in verdict.events)
+            self.wrong.append(f"{submission.name}: {verdict.outcome} ({told}), but {self.sim.truth(event_id)}")
 
     def is_right(self, verdict, event_id, deadline_at):
         truth = self.sim.truth(event_id)
         if verdict.outcome == Outcome.TIMED_OUT:
             # The last look at the deadline may be an outage late, but never early.
             return self.clock.now >= deadline_at and truth.ended_at > deadline_at - timedelta(seconds=OUTAGE_SECONDS)
-        named = event_id in {event.id for event in verdict.events} and truth.ended_at <= self.sim.now()
+        named = event_id in {event.id for event in verdict.events}
         if verdict.outcome == Outcome.AMBIGUOUS:
-            return named and len({event.status for event in verdict.events}) > 1
-        return named and verdict.outcome.upper() == truth.end_status
+            # Of three, two others can end differently before ours does: from then on nothing can be told.
+            return named and {"COMPLETED", "FAILED"} <= {event.status for event in verdict.events}
+        return named and truth.ended_at <= self.sim.now() and verdict.outcome.upper() == truth.end_status
 
     async def arrive(self):
         tasks = set()

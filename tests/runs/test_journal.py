@@ -151,3 +151,9 @@ def test_ends_are_told_in_their_order():
 
 def test_a_cursor_of_nothing_is_small():
     assert journal().cursor().to_json() == {"floor": "2026-01-01T09:00:00Z"}
+
+
+def test_a_journal_from_now_follows_what_goes_on_and_reaches_back_as_far_as_records_are_late():
+    book = Journal.from_now("a", SETTLE, at(100), [row("on"), row("over", "COMPLETED", ended=50.0)])
+    assert [event.id for event in book.going_on] == ["on"]
+    assert book.seek.floor == at(100 - SETTLE - 5)
