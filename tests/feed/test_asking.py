@@ -222,3 +222,23 @@ def test_an_event_of_which_only_the_id_is_known_is_searched_for_to_the_end():
     gate = Gate(scene, nothing_but_agents)
     gate.sweep(2)
     assert [event.startedAt is not None for event in ticket.subject.going_on] == [True]
+
+
+def test_an_event_that_says_nothing_of_its_time_is_searched_for_as_well():
+    scene = Scene(queue_seconds=60.0, run_seconds=10.0)
+    row = scene.sim._event
+    scene.sim._event = lambda run, now: {**row(run, now), "createdAt": None}
+    ticket = scene.waiting()
+    Gate(scene, nothing_but_agents)
+    (verdict,) = scene.driver.wait_for(ticket)
+    assert verdict.outcome == Outcome.COMPLETED
+
+
+def test_runs_that_have_left_the_active_set_are_looked_for_where_they_began():
+    scene = Scene(agents=300, queue_seconds=0.0, run_seconds=100.0)
+    tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
+    gate = Gate(scene)
+    scene.driver.wait_for(*tickets)
+    windows = [query for path, query in gate.asked if path == EVENTS and "startedAfter" in query]
+    assert windows
+    assert all("startedBefore" in query for query in windows)
