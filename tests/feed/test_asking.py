@@ -242,3 +242,32 @@ def test_runs_that_have_left_the_active_set_are_looked_for_where_they_began():
     windows = [query for path, query in gate.asked if path == EVENTS and "startedAfter" in query]
     assert windows
     assert all("startedBefore" in query for query in windows)
+
+
+# --- ids -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("request_id", "known"), [("field", True), ("id", True), ("absent", False)])
+def test_a_run_that_bears_its_requests_id_is_known_with_the_first_look(request_id, known):
+    scene = Scene(World(request_id=request_id), agents=3, queue_seconds=0.0, run_seconds=1000.0)
+    tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
+    scene.sweep()
+    mine = [(run.event_id,) if known else () for run in scene.sim.executions]
+    assert [ticket.following for ticket in tickets] == mine
+
+
+def test_an_id_means_nothing_in_an_event_of_another_agent():
+    scene = Scene(World(), agents=2, queue_seconds=0.0, run_seconds=1000.0)
+    submission = scene.submitted("agent-0")
+    stranger = scene.sim.start_scheduled_run("agent-1")
+    row = scene.sim._event
+    named = {"requestId": submission.request_id}
+    scene.sim._event = lambda run, now: row(run, now) | (named if run.event_id == stranger else {})
+    deadline_at = scene.clock.now + timedelta(hours=1)
+    ticket = scene.driver.join(Wait(submission, Rules()), deadline_at=deadline_at)
+    # So that the other agent's events are looked at, too.
+    scene.waiting("agent-1")
+    scene.sweep(2)
+    assert ticket.following == ()
+    scene.sweep(8)
+    assert ticket.following == (scene.sim.executions[0].event_id,)
