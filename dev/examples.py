@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "example-key"
+#: Its events name their requests: the examples are started all at once, most of them with one agent, and what nobody
+#: could tell apart is no fault of an example.
+WORLD = json.dumps({"request_id": "field"})
 AGENTS = ("agent-123:3", "agent-prices:2", "agent-news:4", "agent-nightly:2:COMPLETED:20")
 #: The Airflow that an example needs, where that is more than the package needs.
 NEEDS = {"agent_approval": (3, 1), "agent_without_workers": (3, 3)}
@@ -205,7 +208,7 @@ def main() -> int:
     options = [option for agent in AGENTS for option in ("--agent", agent)]
     wrong: dict[str, str] = {}
     try:
-        with simulator_server(home, "--key", KEY, *options) as simulator:
+        with simulator_server(home, "--key", KEY, "--world", WORLD, *options) as simulator:
             env["AIRFLOW_CONN_AGENTS_DEFAULT"] = connection_json(simulator.url, KEY)
             with RealAirflow(home, dags=examples().values(), env=env, database="postgres") as airflow:
                 wrong = run_all(Show(airflow, simulator))
