@@ -53,6 +53,8 @@ KEY = "sk-live/0123456789+secret"
 READ = calls.list_events(limit=1)
 EXECUTE = calls.execute_agent("agent-1")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+#: What the buffers of two sockets and of an event loop hold depends on the machine, and comes on top of what was read.
+IN_BETWEEN_BYTES = 64 * 1024 * 1024
 
 
 @pytest.fixture
@@ -175,8 +177,7 @@ def test_headers_without_end_are_refused(hostile, send):
     server = hostile(script)
     with pytest.raises(NoAnswerError):
         send(server.url, READ)
-    # What the two sockets hold comes on top of what was read.
-    assert server.sent < 16 * 1024 * 1024
+    assert server.sent < IN_BETWEEN_BYTES
 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 1073741824", "Transfer-Encoding: chunked", "Connection: close"])
@@ -189,7 +190,7 @@ def test_a_gigabyte_is_not_read_to_its_end(hostile, send, framing):
     server = hostile(script)
     with pytest.raises(UnreadableAnswerError, match="larger than"):
         send(server.url, READ)
-    assert server.sent < MAX_BODY_BYTES + 16 * 1024 * 1024
+    assert server.sent < MAX_BODY_BYTES + IN_BETWEEN_BYTES
 
 
 def test_a_page_of_a_million_events_is_refused_within_the_stated_memory(hostile, send):
