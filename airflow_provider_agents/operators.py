@@ -123,7 +123,8 @@ class ExecuteAgentOperator(BaseOperator):
         if_running: what to do if the agent is busy, asked before anything is started: `start` another run, `attach`
             to the one under way, `wait` until the agent is idle, `skip` the task, or `fail` it.
         on_ambiguous: what to do if several runs could be the task's own: `all` succeeds if all COMPLETED, fails if
-            all failed, and else fails without retries; `fail` always fails.
+            all failed, and else fails without retries; `fail` always fails, also where one run could be the task's
+            but nobody has seen the answer to its POST.
         settle: seconds after which the event of an accepted run has appeared. Until then nothing is inferred, so a
             smaller value ends short runs sooner, and a value below what the platform needs can confuse runs.
         appear_within: seconds after which a run without an event counts as lost; at least `settle`.

@@ -429,7 +429,28 @@ def test_a_run_that_began_late_in_a_request_that_died_is_found(platform, task, l
     AgentsHook().execute_agent("agent-1")
     assert [run(operator(), task)["id"]] == platform.executions()
     # Nobody can tell that it was this task's.
-    assert "If something else starts runs of this agent as well, it can be another's." in logged()
+    assert "If something else starts runs of this agent as well, it can be another's;" in logged()
+
+
+def test_on_ambiguous_fail_takes_no_run_of_which_nobody_has_seen_the_answer(platform, task, waiting):
+    context = task.context()
+    context["task_state_store"] = DyingStore(task.store, "submitting", "after")
+    with pytest.raises(Killed):
+        operator(on_ambiguous="fail", **waiting).execute(context)
+    platform.pass_time(10)
+    stranger = platform.sim.start_scheduled_run("agent-1")
+    platform.pass_time(50)
+    with pytest.raises(AirflowFailException, match="nobody has seen the answer") as caught:
+        run(operator(on_ambiguous="fail", **waiting), task)
+    assert list(caught.value.__cause__.event_ids) == [stranger]
+    assert platform.executions() == []
+    task.clear()
+    assert [run(operator(on_ambiguous="fail", **waiting), task)["id"]] == platform.executions()
+
+
+def test_on_ambiguous_fail_takes_a_202_that_cannot_be_read_for_an_answer(platform, task, waiting):
+    platform.sim.faults.append(Fault(kind="garbage", method="POST"))
+    assert [run(operator(on_ambiguous="fail", **waiting), task)["id"]] == platform.executions()
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

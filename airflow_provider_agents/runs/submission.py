@@ -66,6 +66,7 @@ class Submission(BaseModel):
         server_before: the server's clock (`Date`) in the snapshot: the run's event was created at or after this.
         server_after: the server's clock in the 202.
         newest_known_at: when the youngest event of the snapshot was created; stands in for a missing `Date`.
+        unanswered: nobody has seen an answer to the POST, so a run that fits may be another's with none of ours there.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -81,6 +82,7 @@ class Submission(BaseModel):
     server_before: AwareDatetime | None = None
     server_after: AwareDatetime | None = None
     newest_known_at: AwareDatetime | None = None
+    unanswered: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types, for XCom, a trigger's arguments or the task state store."""
@@ -219,8 +221,9 @@ def submit(
 def taken_for_ours(agent_id: str) -> str:
     """What to say where a run has appeared after a POST that nobody has seen an answer of."""
     return (
-        f"A run of agent {agent_id} has appeared since, so it is taken as the one that was asked for: to start another "
-        "could pay twice. If something else starts runs of this agent as well, it can be another's."
+        f"A run of agent {agent_id} has appeared since. To start another could pay twice, so it is taken as the one "
+        "that was asked for. If something else starts runs of this agent as well, it can be another's; with "
+        "on_ambiguous='fail' the task fails then."
     )
 
 
@@ -248,7 +251,7 @@ def find_lost(lost: Submission, *, settle: float, now: Clock) -> Steps[Submissio
     They must have passed on the server's clock as well, unless that stands still.
 
     Returns:
-        The record if there is a candidate, None if none has appeared in time.
+        The record, as `unanswered`, if there is a candidate; None if none has appeared in time.
 
     Raises:
         TemporaryError: the API could not be read after `settle` had passed: nothing is known.
@@ -263,7 +266,7 @@ def find_lost(lost: Submission, *, settle: float, now: Clock) -> Steps[Submissio
                 raise
         else:
             if matching.candidates(lost.bounds, look.events, settle=settle):
-                return lost
+                return lost.changed(unanswered=True)
             moment = matching.Moment(began_at, look.server_time)
             if matching.is_settled(lost.bounds, moment, settle=settle, appear_within=LOST_PATIENCE_SECONDS):
                 return None

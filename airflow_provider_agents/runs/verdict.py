@@ -89,7 +89,8 @@ class Rules:
     Attributes:
         settle: seconds after acceptance within which the event appears.
         appear_within: seconds after acceptance after which a run without an event counts as lost.
-        on_ambiguous: `all` (several candidates that all end alike are a verdict) or `fail`.
+        on_ambiguous: `all` (several candidates that all end alike are a verdict) or `fail` (nothing that may be
+            another's is one).
     """
 
     settle: float = 30.0
@@ -231,7 +232,7 @@ class Wait:
                 self._failed = True
 
     def _judge(self) -> Verdict | None:
-        if len(self._chosen) > 1 and self.rules.on_ambiguous == "fail":
+        if self.rules.on_ambiguous == "fail" and (len(self._chosen) > 1 or self.submission.unanswered):
             return Verdict(Outcome.AMBIGUOUS, self.events)
         if self._completed and self._failed:
             return Verdict(Outcome.AMBIGUOUS, self.events)
@@ -266,6 +267,13 @@ def error_of(verdict: Verdict, submission: Submission, *, what_now: str) -> Agen
             # What happened first: Airflow's page cuts long lines.
             which = "It is" if len(ids) == 1 else "One of them is"
             return AgentRunFailedError(f"E{_ends(verdict.events)[1:]}. {which} the run of {name}. {what_now}", **about)
+        case Outcome.AMBIGUOUS if len(ids) == 1 and submission.unanswered:
+            return AmbiguousAgentRunError(
+                f"It cannot be told whether the run of {name} was started: nobody has seen the answer to its POST, and "
+                f"the run that has appeared since can be another's: {_ends(verdict.events)}. Look at this event to see "
+                "whose it is, and clear the task if a new run is wanted; on_ambiguous='all' would take it.",
+                **about,
+            )
         case Outcome.AMBIGUOUS:
             return AmbiguousAgentRunError(
                 f"The run of {name} cannot be told apart from others of the same agent that started at about the same "

@@ -144,6 +144,30 @@ def test_blips_neither_change_a_verdict_nor_start_a_second_run(world, seed, kind
     assert {event.id for event in verdict.events} == {mine}
 
 
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    world=worlds(),
+    seed=st.integers(0, 2**32),
+    every=st.sampled_from([None, None, 45.0]),
+    strangers=st.lists(st.floats(0, 130), max_size=3),
+    lost=st.lists(st.sampled_from(["reset_before", "reset_after", "hang_before", "hang_after", "garbage"]), max_size=2),
+    on_ambiguous=st.sampled_from(["all", "fail"]),
+)
+def test_a_success_is_never_wrong_unless_nobody_saw_an_answer_and_the_task_puts_up_with_that(
+    world, seed, every, strangers, lost, on_ambiguous
+):
+    faults = [Fault(kind=kind, method="POST") for kind in lost]
+    sim, submission, verdict = run_once(
+        world, seed=seed, every=every, strangers=strangers, faults=faults, on_ambiguous=on_ambiguous
+    )
+    assert len(sim.executions) <= 1
+    if verdict.outcome == Outcome.COMPLETED and not (submission.unanswered and on_ambiguous == "all"):
+        (mine,) = sim.executions
+        assert sim.final_status(mine.event_id) == "COMPLETED"
+    if submission.unanswered and on_ambiguous == "fail":
+        assert verdict.outcome == Outcome.AMBIGUOUS
+
+
 @pytest.mark.parametrize("end_status", ["COMPLETED", "FAILED", "CANCELLED"])
 def test_a_lone_run_gets_its_own_verdict_in_the_friendliest_world(end_status):
     sim, submission, verdict = run_once(World(end_status=end_status), seed=1)

@@ -184,6 +184,7 @@ def test_a_run_whose_answer_was_lost_is_found_and_not_started_again(kind):
     assert submission.request_id is None
     assert submission.accepted_at == T0
     assert submission.server_after == T0
+    assert submission.unanswered
     assert "may have started" in scene.said[0]
     assert "has appeared" in scene.said[1]
 
@@ -212,6 +213,7 @@ def test_a_202_that_cannot_be_read_is_a_run_that_is_not_looked_for():
     scene.fault("garbage")
     submission = scene.submit()
     assert submission.request_id is None
+    assert not submission.unanswered
     assert submission.accepted_at == T0
     assert scene.slept == []
     assert len(scene.sim.executions) == 1
@@ -246,7 +248,7 @@ def test_a_lost_run_that_appears_late_is_found():
     scene = Scene(record_lag=25.0)
     lost = scene.lost()
     scene.sim.start_scheduled_run("a")
-    assert scene.find(lost) == lost
+    assert scene.find(lost) == lost.changed(unanswered=True)
     assert 25.0 <= sum(scene.slept) < 28.0
 
 
@@ -257,7 +259,7 @@ def test_a_machine_whose_clock_is_ahead_does_not_give_a_lost_run_up_too_early(se
     scene.sim.start_scheduled_run("a")
     ahead = find_lost(lost, settle=SETTLE, now=lambda: scene.clock.now + timedelta(seconds=seconds))
     # Its own clock says early that `settle` has passed; the server's does not.
-    assert scene.client.follow(ahead) == lost
+    assert scene.client.follow(ahead) == lost.changed(unanswered=True)
 
 
 def test_a_run_created_long_after_a_lost_post_is_not_taken_for_its():
@@ -273,7 +275,7 @@ def test_a_look_that_fails_for_a_while_ends_nothing():
     lost = scene.lost()
     scene.sim.start_scheduled_run("a")
     scene.sim.faults.append(Fault(kind="reset_before", times=15))
-    assert scene.find(lost) == lost
+    assert scene.find(lost) == lost.changed(unanswered=True)
 
 
 def test_a_lost_run_that_cannot_be_looked_for_is_not_taken_for_none():

@@ -162,6 +162,23 @@ def test_a_task_may_refuse_what_cannot_be_told_apart_at_once():
     assert take(alone, event("a")) is None
 
 
+def test_a_task_may_refuse_a_run_of_which_nobody_has_seen_the_answer():
+    unanswered = SUBMISSION.changed(request_id=None, unanswered=True)
+    taken = Wait(unanswered, Rules())
+    assert take(taken, event("a")) is None
+    assert taken.update(event("a", "COMPLETED")) == Verdict(Outcome.COMPLETED, (event("a", "COMPLETED"),))
+    verdict = take(Wait(unanswered, Rules(on_ambiguous="fail")), event("a"))
+    assert verdict == Verdict(Outcome.AMBIGUOUS, (event("a"),))
+    error = error_of(verdict, unanswered, what_now="")
+    assert isinstance(error, AmbiguousAgentRunError)
+    assert error.event_ids == ("a",)
+    assert "the run of agent a was started: nobody has seen the answer to its POST" in str(error)
+    assert "can be another's: event a RUNNING. Look" in str(error)
+    # With others beside it, those are what matters.
+    several = take(Wait(unanswered, Rules(on_ambiguous="fail")), event("a"), event("b"))
+    assert "cannot be told apart" in str(error_of(several, unanswered, what_now=""))
+
+
 def test_a_run_without_an_event_is_not_found_and_one_at_its_deadline_timed_out():
     wait = Wait(SUBMISSION, Rules(appear_within=60.0))
     assert take(wait, seconds=59) is None
