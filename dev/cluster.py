@@ -284,6 +284,13 @@ class Cluster:
             tasks.append(task)
         return tasks
 
+    def xcoms(self) -> Counter[str]:
+        """How many XComs of the tasks there are, by their key."""
+        rows = self.database.rows(
+            "select key, count(*) from xcom where dag_id = %s and task_id = 'run' group by key order by key", DAG
+        )
+        return Counter(dict(rows))
+
 
 def started_runs(simulator: Simulator) -> list[Run]:
     """What the platform was asked for and has started."""
@@ -319,6 +326,7 @@ def report(form: Form, cluster: Cluster, simulator: Simulator, result: Audit, se
         ("tasks killed before their POST that took another's run for theirs, and said so", f"{len(result.assumed)}"),
         ("tasks told wrong", f"{len(result.wrong)}"),
         ("tasks not ended", f"{len(result.unfinished)}"),
+        ("their XComs", ", ".join(f"{key} {count:,}" for key, count in cluster.xcoms().items())),
         ("tasks that waited at once, at most", f"{cluster.states.most['deferred']:,}"),
         ("requests a second, mean and highest", f"{len(simulator.requests) / seconds:.1f}, {max(per_second.values())}"),
         ("requests in all, and refused with 429", f"{len(simulator.requests):,}, {refused}"),

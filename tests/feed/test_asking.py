@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from driving import Scene
+from driving import Gate, Scene
 
 from airflow_provider_agents.api.errors import AuthenticationError, UnreadableAnswerError
 from airflow_provider_agents.feed.tickets import ACCOUNT
@@ -15,33 +15,6 @@ from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
 from airflow_provider_agents.simulator import World
 
 AGENTS, EVENTS = "/v1/agents/agent-0/events", "/v1/events"
-
-
-class Gate:
-    """Stands before a scene's simulator: notes what is asked, and answers by itself what `refuse` says.
-
-    Args:
-        scene: whose simulator.
-        refuse: from path and query to a status, or None to let it through.
-    """
-
-    def __init__(self, scene, refuse=lambda _path, _query: None):
-        self.scene, self.refuse, self.asked = scene, refuse, []
-        self._handle = scene.sim.handle
-        scene.sim.handle = self._answer
-
-    def _answer(self, method, path, query, headers):
-        self.asked.append((path, dict(query)))
-        status = self.refuse(path, query)
-        if status is not None:
-            return self.scene.sim._error(status, "refused")
-        return self._handle(method, path, query, headers)
-
-    def sweep(self, times=1):
-        """What is asked in the next sweeps."""
-        before = len(self.asked)
-        self.scene.sweep(times)
-        return self.asked[before:]
 
 
 def no_account(path, _query):

@@ -88,7 +88,8 @@ def test_a_key_that_may_not_read_the_account_reads_its_agents(way):
     assert {ticket.result.outcome for ticket in tickets} == {Outcome.COMPLETED}
 
 
-def test_a_window_that_is_refused_does_not_hide_a_run():
+def test_a_window_that_is_refused_does_not_hide_a_run(caplog):
+    caplog.set_level("INFO")
     scene = Scene(queue_seconds=0.0, run_seconds=50.0)
     handle = scene.sim.handle
 
@@ -102,6 +103,9 @@ def test_a_window_that_is_refused_does_not_hide_a_run():
     began = scene.clock.now
     assert scene.driver.wait_for(ticket)[0].outcome == Outcome.COMPLETED
     assert scene.clock.now - began <= timedelta(seconds=56)
+    told = [line for line in caplog.messages if line.startswith("A narrow listing was refused: ")]
+    assert told
+    assert "no such filter" in told[0]
 
 
 def test_a_row_that_cannot_be_read_blinds_nobody_else():

@@ -1,0 +1,204 @@
+"""What a sweep asks for, page by page: where a walk ends, when it is broken off, and what its price teaches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import timedelta
+
+import pytest
+from driving import Gate, Scene
+
+from airflow_provider_agents.api.models import ExecutionEvent
+from airflow_provider_agents.feed.tickets import ACCOUNT
+from airflow_provider_agents.feed.ways import BELIEVED_SECONDS
+from airflow_provider_agents.runs.journal import Journal
+from airflow_provider_agents.runs.submission import attached_to
+from airflow_provider_agents.runs.verdict import Rules, Wait
+from airflow_provider_agents.simulator import World
+
+EVENTS = "/v1/events"
+
+
+def kind(path, query):
+    """Which listing is asked: whose, and how it is narrowed."""
+    how = "window" if "startedAfter" in query else query.get("status", "whole")
+    return f"{'account' if path == EVENTS else 'agent'} {how}"
+
+
+def pages(asked):
+    """How many pages of each listing were asked for."""
+    return dict(Counter(kind(path, query) for path, query in asked))
+
+
+def spread_out(*, crowd, agents=5):
+    """A few runs that began far apart, and many others that go on; the account may only be listed by status."""
+    scene = Scene(agents=agents, queue_seconds=0.0, run_seconds=50_000.0)
+    scene.sim.add_agent("crowd", queue_seconds=0.0, run_seconds=1e6)
+    for _ in range(crowd):
+        scene.sim.start_scheduled_run("crowd")
+    scene.clock.advance(7200)
+    for agent_id in scene.agents:
+        scene.clock.advance(100)
+        scene.waiting(agent_id)
+    gate = Gate(scene, lambda path, query: 403 if kind(path, query) in {"account whole", "account window"} else None)
+    gate.sweep()
+    return gate
+
+
+def test_an_active_set_that_is_larger_than_thought_is_broken_off_and_remembered():
+    gate = spread_out(crowd=3000)
+    # Ten: twice what the agents' five narrow listings cost.
+    assert pages(gate.sweep()) == {"account PENDING": 1, "account RUNNING": 10}
+    for _ in range(3):
+        assert pages(gate.sweep()) == {"agent window": 5}
+    gate.scene.clock.advance(BELIEVED_SECONDS)
+    # Perhaps it has shrunk.
+    assert pages(gate.sweep())["account RUNNING"] == 10
+
+
+def test_an_active_set_that_is_as_small_as_thought_is_read_to_its_end():
+    gate = spread_out(crowd=150)
+    for _ in range(4):
+        assert pages(gate.sweep()) == {"account PENDING": 1, "account RUNNING": 1}
+
+
+def test_an_active_set_whose_price_is_known_is_not_taken_where_others_are_cheaper():
+    gate = spread_out(crowd=1100)
+    assert pages(gate.sweep()) == {"account PENDING": 1, "account RUNNING": 6}
+    for _ in range(3):
+        assert pages(gate.sweep()) == {"agent window": 5}
+
+
+def inferred(scene):
+    """Those who seek a run that nothing names."""
+    submissions = [scene.submitted(agent_id).changed(request_id=None) for agent_id in scene.agents]
+    deadline_at = scene.clock.now + timedelta(hours=20)
+    return [(Wait(submission, Rules()), deadline_at) for submission in submissions]
+
+
+def test_the_accounts_listing_ends_where_all_is_older_than_what_is_sought():
+    scene = Scene(World(), agents=8, queue_seconds=0.0, run_seconds=1000.0)
+    for number in range(8):
+        scene.sim.add_history(f"agent-{number}", 200, every=60.0, run_seconds=1.0)
+    for wait, deadline_at in inferred(scene):
+        scene.driver.join(wait, deadline_at=deadline_at)
+    gate = Gate(scene)
+    assert pages(gate.sweep()) == {"account PENDING": 1, "account whole": 1}
+    for _ in range(3):
+        # There is nothing else to be had for less.
+        assert pages(gate.sweep()) == {"account PENDING": 1, "account whole": 1}
+
+
+@pytest.mark.parametrize("clock_skew", [0.0, -3600.0, 3600.0])
+@pytest.mark.parametrize(("every", "listed"), [(1.0, 13), (0.5, 1)])
+def test_the_accounts_listing_is_read_as_far_as_it_is_cheap(every, listed, clock_skew):
+    # Forty minutes of an account that starts a run every `every` seconds: twelve pages and some, or 24. Twice what the
+    # agents' own listings cost is twelve.
+    scene = Scene(World(clock_skew=clock_skew), agents=3, queue_seconds=0.0, run_seconds=9000.0)
+    waits = inferred(scene)
+    scene.sim.add_agent("busy", queue_seconds=0.0, run_seconds=3.0, schedule_every=every)
+    scene.clock.advance(2400)
+    for wait, deadline_at in waits:
+        scene.driver.join(wait, deadline_at=deadline_at)
+    asked = pages(Gate(scene).sweep())
+    assert asked["account whole"] == listed
+    assert ("agent whole" in asked) == (listed == 1)
+
+
+def test_how_busy_an_account_is_decides_how_it_is_asked_from_then_on():
+    scene = Scene(World(), agents=2, queue_seconds=0.0, run_seconds=9000.0)
+    scene.sim.add_agent("busy", queue_seconds=0.0, run_seconds=3.0, schedule_every=0.5)
+    scene.clock.advance(600)
+    for wait, deadline_at in inferred(scene):
+        scene.driver.join(Wait(wait.submission, Rules(settle=290.0)), deadline_at=deadline_at)
+    gate = Gate(scene)
+    assert pages(gate.sweep()) == {"account PENDING": 1, "account whole": 1}
+    scene.clock.advance(280)
+    # 560 runs have begun since. Three pages of them, and one of what is PENDING, are no less than the agents' four.
+    assert pages(gate.sweep()) == {"agent PENDING": 2, "agent whole": 2}
+
+
+def test_how_long_an_agents_listing_is_decides_how_it_is_asked_from_then_on():
+    scene = Scene(World(), queue_seconds=0.0, run_seconds=9000.0)
+    ((wait, deadline_at),) = inferred(scene)
+    scene.sim.add_agent("agent-0", queue_seconds=0.0, run_seconds=3.0, schedule_every=1.0)
+    scene.clock.advance(500)
+    scene.driver.join(Wait(wait.submission, Rules(settle=3600.0)), deadline_at=deadline_at)
+    gate = Gate(scene)
+    assert pages(gate.sweep()) == {"agent PENDING": 1, "agent whole": 3}
+    # That was more than the account's takes at best, which turns out not to be shorter.
+    assert pages(gate.sweep()) == {"account PENDING": 1, "account whole": 3}
+    assert pages(gate.sweep()) == {"agent PENDING": 1, "agent whole": 3}
+
+
+def test_an_event_that_is_named_ends_the_walk_over_an_agents_listing():
+    scene = Scene(World(), queue_seconds=0.0, run_seconds=1.0)
+    for _ in range(1000):
+        scene.sim.start_scheduled_run("agent-0")
+    scene.sim.add_agent("agent-0", queue_seconds=0.0, run_seconds=9000.0)
+    event_id = scene.sim.start_scheduled_run("agent-0")
+    known = attached_to(ExecutionEvent(id=event_id, status="RUNNING"), "agent-0", scene.clock.now)
+    # Of a run that is known by its event alone, nobody can say how far back it lies.
+    scene.driver.join(Wait(known, Rules()), deadline_at=scene.clock.now + timedelta(hours=2))
+    assert pages(Gate(scene).sweep()) == {"agent PENDING": 1, "agent whole": 1}
+
+
+@pytest.mark.parametrize("clock_skew", [0.0, -3600.0])
+def test_runs_of_a_busy_agent_are_not_followed_in_one_long_window(clock_skew):
+    # Between the two, 500 others began: three pages instead of two.
+    scene = Scene(World(request_id="field", clock_skew=clock_skew), queue_seconds=0.0, run_seconds=9000.0)
+    gate = Gate(scene, lambda path, query: 403 if path == EVENTS else None)
+    scene.waiting()
+    gate.sweep()
+    scene.sim.add_agent("agent-0", queue_seconds=0.0, run_seconds=3.0, schedule_every=1.0)
+    scene.clock.advance(500)
+    scene.sim.add_agent("agent-0", queue_seconds=0.0, run_seconds=9000.0)
+    scene.waiting()
+    gate.sweep()
+    assert pages(gate.sweep()) == {"agent window": 2}
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("way", "with_it"),
+    [
+        ("account PENDING", ()),
+        ("account whole", ()),
+        # Else the windows would be cheaper anyway.
+        ("account RUNNING", ("account whole", "account window")),
+    ],
+)
+def test_a_way_that_is_refused_is_not_asked_again_for_some_minutes(way, with_it, caplog):
+    caplog.set_level("INFO")
+    scene = Scene(World(), agents=30, queue_seconds=0.0, run_seconds=50_000.0)
+    refused = {way, *with_it}
+    gate = Gate(scene, lambda path, query: 403 if kind(path, query) in refused else None)
+
+    def asked_for_newcomers():
+        for wait, deadline_at in inferred(scene):
+            scene.driver.join(wait, deadline_at=deadline_at)
+            scene.clock.advance(2.0)
+        return sum(pages(gate.sweep()).get(way, 0) for _ in range(2))
+
+    assert asked_for_newcomers() == 1
+    name = way.removeprefix("account ").replace("whole", "account")
+    told = [line for line in caplog.messages if line.startswith(f"Doing without the account's listing ({name}): ")]
+    assert len(told) == 1
+    assert "403" in told[0]
+    assert asked_for_newcomers() == 0
+    scene.clock.advance(BELIEVED_SECONDS)
+    refused.clear()
+    refused.update(with_it)
+    assert asked_for_newcomers() >= 1
+
+
+def test_a_watcher_that_may_not_list_the_account_is_told_so():
+    scene = Scene(World(), agents=2, queue_seconds=0.0, run_seconds=1000.0)
+    deadline_at = scene.clock.now + timedelta(days=9)
+    watcher = scene.driver.join(Journal.from_now(ACCOUNT, 10.0, scene.sim.now()), deadline_at=deadline_at)
+    other = scene.waiting()
+    Gate(scene, lambda path, query: 403 if kind(path, query) == "account whole" else None).sweep(2)
+    assert "403" in str(watcher.error)
+    assert not other.over
