@@ -202,3 +202,91 @@ def test_a_watcher_that_may_not_list_the_account_is_told_so():
     Gate(scene, lambda path, query: 403 if kind(path, query) == "account whole" else None).sweep(2)
     assert "403" in str(watcher.error)
     assert not other.over
+
+
+# --- what is followed ------------------------------------------------------------------------------------------------
+
+
+def test_a_followed_run_that_has_not_begun_is_asked_for_among_those():
+    scene = Scene(queue_seconds=50_000.0)
+    scene.waiting()
+    gate = Gate(scene)
+    gate.sweep()
+    for _ in range(5):
+        assert pages(gate.sweep()) == {"account PENDING": 1}
+    # If they may not be listed, its agent's whole listing is what shows it.
+    gate.refuse = lambda path, query: 403 if kind(path, query) == "account PENDING" else None
+    assert pages(gate.sweep()) == {"account PENDING": 1, "agent whole": 1}
+    for _ in range(5):
+        assert pages(gate.sweep()) == {"agent whole": 1}
+
+
+def test_a_run_that_nothing_shows_is_searched_for_more_and_more_rarely():
+    scene = Scene(World(request_id="field", retention_seconds=0.0), queue_seconds=0.0, run_seconds=100.0)
+    scene.sim.add_history("agent-0", 100)
+    scene.waiting()
+    gate = Gate(scene)
+    gate.sweep()
+    scene.clock.advance(100)
+    searched = [number for number in range(1, 70) if "agent whole" in pages(gate.sweep())]
+    assert searched == [1, 2, 4, 8, 16, 32, 48, 64]
+
+
+def test_a_run_that_a_narrow_listing_shows_is_not_searched_for():
+    scene = Scene(agents=2, queue_seconds=0.0, run_seconds=9000.0)
+    for agent_id in scene.agents:
+        scene.clock.advance(400)
+        scene.waiting(agent_id)
+    gate = Gate(scene, lambda path, query: 403 if path == EVENTS else None)
+    gate.sweep()
+    for _ in range(20):
+        assert pages(gate.sweep()) == {"agent window": 2}
+
+
+# --- what a failure spares -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("broken", "asked"),
+    [
+        ("account PENDING", {"account PENDING": 1}),
+        ("account whole", {"account PENDING": 1, "account whole": 1}),
+    ],
+)
+def test_a_platform_in_trouble_is_not_asked_in_other_ways(broken, asked):
+    scene = Scene(World(), agents=8, queue_seconds=0.0, run_seconds=9000.0)
+    tickets = [scene.driver.join(wait, deadline_at=deadline_at) for wait, deadline_at in inferred(scene)]
+    gate = Gate(scene, lambda path, query: 500 if kind(path, query) == broken else None)
+    for _ in range(2):
+        assert pages(gate.sweep()) == asked
+    assert all("500" in str(ticket.trouble.error) for ticket in tickets)
+
+
+def test_while_the_active_set_cannot_be_read_its_events_are_not_asked_for_one_by_one():
+    gate = spread_out(crowd=150)
+    assert pages(gate.sweep()) == {"account PENDING": 1, "account RUNNING": 1}
+    allowed = gate.refuse
+    for broken, asked in (
+        ("account PENDING", {"account PENDING": 1}),
+        ("account RUNNING", {"account PENDING": 1, "account RUNNING": 1}),
+    ):
+        gate.refuse = lambda path, query, broken=broken: 500 if kind(path, query) == broken else allowed(path, query)
+        assert pages(gate.sweep()) == asked
+        gate.refuse = allowed
+        assert pages(gate.sweep()) == {"account PENDING": 1, "account RUNNING": 1}
+
+
+def test_why_nothing_was_brought_is_known_until_something_is():
+    scene = Scene(agents=3, queue_seconds=0.0, run_seconds=9000.0)
+    for agent_id in scene.agents:
+        scene.waiting(agent_id)
+    gate = Gate(scene)
+    gate.sweep(2)
+    assert scene.plan.failing is None
+    gate.refuse = lambda path, query: 500
+    gate.sweep()
+    assert "500" in str(scene.plan.failing)
+    # Something was brought, if not all.
+    gate.refuse = lambda path, query: 500 if "startedAfter" in query and "agents" in path else None
+    gate.sweep()
+    assert scene.plan.failing is None

@@ -9,6 +9,8 @@ from driving import Gate, Scene
 
 from airflow_provider_agents.api.errors import AuthenticationError
 from airflow_provider_agents.api.models import ExecutionEvent
+from airflow_provider_agents.feed.tickets import ACCOUNT
+from airflow_provider_agents.runs.journal import Journal
 from airflow_provider_agents.runs.matching import Seek
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
 from airflow_provider_agents.simulator import World
@@ -194,6 +196,35 @@ def test_who_follows_several_runs_follows_the_rest_once_one_is_over():
     assert not scene.plan._tracks
 
 
+def test_a_look_that_ends_one_wait_is_given_to_the_others_too():
+    scene = Scene(World(), queue_seconds=0.0, run_seconds=1.0)
+    floor = crowd(scene, events=1)
+    scene.clock.advance(60)
+
+    class Content(Witness):
+        """Has what it wants with the first look."""
+
+        def take(self, look, began_at):
+            super().take(look, began_at)
+            return "enough"
+
+    content, first, second = Content(floor=floor), Witness(floor=floor), Witness(floor=floor)
+    tickets = [watch(scene, witness) for witness in (first, content, second)]
+    scene.sweep()
+    assert [len(witness.looks) for witness in (first, content, second)] == [1, 1, 1]
+    assert [ticket.result for ticket in tickets] == [None, "enough", None]
+    # One that leaves while its listing is read keeps nothing from the others, either.
+    handle = scene.sim.handle
+
+    def leave_meanwhile(*request):
+        scene.plan.leave(tickets[0])
+        return handle(*request)
+
+    scene.sim.handle = leave_meanwhile
+    scene.sweep()
+    assert [len(witness.looks) for witness in (first, second)] == [1, 2]
+
+
 # --- nothing at all --------------------------------------------------------------------------------------------------
 
 
@@ -288,3 +319,259 @@ def test_a_key_that_is_revoked_is_told_by_the_accounts_listing():
     assert [type(ticket.error) for ticket in tickets] == [AuthenticationError] * 3
     # There is nobody left to ask for.
     assert [path for path, _ in asked] == [EVENTS]
+
+
+# --- how much, and how soon ------------------------------------------------------------------------------------------
+
+
+class Ripening(Witness):
+    """Seeks, and nothing can be said before a moment."""
+
+    def __init__(self, ripe_at, **known):
+        super().__init__(**known)
+        self.seek = Seek(floor=self.seek.floor, ids=(), ripe_at=ripe_at)
+
+
+def crowd(scene, *, events):
+    """So many runs of one agent, and the moment before them."""
+    floor = scene.sim.now()
+    for _ in range(events):
+        scene.sim.start_scheduled_run("agent-0")
+    return floor
+
+
+def test_looks_that_decide_nothing_are_given_to_a_few_and_those_that_can_to_all():
+    scene = Scene(World(), queue_seconds=0.0, run_seconds=9000.0)
+    floor = crowd(scene, events=50)
+    later = scene.clock.now + timedelta(hours=1)
+    early = [Ripening(later, floor=floor) for _ in range(30)]
+    ripe = [Ripening(scene.clock.now, floor=floor) for _ in range(3)]
+    tickets = [watch(scene, witness) for witness in (*early, *ripe)]
+    scene.sweep()
+    assert all(len(witness.looks) == 1 for witness in ripe)
+    # A look at fifty events counts as a hundred, and two thousand are enough.
+    assert sum(len(witness.looks) for witness in early) == 20
+    # News of how a run is getting on; who can be told how it ended is woken by that.
+    assert sum(scene.driver.woken.get(ticket, 0) for ticket in tickets[:30]) == 20
+    assert not any(scene.driver.woken.get(ticket, 0) for ticket in tickets[30:])
+
+
+def pauses_of(scene):
+    """The pauses of the next sweep."""
+    pause = scene.plan.next_at(scene.driver.at()) - scene.driver.at().clock
+    scene.clock.advance(max(pause, 1e-6))
+    assert scene.plan.is_due(scene.driver.at())
+    found = []
+    for stage in scene.plan.sweep(scene.driver.at()):
+        for errand in stage:
+            answer = None
+            try:
+                while True:
+                    step = errand.send(answer)
+                    if hasattr(step, "path"):
+                        answer = scene.client.send_once(step)
+                    else:
+                        found.append(step.seconds)
+                        answer = None
+            except StopIteration:
+                pass
+    return found
+
+
+@pytest.mark.parametrize(("many", "pauses"), [(19, 0), (20, 1), (100, 5)])
+def test_the_loop_gets_a_turn_while_looks_are_given(many, pauses):
+    scene = Scene(World(), queue_seconds=0.0, run_seconds=9000.0)
+    # 49 events, fifty for the look itself and one for the turn.
+    floor = crowd(scene, events=49)
+    for _ in range(many):
+        watch(scene, Witness(floor=floor))
+    assert pauses_of(scene) == [0] * pauses
+
+
+def test_the_loop_gets_a_turn_before_thousands_are_looked_for():
+    scene = Scene(World(), queue_seconds=0.0, run_seconds=90_000.0)
+    known = ExecutionEvent.model_validate(
+        scene.sim._event(scene.sim.truth(scene.sim.start_scheduled_run("agent-0")), scene.sim.now())
+    )
+    for _ in range(999):
+        watch(scene, Witness(following=[known]))
+    assert pauses_of(scene) == []
+    watch(scene, Witness(following=[known]))
+    scene.sweep()
+    assert pauses_of(scene) == [0]
+
+
+# --- what is damaged -------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_row_is_shown_to_the_watcher_of_its_account_and_not_to_that_of_another_agent():
+    scene = Scene(World(), agents=3, queue_seconds=0.0, run_seconds=9000.0)
+    floor = scene.sim.now()
+    runs = [scene.sim.start_scheduled_run(agent_id) for agent_id in scene.agents]
+    row = scene.sim._event
+    scene.sim._event = lambda run, now: row(run, now) | ({"status": None} if run.event_id == runs[0] else {})
+    everything = Witness(ACCOUNT, floor=floor)
+    others = [Witness(agent_id, floor=floor) for agent_id in scene.agents]
+    for witness in (everything, *others):
+        watch(scene, witness)
+    scene.sweep()
+    assert [event.id for event in everything.looks[-1].damaged] == [runs[0]]
+    assert set(states(everything.looks[-1])) == set(runs[1:])
+    # Of its own agent, nothing can be said.
+    assert others[0].looks == []
+    for witness, run in zip(others[1:], runs[1:], strict=True):
+        assert witness.looks[-1].damaged == ()
+        assert set(states(witness.looks[-1])) == {run}
+
+
+@pytest.mark.parametrize(("rows", "lines"), [(5, 5), (6, 6), (9, 6)])
+def test_damaged_rows_are_named_up_to_a_few(rows, lines, caplog):
+    scene = Scene(World(), agents=rows, queue_seconds=0.0, run_seconds=9000.0)
+    floor = scene.sim.now()
+    for agent_id in scene.agents:
+        scene.sim.start_scheduled_run(agent_id)
+    row = scene.sim._event
+    scene.sim._event = lambda run, now: row(run, now) | {"status": None}
+    watch(scene, Witness(ACCOUNT, floor=floor))
+    scene.sweep(3)
+    first, *_ = told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == lines
+    assert first.startswith(
+        "A row of a listing is not what the API describes, and is passed over until it can be read:"
+    )
+    assert first.endswith(").")
+    if rows > 5:
+        assert told[-1] == f"So are {rows - 5} other rows that were not there before."
+
+
+def test_rows_that_do_not_say_whose_they_are_hide_nobody_and_are_seen_by_the_accounts_watcher():
+    scene = Scene(World(), agents=4, queue_seconds=0.0, run_seconds=9000.0)
+    floor = scene.sim.now()
+    runs = [scene.sim.start_scheduled_run(agent_id) for agent_id in scene.agents]
+    row = scene.sim._event
+    nameless = {runs[1], runs[3]}
+    scene.sim._event = lambda run, now: row(run, now) | ({"agentId": None} if run.event_id in nameless else {})
+    following = Witness(following=[ExecutionEvent.model_validate(row(scene.sim.truth(runs[0]), scene.sim.now()))])
+    watch(scene, following)
+    everything = Witness(ACCOUNT, floor=floor)
+    ticket = watch(scene, everything)
+    scene.sweep()
+    assert set(states(everything.looks[-1])) == set(runs)
+    scene.plan.leave(ticket)
+    only = [Witness(agent_id, floor=floor) for agent_id in scene.agents]
+    for witness in only:
+        watch(scene, witness)
+    scene.sweep()
+    assert [set(states(witness.looks[-1])) for witness in only] == [{run} for run in runs]
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_a_listing_that_is_refused_says_nothing_of_what_it_would_have_shown():
+    scene = Scene(World(), agents=3, queue_seconds=0.0, run_seconds=9000.0)
+    submissions = [scene.submitted(agent_id).changed(request_id=None) for agent_id in scene.agents]
+    scene.clock.advance(400)
+    deadline_at = scene.clock.now + timedelta(hours=1)
+    waits = [Wait(submission, Rules(appear_within=300.0)) for submission in submissions]
+    tickets = [scene.driver.join(wait, deadline_at=deadline_at) for wait in waits]
+    Gate(scene, lambda path, query: 403 if path == EVENTS and "status" not in query else None).sweep()
+    assert [ticket.following for ticket in tickets] == [(run.event_id,) for run in scene.sim.executions]
+
+
+# --- the server's clock ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("skew", "ahead"), [(600.0, 600), (-600.0, -600), (1.0, 0), (-1.0, 0), (3.0, 3), (2.0, 0)])
+def test_how_far_the_servers_clock_is_ahead(skew, ahead):
+    scene = Scene(World(clock_skew=skew), agents=3, queue_seconds=0.0, run_seconds=9000.0)
+    for agent_id in scene.agents:
+        scene.waiting(agent_id, interval=5.0)
+    scene.sweep()
+    assert scene.plan.server_ahead.total_seconds() == ahead
+
+
+def test_the_servers_clock_is_read_from_the_first_answer_of_a_sweep():
+    scene = Scene(World(), agents=5, queue_seconds=0.0, run_seconds=9000.0)
+    for agent_id in scene.agents:
+        scene.waiting(agent_id)
+    handle = scene.sim.handle
+
+    def take_long(*request):
+        answer = handle(*request)
+        scene.clock.advance(10)
+        return answer
+
+    scene.sim.handle = take_long
+    scene.sweep()
+    # The later ones are older than the sweep by what the earlier ones took.
+    assert scene.plan.server_ahead == timedelta()
+
+
+# --- what is kept ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_too_old_for_all_who_seek_is_dropped():
+    scene = Scene(World(), queue_seconds=0.0, run_seconds=1.0)
+    scene.sim.add_agent("busy", queue_seconds=0.0, run_seconds=1.0, schedule_every=10.0)
+    watcher = scene.driver.join(
+        Journal.from_now(ACCOUNT, 30.0, scene.sim.now()), interval=5.0, deadline_at=scene.clock.now + timedelta(days=9)
+    )
+    ended = 0
+    for _ in range(400):
+        scene.sweep()
+        ended += len(watcher.subject.ended())
+        # What began in the last 35 seconds, and five more until the next look.
+        assert len(scene.plan._stores[ACCOUNT]) <= 6
+    assert ended == pytest.approx(200, abs=5)
+
+
+def test_trouble_is_told_as_of_the_first_failed_look():
+    scene = Scene(queue_seconds=0.0, run_seconds=9000.0)
+    ticket = scene.waiting()
+    gate = Gate(scene)
+    gate.sweep(2)
+    gate.refuse = lambda path, query: 500
+    gate.sweep()
+    since = scene.clock.now
+    assert ticket.trouble is None
+    gate.sweep()
+    assert (ticket.trouble.since, ticket.trouble.looks) == (since, 2)
+    gate.sweep()
+    assert (ticket.trouble.since, ticket.trouble.looks) == (since, 3)
+    gate.refuse = lambda path, query: None
+    gate.sweep()
+    assert ticket.trouble is None
+    gate.refuse = lambda path, query: 500
+    gate.sweep()
+    since = scene.clock.now
+    gate.sweep()
+    assert (ticket.trouble.since, ticket.trouble.looks) == (since, 2)
+
+
+def test_one_who_has_left_in_an_outage_hides_nothing_from_the_others():
+    scene = Scene(agents=3, queue_seconds=0.0, run_seconds=9000.0)
+    tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
+    gate = Gate(scene)
+    gate.sweep(2)
+    gate.refuse = lambda path, query: 500
+    gate.sweep()
+    handle = scene.sim.handle
+
+    def leave_meanwhile(*request):
+        for ticket in tickets[:1]:
+            scene.plan.leave(ticket)
+        return handle(*request)
+
+    scene.sim.handle = leave_meanwhile
+    gate.sweep()
+    assert tickets[0].trouble is None
+    assert [ticket.trouble.looks for ticket in tickets[1:]] == [2, 2]
+
+
+def test_nobody_who_waits_is_nothing_to_wait_for():
+    scene = Scene(queue_seconds=0.0, run_seconds=9000.0)
+    ticket = scene.waiting()
+    assert scene.plan.next_at(scene.driver.at()) is not None
+    scene.plan.leave(ticket)
+    assert scene.plan.next_at(scene.driver.at()) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from datetime import timedelta
 from email.utils import format_datetime
+from itertools import pairwise
 
 import pytest
 from driving import Scene, examples
@@ -207,6 +208,43 @@ def test_a_run_that_cannot_be_over_yet_is_looked_at_half_as_often_while_few_are_
         sweeps[adaptive] = len(scene.driver.sweeps)
     assert sweeps[True] <= share * sweeps[False]
     assert sweeps[True] >= (share - 0.1) * sweeps[False]
+
+
+@pytest.mark.parametrize("clock_skew", [0.0, 3600.0, -3600.0])
+@pytest.mark.parametrize("queue_seconds", [0.0, 42.0])
+def test_a_run_is_looked_at_in_each_interval_from_one_before_it_may_be_over(queue_seconds, clock_skew):
+    scene = Scene(
+        World(request_id="field", clock_skew=clock_skew), adaptive=True, queue_seconds=queue_seconds, run_seconds=9000.0
+    )
+    scene.sim.add_history("agent-0", 20, every=700.0, run_seconds=600.0)
+    began_at = scene.clock.now
+    scene.waiting()
+    seconds = []
+    while scene.clock.now < began_at + timedelta(seconds=800):
+        scene.driver.sweep_once()
+        if not seconds or scene.driver.sweeps[-1] != seconds[-1]:
+            seconds.append(scene.driver.sweeps[-1])
+    began = scene.driver.at().clock - (scene.clock.now - began_at).total_seconds()
+    # Nine tenths of the shortest of all that were seen, less an interval; while it queues, nobody knows.
+    due = queue_seconds + 0.9 * 600.0 - 5.0
+    # Its history is known a little later than the run itself.
+    quiet = {round(after - at) for at, after in pairwise(seconds) if queue_seconds + 35 < at - began < due - 11}
+    assert quiet == {10}
+    assert {round(after - at) for at, after in pairwise(seconds) if at - began > due + 1} == {5}
+    # Which is when it wakes up, rather than up to an interval later.
+    assert any(abs(at - began - due) < 1.1 for at in seconds)
+
+
+def test_one_run_of_which_nothing_is_known_keeps_the_pace_for_those_of_which_something_is():
+    # Two candidates, one of which has not begun: that one may be over at any time after.
+    scene = Scene(World(), adaptive=True, queue_seconds=0.0, run_seconds=9000.0)
+    scene.sim.add_history("agent-0", 20, every=700.0, run_seconds=600.0)
+    scene.waiting()
+    scene.sim.add_agent("agent-0", queue_seconds=9000.0)
+    scene.sim.start_scheduled_run("agent-0")
+    scene.sweep(20)
+    gaps = {round(after - at) for at, after in pairwise(scene.driver.sweeps[10:])}
+    assert gaps == {5}
 
 
 def test_there_is_one_last_look_at_the_deadline():
