@@ -259,6 +259,8 @@ class ExecuteAgentOperator(BaseOperator):
             if record.result is None or (record.outcome == _SUBMITTED) == self.wait_for_completion:
                 return submission
             return record.result
+        if record.phase == Phase.SUBMITTING and submission.sent_at is None:
+            return None  # what was asked for was refused, or never left
         if record.phase == Phase.SUBMITTING:
             self.log.warning(
                 "An earlier try died while it was starting a run of agent %s. Looking for that run first.",
@@ -338,7 +340,8 @@ class ExecuteAgentOperator(BaseOperator):
         def save(intent: Submission) -> None:
             nonlocal sent
             memory.save(Phase.SUBMITTING, intent)
-            self._under_way, sent = intent, True
+            sent = intent.sent_at is not None
+            self._under_way = intent if sent else None
 
         try:
             return client.follow(submit(agent_id, settle=self.settle, now=now, save=save, say=self.log.warning))

@@ -187,6 +187,10 @@ class ExactlyOnce(RuleBasedStateMachine):
     def the_answer_to_the_next_post_is_lost(self, kind):
         self.sim.faults.append(Fault(kind=kind, method="POST"))
 
+    @rule(retry_after=st.sampled_from(["1", "20", "300"]))
+    def the_next_post_is_refused_for_now(self, retry_after):
+        self.sim.faults.append(Fault(kind="status", status=429, method="POST", headers={"Retry-After": retry_after}))
+
     @rule(kind=st.sampled_from(["reset_before", "status", "garbage"]), times=st.integers(1, 7))
     def reading_fails_for_a_while(self, kind, times):
         self.sim.faults.append(Fault(kind=kind, method="GET", times=times))

@@ -21,6 +21,7 @@ from airflow_provider_agents.api.errors import (
     InvalidConnectionError,
     NoAnswerError,
     NotFoundError,
+    RateLimitedError,
 )
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.operators import RECORD_KEY, AgentBusyError, ExecuteAgentOperator
@@ -417,6 +418,30 @@ class DyingStore:
         self._store.set(key, value, retention=retention)
         if value["phase"] == self._phase and self._when == "after":
             raise Killed
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "ends"),
+    [(429, "30", Killed), (429, "3000", RateLimitedError), (401, None, AirflowFailException)],
+)
+def test_a_task_whose_post_was_refused_leaves_no_doubt_behind_and_takes_no_strangers_run(
+    platform, task, monkeypatch, logged, status, retry_after, ends
+):
+    headers = {"Retry-After": retry_after} if retry_after else {}
+    platform.sim.faults.append(Fault(kind="status", status=status, method="POST", headers=headers))
+
+    def die(_seconds):
+        raise Killed
+
+    with monkeypatch.context() as dying:
+        dying.setattr(time, "sleep", die)
+        with pytest.raises(ends):
+            operator().execute(task.context())
+    assert "It is not known whether" not in logged()
+    platform.pass_time(1)
+    platform.sim.start_scheduled_run("agent-1")
+    platform.pass_time(30)
+    assert [run(operator(), task)["id"]] == platform.executions()
 
 
 def test_a_run_that_began_late_in_a_request_that_died_is_found(platform, task, logged):

@@ -24,7 +24,7 @@ from airflow_provider_agents.runs.submission import Submission
 class Phase(StrEnum):
     """How far a task had come with its run."""
 
-    SUBMITTING = "submitting"  # just before the POST, or around it
+    SUBMITTING = "submitting"  # just before the POST, or around it; `sent_at` says if one may have started a run
     ACCEPTED = "accepted"  # the run is known to have been asked for
     DEFERRED = "deferred"  # about to wait in the triggerer
     DETACHED = "detached"  # the task gave up waiting; the run may go on

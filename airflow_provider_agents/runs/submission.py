@@ -24,9 +24,13 @@ from airflow_provider_agents.api.calls import (
     walk,
 )
 from airflow_provider_agents.api.errors import (
+    AuthenticationError,
     InvalidArgumentError,
     NoAnswerError,
+    NotFoundError,
     NotSentError,
+    PermanentError,
+    PermissionDeniedError,
     RateLimitedError,
     ServerError,
     TemporaryError,
@@ -46,6 +50,8 @@ LOST_PATIENCE_SECONDS = 300.0
 #: Events asked for per page while looking near the newest: the API's default. More pages follow where needed.
 PAGE_ROWS = 50
 _ACCEPTED = 202
+#: After these, a POST has started nothing. Any other refusal is none that the API describes, so nobody knows.
+_CERTAIN = (NotSentError, RateLimitedError, AuthenticationError, PermissionDeniedError, NotFoundError)
 #: Shared, as thousands may be waited for: an empty set of its own takes 200 bytes.
 _NONE: frozenset[str] = frozenset()
 
@@ -61,7 +67,7 @@ class Submission(BaseModel):
         event_id: the run's event, where that is known for certain.
         known_event_ids: events that were there before the POST and are young enough to be mistaken for its run.
         taken_at: our clock when the snapshot before the POST was begun.
-        sent_at: our clock just before the (last) POST.
+        sent_at: our clock just before the (last) POST; None before it, and once it is certain that it started nothing.
         accepted_at: our clock when the answer came or was given up.
         server_before: the server's clock (`Date`) in the snapshot: the run's event was created at or after this.
         server_after: the server's clock in the 202.
@@ -180,7 +186,8 @@ def submit(
         agent_id: the agent.
         settle: seconds within which an accepted run's event appears.
         now: our clock, aware.
-        save: called with the record before each POST. If it raises, nothing is sent.
+        save: called with the record before each POST, and after one that certainly started nothing. If it raises,
+            nothing more is sent.
         say: called with a sentence when something out of the ordinary happens.
 
     Raises:
@@ -188,20 +195,27 @@ def submit(
             have started all the same; `find_lost` with the last saved record tells.
     """
     intent = yield from take_snapshot(agent_id, now=now)
+    in_doubt = False
     for post in range(1, MAX_POSTS + 1):
         intent = intent.changed(sent_at=now())
         save(intent)
         try:
             answer: Answer[Accepted] = yield Once(execute_agent(agent_id))
-        except (NotSentError, RateLimitedError) as error:
+        except _CERTAIN as error:
+            if not in_doubt:
+                # What is left behind must not say that a run may have started: a stranger's would be taken for it.
+                save(intent.changed(sent_at=None))
             pause = retry.pause_after(error, post)
-            if post == MAX_POSTS or pause > retry.MAX_PAUSE_SECONDS:
+            if isinstance(error, PermanentError) or post == MAX_POSTS or pause > retry.MAX_PAUSE_SECONDS:
                 raise
             say(f"{error} Nothing was started; trying again in {pause:.1f} seconds.")
             yield Pause(pause)
+            if not in_doubt:
+                # Nor is what began meanwhile ours.
+                intent = yield from take_snapshot(agent_id, now=now)
             continue
         except (NoAnswerError, ServerError, UnreadableAnswerError) as error:
-            lost = _lost(intent, now())
+            lost, in_doubt = _lost(intent, now()), True
             if isinstance(error, UnreadableAnswerError) and error.status_code == _ACCEPTED:
                 say(f"{error} The platform accepted the run all the same, so it is waited for without its requestId.")
                 return lost

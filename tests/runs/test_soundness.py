@@ -150,13 +150,18 @@ def test_blips_neither_change_a_verdict_nor_start_a_second_run(world, seed, kind
     seed=st.integers(0, 2**32),
     every=st.sampled_from([None, None, 45.0]),
     strangers=st.lists(st.floats(0, 130), max_size=3),
-    lost=st.lists(st.sampled_from(["reset_before", "reset_after", "hang_before", "hang_after", "garbage"]), max_size=2),
+    lost=st.lists(
+        st.sampled_from(["reset_before", "reset_after", "hang_before", "hang_after", "garbage", "refused"]), max_size=2
+    ),
     on_ambiguous=st.sampled_from(["all", "fail"]),
 )
 def test_a_success_is_never_wrong_unless_nobody_saw_an_answer_and_the_task_puts_up_with_that(
     world, seed, every, strangers, lost, on_ambiguous
 ):
-    faults = [Fault(kind=kind, method="POST") for kind in lost]
+    faults = [
+        Fault(kind="status", status=429, method="POST") if kind == "refused" else Fault(kind=kind, method="POST")
+        for kind in lost
+    ]
     sim, submission, verdict = run_once(
         world, seed=seed, every=every, strangers=strangers, faults=faults, on_ambiguous=on_ambiguous
     )

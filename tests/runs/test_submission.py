@@ -9,13 +9,18 @@ import pytest
 
 from airflow_provider_agents.api.client import Client, Settings
 from airflow_provider_agents.api.errors import (
+    AuthenticationError,
     InvalidArgumentError,
     NoAnswerError,
+    NotFoundError,
+    PermissionDeniedError,
     RateLimitedError,
+    RequestRejectedError,
     ServerError,
     TemporaryError,
 )
 from airflow_provider_agents.api.models import ExecutionEvent
+from airflow_provider_agents.runs import matching
 from airflow_provider_agents.runs.submission import (
     MAX_POSTS,
     Submission,
@@ -37,6 +42,7 @@ class Scene:
         self.sim = Simulator(self.clock, world=World(**world))
         self.sim.add_agent("a")
         self.saved, self.said, self.slept = [], [], []
+        self.meanwhile = lambda: None
         self.client = Client(
             Settings(api_key="test-key", base_url="http://127.0.0.1"),
             transport=mock_transport(self.sim),
@@ -46,7 +52,9 @@ class Scene:
 
     def sleep(self, seconds):
         self.slept.append(seconds)
-        self.clock.advance(seconds)
+        self.clock.advance(seconds / 2)
+        self.meanwhile()
+        self.clock.advance(seconds / 2)
 
     def fault(self, kind, **more):
         self.sim.faults.append(Fault(kind=kind, method="POST", **more))
@@ -144,7 +152,8 @@ def test_a_post_that_was_refused_for_now_is_repeated_after_the_pause(fault):
     scene.submit()
     assert len(scene.sim.executions) == 1
     assert 7.0 <= sum(scene.slept) < 12.0
-    assert [saved.sent_at for saved in scene.saved] == [T0, scene.clock.now]
+    # While it pauses, the record says that no POST is under way.
+    assert [saved.sent_at for saved in scene.saved] == [T0, None, scene.clock.now]
     assert "Nothing was started" in scene.said[0]
 
 
@@ -154,6 +163,7 @@ def test_a_post_that_is_always_refused_is_given_up_after_three():
     with pytest.raises(RateLimitedError):
         scene.submit()
     assert scene.sim.count("POST") == MAX_POSTS == 3
+    assert scene.saved[-1].sent_at is None
 
 
 def test_a_pause_too_long_for_a_worker_ends_the_submission():
@@ -162,6 +172,47 @@ def test_a_pause_too_long_for_a_worker_ends_the_submission():
     with pytest.raises(RateLimitedError):
         scene.submit()
     assert scene.slept == []
+    assert scene.saved[-1].sent_at is None
+
+
+def test_what_began_while_a_refused_post_was_paused_is_not_mistaken_for_its_run():
+    scene = Scene()
+    scene.fault("status", status=429, headers={"Retry-After": "40"})
+    strangers = []
+    scene.meanwhile = lambda: strangers.append(scene.sim.start_scheduled_run("a"))
+    submission = scene.submit()
+    assert len(strangers) == 1
+    look = scene.client.follow(matching.look("a", submission.bounds))
+    (mine,) = scene.sim.executions
+    assert [event.id for event in matching.candidates(submission.bounds, look.events, settle=SETTLE)] == [mine.event_id]
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "in_doubt"),
+    [
+        (401, AuthenticationError, False),
+        (403, PermissionDeniedError, False),
+        (404, NotFoundError, False),
+        # Of what the API does not describe, nobody knows what it means.
+        (303, RequestRejectedError, True),
+        (409, RequestRejectedError, True),
+    ],
+)
+def test_a_post_that_is_refused_for_good_leaves_no_doubt_in_the_record(status, error, in_doubt):
+    scene = Scene()
+    scene.fault("status", status=status)
+    with pytest.raises(error):
+        scene.submit()
+    assert (scene.saved[-1].sent_at is not None) == in_doubt
+
+
+def test_a_post_that_is_refused_after_one_that_was_lost_leaves_the_doubt_in_the_record():
+    scene = Scene()
+    scene.fault("reset_before")
+    scene.fault("status", status=429)
+    scene.submit()
+    assert scene.sim.count("POST") == 3
+    assert None not in [saved.sent_at for saved in scene.saved]
 
 
 def test_nothing_is_sent_if_the_record_cannot_be_saved():
