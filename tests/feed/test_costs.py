@@ -69,6 +69,35 @@ def test_an_active_set_whose_price_is_known_is_not_taken_where_others_are_cheape
         assert pages(gate.sweep()) == {"agent window": 5}
 
 
+@pytest.mark.parametrize(
+    ("agents", "asked"), [(2, {"agent window": 2}), (3, {"account PENDING": 1, "account RUNNING": 1})]
+)
+def test_the_active_set_is_taken_where_it_is_cheaper_than_a_listing_for_each(agents, asked):
+    gate = spread_out(crowd=10, agents=agents)
+    for _ in range(3):
+        assert pages(gate.sweep()) == asked
+
+
+def test_what_leaves_the_active_set_is_reckoned_with():
+    scene = Scene(agents=6, queue_seconds=0.0, run_seconds=50_000.0)
+    for number, agent_id in enumerate(scene.agents):
+        # The first three will end together.
+        seconds = 1000.0 - 100.0 * number if number < 3 else 50_000.0
+        scene.sim.add_agent(agent_id, queue_seconds=0.0, run_seconds=seconds)
+        scene.waiting(agent_id)
+        scene.clock.advance(100)
+    gate = Gate(scene, lambda path, query: 403 if kind(path, query) in {"account whole", "account window"} else None)
+    gate.sweep()
+    assert pages(gate.sweep()) == {"account PENDING": 1, "account RUNNING": 1}
+    scene.clock.advance(400)
+    assert pages(gate.sweep()) == {"account PENDING": 1, "account RUNNING": 1, "agent window": 3}
+    # The rest takes three listings, and that way took five.
+    for _ in range(3):
+        assert pages(gate.sweep()) == {"agent window": 3}
+    scene.clock.advance(BELIEVED_SECONDS)
+    assert pages(gate.sweep()) == {"account PENDING": 1, "account RUNNING": 1}
+
+
 def inferred(scene):
     """Those who seek a run that nothing names."""
     submissions = [scene.submitted(agent_id).changed(request_id=None) for agent_id in scene.agents]
@@ -105,30 +134,68 @@ def test_the_accounts_listing_is_read_as_far_as_it_is_cheap(every, listed, clock
     assert ("agent whole" in asked) == (listed == 1)
 
 
-def test_how_busy_an_account_is_decides_how_it_is_asked_from_then_on():
-    scene = Scene(World(), agents=2, queue_seconds=0.0, run_seconds=9000.0)
+@pytest.mark.parametrize("clock_skew", [0.0, -3600.0, 3600.0])
+def test_how_busy_an_account_is_decides_how_it_is_asked_from_then_on(clock_skew):
+    scene = Scene(World(clock_skew=clock_skew), agents=2, queue_seconds=0.0, run_seconds=9000.0)
     scene.sim.add_agent("busy", queue_seconds=0.0, run_seconds=3.0, schedule_every=0.5)
     scene.clock.advance(600)
     for wait, deadline_at in inferred(scene):
         scene.driver.join(Wait(wait.submission, Rules(settle=290.0)), deadline_at=deadline_at)
     gate = Gate(scene)
     assert pages(gate.sweep()) == {"account PENDING": 1, "account whole": 1}
-    scene.clock.advance(280)
+    scene.clock.advance(180)
+    # 360 runs have begun since.
+    assert pages(gate.sweep()) == {"account PENDING": 1, "account whole": 2}
+    scene.clock.advance(95)
     # 560 runs have begun since. Three pages of them, and one of what is PENDING, are no less than the agents' four.
     assert pages(gate.sweep()) == {"agent PENDING": 2, "agent whole": 2}
+
+
+def test_a_listing_that_turns_out_dearer_than_its_first_page_promised_is_broken_off():
+    # The last hour was quiet, the six before it were not: more than seventy pages in all.
+    scene = Scene(World(), agents=2, queue_seconds=0.0, run_seconds=50_000.0)
+    waits = inferred(scene)
+    for every, seconds in ((1.5, 6 * 3600), (36.0, 3600)):
+        scene.sim.add_agent("busy", queue_seconds=0.0, run_seconds=1.0, schedule_every=every)
+        scene.clock.advance(seconds)
+        scene.sim.runs()
+    for wait, deadline_at in waits:
+        scene.driver.join(wait, deadline_at=deadline_at)
+    asked = pages(Gate(scene).sweep())
+    assert asked == {"account PENDING": 1, "account whole": 2, "agent PENDING": 2, "agent whole": 2}
+
+
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_the_account_is_not_listed_for_seekers_once_a_row_has_hidden_whose_it_is(is_watched):
+    scene = Scene(World(), agents=3, queue_seconds=9000.0)
+    row = scene.sim._event
+    waits = inferred(scene)
+    scene.sim._event = lambda run, now: (
+        row(run, now) | ({"status": None, "agentId": None} if run.agent_id == "agent-0" else {})
+    )
+    for wait, deadline_at in waits:
+        scene.driver.join(wait, deadline_at=deadline_at)
+    if is_watched:
+        watcher = scene.driver.join(
+            Journal.from_now(ACCOUNT, 10.0, scene.sim.now()), deadline_at=scene.clock.now + timedelta(days=9)
+        )
+    asked = pages(Gate(scene).sweep())
+    assert asked.get("account whole", 0) == (1 if is_watched else 0)
+    assert asked["agent PENDING"] == 3
+    assert not is_watched or watcher.subject.looks == 0
 
 
 def test_how_long_an_agents_listing_is_decides_how_it_is_asked_from_then_on():
     scene = Scene(World(), queue_seconds=0.0, run_seconds=9000.0)
     ((wait, deadline_at),) = inferred(scene)
     scene.sim.add_agent("agent-0", queue_seconds=0.0, run_seconds=3.0, schedule_every=1.0)
-    scene.clock.advance(500)
+    scene.clock.advance(300)
     scene.driver.join(Wait(wait.submission, Rules(settle=3600.0)), deadline_at=deadline_at)
     gate = Gate(scene)
-    assert pages(gate.sweep()) == {"agent PENDING": 1, "agent whole": 3}
+    assert pages(gate.sweep()) == {"agent PENDING": 1, "agent whole": 2}
     # That was more than the account's takes at best, which turns out not to be shorter.
-    assert pages(gate.sweep()) == {"account PENDING": 1, "account whole": 3}
-    assert pages(gate.sweep()) == {"agent PENDING": 1, "agent whole": 3}
+    assert pages(gate.sweep()) == {"account PENDING": 1, "account whole": 2}
+    assert pages(gate.sweep()) == {"agent PENDING": 1, "agent whole": 2}
 
 
 def test_an_event_that_is_named_ends_the_walk_over_an_agents_listing():
@@ -278,15 +345,16 @@ def test_while_the_active_set_cannot_be_read_its_events_are_not_asked_for_one_by
 
 def test_why_nothing_was_brought_is_known_until_something_is():
     scene = Scene(agents=3, queue_seconds=0.0, run_seconds=9000.0)
+    gate = Gate(scene, lambda path, query: 403 if path == EVENTS else None)
     for agent_id in scene.agents:
+        scene.clock.advance(100)
         scene.waiting(agent_id)
-    gate = Gate(scene)
-    gate.sweep(2)
+    gate.sweep(3)
     assert scene.plan.failing is None
     gate.refuse = lambda path, query: 500
     gate.sweep()
     assert "500" in str(scene.plan.failing)
     # Something was brought, if not all.
-    gate.refuse = lambda path, query: 500 if "startedAfter" in query and "agents" in path else None
-    gate.sweep()
+    gate.refuse = lambda path, query: 403 if path == EVENTS else 500 if "agent-0" in path else None
+    assert pages(gate.sweep()) == {"agent window": 3}
     assert scene.plan.failing is None

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from driving import Gate, Scene
 
-from airflow_provider_agents.api.errors import AuthenticationError
+from airflow_provider_agents.api.errors import AuthenticationError, TemporaryError
 from airflow_provider_agents.api.models import ExecutionEvent
 from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.runs.journal import Journal
@@ -368,14 +368,29 @@ def pauses_of(scene):
             try:
                 while True:
                     step = errand.send(answer)
-                    if hasattr(step, "path"):
-                        answer = scene.client.send_once(step)
-                    else:
+                    answer = None
+                    if not hasattr(step, "path"):
                         found.append(step.seconds)
-                        answer = None
+                        continue
+                    try:
+                        answer = scene.client.send_once(step)
+                    except TemporaryError as error:
+                        errand.throw(error)
             except StopIteration:
                 pass
     return found
+
+
+def test_the_loop_gets_a_turn_while_an_outage_is_told():
+    scene = Scene(World(), queue_seconds=0.0, run_seconds=9000.0)
+    floor = crowd(scene, events=1)
+    tickets = [watch(scene, Witness(floor=floor)) for _ in range(100)]
+    scene.sweep()
+    Gate(scene, lambda path, query: 500)
+    assert pauses_of(scene) == []
+    # Each counts as fifty, and two thousand are a turn.
+    assert pauses_of(scene) == [0] * 2
+    assert all(ticket.trouble is not None for ticket in tickets)
 
 
 @pytest.mark.parametrize(("many", "pauses"), [(19, 0), (20, 1), (100, 5)])
@@ -549,7 +564,8 @@ def test_trouble_is_told_as_of_the_first_failed_look():
     assert (ticket.trouble.since, ticket.trouble.looks) == (since, 2)
 
 
-def test_one_who_has_left_in_an_outage_hides_nothing_from_the_others():
+@pytest.mark.parametrize("leaver", [0, 1, 2])
+def test_one_who_has_left_in_an_outage_hides_nothing_from_the_others(leaver):
     scene = Scene(agents=3, queue_seconds=0.0, run_seconds=9000.0)
     tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
     gate = Gate(scene)
@@ -559,14 +575,13 @@ def test_one_who_has_left_in_an_outage_hides_nothing_from_the_others():
     handle = scene.sim.handle
 
     def leave_meanwhile(*request):
-        for ticket in tickets[:1]:
-            scene.plan.leave(ticket)
+        scene.plan.leave(tickets[leaver])
         return handle(*request)
 
     scene.sim.handle = leave_meanwhile
     gate.sweep()
-    assert tickets[0].trouble is None
-    assert [ticket.trouble.looks for ticket in tickets[1:]] == [2, 2]
+    assert tickets.pop(leaver).trouble is None
+    assert [ticket.trouble.looks for ticket in tickets] == [2, 2]
 
 
 def test_nobody_who_waits_is_nothing_to_wait_for():
