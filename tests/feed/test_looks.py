@@ -590,3 +590,66 @@ def test_nobody_who_waits_is_nothing_to_wait_for():
     assert scene.plan.next_at(scene.driver.at()) is not None
     scene.plan.leave(ticket)
     assert scene.plan.next_at(scene.driver.at()) is None
+
+
+def test_nothing_is_kept_of_agents_and_tickets_that_nobody_waits_for_any_more():
+    scene = Scene(World(), agents=3, adaptive=True, queue_seconds=0.0, run_seconds=9000.0)
+    for agent_id in scene.agents:
+        scene.sim.add_history(agent_id, 20, every=700.0, run_seconds=600.0)
+    gate = Gate(scene, refused_account)
+    tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
+    gate.sweep(2)
+    assert scene.plan._history._seconds
+    assert scene.plan._agent_pages
+    assert scene.plan._agent_rates
+    gate.refuse = lambda path, query: 500
+    gate.sweep()
+    assert scene.plan._failing
+    for ticket in tickets:
+        scene.plan.leave(ticket)
+    plan = scene.plan
+    kept = [
+        *(plan._tickets, plan._agents, plan._failing, plan._seekers, plan._sought, plan._tracks, plan._stores),
+        *(plan._history._seconds, plan._agent_pages, plan._agent_rates),
+    ]
+    assert not any(kept)
+
+
+def test_what_is_followed_no_longer_is_asked_for_no_longer():
+    scene = Scene(World(), queue_seconds=0.0, run_seconds=9000.0)
+    run = scene.sim.truth(scene.sim.start_scheduled_run("agent-0"))
+    known = ExecutionEvent.model_validate(scene.sim._event(run, scene.sim.now()))
+
+    class Fickle(Witness):
+        """Follows an event until its first look."""
+
+        def take(self, look, began_at):
+            super().take(look, began_at)
+            self.going_on = ()
+            self.seek = Seek(floor=self.seek.floor, ids=(), ripe_at=None)
+
+    fickle = Fickle(floor=scene.sim.now())
+    fickle.going_on = (known,)
+    watch(scene, fickle)
+    assert list(scene.plan._tracks) == [known.id]
+    scene.sweep()
+    assert not scene.plan._tracks
+
+
+def test_one_who_joins_with_an_older_state_does_not_undo_what_is_known():
+    scene = Scene(World(), queue_seconds=20.0, run_seconds=9000.0)
+    run = scene.sim.truth(scene.sim.start_scheduled_run("agent-0"))
+    older = ExecutionEvent.model_validate(scene.sim._event(run, scene.sim.now()))
+    scene.clock.advance(60)
+    newer = ExecutionEvent.model_validate(scene.sim._event(run, scene.sim.now()))
+    watch(scene, Witness(following=[newer]))
+    watch(scene, Witness(following=[older]))
+    # It has begun, so it is not asked for among those that have not.
+    assert not any("status" in query for _, query in Gate(scene).sweep())
+
+
+def test_nothing_is_due_right_after_a_sweep():
+    scene = Scene(World(), queue_seconds=0.0, run_seconds=9000.0)
+    scene.waiting()
+    scene.sweep()
+    assert not scene.plan.is_due(scene.driver.at())
