@@ -30,13 +30,21 @@ lags = st.tuples(st.floats(0, 20), st.floats(0, 8))
 @st.composite
 def worlds(draw):
     record_lag, replica_lag = draw(lags)
+    sort_by, nulls = (
+        draw(st.sampled_from(["createdAt", "startedAt", "updatedAt"])),
+        draw(st.sampled_from(["first", "last"])),
+    )
+    started_at_while_pending = draw(st.booleans())
+    # A run that has not begun, under a status that the page does not know, behind all that have: nothing short of the
+    # whole history shows it. The documentation names this world as one that is not covered.
+    hides_queued = sort_by == "startedAt" and nulls == "last" and not started_at_while_pending
     return World(
         record_lag=draw(st.sampled_from([0.0, record_lag, lambda rng: rng.uniform(0, record_lag)])),
         replica_lag=draw(st.sampled_from([0.0, replica_lag, lambda rng: rng.uniform(0, replica_lag)])),
         created_at=draw(st.sampled_from(["accepted", "appeared"])),
-        started_at_while_pending=draw(st.booleans()),
-        sort_by=draw(st.sampled_from(["createdAt", "startedAt", "updatedAt"])),
-        nulls=draw(st.sampled_from(["first", "last"])),
+        started_at_while_pending=started_at_while_pending,
+        sort_by=sort_by,
+        nulls=nulls,
         request_id=draw(st.sampled_from(["absent", "absent", "absent", "id", "field"])),
         clock_skew=draw(st.sampled_from([0.0, -600.0, 600.0, 3.3])),
         gateway_skew=draw(st.floats(-3, 3)),
@@ -46,7 +54,7 @@ def worlds(draw):
         queue_seconds=draw(st.sampled_from([0.0, 1.0, 70.0, lambda rng: rng.uniform(0, 90)])),
         run_seconds=draw(st.sampled_from([0.5, 20.0, 200.0, lambda rng: rng.expovariate(1 / 30)])),
         end_status=lambda rng: rng.choice(["COMPLETED", "COMPLETED", "FAILED", "CANCELLED"]),
-        extra_status=draw(st.sampled_from([None, "QUEUED"])),
+        extra_status=None if hides_queued else draw(st.sampled_from([None, "QUEUED"])),
     )
 
 
