@@ -310,6 +310,19 @@ def test_a_run_that_a_narrow_listing_shows_is_not_searched_for():
         assert pages(gate.sweep()) == {"agent window": 2}
 
 
+def test_a_row_that_hides_whose_it_is_does_not_hide_the_followed_ones_behind_it():
+    scene = Scene(agents=2, queue_seconds=0.0, run_seconds=9000.0)
+    for agent_id in scene.agents:
+        scene.waiting(agent_id)
+    nameless = scene.sim.start_scheduled_run("agent-1")
+    row = scene.sim._event
+    gate = Gate(scene)
+    gate.sweep()
+    scene.sim._event = lambda run, now: row(run, now) | ({"agentId": None} if run.event_id == nameless else {})
+    for _ in range(3):
+        assert pages(gate.sweep()) == {"account window": 1}
+
+
 # --- what a failure spares -------------------------------------------------------------------------------------------
 
 

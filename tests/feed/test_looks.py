@@ -84,12 +84,13 @@ def test_a_look_is_as_old_as_its_first_page(way):
 # --- which state -----------------------------------------------------------------------------------------------------
 
 
-def test_who_seeks_is_not_shown_an_older_state_after_a_newer_one():
+@pytest.mark.parametrize("agent_id", ["agent-0", ACCOUNT])
+def test_who_seeks_is_not_shown_an_older_state_after_a_newer_one(agent_id):
     scene = Scene(World(), queue_seconds=20.0, run_seconds=9000.0)
     floor = scene.sim.now()
     event_id = scene.sim.start_scheduled_run("agent-0")
     scene.clock.advance(1)
-    witness = Witness(floor=floor)
+    witness = Witness(agent_id, floor=floor)
     watch(scene, witness)
     past = {}
     row = scene.sim._event
@@ -142,6 +143,28 @@ def test_an_agents_own_listing_says_whose_its_events_are_though_they_do_not():
     scene.clock.advance(60)
     gate.sweep()
     assert states(witness.looks[-1]) == {event_id: "RUNNING"}
+
+
+@pytest.mark.parametrize("narrowed", [True, False])
+def test_an_agents_own_listing_ends_the_wait_for_an_event_that_does_not_say_whose_it_is(narrowed):
+    scene = Scene(World(request_id="field"), agents=3, queue_seconds=0.0, run_seconds=100.0)
+    row = scene.sim._event
+    scene.sim._event = lambda run, now: row(run, now) | {"agentId": None}
+    gate = Gate(
+        scene,
+        lambda path, query: 403 if path == EVENTS else 400 if not narrowed and "startedAfter" in query else None,
+    )
+    tickets = []
+    for agent_id in scene.agents:
+        tickets.append(scene.waiting(agent_id))
+        scene.clock.advance(10)
+    gate.sweep(2)
+    assert all(ticket.following for ticket in tickets)
+    scene.clock.advance(80)
+    before = len(scene.driver.sweeps)
+    assert {verdict.outcome for verdict in scene.driver.wait_for(*tickets)} == {Outcome.COMPLETED}
+    # The last of them ends ten seconds later.
+    assert len(scene.driver.sweeps) - before <= 4
 
 
 @pytest.mark.parametrize("named", [True, False])
