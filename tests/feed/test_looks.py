@@ -49,6 +49,18 @@ def states(look):
     return {event.id: event.status for event in look.events}
 
 
+def slow_down(scene, seconds):
+    """From now on, each answer takes so long."""
+    handle = scene.sim.handle
+
+    def slow(*request):
+        answer = handle(*request)
+        scene.clock.advance(seconds)
+        return answer
+
+    scene.sim.handle = slow
+
+
 # --- as of when ------------------------------------------------------------------------------------------------------
 
 
@@ -65,14 +77,7 @@ def test_a_look_is_as_old_as_its_first_page(way):
     for witness in witnesses:
         watch(scene, witness)
     Gate(scene, refused_account if way == "agents" else lambda path, query: None).sweep()
-    handle = scene.sim.handle
-
-    def take_a_while(*request):
-        answer = handle(*request)
-        scene.clock.advance(5)
-        return answer
-
-    scene.sim.handle = take_a_while
+    slow_down(scene, 5)
     scene.sweep()
     began_at = scene.clock.now - timedelta(seconds=scene.driver.at().clock - scene.driver.sweeps[-1])
     first, second = ((witness.looks[-1].server_time - began_at).total_seconds() for witness in witnesses)
@@ -533,14 +538,7 @@ def test_the_servers_clock_is_read_from_the_first_answer_of_a_sweep():
     scene = Scene(World(), agents=5, queue_seconds=0.0, run_seconds=9000.0)
     for agent_id in scene.agents:
         scene.waiting(agent_id)
-    handle = scene.sim.handle
-
-    def take_long(*request):
-        answer = handle(*request)
-        scene.clock.advance(10)
-        return answer
-
-    scene.sim.handle = take_long
+    slow_down(scene, 10)
     scene.sweep()
     # The later ones are older than the sweep by what the earlier ones took.
     assert scene.plan.server_ahead == timedelta()
