@@ -43,6 +43,7 @@ def test_what_has_ended_is_not_told_again_after_a_restart_though_a_look_still_sh
     again = restarted(book)
     assert again.cursor().told == ("e",)
     assert take(again, over, seconds=6.0) == []
+    assert take(again, over, seconds=7.0) == []
 
 
 def test_what_ended_between_two_looks_is_not_told_again_either():

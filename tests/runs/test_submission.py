@@ -105,6 +105,13 @@ def test_without_the_servers_clock_the_youngest_known_event_stands_in_for_it():
     assert submission.known_event_ids == (scene.sim.runs()[2][0].event_id,)
 
 
+def test_an_agent_without_events_on_a_server_without_a_clock_can_be_started():
+    scene = Scene(date_header=False)
+    submission = scene.submit()
+    assert (submission.server_before, submission.newest_known_at, submission.known_event_ids) == (None, None, ())
+    assert [submission.request_id] == [run.request_id for run in scene.sim.executions]
+
+
 def test_what_is_not_young_enough_to_be_mistaken_is_not_read():
     scene = Scene(page_rows=1)
     scene.sim.add_history("a", 50, every=60.0, run_seconds=1.0)
