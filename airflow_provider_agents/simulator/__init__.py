@@ -6,11 +6,14 @@ It stands alone: it shares no code with the client that it is tried with, so tha
 from __future__ import annotations
 
 from airflow_provider_agents.simulator.app import asgi_app, mock_transport, running_server, serve
-from airflow_provider_agents.simulator.state import Execution, Fault, ManualClock, Reply, Run, Simulator, World
+from airflow_provider_agents.simulator.faults import Fault, IncomingRequest, Interceptor, Reply
+from airflow_provider_agents.simulator.state import Execution, ManualClock, Run, Simulator, World
 
 __all__ = [
     "Execution",
     "Fault",
+    "IncomingRequest",
+    "Interceptor",
     "ManualClock",
     "Reply",
     "Run",

@@ -14,7 +14,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_agents.simulator.state import Fault, Reply, Simulator
+from airflow_provider_agents.simulator.faults import Fault, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
+
+    from airflow_provider_agents.simulator.state import Simulator
 
 #: A hanging request is let go after this many seconds even if its client never gives up.
 _LONGEST_HANG_SECONDS = 120.0
@@ -50,7 +52,7 @@ def mock_transport(simulator: Simulator) -> httpx.MockTransport:
     return httpx.MockTransport(answer)
 
 
-def asgi_app(simulator: Simulator) -> Starlette:  # noqa: C901 - one small function for each route
+def asgi_app(simulator: Simulator) -> Starlette:
     """The simulator as an ASGI application, control routes included.
 
     Only `serve` and `running_server` give it a connection that it can break: elsewhere a reset, and a hang that was
@@ -65,7 +67,9 @@ def asgi_app(simulator: Simulator) -> Starlette:  # noqa: C901 - one small funct
         reply = simulator.handle(request.method, path, dict(request.query_params), dict(request.headers))
         if reply.broken is not None:
             await _break(request, reply)
-        return Response(reply.body, status_code=reply.status, headers=dict(reply.headers))
+        # HTTP has no body there, and the server would break off.
+        body = b"" if reply.status in {204, 304} else reply.body
+        return Response(body, status_code=reply.status, headers=dict(reply.headers))
 
     def control(change: Callable[[Any], Any]) -> Callable[[Request], Any]:
         async def endpoint(request: Request) -> Response:
@@ -78,7 +82,38 @@ def asgi_app(simulator: Simulator) -> Starlette:  # noqa: C901 - one small funct
 
         return endpoint
 
-    def executions(_: object) -> list[dict[str, Any]]:
+    controls = _Controls(simulator)
+    routes: list[tuple[str, str, Callable[[Any], Any]]] = [
+        ("GET", "executions", controls.executions),
+        ("GET", "runs", controls.runs),
+        ("POST", "runs", controls.start_run),
+        ("GET", "requests", controls.requests),
+        ("POST", "agents", controls.add_agent),
+        ("DELETE", "agents", controls.remove_agent),
+        ("POST", "rows", controls.add_row),
+        ("PATCH", "rows", controls.corrupt_row),
+        ("DELETE", "rows", controls.hide_row),
+        ("PUT", "rows", controls.restore_row),
+        ("POST", "faults", controls.add_fault),
+        ("DELETE", "faults", controls.clear_faults),
+        ("PATCH", "world", controls.change_world),
+        ("PUT", "keys", controls.set_keys),
+    ]
+    return Starlette(
+        routes=[
+            *(Route(f"/_simulator/{name}", control(change), methods=[method]) for method, name, change in routes),
+            Route("/{path:path}", api, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
+        ]
+    )
+
+
+class _Controls:
+    """What each control route does with a request's body, or with its query if it has none."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self._simulator = simulator
+
+    def executions(self, _: object) -> list[dict[str, Any]]:
         return [
             {
                 "agentId": done.agent_id,
@@ -86,11 +121,11 @@ def asgi_app(simulator: Simulator) -> Starlette:  # noqa: C901 - one small funct
                 "eventId": done.event_id,
                 "acceptedAt": done.accepted_at.isoformat(),
             }
-            for done in simulator.executions
+            for done in self._simulator.executions
         ]
 
-    def runs(wanted: dict[str, str]) -> list[dict[str, Any]]:
-        told = [
+    def runs(self, wanted: dict[str, str]) -> list[dict[str, Any]]:
+        runs = [
             {
                 "eventId": run.event_id,
                 "requestId": run.request_id,
@@ -101,56 +136,67 @@ def asgi_app(simulator: Simulator) -> Starlette:  # noqa: C901 - one small funct
                 "acceptedAt": run.accepted_at.isoformat(timespec="microseconds"),
                 "endsAt": run.ended_at.isoformat(timespec="microseconds"),
             }
-            for run, status in simulator.runs()
+            for run, status in self._simulator.runs()
         ]
-        return [run for run in told if all(run[name] == value for name, value in wanted.items())]
+        return [run for run in runs if all(run[name] == value for name, value in wanted.items())]
 
-    def requests(_: object) -> dict[str, Any]:
+    def start_run(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {"eventId": self._simulator.start_scheduled_run(body["agentId"])}
+
+    def requests(self, _: object) -> dict[str, Any]:
         paths: dict[str, int] = {}
-        for request in simulator.requests:
+        for request in self._simulator.requests:
             name = f"{request.method} {request.path}"
             paths[name] = paths.get(name, 0) + 1
-        return {"total": len(simulator.requests), "paths": paths}
+        return {"total": len(self._simulator.requests), "paths": paths}
 
-    def add_agent(body: dict[str, Any]) -> dict[str, Any]:
-        simulator.add_agent(**body)
+    def add_agent(self, body: dict[str, Any]) -> dict[str, Any]:
+        self._simulator.add_agent(**body)
         return body
 
-    def start_run(body: dict[str, Any]) -> dict[str, Any]:
-        return {"eventId": simulator.start_scheduled_run(body["agentId"])}
+    def remove_agent(self, query: dict[str, str]) -> dict[str, str]:
+        keep = query.get("keepEvents", "false")
+        if keep not in {"true", "false"}:
+            raise ValueError("keepEvents must be true or false")
+        self._simulator.remove_agent(query["agentId"], keep_events=keep == "true")
+        return query
 
-    def add_fault(body: dict[str, Any]) -> dict[str, Any]:
-        simulator.faults.append(Fault(**body))
+    def add_row(self, body: dict[str, Any]) -> dict[str, Any]:
+        more = {name: body[name] for name in ("without", "age") if name in body}
+        return {"eventId": self._simulator.add_row(body["agentId"], body["row"], **more)}
+
+    def corrupt_row(self, body: dict[str, Any]) -> dict[str, Any]:
+        self._simulator.corrupt(body["eventId"], body["row"], without=body.get("without", ()))
         return body
 
-    def clear_faults(_: object) -> dict[str, Any]:
-        simulator.faults.clear()
+    def hide_row(self, query: dict[str, str]) -> dict[str, str]:
+        self._simulator.hide(query["eventId"])
+        return query
+
+    def restore_row(self, body: dict[str, Any]) -> dict[str, Any]:
+        self._simulator.restore(body["eventId"])
+        return body
+
+    def add_fault(self, body: dict[str, Any]) -> dict[str, Any]:
+        self._add_fault(**body)
+        return body
+
+    def _add_fault(self, *, after: float = 0.0, seconds: float | None = None, **fault: Any) -> None:
+        self._simulator.add_fault(Fault(**fault), after=after, seconds=seconds)
+
+    def clear_faults(self, _: object) -> dict[str, Any]:
+        self._simulator.faults.clear()
         return {}
 
-    def change_world(body: dict[str, Any]) -> dict[str, Any]:
-        simulator.world = dataclasses.replace(simulator.world, **body)
+    def change_world(self, body: dict[str, Any]) -> dict[str, Any]:
+        self._simulator.world = dataclasses.replace(self._simulator.world, **body)
         return body
 
-    def set_keys(body: list[str]) -> list[str]:
+    def set_keys(self, body: list[str]) -> list[str]:
         if not (isinstance(body, list) and all(isinstance(key, str) for key in body)):
             raise TypeError("the keys must be a list of texts")
-        simulator.api_keys = tuple(body)
+        self._simulator.api_keys = tuple(body)
         return body
-
-    return Starlette(
-        routes=[
-            Route("/_simulator/executions", control(executions), methods=["GET"]),
-            Route("/_simulator/runs", control(runs), methods=["GET"]),
-            Route("/_simulator/runs", control(start_run), methods=["POST"]),
-            Route("/_simulator/requests", control(requests), methods=["GET"]),
-            Route("/_simulator/agents", control(add_agent), methods=["POST"]),
-            Route("/_simulator/faults", control(add_fault), methods=["POST"]),
-            Route("/_simulator/faults", control(clear_faults), methods=["DELETE"]),
-            Route("/_simulator/world", control(change_world), methods=["PATCH"]),
-            Route("/_simulator/keys", control(set_keys), methods=["PUT"]),
-            Route("/{path:path}", api, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
-        ]
-    )
 
 
 async def _break(request: Request, reply: Reply) -> None:

@@ -14,12 +14,23 @@ import json
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import unquote
+
+from airflow_provider_agents.simulator.checks import (
+    MOST_SECONDS,
+    check,
+    check_seconds,
+    check_status,
+    is_seconds,
+    is_whole,
+)
+from airflow_provider_agents.simulator.faults import Fault, IncomingRequest, Interceptor, Reply
 
 Clock = Callable[[], datetime]
 #: A number of seconds, or how to draw one for each run or request.
@@ -27,37 +38,9 @@ Seconds = float | Callable[[random.Random], float]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-#: Longer times (some 30 years) are mistakes, and would leave the range of a datetime.
-_MOST_SECONDS = 1e9
 _MOST_ROWS = 200
 #: Microseconds from 1970, within the range of a datetime.
 _FARTHEST = 2**53
-_HTTP_STATUSES = range(100, 600)
-
-
-# Knobs, faults and agents also come as JSON over the control routes: a wrong one is refused where it is set, not met
-# by a later request.
-
-
-def _check(ok: bool, name: str, wanted: str) -> None:
-    if not ok:
-        raise ValueError(f"{name} must be {wanted}")
-
-
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_seconds(value: object, least: float = 0.0) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= _MOST_SECONDS
-
-
-def _check_seconds(value: object, name: str) -> None:
-    _check(callable(value) or _is_seconds(value), name, "a number of seconds, 0 or more")
-
-
-def _check_status(value: object, name: str) -> None:
-    _check(callable(value) or (isinstance(value, str) and value != ""), name, "a status")
 
 
 class ManualClock:
@@ -150,106 +133,35 @@ class World:
 
     def __post_init__(self) -> None:
         for name in ("record_lag", "replica_lag", "queue_seconds", "run_seconds"):
-            _check_seconds(getattr(self, name), name)
+            check_seconds(getattr(self, name), name)
         for name in ("clock_skew", "gateway_skew"):
-            _check(_is_seconds(getattr(self, name), -_MOST_SECONDS), name, "a number of seconds")
+            check(is_seconds(getattr(self, name), -MOST_SECONDS), name, "a number of seconds")
         for name, choices in _CHOICES.items():
-            _check(getattr(self, name) in choices, name, f"one of {', '.join(choices)}")
+            check(getattr(self, name) in choices, name, f"one of {', '.join(choices)}")
         for name in _SWITCHES:
-            _check(isinstance(getattr(self, name), bool), name, "true or false")
-        _check(self.page_rows is None or _is_whole(self.page_rows, 1), "page_rows", "a number of rows, 1 or more")
-        _check(_is_whole(self.empty_pages, 0), "empty_pages", "a number of pages, 0 or more")
+            check(isinstance(getattr(self, name), bool), name, "true or false")
+        check(self.page_rows is None or is_whole(self.page_rows, 1), "page_rows", "a number of rows, 1 or more")
+        check(is_whole(self.empty_pages, 0), "empty_pages", "a number of pages, 0 or more")
         fields: object = self.extra_event_fields
-        _check(isinstance(fields, Mapping), "extra_event_fields", "a mapping")
-        _check_status(self.end_status, "end_status")
+        check(isinstance(fields, Mapping), "extra_event_fields", "a mapping")
+        check_status(self.end_status, "end_status")
         extra: object = self.extra_status
-        _check(extra is None or (isinstance(extra, str) and extra != ""), "extra_status", "a status")
+        check(extra is None or (isinstance(extra, str) and extra != ""), "extra_status", "a status")
         kept = self.retention_seconds
-        _check(kept is None or _is_seconds(kept), "retention_seconds", "a number of seconds, 0 or more")
+        check(kept is None or is_seconds(kept), "retention_seconds", "a number of seconds, 0 or more")
         limit: object = self.rate_limit
         if limit is not None:
             match limit:
                 case [requests, seconds]:
-                    ok = _is_whole(requests, 0) and _is_seconds(seconds) and seconds != 0
+                    ok = is_whole(requests, 0) and is_seconds(seconds) and seconds != 0
                 case _:
                     ok = False
-            _check(ok, "rate_limit", "a pair: requests (0 or more), seconds (above 0)")
+            check(ok, "rate_limit", "a pair: requests (0 or more), seconds (above 0)")
 
 
 _HINTS = get_type_hints(World)
 _CHOICES = {name: get_args(hint) for name, hint in _HINTS.items() if get_origin(hint) is Literal}
 _SWITCHES = [name for name, hint in _HINTS.items() if hint is bool]
-
-FaultKind = Literal[
-    "status",
-    "reset_before",
-    "reset_after",
-    "hang_before",
-    "hang_after",
-    "html",
-    "garbage",
-    "truncated",
-    "empty",
-    "huge",
-    "wrong_shape",
-]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """Something that goes wrong with requests that match.
-
-    `reset` breaks the connection without an answer and `hang` never answers, each *before* or *after* the server has
-    done the work: for an execute, whether a run was started. The other kinds answer after the work, with the right
-    status and a spoilt body; `status` answers with `status` instead, before the work unless `worked`.
-
-    Attributes:
-        kind: what goes wrong.
-        status: the HTTP status of kind `status`.
-        worked: whether the server does the work before it answers with `status`.
-        method: only requests of this method.
-        path: only requests whose path holds this text.
-        times: how many requests; None for all from now on.
-        skip: let so many matching requests through first.
-        headers: added to the answer.
-
-    Raises:
-        ValueError: a field has no such value; the message names it.
-    """
-
-    kind: FaultKind
-    status: int = 503
-    worked: bool = False
-    method: str | None = None
-    path: str | None = None
-    times: int | None = 1
-    skip: int = 0
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        kinds = get_args(FaultKind)
-        _check(self.kind in kinds, "kind", f"one of {', '.join(kinds)}")
-        _check(_is_whole(self.status, 0) and self.status in _HTTP_STATUSES, "status", "from 100 to 599")
-        worked: object = self.worked
-        _check(isinstance(worked, bool), "worked", "true or false")
-        for name in ("method", "path"):
-            text = getattr(self, name)
-            _check(text is None or isinstance(text, str), name, "a text")
-        _check(self.times is None or _is_whole(self.times, 1), "times", "1 or more, or none for all")
-        _check(_is_whole(self.skip, 0), "skip", "0 or more")
-        headers: object = self.headers
-        ok = isinstance(headers, Mapping) and all(isinstance(part, str) for pair in headers.items() for part in pair)
-        _check(ok, "headers", "a mapping of texts")
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer, or none: `broken` says that the connection breaks or hangs."""
-
-    status: int = 200
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
-    broken: Literal["reset", "hang"] | None = None
 
 
 @dataclass(frozen=True)
@@ -297,6 +209,7 @@ class Run:
     """One run: every moment of its life, decided when it is accepted. Moments are on the server's clock.
 
     `number` counts runs in the order in which they were made: of two runs accepted at one moment the higher is newer.
+    `by` says what started it; `row` is no run, but a row that `Simulator.add_row` has put into the listings.
     """
 
     number: int
@@ -309,7 +222,7 @@ class Run:
     ended_at: datetime
     end_status: str
     error: str
-    by: Literal["execute", "schedule"]
+    by: Literal["execute", "schedule", "row"]
     steps: int
 
     def status_at(self, now: datetime, world: World) -> str:
@@ -364,6 +277,33 @@ def _iso(moment: datetime | None) -> str | None:
     return None if moment is None else moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+@dataclass(frozen=True)
+class _RowChange:
+    """What a row is in place of the honest one."""
+
+    row: object
+    without: tuple[str, ...]
+
+    def of(self, honest: Any) -> Any:
+        fields = honest if isinstance(honest, Mapping) else {}
+        if callable(self.row):
+            changed = self.row(dict(fields))
+        elif isinstance(self.row, Mapping):
+            changed = {**fields, **self.row}
+        else:
+            changed = self.row
+        if isinstance(changed, Mapping):
+            return {name: value for name, value in changed.items() if name not in self.without}
+        return changed
+
+
+def _names(without: Iterable[str]) -> tuple[str, ...]:
+    names = () if isinstance(without, str) else tuple(without)
+    ok = not isinstance(without, str) and all(isinstance(name, str) for name in names)
+    check(ok, "without", "a list of fields' names")
+    return names
+
+
 class _BadRequestError(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -382,7 +322,7 @@ class Simulator:
     Attributes:
         executions: each execute that started a run, in order.
         requests: each request, in order.
-        faults: what is about to go wrong; append to it.
+        faults: what is about to go wrong; append to it, or use `add_fault`.
     """
 
     def __init__(
@@ -399,6 +339,10 @@ class Simulator:
         self.executions: list[Execution] = []
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
+        self._interceptors: list[Interceptor] = []
+        #: By event; None is for every event.
+        self._row_changes: dict[str | None, _RowChange] = {}
+        self._hidden: set[str] = set()
         self._event_ids: dict[str, str] = {}
         self._agents: dict[str, Agent] = {}
         self._runs: dict[str, Run] = {}
@@ -447,16 +391,16 @@ class Simulator:
             ValueError: an argument has no such value; the message names it.
         """
         for label, text in (("agent_id", agent_id), ("name", name or agent_id), ("status", status)):
-            _check(isinstance(text, str) and text != "", label, "a text that is not empty")
-        _check(error is None or isinstance(error, str), "error", "a text")
+            check(isinstance(text, str) and text != "", label, "a text that is not empty")
+        check(error is None or isinstance(error, str), "error", "a text")
         for label, seconds in (("queue_seconds", queue_seconds), ("run_seconds", run_seconds)):
             if seconds is not None:
-                _check_seconds(seconds, label)
+                check_seconds(seconds, label)
         if end_status is not None:
-            _check_status(end_status, "end_status")
-        ok = schedule_every is None or (_is_seconds(schedule_every) and schedule_every > 0)
-        _check(ok, "schedule_every", "a number of seconds, above 0")
-        _check(_is_seconds(schedule_offset), "schedule_offset", "a number of seconds, 0 or more")
+            check_status(end_status, "end_status")
+        ok = schedule_every is None or (is_seconds(schedule_every) and schedule_every > 0)
+        check(ok, "schedule_every", "a number of seconds, above 0")
+        check(is_seconds(schedule_offset), "schedule_offset", "a number of seconds, 0 or more")
         # What the agent that is replaced has started by now is still its own.
         self._run_schedules()
         now = self.now()
@@ -480,14 +424,22 @@ class Simulator:
         if first is not None:
             self._next_due = first if self._next_due is None else min(self._next_due, first)
 
-    def remove_agent(self, agent_id: str) -> None:
-        """Delete an agent. Its runs are listed no more; what is true of them can still be asked.
+    def remove_agent(self, agent_id: str, *, keep_events: bool = False) -> None:
+        """Delete an agent: it is answered 404, and so are its own listing and its execute. Its runs stay true.
+
+        Args:
+            agent_id: its id.
+            keep_events: whether the account's listing still shows its events.
 
         Raises:
             KeyError: there is no such agent.
         """
         self._run_schedules()
-        del self._agents[agent_id]
+        if keep_events:
+            agent = self._agents[agent_id]
+            agent.status, agent.schedule_every, agent.next_scheduled = "DELETED", None, None
+        else:
+            del self._agents[agent_id]
 
     def start_scheduled_run(self, agent_id: str, *, after: float = 0.0) -> str:
         """Start a run as the platform's schedule would, now or so many seconds from now. Returns its event's id.
@@ -496,7 +448,7 @@ class Simulator:
             KeyError: there is no such agent.
             ValueError: `after` is no number of seconds, 0 or more.
         """
-        _check(_is_seconds(after), "after", "a number of seconds, 0 or more")
+        check(is_seconds(after), "after", "a number of seconds, 0 or more")
         return self._start(self._agents[agent_id], "schedule", self.now() + timedelta(seconds=after)).event_id
 
     def add_history(
@@ -534,7 +486,8 @@ class Simulator:
         """Every run that was started by now and its status, oldest first."""
         self._run_schedules()
         now = self.now()
-        return [(run, run.status_at(now, self.world)) for run in self._all.newest_first(now)][::-1]
+        runs = (run for run in self._all.newest_first(now) if run.by != "row")
+        return [(run, run.status_at(now, self.world)) for run in runs][::-1]
 
     def count(self, method: str | None = None, path_prefix: str | None = None) -> int:
         """How many requests of a method, and of paths that begin so, were received."""
@@ -556,6 +509,108 @@ class Simulator:
         self.requests.clear()
         for timeline in (self._all, *self._by_agent.values()):
             timeline.runs[:] = [run for run in timeline.runs if run.event_id not in gone]
+        for event_id in gone:
+            self.restore(event_id)
+
+    # --- what goes wrong ---
+
+    def add_fault(self, fault: Fault, *, after: float = 0.0, seconds: float | None = None) -> None:
+        """Add a fault, for a window of time if wanted.
+
+        Args:
+            fault: with `times=None` all requests in the window match, by default only the first.
+            after: seconds from now until it begins.
+            seconds: how long it lasts; None for as long as its `times` last.
+
+        Raises:
+            ValueError: an argument has no such value; the message names it.
+        """
+        check(is_seconds(after), "after", "a number of seconds, 0 or more")
+        check(seconds is None or is_seconds(seconds), "seconds", "a number of seconds, 0 or more")
+        begins_at = self.clock() + timedelta(seconds=after)
+        if after:
+            fault = replace(fault, not_before=begins_at)
+        if seconds is not None:
+            fault = replace(fault, not_after=begins_at + timedelta(seconds=seconds))
+        self.faults.append(fault)
+
+    def intercept(self, interceptor: Interceptor) -> Callable[[], None]:
+        """Let a function stand before the platform and its faults. The last one that was added gets a request first.
+
+        Returns:
+            A function that takes it away again; it may be called more than once.
+        """
+        self._interceptors.append(interceptor)
+
+        def remove() -> None:
+            if interceptor in self._interceptors:
+                self._interceptors.remove(interceptor)
+
+        return remove
+
+    def corrupt(self, event_id: str | None, row: object, *, without: Iterable[str] = ()) -> None:
+        """Change the row of an event in every listing. What is true of the run stays, and so do order and filters.
+
+        A second change of the same row replaces the first.
+
+        Args:
+            event_id: None for every row; the change of a single row comes after that.
+            row: a mapping replaces these fields; a function gets the row as a dictionary and returns another one; any
+                other value that JSON has stands in the row's place.
+            without: fields that the row does not have.
+
+        Raises:
+            KeyError: there is no such event.
+            TypeError: JSON has no such value.
+        """
+        if event_id is not None:
+            self.truth(event_id)
+        change = _RowChange(row, _names(without))
+        if not callable(row):
+            json.dumps(row)
+        self._row_changes[event_id] = change
+
+    def add_row(self, agent_id: str, row: object, *, without: Iterable[str] = (), age: float = 0.0) -> str:
+        """Add a row without a run to the listings of an agent and of the account: a COMPLETED event, changed as wanted.
+
+        Args:
+            agent_id: an agent that there is.
+            row: as in `corrupt`; `{}` for a row like any other.
+            without: as in `corrupt`.
+            age: for so many seconds it has been there and COMPLETED.
+
+        Returns:
+            The id of its event, for `corrupt`, `hide` and `restore`.
+
+        Raises:
+            KeyError: there is no such agent.
+            TypeError: JSON has no such value.
+            ValueError: `age` is no number of seconds, 0 or more.
+        """
+        check(is_seconds(age), "age", "a number of seconds, 0 or more")
+        if not callable(row):
+            json.dumps(row)
+        names = _names(without)
+        accepted_at = self.now() - timedelta(seconds=age)
+        made = self._start(
+            self._agents[agent_id], "row", accepted_at, queue=0.0, run=0.0, end_status="COMPLETED", lag=0.0
+        )
+        self._row_changes[made.event_id] = _RowChange(row, names)
+        return made.event_id
+
+    def hide(self, event_id: str) -> None:
+        """Show an event in no listing any more. Its run stays true.
+
+        Raises:
+            KeyError: there is no such event.
+        """
+        self._hidden.add(self.truth(event_id).event_id)
+
+    def restore(self, event_id: str | None) -> None:
+        """Undo `corrupt` and `hide` of an event, or `corrupt` of every event if None."""
+        self._row_changes.pop(event_id, None)
+        if event_id is not None:
+            self._hidden.discard(event_id)
 
     # --- runs ---
 
@@ -566,7 +621,7 @@ class Simulator:
     def _start(
         self,
         agent: Agent,
-        by: Literal["execute", "schedule"],
+        by: Literal["execute", "schedule", "row"],
         accepted_at: datetime,
         *,
         queue: float | None = None,
@@ -650,6 +705,17 @@ class Simulator:
         event.update(world.extra_event_fields)
         return event
 
+    def _row(self, run: Run, now: datetime) -> Any:
+        row: Any = self._event(run, now)
+        for name in (None, run.event_id):
+            change = self._row_changes.get(name)
+            if change is not None:
+                row = change.of(row)
+        return row
+
+    def _is_listed(self, run: Run) -> bool:
+        return run.agent_id in self._agents and run.event_id not in self._hidden
+
     # --- the API ---
 
     def handle(self, method: str, path: str, query: Mapping[str, str], headers: Mapping[str, str]) -> Reply:
@@ -661,23 +727,34 @@ class Simulator:
             query: decoded.
             headers: any spelling of the names.
         """
-        self._run_schedules()
+        request = IncomingRequest(method, path, query, {name.lower(): value for name, value in headers.items()})
         received_at = self.clock()
-        fault = self._next_fault(method, path)
-        if fault is not None and fault.kind in {"reset_before", "hang_before"}:
-            reply = Reply(broken="reset" if fault.kind == "reset_before" else "hang")
-        elif fault is not None and fault.kind == "status" and not fault.worked:
-            reply = self._error(fault.status, "a fault was asked for", fault.headers)
-        else:
-            reply = self._answer(method, path, query, {k.lower(): v for k, v in headers.items()})
-            if fault is not None:
-                reply = self._spoil(reply, fault)
+        answer: Callable[[], Reply] = partial(self._answer_or_fail, request)
+        for interceptor in self._interceptors:
+            answer = partial(interceptor, request, answer)
+        reply = answer()
         self.requests.append(Request(method, path, 0 if reply.broken else reply.status, received_at))
         return reply
 
-    def _next_fault(self, method: str, path: str) -> Fault | None:
+    def _answer_or_fail(self, request: IncomingRequest) -> Reply:
+        self._run_schedules()
+        fault = self._next_fault(request)
+        match fault:
+            case None:
+                return self._answer(request)
+            case Fault(kind="reset_before"):
+                return Reply(broken="reset")
+            case Fault(kind="hang_before"):
+                return Reply(broken="hang")
+            case Fault(kind="status", worked=False):
+                return self._refusal(fault)
+        return self._spoil(self._answer(request), fault)
+
+    def _next_fault(self, request: IncomingRequest) -> Fault | None:
+        now = self.clock()
+        self.faults[:] = [fault for fault in self.faults if not fault.is_over(now)]
         for index, fault in enumerate(self.faults):
-            if (fault.method or method) != method or (fault.path or "") not in path:
+            if not fault.matches(request, now):
                 continue
             if fault.skip:
                 self.faults[index] = replace(fault, skip=fault.skip - 1)
@@ -690,14 +767,18 @@ class Simulator:
             return fault
         return None
 
-    def _answer(self, method: str, path: str, query: Mapping[str, str], headers: Mapping[str, str]) -> Reply:
+    def _answer(self, request: IncomingRequest) -> Reply:
         try:
             self._check_rate()
-            self._check_key(headers)
-            status, body = self._route(method, path, query)
+            self._check_key(request.headers)
+            status, body = self._route(request.method, request.path, request.query)
         except _BadRequestError as error:
-            return self._error(error.status, str(error))
+            return self.error(error.status, str(error))
         return self._json(status, body)
+
+    def _refusal(self, fault: Fault) -> Reply:
+        reply = self.error(fault.status, "a fault was asked for", fault.headers)
+        return reply if fault.body is None else replace(reply, body=fault.body.encode())
 
     def _spoil(self, reply: Reply, fault: Fault) -> Reply:
         headers = {**reply.headers, **fault.headers}
@@ -714,7 +795,7 @@ class Simulator:
             case "hang_after":
                 return Reply(broken="hang")
             case "status":
-                return self._error(fault.status, "a fault was asked for", fault.headers)
+                return self._refusal(fault)
             case "html":
                 headers["Content-Type"] = "text/html"
             case "huge":
@@ -732,7 +813,14 @@ class Simulator:
     def _json(self, status: int, body: object) -> Reply:
         return Reply(status, self._headers("application/json"), json.dumps(body).encode())
 
-    def _error(self, status: int, message: str, more: Mapping[str, str] | None = None) -> Reply:
+    def error(self, status: int, message: str, more: Mapping[str, str] | None = None) -> Reply:
+        """An answer as the platform gives it to a request that it refuses, for interceptors.
+
+        Args:
+            status: of HTTP.
+            message: what the body says, if the world's errors have one.
+            more: headers beside the platform's own.
+        """
         headers = self._headers("application/json" if self.world.error_body == "json" else "text/plain")
         if status in {429, 503} and self.world.retry_after != "absent":
             seconds = math.ceil(self.world.rate_limit[1]) if self.world.rate_limit else 1
@@ -750,6 +838,9 @@ class Simulator:
                 return Reply(status, headers, message.encode())
             case _:
                 return Reply(status, headers)
+
+    #: Under its former name.
+    _error = error
 
     def _check_rate(self) -> None:
         if self.world.rate_limit is None:
@@ -843,10 +934,10 @@ class Simulator:
             raise _BadRequestError(400, "status is empty")
         after, before = _moment(query, "startedAfter"), _moment(query, "startedBefore")
 
-        def page(limit: int, place: _Place | None) -> list[tuple[_Place, dict[str, Any]]]:
+        def page(limit: int, place: _Place | None) -> list[tuple[_Place, Any]]:
             now = self.now() - timedelta(seconds=_draw(self.world.replica_lag, self._rng))
             listing = _Listing(self, timeline, now, status, after, before, place)
-            return [(key, self._event(run, now)) for key, run in listing.first(limit)]
+            return [(key, self._row(run, now)) for key, run in listing.first(limit)]
 
         return self._paged(query, 50, page)
 
@@ -854,7 +945,7 @@ class Simulator:
         self,
         query: Mapping[str, str],
         default: int,
-        page: Callable[[int, _Place | None], list[tuple[_Place, dict[str, Any]]]],
+        page: Callable[[int, _Place | None], list[tuple[_Place, Any]]],
     ) -> dict[str, Any]:
         world = self.world
         limit = _limit(query, default)
@@ -912,7 +1003,7 @@ class _Listing:
     def _holds(self, run: Run) -> bool:
         simulator, now = self.simulator, self.now
         world = simulator.world
-        if run.visible_at > now or run.agent_id not in simulator._agents:  # noqa: SLF001 - a part of the simulator
+        if run.visible_at > now or not simulator._is_listed(run):  # noqa: SLF001 - a part of the simulator
             return False
         if world.retention_seconds is not None and run.ended_at + timedelta(seconds=world.retention_seconds) <= now:
             return False

@@ -77,9 +77,57 @@ def test_the_control_routes_tell_the_truth_and_change_the_world(http, sim):
     assert http.get("/v1/agents").status_code == 401
 
 
+def test_the_control_routes_change_rows_and_delete_agents(http, sim):
+    http.post("/v1/agents/a/execute")
+    event_id = sim.executions[0].event_id
+
+    def rows(path="/v1/events"):
+        return http.get(path).json()["data"]
+
+    honest = rows()
+    http.patch("/_simulator/rows", json={"eventId": event_id, "row": {"userId": 7}, "without": ["error"]})
+    (row,) = rows()
+    assert (row["userId"], "error" in row) == (7, False)
+    added = http.post("/_simulator/rows", json={"agentId": "a", "row": None, "age": 60}).json()["eventId"]
+    assert rows() == [row, None]
+    http.delete("/_simulator/rows", params={"eventId": added})
+    assert rows() == [row]
+    http.put("/_simulator/rows", json={"eventId": event_id})
+    assert rows() == honest
+    assert http.delete("/_simulator/agents", params={"agentId": "a", "keepEvents": "perhaps"}).status_code == 400
+    http.delete("/_simulator/agents", params={"agentId": "a", "keepEvents": "true"})
+    assert (rows(), http.get("/v1/agents/a/events").status_code) == (honest, 404)
+    http.delete("/_simulator/agents", params={"agentId": "a"})
+    assert rows() == []
+
+
+def test_a_control_route_asks_for_a_fault_in_a_window_of_time(http):
+    http.post("/_simulator/faults", json={"kind": "status", "status": 403, "times": None, "seconds": 600})
+    http.post("/_simulator/faults", json={"kind": "status", "status": 400, "times": None, "after": 600})
+    assert [http.get("/v1/agents").status_code for _ in range(2)] == [403, 403]
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_a_status_that_has_no_body_is_served_without_one(http, sim, status):
+    sim.faults.append(Fault(kind="status", status=status))
+    answer = http.get("/v1/agents")
+    assert (answer.status_code, answer.content) == (status, b"")
+    assert http.get("/v1/agents").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body"),
     [
+        ("POST", "faults", {"kind": "status", "seconds": "5"}),
+        ("POST", "faults", {"kind": "status", "path": "("}),
+        ("POST", "faults", {"kind": "status", "not_before": "2026-01-01T00:00:00Z"}),
+        ("POST", "rows", {"agentId": "nobody", "row": {}}),
+        ("POST", "rows", {"agentId": "a"}),
+        ("POST", "rows", {"agentId": "a", "row": {}, "age": "old"}),
+        ("PATCH", "rows", {"eventId": "nothing", "row": {}}),
+        ("PATCH", "rows", {"eventId": ["a"], "row": {}}),
+        ("DELETE", "rows", None),
+        ("DELETE", "agents", None),
         ("POST", "faults", {"sort": "status"}),
         ("POST", "agents", {}),
         ("POST", "runs", {"agentId": "nobody"}),

@@ -629,3 +629,213 @@ def test_what_is_forgotten_is_as_if_it_had_never_been():
         api.sim.event_of(old)
     api.execute()
     assert len({run.number for run, _ in api.sim.runs()}) == 2
+
+
+# --- what goes wrong ---
+
+
+def test_a_window_of_time_is_when_a_fault_matches():
+    api = Api()
+    api.sim.add_fault(Fault(kind="status", status=404, times=None), after=10, seconds=5)
+    seen = []
+    for pause in (0, 9.9, 0.1, 4.9, 0.1):
+        api.clock.advance(pause)
+        seen.append(api.reply("GET", EVENTS).status)
+    assert seen == [200, 200, 404, 404, 200]
+    assert api.sim.faults == []
+
+
+def test_a_fault_in_a_window_still_strikes_only_as_often_as_it_says():
+    api = Api()
+    api.sim.add_fault(Fault(kind="status", times=2), seconds=60)
+    assert [api.reply("GET", EVENTS).status for _ in range(3)] == [503, 503, 200]
+
+
+@pytest.mark.parametrize(
+    ("fault", "matching"),
+    [
+        ({"path": "/events"}, ["/v1/agents/a/events", "/v1/events", "/v1/events?status"]),
+        ({"path": "^/v1/events$"}, ["/v1/events", "/v1/events?status"]),
+        ({"path": "^/v1/agents/[^/]+$"}, ["/v1/agents/a"]),
+        ({"query": {"status": "PENDING"}}, ["/v1/events?status"]),
+        ({"method": "POST"}, []),
+        ({}, ["/v1/agents", "/v1/agents/a", "/v1/agents/a/events", "/v1/events", "/v1/events?status"]),
+    ],
+)
+def test_a_fault_picks_its_requests_by_method_path_and_query(fault, matching):
+    api = Api()
+    api.sim.faults.append(Fault(kind="status", times=None, **fault))
+    asked = ["/v1/agents", "/v1/agents/a", EVENTS, "/v1/events", "/v1/events?status"]
+    struck = []
+    for name in asked:
+        path, _, filtered = name.partition("?")
+        query = {"status": "PENDING"} if filtered else {}
+        if api.reply("GET", path, **query).status == 503:
+            struck.append(name)
+    assert struck == matching
+
+
+def test_a_status_may_have_a_body_and_headers_of_its_own():
+    api = Api()
+    api.sim.faults.append(Fault(kind="status", status=302, body="<html>", headers={"Location": "https://x.example"}))
+    reply = api.reply("GET", EVENTS)
+    assert (reply.status, reply.body, reply.headers["Location"]) == (302, b"<html>", "https://x.example")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("path", "("),
+        ("path", 7),
+        ("query", {"limit": 5}),
+        ("body", b"x"),
+        ("not_before", "2026-01-01"),
+        ("not_after", datetime(2026, 1, 1)),  # noqa: DTZ001 - what is refused
+    ],
+)
+def test_a_fault_that_cannot_be_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        Fault(kind="status", **{name: value})
+
+
+@pytest.mark.parametrize("window", [{"after": -1}, {"seconds": "1"}, {"seconds": float("inf")}])
+def test_a_window_that_cannot_be_is_refused_and_adds_no_fault(window):
+    api = Api()
+    with pytest.raises(ValueError, match=f"^{next(iter(window))} must be"):
+        api.sim.add_fault(Fault(kind="status"), **window)
+    assert api.sim.faults == []
+
+
+def test_an_interceptor_may_answer_in_the_platforms_place_or_change_its_answer():
+    api = Api()
+
+    def refuse(request, answer):
+        return answer() if request.query.get("limit") else api.sim.error(403, "not yours")
+
+    def empty(_, answer):
+        return replace(answer(), body=b"")
+
+    stop_refusing = api.sim.intercept(refuse)
+    assert api.reply("GET", EVENTS).status == 403
+    assert api.reply("POST", "/v1/agents/a/execute").status == 403
+    assert api.sim.executions == []
+    assert api.reply("GET", EVENTS, limit=1).status == 200
+    api.sim.intercept(empty)
+    reply = api.reply("GET", EVENTS)
+    assert (reply.status, reply.body) == (403, b"")
+    stop_refusing()
+    stop_refusing()
+    reply = api.reply("GET", EVENTS)
+    assert (reply.status, reply.body) == (200, b"")
+    assert [request.status for request in api.sim.requests] == [403, 403, 200, 403, 200]
+
+
+def finished(api, count=3):
+    """The ids of events, the newest first."""
+    for _ in range(count):
+        api.execute()
+        api.clock.advance(60)
+    return [row["id"] for row in api.rows()]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"finalModel": {"name": "x"}}, {"finalModel": {"name": "x"}}),
+        ({"userId": 7, "more": [None]}, {"userId": 7, "more": [None]}),
+        (lambda row: {"id": row["id"].upper()}, None),
+        (None, None),
+        (7, None),
+        ("text", None),
+        ([], None),
+    ],
+)
+def test_a_row_may_be_changed_in_every_listing_and_the_truth_stays(row, expected):
+    api = Api()
+    newest, odd, oldest = finished(api)
+    honest = api.rows()[1]
+    api.sim.corrupt(odd, row)
+    wanted = {**honest, **expected} if expected else row({**honest}) if callable(row) else row
+    for path in (EVENTS, "/v1/events"):
+        first, second, third = api.rows(path)
+        assert (first["id"], second, third["id"]) == (newest, wanted, oldest)
+    assert api.rows(status="COMPLETED") == api.rows()
+    assert api.sim.final_status(odd) == "COMPLETED"
+    api.sim.restore(odd)
+    assert api.rows()[1] == honest
+
+
+def test_a_row_may_lack_fields_and_all_rows_may_be_changed_at_once():
+    api = Api()
+    newest, *_ = finished(api)
+    api.sim.corrupt(None, {"finalModel": 1}, without=["id"])
+    assert ["id" in row for row in api.rows()] == [False] * 3
+    api.sim.corrupt(newest, {"finalModel": 2})
+    assert [row["finalModel"] for row in api.rows()] == [2, 1, 1]
+    api.sim.restore(None)
+    assert [row["finalModel"] for row in api.rows()] == [2, "claude-3-7-sonnet", "claude-3-7-sonnet"]
+
+
+def test_a_row_without_a_run_is_listed_and_no_run():
+    api = Api()
+    api.sim.add_agent("b")
+    newest, *older = finished(api)
+    foreign = api.sim.add_row("a", {"agentId": "b"}, age=90)
+    api.sim.add_row("a", "no object", age=400)
+    rows = api.rows()
+    assert [row if isinstance(row, str) else row["id"] for row in rows] == [newest, foreign, *older, "no object"]
+    assert (rows[1]["agentId"], rows[1]["status"]) == ("b", "COMPLETED")
+    assert api.rows("/v1/events") == rows
+    assert api.rows("/v1/agents/b/events") == []
+    assert len(api.sim.runs()) == len(api.sim.executions) == 3
+
+
+def test_a_hidden_event_is_in_no_listing_until_it_is_restored():
+    api = Api()
+    newest, hidden, oldest = finished(api)
+    api.sim.hide(hidden)
+    assert [row["id"] for row in api.rows()] == [row["id"] for row in api.rows("/v1/events")] == [newest, oldest]
+    assert hidden in {run.event_id for run, _ in api.sim.runs()}
+    api.sim.restore(hidden)
+    assert [row["id"] for row in api.rows()] == [newest, hidden, oldest]
+
+
+@pytest.mark.parametrize("keep_events", [False, True])
+def test_a_deleted_agent_is_answered_404_and_its_events_are_listed_or_not(keep_events):
+    api = Api()
+    api.sim.add_agent("b", schedule_every=100.0)
+    api.execute()
+    api.execute("b")
+    api.clock.advance(10)
+    api.sim.remove_agent("b", keep_events=keep_events)
+    assert [api.reply("GET", f"/v1/agents/b{path}").status for path in ("", "/events")] == [404, 404]
+    assert api.reply("POST", "/v1/agents/b/execute").status == 404
+    assert [agent["id"] for agent in api.rows("/v1/agents")] == ["a"]
+    listed = {row["agentId"] for row in api.rows("/v1/events")}
+    assert listed == ({"a", "b"} if keep_events else {"a"})
+    assert len(api.sim.executions) == 2
+    runs = len(api.sim.runs())
+    api.clock.advance(1000)
+    assert len(api.sim.runs()) == runs
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda sim, _: sim.corrupt("nothing", {}), KeyError),
+        (lambda sim, _: sim.hide("nothing"), KeyError),
+        (lambda sim, _: sim.add_row("nobody", {}), KeyError),
+        (lambda sim, _: sim.remove_agent("nobody", keep_events=True), KeyError),
+        (lambda sim, event_id: sim.corrupt(event_id, {"id": object()}), TypeError),
+        (lambda sim, event_id: sim.corrupt(event_id, {}, without="id"), ValueError),
+        (lambda sim, _: sim.add_row("a", {}, without=[1]), ValueError),
+        (lambda sim, _: sim.add_row("a", {}, age=-1), ValueError),
+    ],
+)
+def test_a_change_of_rows_that_makes_no_sense_changes_nothing(change, error):
+    api = Api()
+    event_id, *_ = finished(api)
+    before = api.rows()
+    with pytest.raises(error):
+        change(api.sim, event_id)
+    assert api.rows() == before

@@ -1,0 +1,145 @@
+"""What can go wrong on the way to the platform and back: faults that match requests, and interceptors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, get_args
+
+from airflow_provider_agents.simulator.checks import check, is_whole
+
+_HTTP_STATUSES = range(100, 600)
+
+FaultKind = Literal[
+    "status",
+    "reset_before",
+    "reset_after",
+    "hang_before",
+    "hang_after",
+    "html",
+    "garbage",
+    "truncated",
+    "empty",
+    "huge",
+    "wrong_shape",
+]
+
+
+@dataclass(frozen=True)
+class IncomingRequest:
+    """A request as the platform receives it.
+
+    Attributes:
+        method: such as GET.
+        path: as it came, percent-encoded, without the query.
+        query: decoded.
+        headers: with their names in lower case.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, or none: `broken` says that the connection breaks or hangs."""
+
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    broken: Literal["reset", "hang"] | None = None
+
+
+#: Stands before the platform. Gets a request and a function that returns the platform's own answer; returns the answer.
+#: The platform does nothing if that function is not called.
+Interceptor = Callable[[IncomingRequest, Callable[[], Reply]], Reply]
+
+
+def _is_pattern(value: object) -> bool:
+    try:
+        return isinstance(value, str) and bool(re.compile(value))
+    except re.error:
+        return False
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(part, str) for pair in value.items() for part in pair)
+
+
+def _is_moment(value: object) -> bool:
+    return value is None or (isinstance(value, datetime) and value.tzinfo is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """Something that goes wrong with requests that match.
+
+    `reset` breaks the connection without an answer and `hang` never answers, each *before* or *after* the server has
+    done the work: for an execute, whether a run was started. The other kinds answer after the work, with the right
+    status and a spoilt body; `status` answers with `status` instead, before the work unless `worked`.
+
+    Attributes:
+        kind: what goes wrong.
+        status: the HTTP status of kind `status`.
+        body: the body of kind `status`; the platform's own error if None.
+        worked: whether the server does the work before it answers with `status`.
+        method: only requests of this method.
+        path: only requests in whose path this regular expression is found.
+        query: only requests that have these parameters with these values.
+        times: how many requests; None for all from now on.
+        skip: let so many matching requests through first.
+        headers: added to the answer.
+        not_before: only requests from this moment on, on the caller's clock. See `Simulator.add_fault`.
+        not_after: only requests before this moment.
+
+    Raises:
+        ValueError: a field has no such value; the message names it.
+    """
+
+    kind: FaultKind
+    status: int = 503
+    body: str | None = None
+    worked: bool = False
+    method: str | None = None
+    path: str | None = None
+    query: Mapping[str, str] = field(default_factory=dict)
+    times: int | None = 1
+    skip: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict)
+    not_before: datetime | None = None
+    not_after: datetime | None = None
+
+    def __post_init__(self) -> None:
+        kinds = get_args(FaultKind)
+        check(self.kind in kinds, "kind", f"one of {', '.join(kinds)}")
+        check(is_whole(self.status, 0) and self.status in _HTTP_STATUSES, "status", "from 100 to 599")
+        worked: object = self.worked
+        check(isinstance(worked, bool), "worked", "true or false")
+        for name in ("method", "body"):
+            text = getattr(self, name)
+            check(text is None or isinstance(text, str), name, "a text")
+        check(self.path is None or _is_pattern(self.path), "path", "a regular expression")
+        check(self.times is None or is_whole(self.times, 1), "times", "1 or more, or none for all")
+        check(is_whole(self.skip, 0), "skip", "0 or more")
+        for name in ("headers", "query"):
+            check(_is_texts(getattr(self, name)), name, "a mapping of texts")
+        for name in ("not_before", "not_after"):
+            check(_is_moment(getattr(self, name)), name, "an aware datetime")
+
+    def matches(self, request: IncomingRequest, now: datetime) -> bool:
+        """Whether it goes wrong with this request, apart from `skip`."""
+        return (
+            self.method in (None, request.method)
+            and (self.path is None or re.search(self.path, request.path) is not None)
+            and self.query.items() <= request.query.items()
+            and (self.not_before is None or now >= self.not_before)
+            and not self.is_over(now)
+        )
+
+    def is_over(self, now: datetime) -> bool:
+        """Whether no later request matches."""
+        return self.not_after is not None and now >= self.not_after
