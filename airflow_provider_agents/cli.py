@@ -27,10 +27,7 @@ from airflow_provider_agents.api.errors import (
     AgentsError,
     AuthenticationError,
     InvalidConnectionError,
-    NotSentError,
-    PermanentError,
     PermissionDeniedError,
-    RateLimitedError,
     quote,
 )
 
@@ -438,39 +435,20 @@ class _Attempt:
     """What is known of the run that was asked for.
 
     Attributes:
-        run: its record: as it was before the request to start it, then as it was accepted.
-        is_in_doubt: a request to start it is under way, or its answer was lost.
+        run: its record, as `submit` saved it last, then as it was accepted.
         is_accepted: it was started.
     """
 
     run: Submission | None = None
-    is_in_doubt: bool = False
     is_accepted: bool = False
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether a request to start it is under way, or its answer was lost."""
+        return self.run is not None and self.run.sent_at is not None
 
     def note(self, run: Submission) -> None:
         self.run = run
-
-
-def _noting_doubt(steps: Steps[T], attempt: _Attempt) -> Steps[T]:
-    """The same dialogue; keeps `is_in_doubt` up to date around each request to start a run."""
-    from airflow_provider_agents.api.calls import Once
-
-    try:
-        step = next(steps)
-        while True:
-            was_in_doubt = attempt.is_in_doubt
-            if isinstance(step, Once):
-                attempt.is_in_doubt = True
-            try:
-                answer = yield step
-            except AgentsError as error:
-                if isinstance(error, NotSentError | RateLimitedError | PermanentError):
-                    attempt.is_in_doubt = was_in_doubt
-                step = steps.throw(error)
-            else:
-                step = steps.send(answer)
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]  # a generator's return value is untyped
 
 
 @_command
@@ -505,7 +483,7 @@ def _run(args: Namespace, client: Client, attempt: _Attempt) -> ExitCode:
 
     rules = Rules()
     steps = submit(args.agent_id, settle=rules.settle, now=_now, save=attempt.note, say=_say)
-    attempt.run = submission = client.follow(_noting_doubt(steps, attempt))
+    attempt.run = submission = client.follow(steps)
     attempt.is_accepted = True
     look = _how_to_look(args, submission)
     _say(f"The run of {submission.name} was accepted.")

@@ -269,6 +269,8 @@ class ExecuteAgentOperator(BaseOperator):
             lost = died_around(submission, request_seconds=request_seconds, now=now())
             found = client.follow(find_lost(lost, settle=self.settle, now=now))
             if found is None:
+                # Else the next try would look again, and take a run that another party has started meanwhile.
+                memory.save(Phase.SUBMITTING, submission.changed(sent_at=None))
                 self.log.info("No run has appeared, so none was started.")
             else:
                 self.log.warning("%s", taken_for_ours(self.agent_id))

@@ -378,11 +378,22 @@ def test_a_lost_answer_is_looked_for_and_not_asked_for_again(platform, command):
         ([Fault(kind="status", status=429, method="POST", times=None)], 1, "Nothing was started."),
         ([Fault(kind="status", status=401, method="POST")], 1, "Nothing was started."),
         ([Fault(kind="status", status=401, method="GET", times=None)], 1, "Nothing was started."),
-        ([Fault(kind="reset_before", method="POST", times=None)], 6, "It is not known whether a run was started."),
+        # Each of these was looked for, and no run has appeared.
+        ([Fault(kind="reset_before", method="POST", times=None)], 1, "Nothing was started."),
         (
             [Fault(kind="reset_before", method="POST"), Fault(kind="status", status=403, method="POST")],
+            1,
+            "Nothing was started.",
+        ),
+        (
+            [Fault(kind="reset_before", method="POST"), Fault(kind="status", status=403, method="GET", skip=2)],
             6,
             "It is not known whether a run was started.",
+        ),
+        ([Fault(kind="status", status=501, method="POST")], 6, "It is not known whether a run was started."),
+        *(
+            ([Fault(kind="status", status=status, method="POST")], 1, "Nothing was started.")
+            for status in (300, 307, 400, 402, 405, 409, 410, 422, 423, 499)
         ),
     ],
 )

@@ -478,6 +478,72 @@ def test_on_ambiguous_fail_takes_a_202_that_cannot_be_read_for_an_answer(platfor
     assert [run(operator(on_ambiguous="fail", **waiting), task)["id"]] == platform.executions()
 
 
+class WatchingStore(DyingStore):
+    """A store that reports when the record first says that nothing is under way."""
+
+    def __init__(self, store, when_nothing_is_under_way):
+        super().__init__(store, None, None)
+        self._report = when_nothing_is_under_way
+
+    def set(self, key, value, *, retention=None):
+        super().set(key, value, retention=retention)
+        if value["submission"]["sent_at"] is None:
+            self._report()
+
+
+@pytest.mark.parametrize("ending", ["killed", "refused for good", "no snapshot"])
+def test_a_doubt_that_was_settled_does_not_come_back(platform, task, waiting, ending):
+    context = task.context()
+    context["task_state_store"] = DyingStore(task.store, "submitting", "after")
+    with pytest.raises(Killed):
+        operator(**waiting).execute(context)
+    platform.pass_time(60)
+
+    # The next try looks, finds no run, and ends before its own POST has started one.
+    context = task.context()
+    if ending == "killed":
+
+        def die():
+            raise Killed
+
+        context["task_state_store"] = WatchingStore(task.store, die)
+        with pytest.raises(Killed):
+            operator(**waiting).execute(context)
+    else:
+        refused = Fault(kind="status", status=403, method="POST" if ending == "refused for good" else "GET")
+        context["task_state_store"] = WatchingStore(task.store, lambda: platform.sim.faults.append(refused))
+        with pytest.raises(AirflowFailException, match="403"):
+            operator(**waiting).execute(context)
+    assert task.store[RECORD_KEY]["submission"]["sent_at"] is None
+    platform.sim.faults.clear()
+
+    platform.pass_time(20)
+    other = platform.sim.start_scheduled_run("agent-1")
+    platform.pass_time(60)
+    result = run(operator(**waiting), task)
+    assert [result["id"]] == platform.executions()
+    assert result["id"] != other
+
+
+@pytest.mark.parametrize("status", [300, 302, 308, 400, 402, 403, 405, 409, 410, 422, 423, 499])
+def test_a_refused_post_leaves_no_run_of_another_party_to_be_taken(platform, task, waiting, status):
+    platform.sim.faults.append(Fault(kind="status", status=status, method="POST"))
+    with pytest.raises(AirflowFailException, match=str(status)):
+        run(operator(**waiting), task)
+    platform.pass_time(60)
+    platform.sim.start_scheduled_run("agent-1")
+    platform.pass_time(60)
+    task.clear()
+    assert [run(operator(**waiting), task)["id"]] == platform.executions()
+
+
+@pytest.mark.parametrize("settle", [1.0, 5.0])
+def test_a_small_settle_does_not_pay_twice_for_a_lost_post(platform, task, waiting, settle):
+    platform.sim.world = platform.sim.world.__class__(record_lag=4.5)
+    platform.sim.faults.append(Fault(kind="reset_after", method="POST"))
+    assert [run(operator(settle=settle, **waiting), task)["id"]] == platform.executions()
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("phase", ["submitting", "accepted", "deferred", "ended"])
 def test_a_task_that_dies_anywhere_starts_one_run_over_all_its_tries(platform, task, waiting, phase, when):

@@ -27,7 +27,7 @@ No message holds the API key, and none quotes more than a short, single-line ext
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,19 +54,31 @@ def first_fault(error: ValidationError) -> str:
 
 
 class AgentsError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package.
+
+    Attributes:
+        is_retryable: whether a new try can end otherwise. If not, a task fails without retries.
+    """
+
+    is_retryable: ClassVar[bool] = True
 
 
 class InvalidArgumentError(AgentsError, ValueError):
     """An argument cannot be used. Nothing was sent."""
 
+    is_retryable = False
+
 
 class InvalidConnectionError(AgentsError, ValueError):
     """The connection cannot be used. Nothing was sent."""
 
+    is_retryable = False
+
 
 class MissingConnectionError(InvalidConnectionError):
-    """Airflow says that there is no such connection. It also says so while its own database cannot be reached."""
+    """Airflow says that there is no such connection. It also says so while its own API server restarts."""
+
+    is_retryable = True
 
 
 class TemporaryError(AgentsError):
@@ -123,6 +135,8 @@ class PermanentError(AgentsError):
     Attributes:
         status_code: the HTTP status, or None where no single answer is to blame.
     """
+
+    is_retryable = False
 
     def __init__(self, message: str, *, status_code: int | None = None) -> None:
         super().__init__(message)
@@ -181,3 +195,5 @@ class AgentRunNotFoundError(AgentRunError):
 
 class AmbiguousAgentRunError(AgentRunError):
     """Several events could be the run, and what they say differs."""
+
+    is_retryable = False

@@ -1,22 +1,38 @@
 """May this call be repeated after that failure, and when. Pure.
 
 Back-off comes from tenacity; what is ours is the one rule that it cannot know: an execute is repeated only where the
-platform cannot have acted.
+platform cannot have acted. `started_nothing` is that rule, for every caller.
 """
 
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tenacity import RetryCallState, wait_random_exponential
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
-from airflow_provider_agents.api.errors import NotSentError, RateLimitedError, TemporaryError
+from airflow_provider_agents.api.errors import (
+    AgentsError,
+    InvalidArgumentError,
+    InvalidConnectionError,
+    NotSentError,
+    PermanentError,
+    RateLimitedError,
+    ServerError,
+    TemporaryError,
+    UnreadableAnswerError,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
     from airflow_provider_agents.api.calls import Call
+
+E = TypeVar("E", bound=AgentsError)
 
 #: Tries of one call on a worker, the first included.
 ATTEMPTS = 5
@@ -25,15 +41,31 @@ ATTEMPTS = 5
 MAX_PAUSE_SECONDS = 60.0
 #: Pauses without `Retry-After` are drawn from 0 to 1, 2, 4, … seconds, at most this.
 MAX_BACKOFF_SECONDS = 20.0
+#: Seconds for which a worker keeps trying as long as its run is not started: a rolling deploy of a web service, health
+#: checks included, is over by then. Nothing is paid for yet, so a longer wait would only hold the worker.
+START_PATIENCE_SECONDS = 120.0
+#: Seconds between two warnings about the same failures.
+_WARN_EVERY = timedelta(seconds=60)
+#: Request Timeout and Too Early: a gateway may answer so although the server behind it has acted.
+_REFUSED_IN_DOUBT = frozenset({408, 425})
 
 _backoff = wait_random_exponential(multiplier=1, max=MAX_BACKOFF_SECONDS)
 
 
 def may_repeat(call: Call[Any], error: BaseException) -> bool:
     """Whether sending `call` again after `error` can neither do harm nor fail for certain."""
-    if call.repeatable:
-        return isinstance(error, TemporaryError)
-    return isinstance(error, NotSentError | RateLimitedError)
+    return isinstance(error, TemporaryError) and (call.repeatable or started_nothing(error))
+
+
+def started_nothing(error: AgentsError) -> bool:
+    """Whether an execute that failed with `error` has certainly started no run.
+
+    That is so if nothing was sent, or if the server refused the request: an answer 3xx or 4xx other than 408 and 425.
+    """
+    if isinstance(error, NotSentError | RateLimitedError | InvalidArgumentError | InvalidConnectionError):
+        return True
+    status_code = error.status_code if isinstance(error, PermanentError | ServerError | UnreadableAnswerError) else None
+    return status_code is not None and 300 <= status_code < 500 and status_code not in _REFUSED_IN_DOUBT  # noqa: PLR2004 - HTTP's own classes
 
 
 def asked_pause(error: BaseException | None) -> float | None:
@@ -61,8 +93,60 @@ class StopWhenAskedTooMuch(stop_base):
         return (asked_pause(_failure(retry_state)) or 0.0) > MAX_PAUSE_SECONDS
 
 
-def pause_after(error: BaseException, attempt: int) -> float:
-    """Seconds to wait after try number `attempt` (from 1) failed with `error`, for those who keep their own count."""
-    backoff = min(MAX_BACKOFF_SECONDS, 2.0 ** (attempt - 1))
-    # Half fixed, half random: many tasks that failed together do not come back together.
-    return max(asked_pause(error) or 0.0, backoff / 2 + random.uniform(0, backoff / 2))  # noqa: S311 - no secret
+def explained(error: E, words: str) -> E:
+    """The same error with one more sentence in its text."""
+    error.args = (f"{error} {words}",)
+    return error
+
+
+class Patience:
+    """How long failures are retried before there is a run to lose.
+
+    A row of failures may last `seconds`; a success ends the row. Time is counted on the caller's clock.
+
+    Args:
+        seconds: above 0.
+        now: the clock, aware.
+        say: called with a warning at the first failure of a row, and then once a minute.
+    """
+
+    def __init__(self, seconds: float, *, now: Callable[[], datetime], say: Callable[[str], object]) -> None:
+        self._seconds, self._now, self._say = seconds, now, say
+        self._failures = 0
+        self._failing_since: datetime | None = None
+        self._warned_at: datetime | None = None
+
+    def succeeded(self) -> None:
+        """End the row of failures."""
+        self._failures, self._failing_since, self._warned_at = 0, None, None
+
+    def pause_after(self, error: AgentsError, state: str = "") -> float:
+        """Seconds to wait before the next try; the last try is at the end of the patience.
+
+        Args:
+            error: why the last try failed.
+            state: a sentence for the warning: what the failure means.
+
+        Raises:
+            AgentsError: `error`, if the patience is at its end, or ends before the pause that the server asks for.
+        """
+        now = self._now()
+        self._failures += 1
+        if self._failing_since is None:
+            self._failing_since = now
+        ends_at = self._failing_since + timedelta(seconds=self._seconds)
+        left = (ends_at - now).total_seconds()
+        asked = asked_pause(error) or 0.0
+        if left <= 0:
+            raise explained(error, f"Every try of the last {self._seconds:g} seconds has failed.")
+        if asked > left:
+            raise explained(
+                error, f"The server asks for a pause of {asked:g} seconds, and this task tries for {left:.0f} more."
+            )
+        if self._warned_at is None or now - self._warned_at >= _WARN_EVERY:
+            self._warned_at = now
+            self._say(" ".join(filter(None, (str(error), state, f"Trying again until {ends_at:%H:%M:%S} UTC."))))
+        backoff = min(MAX_BACKOFF_SECONDS, 2.0 ** min(self._failures - 1, 10))
+        # Half fixed, half random: many tasks that failed together do not come back together.
+        backoff = backoff / 2 + random.uniform(0, backoff / 2)  # noqa: S311 - no secret
+        return min(max(asked, backoff), left)

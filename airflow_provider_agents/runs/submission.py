@@ -24,15 +24,8 @@ from airflow_provider_agents.api.calls import (
     walk,
 )
 from airflow_provider_agents.api.errors import (
-    AuthenticationError,
+    AgentsError,
     InvalidArgumentError,
-    NoAnswerError,
-    NotFoundError,
-    NotSentError,
-    PermanentError,
-    PermissionDeniedError,
-    RateLimitedError,
-    ServerError,
     TemporaryError,
     UnreadableAnswerError,
     first_fault,
@@ -40,8 +33,12 @@ from airflow_provider_agents.api.errors import (
 from airflow_provider_agents.api.models import Accepted, ExecutionEvent, Page, Status
 from airflow_provider_agents.runs import matching
 
-#: POSTs for one wanted run within one try of a task: the first, and two more where the fate of those before is clear.
+#: POSTs without an answer for one wanted run within one try of a task. Each is looked for before the next.
 MAX_POSTS = 3
+#: A POST whose answer was lost is looked for at least this many seconds, whatever `settle` is: `settle` is chosen for
+#: how soon a verdict is wanted, and to give up too early here pays for a second run. The value is the default of
+#: `settle`, which a platform that shows its events late is known to need.
+LOST_WITHIN_SECONDS = 30.0
 #: Seconds between two looks for the run of a POST whose answer was lost.
 LOST_LOOK_SECONDS = 3.0
 #: For so many seconds beyond `settle` the server's clock is waited for before a lost run is given up: a task may be
@@ -50,8 +47,6 @@ LOST_PATIENCE_SECONDS = 300.0
 #: Events asked for per page while looking near the newest: the API's default. More pages follow where needed.
 PAGE_ROWS = 50
 _ACCEPTED = 202
-#: After these, a POST has started nothing. Any other refusal is none that the API describes, so nobody knows.
-_CERTAIN = (NotSentError, RateLimitedError, AuthenticationError, PermissionDeniedError, NotFoundError)
 #: Shared, as thousands may be waited for: an empty set of its own takes 200 bytes.
 _NONE: frozenset[str] = frozenset()
 
@@ -67,7 +62,7 @@ class Submission(BaseModel):
         event_id: the run's event, where that is known for certain.
         known_event_ids: events that were there before the POST and are young enough to be mistaken for its run.
         taken_at: our clock when the snapshot before the POST was begun.
-        sent_at: our clock just before the (last) POST; None before it, and once it is certain that it started nothing.
+        sent_at: our clock just before the POST; None before it, and once it is known that the POST started nothing.
         accepted_at: our clock when the answer came or was given up.
         server_before: the server's clock (`Date`) in the snapshot: the run's event was created at or after this.
         server_after: the server's clock in the 202.
@@ -179,57 +174,70 @@ def submit(
 ) -> Steps[Submission]:
     """Start one run, and never knowingly a second.
 
-    The POST is repeated only where the platform cannot have acted (no connection, 429), or where it may have acted
-    but no event has appeared within `settle` seconds. At most three POSTs.
+    The POST is repeated where it has certainly started nothing, for `retry.START_PATIENCE_SECONDS`. It is also
+    repeated where no event has appeared although it may have acted; of such POSTs there are at most three. Each POST
+    has a snapshot of its own.
 
     Args:
         agent_id: the agent.
         settle: seconds within which an accepted run's event appears.
         now: our clock, aware.
-        save: called with the record before each POST, and after one that certainly started nothing. If it raises,
-            nothing more is sent.
+        save: called with the record before each POST, and with `sent_at` removed as soon as it is known that the POST
+            has started nothing. If it raises, nothing more is sent.
         say: called with a sentence when something out of the ordinary happens.
 
     Raises:
-        AgentsError: the last failure. After a `NoAnswerError`, `ServerError` or `UnreadableAnswerError` a run may
-            have started all the same; `find_lost` with the last saved record tells.
+        AgentsError: the last failure. If the last saved record has a `sent_at`, a run may have started all the same;
+            `find_lost` with that record looks for it.
     """
-    intent = yield from take_snapshot(agent_id, now=now)
-    in_doubt = False
-    for post in range(1, MAX_POSTS + 1):
-        intent = intent.changed(sent_at=now())
+    patience = retry.Patience(retry.START_PATIENCE_SECONDS, now=now, say=say)
+    lost_posts = 0
+    while True:
+        snapshot = yield from take_snapshot(agent_id, now=now)
+        intent = snapshot.changed(sent_at=now())
         save(intent)
         try:
             answer: Answer[Accepted] = yield Once(execute_agent(agent_id))
-        except _CERTAIN as error:
-            if not in_doubt:
-                # What is left behind must not say that a run may have started: a stranger's would be taken for it.
-                save(intent.changed(sent_at=None))
-            pause = retry.pause_after(error, post)
-            if isinstance(error, PermanentError) or post == MAX_POSTS or pause > retry.MAX_PAUSE_SECONDS:
+        except AgentsError as error:
+            if retry.started_nothing(error):
+                # What is left behind must not say that a run may have started: another run would be taken for it.
+                save(snapshot)
+                if not error.is_retryable:
+                    raise
+                yield Pause(patience.pause_after(error, "Nothing was started."))
+                continue
+            if not error.is_retryable:
                 raise
-            say(f"{error} Nothing was started; trying again in {pause:.1f} seconds.")
-            yield Pause(pause)
-            if not in_doubt:
-                # Nor is what began meanwhile ours.
-                intent = yield from take_snapshot(agent_id, now=now)
-            continue
-        except (NoAnswerError, ServerError, UnreadableAnswerError) as error:
-            lost, in_doubt = _lost(intent, now()), True
-            if isinstance(error, UnreadableAnswerError) and error.status_code == _ACCEPTED:
-                say(f"{error} The platform accepted the run all the same, so it is waited for without its requestId.")
-                return lost
-            say(f"{error} A run may have started; looking for it for {settle:g} seconds before anything else.")
-            found = yield from find_lost(lost, settle=settle, now=now)
+            found = yield from _recover(_lost(intent, now()), error, settle=settle, now=now, say=say)
             if found is not None:
-                say(taken_for_ours(agent_id))
                 return found
-            if post == MAX_POSTS:
+            save(snapshot)
+            lost_posts += 1
+            if lost_posts == MAX_POSTS:
                 raise
             say("No run has appeared, so none was started; asking again.")
             continue
         return intent.changed(request_id=answer.value.requestId, accepted_at=now(), server_after=answer.server_time)
-    raise AssertionError("unreachable: the last POST returns or raises")
+
+
+def _recover(
+    lost: Submission, error: AgentsError, *, settle: float, now: Clock, say: Callable[[str], None]
+) -> Steps[Submission | None]:
+    """The run of a POST that failed with `error` and may have acted; None if no run has appeared."""
+    if isinstance(error, UnreadableAnswerError) and error.status_code == _ACCEPTED:
+        say(f"{error} The platform accepted the run all the same, so it is waited for without its requestId.")
+        return lost
+    asked = retry.asked_pause(error) or 0.0
+    if asked > retry.START_PATIENCE_SECONDS:
+        raise retry.explained(
+            error, f"A run may have started. The server asks for a pause of {asked:g} seconds before the next request."
+        )
+    say(f"{error} A run may have started; looking for it for {lost_within(settle):g} seconds before anything else.")
+    yield Pause(asked)
+    found = yield from find_lost(lost, settle=settle, now=now)
+    if found is not None:
+        say(taken_for_ours(lost.agent_id))
+    return found
 
 
 def taken_for_ours(agent_id: str) -> str:
@@ -239,6 +247,11 @@ def taken_for_ours(agent_id: str) -> str:
         "that was asked for. If something else starts runs of this agent as well, it can be another's; with "
         "on_ambiguous='fail' the task fails then."
     )
+
+
+def lost_within(settle: float) -> float:
+    """Seconds within which the event of a POST without an answer appears, where an accepted run's takes `settle`."""
+    return max(settle, LOST_WITHIN_SECONDS)
 
 
 def _lost(intent: Submission, given_up_at: datetime) -> Submission:
@@ -260,7 +273,7 @@ def died_around(intent: Submission, *, request_seconds: float, now: datetime) ->
 
 
 def find_lost(lost: Submission, *, settle: float, now: Clock) -> Steps[Submission | None]:
-    """Look for the run of a POST whose answer was lost, until one appears or `settle` seconds have passed.
+    """Look for the run of a POST whose answer was lost, until one appears or `lost_within(settle)` seconds have passed.
 
     They must have passed on the server's clock as well, unless that stands still.
 
@@ -268,20 +281,24 @@ def find_lost(lost: Submission, *, settle: float, now: Clock) -> Steps[Submissio
         The record, as `unanswered`, if there is a candidate; None if none has appeared in time.
 
     Raises:
-        TemporaryError: the API could not be read after `settle` had passed: nothing is known.
+        TemporaryError: the API could not be read after that time: nothing is known.
         PermanentError: the API cannot be read.
     """
+    within = lost_within(settle)
     while True:
-        began_at = now()
+        began_at, pause = now(), LOST_LOOK_SECONDS
         try:
             look = yield from matching.look(lost.agent_id, lost.bounds)
-        except TemporaryError:
-            if began_at >= lost.bounds.accepted_at + timedelta(seconds=2 * settle):
+        except TemporaryError as error:
+            pause = max(pause, retry.asked_pause(error) or 0.0)
+            if pause > retry.START_PATIENCE_SECONDS or began_at >= lost.bounds.accepted_at + timedelta(
+                seconds=2 * within
+            ):
                 raise
         else:
-            if matching.candidates(lost.bounds, look.events, settle=settle):
+            if matching.candidates(lost.bounds, look.events, settle=within):
                 return lost.changed(unanswered=True)
             moment = matching.Moment(began_at, look.server_time)
-            if matching.is_settled(lost.bounds, moment, settle=settle, appear_within=LOST_PATIENCE_SECONDS):
+            if matching.is_settled(lost.bounds, moment, settle=within, appear_within=LOST_PATIENCE_SECONDS):
                 return None
-        yield Pause(LOST_LOOK_SECONDS)
+        yield Pause(pause)

@@ -6,7 +6,7 @@ worker and the trigger both drive it, so that they cannot drift apart.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from airflow_provider_agents.api.errors import (
 )
 from airflow_provider_agents.api.models import ExecutionEvent, Status
 from airflow_provider_agents.runs import matching
+from airflow_provider_agents.runs.submission import lost_within
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,6 +131,10 @@ class Wait:
     )
 
     def __init__(self, submission: Submission, rules: Rules) -> None:
+        if submission.unanswered:
+            # Its event was looked for that long, so every event of that time can be the run.
+            within = lost_within(rules.settle)
+            rules = replace(rules, settle=within, appear_within=max(rules.appear_within, within))
         self.submission, self.rules = submission, rules
         self._bounds = submission.bounds
         self._seek: matching.Seek | None = self._bounds.seek(rules.settle)

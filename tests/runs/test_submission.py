@@ -9,13 +9,10 @@ import pytest
 
 from airflow_provider_agents.api.client import Client, Settings
 from airflow_provider_agents.api.errors import (
-    AuthenticationError,
     InvalidArgumentError,
     NoAnswerError,
-    NotFoundError,
-    PermissionDeniedError,
+    PermanentError,
     RateLimitedError,
-    RequestRejectedError,
     ServerError,
     TemporaryError,
 )
@@ -164,19 +161,22 @@ def test_a_post_that_was_refused_for_now_is_repeated_after_the_pause(fault):
     assert "Nothing was started" in scene.said[0]
 
 
-def test_a_post_that_is_always_refused_is_given_up_after_three():
+def test_a_post_that_is_always_refused_for_now_is_given_up_after_two_minutes():
     scene = Scene()
     scene.fault("status", status=429, times=None)
-    with pytest.raises(RateLimitedError):
+    with pytest.raises(RateLimitedError, match="Every try of the last 120 seconds has failed"):
         scene.submit()
-    assert scene.sim.count("POST") == MAX_POSTS == 3
+    assert sum(scene.slept) == pytest.approx(120.0)
     assert scene.saved[-1].sent_at is None
+    # One warning a minute, each with the end of the tries.
+    assert len(scene.said) == 2
+    assert all("Nothing was started. Trying again until 00:02:00 UTC." in said for said in scene.said)
 
 
 def test_a_pause_too_long_for_a_worker_ends_the_submission():
     scene = Scene()
     scene.fault("status", status=429, headers={"Retry-After": "3000"})
-    with pytest.raises(RateLimitedError):
+    with pytest.raises(RateLimitedError, match="asks for a pause of 3000 seconds, and this task tries for 120 more"):
         scene.submit()
     assert scene.slept == []
     assert scene.saved[-1].sent_at is None
@@ -194,32 +194,88 @@ def test_what_began_while_a_refused_post_was_paused_is_not_mistaken_for_its_run(
     assert [event.id for event in matching.candidates(submission.bounds, look.events, settle=SETTLE)] == [mine.event_id]
 
 
-@pytest.mark.parametrize(
-    ("status", "error", "in_doubt"),
-    [
-        (401, AuthenticationError, False),
-        (403, PermissionDeniedError, False),
-        (404, NotFoundError, False),
-        # Of what the API does not describe, nobody knows what it means.
-        (303, RequestRejectedError, True),
-        (409, RequestRejectedError, True),
-    ],
-)
-def test_a_post_that_is_refused_for_good_leaves_no_doubt_in_the_record(status, error, in_doubt):
+@pytest.mark.parametrize("status", [*set(range(300, 500)) - {408, 425, 429}, 501, 505])
+def test_a_refused_post_leaves_a_doubt_in_the_record_only_where_a_server_failed(status):
     scene = Scene()
     scene.fault("status", status=status)
-    with pytest.raises(error):
+    with pytest.raises(PermanentError):
         scene.submit()
-    assert (scene.saved[-1].sent_at is not None) == in_doubt
+    assert (scene.saved[-1].sent_at is not None) == (status >= 500)
+    assert scene.sim.count("POST") == 1
 
 
-def test_a_post_that_is_refused_after_one_that_was_lost_leaves_the_doubt_in_the_record():
+@pytest.mark.parametrize("fault", [{"kind": "status", "status": status} for status in (408, 425, 500, 503)])
+def test_a_post_that_may_have_acted_is_in_doubt_until_it_was_looked_for(fault):
+    scene = Scene()
+    scene.fault(**fault)
+    scene.submit()
+    first, settled, second = (saved.sent_at for saved in scene.saved)
+    assert (first, settled) == (T0, None)
+    assert second >= T0 + timedelta(seconds=SETTLE)
+
+
+def test_what_began_after_a_doubt_was_settled_is_not_mistaken_for_the_run():
     scene = Scene()
     scene.fault("reset_before")
-    scene.fault("status", status=429)
+    others = []
+
+    def save(record):
+        if record.sent_at is None:
+            others.append(scene.sim.start_scheduled_run("a"))
+
+    submission = scene.client.follow(submit("a", settle=SETTLE, now=scene.clock, save=save))
+    assert len(others) == 1
+    look = scene.client.follow(matching.look("a", submission.bounds))
+    (mine,) = scene.sim.executions
+    assert [event.id for event in matching.candidates(submission.bounds, look.events, settle=SETTLE)] == [mine.event_id]
+
+
+@pytest.mark.parametrize("settle", [0.001, 1.0, 29.0, 30.0, 45.0])
+@pytest.mark.parametrize("lag", [0.0, 4.5, 25.0])
+def test_a_small_settle_does_not_shorten_the_search_for_a_lost_post(settle, lag):
+    scene = Scene(record_lag=lag)
+    scene.fault("reset_after")
+    submission = scene.client.follow(submit("a", settle=settle, now=scene.clock))
+    assert (len(scene.sim.executions), submission.unanswered) == (1, True)
+
+
+@pytest.mark.parametrize(("settle", "seconds"), [(1.0, 30.0), (45.0, 45.0)])
+def test_a_lost_post_without_a_run_is_given_up_after_settle_and_no_sooner_than_30_seconds(settle, seconds):
+    scene = Scene()
+    assert scene.client.follow(find_lost(scene.lost(), settle=settle, now=scene.clock)) is None
+    assert seconds <= sum(scene.slept) <= seconds + 4.0
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_no_request_is_sent_before_the_pause_that_the_answer_to_a_post_asked_for(status):
+    scene = Scene()
+    scene.fault("status", status=status, headers={"Retry-After": "90"})
     scene.submit()
-    assert scene.sim.count("POST") == 3
-    assert None not in [saved.sent_at for saved in scene.saved]
+    asked_at = [request.at for request in scene.sim.requests]
+    posted = next(n for n, request in enumerate(scene.sim.requests) if request.method == "POST")
+    assert asked_at[posted + 1] - asked_at[posted] >= timedelta(seconds=90)
+
+
+def test_a_pause_too_long_for_a_worker_after_a_lost_post_ends_the_submission_in_doubt():
+    scene = Scene()
+    scene.fault("status", status=503, headers={"Retry-After": "3000"})
+    with pytest.raises(ServerError, match="A run may have started. The server asks for a pause of 3000 seconds"):
+        scene.submit()
+    assert scene.slept == []
+    assert scene.saved[-1].sent_at == T0
+
+
+@pytest.mark.parametrize("seconds", [20, 90, 115])
+def test_a_platform_that_refuses_posts_for_a_while_fails_nothing(seconds):
+    scene = Scene()
+    scene.fault("status", status=429, times=None)
+
+    def end_the_deploy():
+        if scene.clock.now >= T0 + timedelta(seconds=seconds):
+            scene.sim.faults.clear()
+
+    scene.meanwhile = end_the_deploy
+    assert scene.submit().request_id == scene.sim.executions[0].request_id
 
 
 def test_nothing_is_sent_if_the_record_cannot_be_saved():
@@ -263,7 +319,9 @@ def test_after_three_posts_of_which_nothing_came_the_last_failure_is_told(kind, 
     scene.fault(kind, times=None)
     with pytest.raises(error):
         scene.submit()
-    assert scene.sim.count("POST") == MAX_POSTS
+    assert scene.sim.count("POST") == MAX_POSTS == 3
+    # Each was looked for, so nothing is under way.
+    assert scene.saved[-1].sent_at is None
 
 
 def test_a_202_that_cannot_be_read_is_a_run_that_is_not_looked_for():

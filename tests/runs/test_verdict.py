@@ -179,6 +179,14 @@ def test_a_task_may_refuse_a_run_of_which_nobody_has_seen_the_answer():
     assert "cannot be told apart" in str(error_of(several, unanswered, what_now=""))
 
 
+def test_a_run_without_an_answer_is_told_from_others_over_the_time_in_which_it_was_looked_for():
+    unanswered = SUBMISSION.changed(request_id=None, unanswered=True)
+    wait = Wait(unanswered, Rules(settle=1.0, appear_within=1.0))
+    early, late = event("early", "COMPLETED", createdAt=at(3)), event("late", "FAILED", createdAt=at(25))
+    assert take(wait, early, seconds=10) is None
+    assert take(wait, early, late) == Verdict(Outcome.AMBIGUOUS, (early, late))
+
+
 def test_a_run_without_an_event_is_not_found_and_one_at_its_deadline_timed_out():
     wait = Wait(SUBMISSION, Rules(appear_within=60.0))
     assert take(wait, seconds=59) is None
