@@ -295,7 +295,7 @@ def _agent_row(agent: Agent) -> dict[str, str]:
     return {
         "id": agent.id,
         "name": agent.name or "",
-        "status": agent.status or "",
+        "status": agent.status or "" if agent.unreadable is None else f"unreadable ({agent.unreadable})",
         "schedule": schedule_in_words(agent.schedule),
     }
 
@@ -306,12 +306,12 @@ def _run_rows(events: Sequence[ExecutionEvent]) -> list[dict[str, str]]:
     rows = [
         {
             "event": event.id,
-            "status": event.status,
+            "status": event.status if event.unreadable is None else "unreadable",
             "created (UTC)": _clock_time(created_at(event)),
             "took": _length((event.completedAt - event.startedAt).total_seconds())
             if event.startedAt is not None and event.completedAt is not None
             else "",
-            "error": str(event.error or ""),
+            "error": str(event.error or "") if event.unreadable is None else event.unreadable,
         }
         for event in events
     ]
@@ -379,7 +379,7 @@ def list_agents(args: Namespace) -> ExitCode:
 
     with _client(args) as client:
         agents = client.follow(calls.walk(calls.list_agents())).value
-    records = [agent.model_dump(mode="json", exclude_unset=True) for agent in agents]
+    records = [agent.to_json() for agent in agents]
     _print(args.output, records, [_agent_row(agent) for agent in agents], "The account has no agents.")
     return ExitCode.DONE
 
@@ -601,6 +601,14 @@ def _findings(conn_id: str) -> dict[str, _Finding]:
             events = client.send(calls.list_events(limit=50)).value.data
         except AgentsError as error:
             return findings | {"events": ("failed", str(error))}
+        odd = [f"event {event.id} ({event.unreadable})" for event in events if event.unreadable is not None]
+        if odd:
+            return findings | {
+                "events": (
+                    "failed",
+                    f"{len(odd)} of {len(events)} on the first page cannot be read: {'; '.join(odd[:5])}",
+                )
+            }
         return findings | {"events": ("ok", f"can be read: {len(events)} on the first page")}
 
 

@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoun
 from airflow_provider_agents import _EXTRAS, _HIDDEN_FIELDS, _PLACEHOLDERS, _RELABELING
 from airflow_provider_agents.api import calls
 from airflow_provider_agents.api.errors import AgentsError, InvalidConnectionError, MissingConnectionError, quote
+from airflow_provider_agents.api.rows import WarnOnce
 from airflow_provider_agents.clock import working
 
 if TYPE_CHECKING:
@@ -236,6 +237,9 @@ class AgentsHook(BaseHook):
     `execute_agent` starts a run that costs money and cannot be cancelled: it is repeated only where the platform
     cannot have acted.
 
+    No row of a listing is left out. One that cannot be read is logged, and stands in the list with what can be read of
+    it: its `unreadable` says why, an event counts as RUNNING, and an id that cannot be read begins with `no-id-`.
+
     Args:
         agents_conn_id: the Airflow connection.
 
@@ -252,6 +256,7 @@ class AgentsHook(BaseHook):
     def __init__(self, agents_conn_id: str = default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.agents_conn_id = agents_conn_id
+        self._warn_once = WarnOnce()
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
@@ -306,15 +311,18 @@ class AgentsHook(BaseHook):
         """
         return run_url_of(self.settings().run_url, agent_id=agent_id, event_id=event_id)
 
-    def get_conn(self) -> Client:
+    def get_conn(self, warn_once: WarnOnce | None = None) -> Client:
         """A client of its own; the caller closes it.
+
+        Args:
+            warn_once: which unreadable rows were logged already; by default, those that this hook's clients logged.
 
         Raises:
             InvalidConnectionError: as `settings`.
         """
         from airflow_provider_agents.api.client import Client
 
-        return Client(self.settings())
+        return Client(self.settings(), warn_once=warn_once or self._warn_once)
 
     def _follow(self, steps: calls.Steps[T]) -> T:
         with self.get_conn() as client:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar
@@ -38,6 +39,7 @@ from airflow_provider_agents.runs.verdict import (
     Wait,
     active_runs,
     error_of,
+    state_of_event,
     usage_of,
 )
 from airflow_provider_agents.runs.waiting import wait_for_end, wait_until_idle
@@ -307,10 +309,15 @@ class ExecuteAgentOperator(BaseOperator):
         active = client.follow(active_runs(agent_id))
         if not active:
             return None
-        busy = f"Agent {agent_id} is busy: event {active[0].id} is {quote(active[0].status, 40)}."
+        busy = f"Agent {agent_id} is busy: event {active[0].id} is {state_of_event(active[0])}."
         match self.if_running:
+            case "attach" if active[0].lacks_id:
+                raise AgentBusyError(
+                    f"{busy} The task cannot wait for a row without a readable id, and nothing was started."
+                )
             case "attach":
-                self.log.info("%s Waiting for that run; none is started.", busy)
+                level = logging.INFO if active[0].unreadable is None else logging.WARNING
+                self.log.log(level, "%s Waiting for that run; none is started.", busy)
                 return attached_to(active[0], agent_id, now())
             case "skip":
                 raise AirflowSkipException(f"{busy} Nothing was started.")

@@ -15,6 +15,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow.triggers.base import StartTriggerArgs
 
 from airflow_provider_agents.api.errors import AgentsError, InvalidArgumentError, TemporaryError
+from airflow_provider_agents.api.rows import WarnOnce
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.links import RUN_URL_KEY, AgentRunLink
@@ -134,6 +135,7 @@ class AgentRunSensor(BaseSensorOperator):
         self._wait: Wait | None = None
         self._told = ""
         self._known = Known()
+        self._warn_once = WarnOnce()
         #: What `AgentRunLink` reads.
         self.run_link: str | None = None
         if start_from_trigger:
@@ -228,7 +230,7 @@ class AgentRunSensor(BaseSensorOperator):
         """
         try:
             sought, hook = self._sought(), AgentsHook(self.agents_conn_id)
-            with hook.get_conn() as client:
+            with hook.get_conn(self._warn_once) as client:
                 verdict, submission = self._look(sought, client, context)
             if self._wait is not None and self._wait.is_known:
                 self._show(sought.agent_id, self._wait.events[0].id, hook)

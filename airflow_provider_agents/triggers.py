@@ -28,7 +28,7 @@ from airflow_provider_agents.api.errors import (
     TemporaryError,
     first_fault,
 )
-from airflow_provider_agents.api.models import ExecutionEvent, Status
+from airflow_provider_agents.api.models import Status, read_event
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.feed.waits import open_journal, sweeps_of, wait_for_end, wait_for_sought, wait_until_idle
@@ -43,6 +43,7 @@ from airflow_provider_agents.runs.waiting import StillBusyError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 
+    from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.feed.feed import Feed
 
 
@@ -109,10 +110,9 @@ class RunEnded(_Payload):
         """
         if self.outcome == "error":
             return None
-        try:
-            events = tuple(ExecutionEvent.model_validate(event) for event in self.events)
-        except ValidationError as error:
-            raise _unknown(error) from None
+        events = tuple(map(read_event, self.events))
+        if self.outcome == Outcome.FAILED and any(event.unreadable is not None for event in events):
+            raise UnknownTriggerEventError("The trigger reports a run that FAILED and does not hold its event.")
         if self.outcome == Outcome.COMPLETED and not (events and all(is_success(event) for event in events)):
             raise UnknownTriggerEventError("The trigger reports a run that COMPLETED and does not hold its event.")
         return Verdict(self.outcome, events)

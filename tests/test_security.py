@@ -541,13 +541,21 @@ def test_a_blocking_answer_over_tls_is_given_up_in_bounded_time(hostile, tmp_pat
 NASTY = "x\n[2026-01-01] ERROR forged\r\x1b[31m\x1b]0;title\x07\n::group::\n[bold red]\u202e\x9b31m\u2028\0"
 
 
-@pytest.mark.parametrize("field", ["id", "status", "agentId"])
+@pytest.mark.parametrize("field", ["id", "status"])
 def test_a_name_that_is_not_printable_is_no_name(field):
     ExecutionEvent.model_validate({"id": "e", "status": "PENDING", field: "Ünusual name ✓"})
     for character in NASTY:
         if not character.isprintable():
             with pytest.raises(ValidationError):
                 ExecutionEvent.model_validate({"id": "e", "status": "PENDING", field: f"a{character}b"})
+
+
+@pytest.mark.parametrize("field", ["agentId", "requestId"])
+def test_a_name_that_is_not_printable_and_not_needed_is_absent(field):
+    for character in NASTY:
+        if not character.isprintable():
+            event = ExecutionEvent.model_validate({"id": "e", "status": "PENDING", field: f"a{character}b"})
+            assert getattr(event, field) is None
 
 
 @given(st.text() | st.just(NASTY) | st.recursive(st.text(), st.lists))

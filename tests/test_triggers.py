@@ -211,7 +211,7 @@ def test_a_row_that_cannot_be_read_keeps_no_watcher_from_starting_and_is_told_on
     fine = []
     told = watch(platform, 300, state=state, then=lambda: fine.append(platform.sim.start_scheduled_run("agent-2")))
     assert flat(told) == fine
-    assert caplog.text.count(f"event {odd} of agent agent-1") == 1
+    assert caplog.text.count(f"agent=agent-1 event={odd}") == 1
     platform.pass_time(3600)
     platform.sim._event = event
     assert flat(watch(platform, 60, state=state)) == [odd]

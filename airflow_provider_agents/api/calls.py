@@ -18,7 +18,7 @@ from urllib.parse import quote as percent_encode
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from airflow_provider_agents.api.bodies import BodyError, read_json, rows_of, weight_of
+from airflow_provider_agents.api.bodies import BodyError, read_json, weight_of
 from airflow_provider_agents.api.errors import (
     AgentsError,
     AuthenticationError,
@@ -33,12 +33,19 @@ from airflow_provider_agents.api.errors import (
     first_fault,
     quote,
 )
-from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent, Page, is_plausible
+from airflow_provider_agents.api.models import (
+    Accepted,
+    Agent,
+    ExecutionEvent,
+    Page,
+    is_plausible,
+    read_agent,
+    read_event,
+)
 from airflow_provider_agents.clock import now
 
 T = TypeVar("T")
 R = TypeVar("R")
-P = TypeVar("P", bound=Page[Any])
 
 #: The API's page: `limit` is at most 200 for every listing.
 MAX_LIMIT = 200
@@ -153,18 +160,17 @@ def _limit(limit: int) -> list[tuple[str, str]]:
     return [("limit", str(limit))]
 
 
-def _page_of(page: type[P]) -> Callable[[Any], P]:
-    def read(value: Any) -> P:
-        # Counted first: each row that does not fit would be described in full.
-        rows_of(value)
-        return page.model_validate(value)
+def _read_agents(value: Any) -> Page[Agent]:
+    return Page[Agent].of(value, read_agent)
 
-    return read
+
+def _read_events(value: Any) -> Page[ExecutionEvent]:
+    return Page[ExecutionEvent].of(value, read_event)
 
 
 def list_agents(*, limit: int = MAX_LIMIT) -> Call[Page[Agent]]:
     """`GET /v1/agents`: the account's agents, newest first."""
-    return Call("GET", "/v1/agents", _page_of(Page[Agent]), "listing the agents", tuple(_limit(limit)))
+    return Call("GET", "/v1/agents", _read_agents, "listing the agents", tuple(_limit(limit)))
 
 
 def get_agent(agent_id: str) -> Call[Agent]:
@@ -206,7 +212,7 @@ def list_agent_events(
     return Call(
         "GET",
         f"{_agent_path(agent_id)}/events",
-        _page_of(Page[ExecutionEvent]),
+        _read_events,
         f"listing the events of agent {agent_id}",
         tuple(params),
     )
@@ -228,7 +234,7 @@ def list_events(
         *_timestamp("startedBefore", started_before),
         *_limit(limit),
     ]
-    return Call("GET", "/v1/events", _page_of(Page[ExecutionEvent]), "listing the account's events", tuple(params))
+    return Call("GET", "/v1/events", _read_events, "listing the account's events", tuple(params))
 
 
 # --- listings of more than one page ---------------------------------------------------------------------------------

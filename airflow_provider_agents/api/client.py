@@ -37,6 +37,7 @@ from airflow_provider_agents.api.errors import (
     NotSentError,
     quote,
 )
+from airflow_provider_agents.api.rows import WarnOnce
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -449,6 +450,7 @@ class Client:
         transport: in place of the network.
         sleep: how to wait between tries, in seconds.
         clock: monotonic seconds.
+        warn_once: which unreadable rows were logged already; another client may share it.
     """
 
     def __init__(
@@ -459,9 +461,11 @@ class Client:
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        warn_once: WarnOnce | None = None,
     ) -> None:
         self._settings, self._attempts, self._clock = settings, attempts, clock
         self._sleep = sleep if sleep is not None else our_clock.sleep
+        self._warn_once = warn_once if warn_once is not None else WarnOnce()
         self._cutter = _Cutter(over_a_network=transport is None)
         self._http = httpx.Client(
             transport=transport, event_hooks={"response": [_put_location_aside]}, **_httpx_arguments(settings, None)
@@ -490,7 +494,9 @@ class Client:
             failure = _our_error(error, call, self._settings)
         else:
             if not self._cutter.has_cut:
-                return body.read(call)
+                answer = body.read(call)
+                self._warn_once.check(answer.value, self._clock())
+                return answer
             # A cut looks like the end of an answer that does not tell its length.
             failure = _too_slow(call, self._settings)
         if self._cutter.has_cut and isinstance(failure, NoAnswerError):
@@ -571,6 +577,7 @@ class AsyncClient:
     ) -> None:
         self._settings, self._attempts, self._clock = settings, attempts, clock
         self._sleep = sleep if sleep is not None else our_clock.asleep
+        self._warn_once = WarnOnce()
         self._http = httpx.AsyncClient(
             transport=transport, event_hooks={"response": [_aput_location_aside]}, **_httpx_arguments(settings, tls)
         )
@@ -617,7 +624,9 @@ class AsyncClient:
         except TimeoutError:
             failure = _too_slow(call, self._settings)
         else:
-            return body.read(call)
+            answer = body.read(call)
+            self._warn_once.check(answer.value, self._clock())
+            return answer
         # Outside the handler: httpx's error holds the request, and the request the key.
         raise failure
 

@@ -1,29 +1,39 @@
 """The wire: what the API sends, field by field, in its own spelling.
 
-Unknown fields are kept and handed on. An unknown `status` is a string like any other: what it means is decided in
-`runs.verdict`, nowhere else. Timestamps are aware and in UTC; one without an offset is taken as UTC.
+A row of a listing never fails its page. An odd value in a field that no verdict needs counts as absent. A row with an
+odd value in a field that one needs becomes a stand-in, which says why (`unreadable`). Unknown fields are kept and
+handed on. An unknown `status` is a string like any other: what it means is decided in `runs.verdict`, nowhere else.
+Timestamps are aware and in UTC; one without an offset is taken as UTC.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Field,
     ModelWrapValidatorHandler,
     PrivateAttr,
     StrictStr,
     StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
 
-from airflow_provider_agents.api.bodies import storable
+from airflow_provider_agents.api.bodies import rows_of, storable
+from airflow_provider_agents.api.errors import first_fault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 T = TypeVar("T")
 
@@ -67,6 +77,13 @@ def _none_if_empty(value: object) -> object:
     return None if value == "" else value
 
 
+def _none_if_unreadable(value: object, handler: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return handler(value)
+    except ValidationError:
+        return None
+
+
 def _usable_number(value: object) -> object:
     # What a run has used must not hide how it ended: a number that nothing could keep is none.
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -74,10 +91,22 @@ def _usable_number(value: object) -> object:
     return value if abs(value) < 2**63 else None
 
 
+def _token(value: object) -> object:
+    # A token is only sent back, so a number is as good as its text. An empty value of any type names no page.
+    if not value:
+        return None
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 Timestamp = Annotated[datetime | None, BeforeValidator(_iso_timestamp), AfterValidator(_in_utc)]
 Identifier = Annotated[StrictStr, StringConstraints(min_length=1, max_length=1024), AfterValidator(_printable)]
-Owner = Annotated[Identifier | None, BeforeValidator(_none_if_empty)]
+#: The types below are of fields that no verdict needs: what cannot be read counts as absent.
+OptionalTimestamp = Annotated[Timestamp, WrapValidator(_none_if_unreadable)]
+OptionalIdentifier = Annotated[Identifier | None, WrapValidator(_none_if_unreadable)]
+OptionalText = Annotated[StrictStr | None, WrapValidator(_none_if_unreadable)]
 Number = Annotated[int | float | None, BeforeValidator(_usable_number)]
+#: Part of the next URL: no gateway takes a longer one.
+Token = Annotated[Annotated[StrictStr, StringConstraints(max_length=4096)] | None, BeforeValidator(_token)]
 
 
 class Wire(BaseModel):
@@ -86,55 +115,37 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
-class Agent(Wire):
-    """An agent of the account."""
+class Row(Wire):
+    """A row of a listing, with the JSON object that was sent."""
 
     id: Identifier
-    name: str | None = None
-    baseUrl: str | None = None
-    status: str | None = None
-    schedule: str | None = None
-    createdAt: Timestamp = None
-    updatedAt: Timestamp = None
-
-
-class ExecutionEvent(Wire):
-    """The record of one run.
-
-    Only `id` and `status` are required: they are what a verdict needs. `requestId` is not documented; should it
-    appear one day, it decides which run the event belongs to.
-    """
-
-    id: Identifier
-    status: Annotated[StrictStr, StringConstraints(min_length=1, max_length=256), AfterValidator(_printable)]
-    agentId: Owner = None
-    userId: str | None = None
-    startedAt: Timestamp = None
-    completedAt: Timestamp = None
-    error: Any = None
-    finalModel: str | None = None
-    browserStepCount: Number = None
-    browserSessionSeconds: Number = None
-    createdAt: Timestamp = None
-    updatedAt: Timestamp = None
-    requestId: str | None = None
 
     _sent: dict[str, Any] | None = PrivateAttr(default=None)
 
     @model_validator(mode="wrap")
     @classmethod
     def _keep_what_was_sent(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        event = handler(value)
+        row = handler(value)
         if isinstance(value, dict):
-            event._sent = value  # noqa: SLF001 - our own, in our own class method
-        return event
+            row._sent = value  # noqa: SLF001 - our own, in our own class method
+        return row
+
+    @property
+    def unreadable(self) -> str | None:
+        """Why the row cannot be read, if this is a stand-in for one; else None."""
+        return None
+
+    @property
+    def lacks_id(self) -> bool:
+        """Whether the row has no readable id, so that `id` is made up."""
+        return False
 
     def was_sent_as(self, row: object) -> bool:
         """Whether `row` is what was sent, word for word. Much cheaper than to read it again."""
         return self._sent == row
 
     def to_json(self) -> dict[str, Any]:
-        """The event as the API sent it: its field names, its spelling of timestamps, JSON types.
+        """The row as the API sent it: its field names, its spelling of timestamps, JSON types.
 
         Word for word, but for what Airflow could not keep or would not take for data (`bodies.storable`).
         """
@@ -142,20 +153,140 @@ class ExecutionEvent(Wire):
         return storable(sent)  # type: ignore[no-any-return]  # of an object, an object
 
 
+class Agent(Row):
+    """An agent of the account."""
+
+    name: OptionalText = None
+    baseUrl: OptionalText = None
+    status: OptionalText = None
+    schedule: OptionalText = None
+    createdAt: OptionalTimestamp = None
+    updatedAt: OptionalTimestamp = None
+
+
+class ExecutionEvent(Row):
+    """The record of one run.
+
+    A verdict needs `id`, `status`, `createdAt`, `startedAt` and `completedAt`: a row in which one of them is odd cannot
+    be read. Any other odd field counts as absent. `requestId` is not documented; should it appear one day, it decides
+    which run the event belongs to.
+    """
+
+    status: Annotated[StrictStr, StringConstraints(min_length=1, max_length=256), AfterValidator(_printable)]
+    agentId: OptionalIdentifier = None
+    userId: OptionalText = None
+    startedAt: Timestamp = None
+    completedAt: Timestamp = None
+    error: Any = None
+    finalModel: OptionalText = None
+    browserStepCount: Number = None
+    browserSessionSeconds: Number = None
+    createdAt: Timestamp = None
+    #: Orders two states of one event, no more.
+    updatedAt: OptionalTimestamp = None
+    requestId: OptionalIdentifier = None
+
+
+class _StandIn(Row):
+    """Stands in for a row that cannot be read, with every field that can be read."""
+
+    _reason: str = PrivateAttr(default="")
+    _lacks_id: bool = PrivateAttr(default=False)
+
+    @classmethod
+    def of(cls, value: object, error: ValidationError) -> Self:
+        """Read what can be read of a row.
+
+        Args:
+            value: the row, decoded.
+            error: why it cannot be read.
+        """
+        # A row that is no object becomes one, so that it can be handed on and read again.
+        sent: dict[str, Any] = value if isinstance(value, dict) else {"row": value}
+        odd = {fault["loc"][0] for fault in error.errors(include_url=False) if fault["loc"]}
+        readable = {name: field for name, field in sent.items() if name not in odd}
+        lacks_id = "id" not in readable
+        row = cls.model_validate(readable | {"id": _made_up_id(sent)} if lacks_id else readable)
+        row._sent, row._reason, row._lacks_id = sent, first_fault(error), lacks_id  # noqa: SLF001 - our own
+        return row
+
+    @property
+    def unreadable(self) -> str:
+        return self._reason
+
+    @property
+    def lacks_id(self) -> bool:
+        return self._lacks_id
+
+
+def _made_up_id(sent: dict[str, Any]) -> str:
+    # The same for the same run: a submission must know the rows without an id that were there before its POST. While a
+    # run is under way, all but its creation time may change.
+    created = sent.get("createdAt")
+    same = json.dumps(storable(sent if created is None else created), sort_keys=True)
+    return f"no-id-{hashlib.blake2b(same.encode(), digest_size=6).hexdigest()}"
+
+
+class UnreadableAgent(_StandIn, Agent):
+    """Stands in for an agent whose row has no readable id."""
+
+
+class UnreadableEvent(_StandIn, ExecutionEvent):
+    """Stands in for an event whose row cannot be read, as a run that is still running, whatever the row says."""
+
+    status: Annotated[str, BeforeValidator(lambda _: Status.RUNNING)] = Status.RUNNING
+
+    def after(self, earlier: ExecutionEvent) -> Self:
+        """The same state, with what only an earlier state of the event says, and what never changes."""
+        missing = {
+            name: getattr(earlier, name)
+            for name in ("agentId", "createdAt", "startedAt", "requestId")
+            if getattr(self, name) is None and getattr(earlier, name) is not None
+        }
+        return self.model_copy(update=missing) if missing else self
+
+
+def read_agent(row: object) -> Agent:
+    """Read a row of decoded JSON; a stand-in for one that cannot be read. Raises nothing."""
+    try:
+        return Agent.model_validate(row)
+    except ValidationError as error:
+        return UnreadableAgent.of(row, error)
+
+
+def read_event(row: object) -> ExecutionEvent:
+    """Read a row of decoded JSON; a stand-in for one that cannot be read. Raises nothing."""
+    try:
+        return ExecutionEvent.model_validate(row)
+    except ValidationError as error:
+        return UnreadableEvent.of(row, error)
+
+
 class Accepted(Wire):
     """What a 202 to an execute says.
 
-    `requestId` may be missing only because a run that was accepted must not be lost over its name.
+    Any field may be missing or unreadable: a run that was accepted must not be lost over the words of the answer.
     """
 
-    requestId: Identifier | None = None
-    agentId: str | None = None
-    message: str | None = None
+    requestId: OptionalIdentifier = None
+    agentId: OptionalText = None
+    message: OptionalText = None
 
 
 class Page(Wire, Generic[T]):
     """One page of a listing. It may hold fewer rows than asked for, or none, and still have a `nextToken`."""
 
     data: tuple[T, ...]
-    #: Part of the next URL: no gateway takes a longer one.
-    nextToken: Annotated[StrictStr, StringConstraints(max_length=4096)] | None = Field(default=None)
+    nextToken: Token = None
+
+    @classmethod
+    def of(cls, value: Any, read_row: Callable[[Any], T]) -> Self:
+        """Read a page of decoded JSON; `read_row` raises nothing.
+
+        Raises:
+            BodyError: it holds too many rows.
+            KeyError, TypeError, ValidationError: it is no page.
+        """
+        rows = rows_of(value)
+        page = cls.model_validate({**value, "data": ()})
+        return page.model_copy(update={"data": tuple(map(read_row, rows))})

@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow_provider_agents.api.calls import (
     MAX_PAGES,
     Answer,
-    Call,
     Pause,
     Steps,
     list_agent_events,
@@ -39,7 +38,7 @@ from airflow_provider_agents.api.errors import AuthenticationError, PermanentErr
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
 from airflow_provider_agents.feed import ways
 from airflow_provider_agents.feed.pace import FEW_RUNS, History
-from airflow_provider_agents.feed.reader import Damage, Faults, Reader
+from airflow_provider_agents.feed.reader import RowCache
 from airflow_provider_agents.feed.schedule import Schedule
 from airflow_provider_agents.feed.tickets import ACCOUNT, At, Subject, Ticket, Trouble
 from airflow_provider_agents.runs.matching import TOLERANCE, Look, Seek, created_at, is_young, lies_before
@@ -70,8 +69,6 @@ _MISSES_CYCLE = 16
 #: From so many followed events on, the active set is taken without comparing, if it is at most this many times as large
 #: as what is followed: no way could be much cheaper, and to compare takes longer than to ask.
 _MANY_EVENTS, _ACTIVE_FACTOR = 400, 2
-#: Rows that could not be read are named one by one in the log up to so many in a sweep.
-_COMPLAINTS = 5
 #: With so many tickets in a sweep, there is a break between finding them and choosing how to ask: each takes some
 #: twenty milliseconds at ten thousand.
 _MANY_TICKETS = 1000
@@ -98,7 +95,6 @@ class _AccountLook:
         ended: whether everything was asked for that was to be.
         whole: whether all of it was read, too, and can be attributed.
         failed: whether the server is in trouble, so that another way would fare no better.
-        damaged: agents of which a row could not be read.
         server_time: the server's clock when the first page was asked for.
     """
 
@@ -106,7 +102,6 @@ class _AccountLook:
     ended: bool = True
     whole: bool = True
     failed: bool = False
-    damaged: set[str] = field(default_factory=set)
     server_time: datetime | None = None
 
     def is_of_use(self, sweep: _Sweep) -> bool:
@@ -116,13 +111,6 @@ class _AccountLook:
     def break_off(self) -> None:
         """Something was left out."""
         self.ended = self.whole = False
-
-    def note_damage(self, damage: Damage) -> None:
-        """A row could not be read."""
-        if damage.agent_id is None:
-            self.whole = False
-        else:
-            self.damaged.add(damage.agent_id)
 
 
 class _Rate:
@@ -170,8 +158,6 @@ class _Sweep:
         missed: ids of events that a narrow listing ought to have shown, or that nobody could look for.
         looked: agents of whom there was a complete look, and the server's clock when it was begun.
         unanswered: whose look failed.
-        damaged: stand-ins for events that could not be read, by id.
-        complaints: the damaged rows that were not told of before.
     """
 
     def __init__(self, at: At) -> None:
@@ -185,8 +171,6 @@ class _Sweep:
         self.refused: set[str] = set()
         self.looked: dict[str, datetime | None] = {}
         self.unanswered: dict[Ticket[Any], TemporaryError] = {}
-        self.damaged: dict[str, ExecutionEvent] = {}
-        self.complaints: list[Damage] = []
         self.answers = 0
         self.failures = 0
         self.last_error: TemporaryError | None = None
@@ -253,8 +237,7 @@ class Plan:
         self._tracks: dict[str, _Track] = {}
         # What earlier answers showed: the events of agents of whom something is sought, and what helps to estimate.
         self._stores: dict[str, dict[str, ExecutionEvent]] = {}
-        self._reader = Reader()
-        self._faults = Faults()
+        self._rows = RowCache()
         self._history = History()
         self._echoes = False
         self._rows_per_second = ways.Estimate(None)
@@ -443,8 +426,7 @@ class Plan:
         if len(sweep.served) >= _MANY_TICKETS:
             yield [_breathe()]
         yield from self._stages(sweep)
-        self._reader.turn()
-        self._complain(sweep)
+        self._rows.turn()
         yield [self._conclude(sweep)]
 
     def _stages(self, sweep: _Sweep) -> Generator[list[Steps[None]], None, None]:
@@ -568,7 +550,7 @@ class Plan:
             pages += 1
             return self._take_page(sweep, look, answer, break_off=pages >= budget)
 
-        call = self._lenient(list_events(status=status), sweep, look)
+        call = self._rows.cached(list_events(status=status))
         if (yield from self._over_account(sweep, status, walk(call, enough), look)):
             self._pages[status].measured(pages if look.whole else _BUDGET_FACTOR * pages, sweep.at.clock)
 
@@ -588,7 +570,7 @@ class Plan:
             too_far = pages * (rate.share_missing(floor)) > budget
             return self._take_page(sweep, look, answer, break_off=too_far)
 
-        call = self._lenient(list_events(), sweep, look)
+        call = self._rows.cached(list_events())
         if not (yield from self._over_account(sweep, "account", walk(call, enough), look)):
             return
         if rate.per_second is not None:
@@ -601,38 +583,9 @@ class Plan:
                 deep = floor is None or all(
                     ticket.over or ticket.seek is None or _reaches(floor, ticket.seek) for ticket in tickets
                 )
-                is_complete = look.whole and deep and agent_id not in look.damaged
+                is_complete = look.whole and deep
             if is_complete:
                 sweep.looked[agent_id] = look.server_time
-
-    def _lenient(
-        self, call: Call[Page[ExecutionEvent]], sweep: _Sweep, look: _AccountLook
-    ) -> Call[Page[ExecutionEvent]]:
-        def note(damage: Damage) -> None:
-            look.note_damage(damage)
-            if self._faults.is_new(damage):
-                sweep.complaints.append(damage)
-            if damage.event is None:
-                return
-            sweep.damaged[damage.event.id] = damage.event
-            track = self._tracks.get(damage.event.id)
-            if track is not None and all(ticket.subject.agent_id == ACCOUNT for ticket in track.tickets):
-                # It is there, and to search for it would show no more. Who waits for it alone is told of the failure.
-                sweep.shown.add(damage.event.id)
-
-        return self._reader.lenient(call, note)
-
-    def _complain(self, sweep: _Sweep) -> None:
-        """Say once which rows could not be read."""
-        self._faults.turn()
-        for damage in sweep.complaints[:_COMPLAINTS]:
-            log.warning(
-                "A row of a listing is not what the API describes, and is passed over until it can be read: %s (%s).",
-                damage.name,
-                damage.fault,
-            )
-        if len(sweep.complaints) > _COMPLAINTS:
-            log.warning("So are %d other rows that were not there before.", len(sweep.complaints) - _COMPLAINTS)
 
     def _take_page(
         self, sweep: _Sweep, look: _AccountLook, answer: Answer[Page[ExecutionEvent]], *, break_off: bool = False
@@ -697,8 +650,8 @@ class Plan:
             return any(lies_before(event, floor) for event in answer.value.data)
 
         def steps() -> Steps[None]:
-            yield from walk(self._reader.strict(list_agent_events(agent_id, status=Status.PENDING)), pending)
-            yield from walk(self._reader.strict(list_agent_events(agent_id)), enough)
+            yield from walk(self._rows.cached(list_agent_events(agent_id, status=Status.PENDING)), pending)
+            yield from walk(self._rows.cached(list_agent_events(agent_id)), enough)
 
         if (yield from self._over_agent(sweep, steps(), lambda: tickets)):
             if agent_id in self._agents:
@@ -723,7 +676,7 @@ class Plan:
             self._give_up(sweep, self._followers(wanted))
             return
         try:
-            yield from walk(self._lenient(call, sweep, _AccountLook()), enough)
+            yield from walk(self._rows.cached(call), enough)
         except AuthenticationError as error:
             self.fail_all(error)
         except PermanentError as error:
@@ -750,7 +703,7 @@ class Plan:
 
         yield from self._over_agent(
             sweep,
-            walk(self._reader.strict(list_agent_events(agent_id)), enough),
+            walk(self._rows.cached(list_agent_events(agent_id)), enough),
             lambda: tuple(self._followers(missing)),
         )
 
@@ -865,7 +818,7 @@ class Plan:
                 track.tickets.pop(ticket, None)
             elif before.startedAt is None and latest.startedAt is not None:
                 self._schedule.replace(ticket, sweep.at)
-            if latest.status != before.status:
+            if (latest.status, latest.unreadable) != (before.status, before.unreadable):
                 ticket.wake()
         if not track.tickets:
             self._tracks.pop(latest.id, None)
@@ -884,8 +837,7 @@ class Plan:
                 is_ripe = seek.ripe_at is None or sweep.at.now >= seek.ripe_at
                 # Before, a look decides nothing; what it shows is only good to know, so it is given to a few.
                 if is_ripe or early < _EVENTS_EARLY:
-                    damaged = tuple(sweep.damaged.values()) if agent_id == ACCOUNT else ()
-                    look = look or Look(tuple(store.values()), server_time, damaged)
+                    look = look or Look(tuple(store.values()), server_time)
                     self._show(ticket, look, sweep.at)
                     handled += _EVENTS_A_LOOK + len(look.events)
                     if not is_ripe:
@@ -915,11 +867,13 @@ class Plan:
                 self._end(ticket, result=ticket.subject.expire())
 
     def _tidy(self, agent_id: str) -> None:
-        """Drop events that are too old for all who still seek."""
+        """Drop events that are too old for all who still seek, and rows that could not be read in this look."""
         store = self._stores.get(agent_id)
         if store:
             floor = _oldest_floor(self._seekers[agent_id])
-            for event in [event for event in store.values() if not is_young(event, floor)]:
+            for event in [
+                event for event in store.values() if event.unreadable is not None or not is_young(event, floor)
+            ]:
                 del store[event.id]
 
     def _note_failures(self, sweep: _Sweep) -> Iterator[Ticket[Any]]:

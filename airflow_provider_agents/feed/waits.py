@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 from airflow_provider_agents.api.calls import list_agent_events, list_events, walk
 from airflow_provider_agents.api.errors import TemporaryError
 from airflow_provider_agents.api.models import Status
-from airflow_provider_agents.feed.reader import Damage, Reader
 from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.runs.journal import Journal
 from airflow_provider_agents.runs.matching import Look
 from airflow_provider_agents.runs.sought import first_begun
 from airflow_provider_agents.runs.submission import Submission, attached_to
-from airflow_provider_agents.runs.verdict import Outcome, Verdict, Wait, active_runs, is_terminal
+from airflow_provider_agents.runs.verdict import Outcome, Verdict, Wait, active_runs, is_active, state_of_event
 from airflow_provider_agents.runs.waiting import Pace, StillBusyError, state_of
 
 if TYPE_CHECKING:
@@ -188,7 +187,7 @@ class _Busy:
         return None
 
     def update(self, event: ExecutionEvent) -> bool | None:
-        if is_terminal(event):
+        if not is_active(event):
             self._active.pop(event.id, None)
         return None if self._active else True
 
@@ -228,11 +227,12 @@ async def wait_until_idle(
             if not active:
                 return
         if over:
-            reason = pace.last_error or f"event {active[0].id} is {active[0].status}"
+            reason = pace.last_error or f"event {active[0].id} is {state_of_event(active[0])}"
             raise StillBusyError(
                 f"Agent {agent_id} was not seen idle before the deadline ({reason}). Nothing was started."
             )
-        if pace.last_error is not None:
+        # A row without an id cannot be followed.
+        if pace.last_error is not None or any(event.lacks_id for event in active):
             await feed.sleep(pause)
             continue
         ids = ", ".join(sorted(event.id for event in active)[:5])
@@ -251,19 +251,8 @@ async def open_journal(feed: Feed, agent_id: str, *, settle: float, cursor: Curs
     active: dict[str, ExecutionEvent] = {}
     server_now: datetime | None = None
     # What is queued first: a run that begins in between is then in both answers, and otherwise would be in neither.
-    reader = Reader()
-
-    def follow_on(damage: Damage) -> None:
-        # The feed's own look says so; here it only must not be lost.
-        if damage.event is not None:
-            active.setdefault(damage.event.id, damage.event)
-
     for status in (Status.PENDING, Status.RUNNING):
-        call = (
-            reader.lenient(list_events(status=status), follow_on)
-            if agent_id == ACCOUNT
-            else list_agent_events(agent_id, status=status)
-        )
+        call = list_events(status=status) if agent_id == ACCOUNT else list_agent_events(agent_id, status=status)
         listed = await feed.ask(walk(call))
         server_now = server_now or listed.server_time
         active.update((event.id, event) for event in listed.value)

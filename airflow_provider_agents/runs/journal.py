@@ -112,7 +112,7 @@ class Journal:
         """
         journal = cls(agent_id, settle, Cursor(floor=server_now - timedelta(seconds=settle) - TOLERANCE))
         journal.looks = -1
-        journal._followed = {event.id: event for event in active if not is_terminal(event)}
+        journal._followed = {event.id: event for event in active if not is_terminal(event) and not event.lacks_id}
         return journal
 
     @property
@@ -132,12 +132,8 @@ class Journal:
         server_now = look.server_time or began_at
         self._told.update(dict.fromkeys(self._between_looks, server_now))
         self._between_looks.clear()
-        shown = {event.id for event in look.events} if look.damaged else set()
-        for event in look.damaged:
-            if event.id not in shown and event.id not in self._told and is_young(event, self._floor):
-                self._followed.setdefault(event.id, event)
         for event in look.events:
-            if event.id in self._told:
+            if event.id in self._told or (event.unreadable is not None and not self._is_to_be_followed(event)):
                 continue
             if not is_terminal(event) or event.id in self._followed:
                 self._note(event, server_now)
@@ -160,6 +156,10 @@ class Journal:
 
     def expire(self) -> None:
         """Nothing ends a journal."""
+
+    def _is_to_be_followed(self, unreadable: ExecutionEvent) -> bool:
+        # An old one was seen before: it was over then, or it is followed.
+        return not unreadable.lacks_id and (unreadable.id in self._followed or is_young(unreadable, self._floor))
 
     def _note(self, event: ExecutionEvent, seen_at: datetime | None) -> None:
         latest = fresher(self._followed.get(event.id), event)

@@ -91,12 +91,10 @@ class Look:
     Attributes:
         events: as they were read.
         server_time: the server's clock when the look was begun.
-        damaged: stand-ins for events that are there and could not be read, as runs that go on.
     """
 
     events: tuple[ExecutionEvent, ...]
     server_time: datetime | None
-    damaged: tuple[ExecutionEvent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +128,9 @@ Match = NotYet | Found | Several | Missing
 
 
 def created_at(event: ExecutionEvent) -> datetime | None:
-    """When the event came to be, as far as it says."""
-    return event.createdAt if event.createdAt is not None else event.startedAt
+    """When the event was created, or else the earliest later moment that it names."""
+    moments = (event.createdAt, event.startedAt, event.completedAt, event.updatedAt)
+    return next((moment for moment in moments if moment is not None), None)
 
 
 def is_young(event: ExecutionEvent, floor: datetime | None) -> bool:
@@ -144,25 +143,29 @@ def lies_before(event: ExecutionEvent, floor: datetime | None) -> bool:
     """Whether all that follows this row, newest first, is older than `floor`.
 
     The API does not say which timestamp it sorts by, so all of them must be older. A row without `startedAt` says
-    nothing: it may stand at the very top or bottom, outside the order.
+    nothing: it may stand at the very top or bottom, outside the order. Nor does an unreadable row that lacks a time.
     """
     if floor is None or event.startedAt is None:
         return False
-    return all(moment < floor for moment in (event.createdAt, event.startedAt, event.updatedAt) if moment is not None)
+    moments = (event.createdAt, event.startedAt, event.updatedAt or event.completedAt)
+    if event.unreadable is not None and None in moments:
+        return False
+    return all(moment < floor for moment in moments if moment is not None)
 
 
 def is_ours(bounds: Bounds, event: ExecutionEvent) -> bool:
     """Whether an id says that this event is the run."""
     if bounds.event_id is not None:
         return event.id == bounds.event_id
-    return bounds.request_id is not None and bounds.request_id in (event.id, event.requestId)
+    # What has no id cannot be followed: it is a candidate until it can be read.
+    return bounds.request_id is not None and bounds.request_id in (event.id, event.requestId) and not event.lacks_id
 
 
 def _could_be_ours(bounds: Bounds, event: ExecutionEvent) -> bool:
     if bounds.event_id is not None or event.id in bounds.known_event_ids:
         return False
-    if bounds.request_id is not None and event.requestId is not None:
-        return False  # it names another request
+    if bounds.request_id is not None and event.requestId not in (None, bounds.request_id):
+        return False
     return is_young(event, bounds.floor)
 
 
@@ -175,7 +178,7 @@ def _oldest_first(events: Iterable[ExecutionEvent]) -> tuple[ExecutionEvent, ...
 
 
 def candidates(bounds: Bounds, events: Iterable[ExecutionEvent], *, settle: float) -> tuple[ExecutionEvent, ...]:
-    """The events that could be the run, oldest first; only the one itself where an id decides."""
+    """The events that could be the run and appeared in time, oldest first; only the one itself where an id decides."""
     events = list(events)
     ours = [event for event in events if is_ours(bounds, event)]
     if ours:
@@ -184,9 +187,15 @@ def candidates(bounds: Bounds, events: Iterable[ExecutionEvent], *, settle: floa
     return _oldest_first(
         event
         for event in events
-        if _could_be_ours(bounds, event)
-        and (ceiling is None or (created := created_at(event)) is None or created <= ceiling)
+        if _could_be_ours(bounds, event) and (ceiling is None or event.createdAt is None or event.createdAt <= ceiling)
     )
+
+
+def possible(bounds: Bounds, events: Iterable[ExecutionEvent], *, settle: float) -> tuple[ExecutionEvent, ...]:
+    """The candidates, oldest first; if there is none, the first event that appeared later."""
+    events = list(events)
+    in_time = candidates(bounds, events, settle=settle)
+    return in_time or _oldest_first(event for event in events if _could_be_ours(bounds, event))[:1]
 
 
 def is_settled(bounds: Bounds, now: Moment, *, settle: float, appear_within: float = 0.0) -> bool:
@@ -220,19 +229,18 @@ def match(
         settle: seconds after acceptance before anything is inferred.
         appear_within: seconds after acceptance after which the run counts as missing.
     """
-    events = list(events)
-    seen = candidates(bounds, events, settle=settle)
+    seen = possible(bounds, events, settle=settle)
     if seen and is_ours(bounds, seen[0]):
         return Found(seen[0], certain=True)
-    if not is_settled(bounds, now, settle=settle, appear_within=appear_within):
+    # What an unreadable row says once it can be read may rule its event out.
+    if not is_settled(bounds, now, settle=settle, appear_within=appear_within) or any(
+        event.unreadable is not None for event in seen
+    ):
         return NotYet(seen)
     if len(seen) > 1:
         return Several(seen)
     if seen:
         return Found(seen[0], certain=False)
-    late = _oldest_first(event for event in events if _could_be_ours(bounds, event))
-    if late:
-        return Found(late[0], certain=False)
     if now.local - bounds.accepted_at >= timedelta(seconds=appear_within):
         return Missing()
     return NotYet()

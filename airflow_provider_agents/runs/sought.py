@@ -105,6 +105,8 @@ def _moment(value: object) -> datetime:
 def first_begun(agent_id: str, moment: datetime, *, settle: float, now: Clock) -> Steps[ExecutionEvent | None]:
     """The agent's first run that began at `moment` or later; None as long as an earlier one could still appear.
 
+    A row that cannot be read counts if its `startedAt` can be.
+
     Args:
         agent_id: the agent.
         moment: compared with `startedAt`, which is on the server's clock.
@@ -123,6 +125,8 @@ def first_begun(agent_id: str, moment: datetime, *, settle: float, now: Clock) -
     if not begun:
         return None
     began_at, _, first = begun[0]
+    if first.lacks_id:
+        return None  # it cannot be followed, and no later run is the first
     settled = (listed.server_time or now()) - began_at >= timedelta(seconds=settle)
     return first if settled else None
 

@@ -296,9 +296,12 @@ def find_lost(lost: Submission, *, settle: float, now: Clock) -> Steps[Submissio
             ):
                 raise
         else:
-            if matching.candidates(lost.bounds, look.events, settle=within):
-                return lost.changed(unanswered=True)
+            found = matching.candidates(lost.bounds, look.events, settle=within)
             moment = matching.Moment(began_at, look.server_time)
-            if matching.is_settled(lost.bounds, moment, settle=within, appear_within=LOST_PATIENCE_SECONDS):
+            settled = matching.is_settled(lost.bounds, moment, settle=within, appear_within=LOST_PATIENCE_SECONDS)
+            # A row that cannot be read may be the run, or turn out to be old. No second run is started beside it.
+            if any(event.unreadable is None for event in found) or (found and settled):
+                return lost.changed(unanswered=True)
+            if settled:
                 return None
         yield Pause(pause)

@@ -20,7 +20,7 @@ from airflow_provider_agents.api.errors import (
     AmbiguousAgentRunError,
     quote,
 )
-from airflow_provider_agents.api.models import ExecutionEvent, Status
+from airflow_provider_agents.api.models import ExecutionEvent, Status, UnreadableEvent
 from airflow_provider_agents.runs import matching
 from airflow_provider_agents.runs.submission import lost_within
 
@@ -49,15 +49,28 @@ def is_success(event: ExecutionEvent) -> bool:
     return event.status == Status.COMPLETED
 
 
+def is_active(event: ExecutionEvent) -> bool:
+    """Whether a run counts as one that its agent is busy with.
+
+    An unreadable row counts, unless it has a readable `completedAt`.
+    """
+    return not is_terminal(event) and (event.unreadable is None or event.completedAt is None)
+
+
+def state_of_event(event: ExecutionEvent) -> str:
+    """The status of an event in words, or why its row cannot be read."""
+    return quote(event.status, 40) if event.unreadable is None else f"unreadable ({event.unreadable})"
+
+
 def active_runs(agent_id: str) -> Steps[list[ExecutionEvent]]:
-    """The runs of an agent that are not over, newest first as far as the API orders them."""
+    """The runs that an agent is busy with, newest first as far as the API orders them; unreadable rows last."""
     seen: dict[str, ExecutionEvent] = {}
     # The active ones last: where a run shows up twice, one that has ended since the first look stays ended.
     for status in (Status.RUNNING, Status.PENDING, None):
         for event in (yield from newest(list_agent_events(agent_id, status=status), 200)):
             if event.id not in seen or is_terminal(event):
                 seen[event.id] = event
-    return [event for event in seen.values() if not is_terminal(event)]
+    return sorted(filter(is_active, seen.values()), key=lambda event: event.unreadable is not None)
 
 
 class Outcome(StrEnum):
@@ -107,7 +120,7 @@ def fresher(old: ExecutionEvent | None, new: ExecutionEvent) -> ExecutionEvent:
         return old if is_terminal(old) else new
     if old.updatedAt is not None and new.updatedAt is not None and new.updatedAt < old.updatedAt:
         return old
-    return new
+    return new.after(old) if isinstance(new, UnreadableEvent) else new
 
 
 class Wait:
@@ -164,7 +177,7 @@ class Wait:
         """The events that are the run, or could be, in their latest state."""
         if self._chosen:
             return tuple(self._seen[event_id] for event_id in self._chosen)
-        return matching.candidates(self._bounds, self._seen.values(), settle=self.rules.settle)
+        return matching.possible(self._bounds, self._seen.values(), settle=self.rules.settle)
 
     @property
     def name(self) -> str:
@@ -190,6 +203,14 @@ class Wait:
             look: the answer to `look()`.
             began_at: our clock when that look was begun.
         """
+        if not self._chosen:
+            # A row that could not be read for a moment must not hold the wait for longer than that.
+            shown = {event.id for event in look.events}
+            self._seen = {
+                event_id: event
+                for event_id, event in self._seen.items()
+                if event.unreadable is None or event_id in shown
+            }
         for event in look.events:
             if not self._chosen or event.id in self._going_on:
                 self._seen[event.id] = fresher(self._seen.get(event.id), event)
@@ -303,7 +324,7 @@ def error_of(verdict: Verdict, submission: Submission, *, what_now: str) -> Agen
 
 def _ends(events: Sequence[ExecutionEvent]) -> str:
     return "; ".join(
-        f"event {event.id} {quote(event.status, 40)}" + (f" ({quote(str(event.error))})" if event.error else "")
+        f"event {event.id} {state_of_event(event)}" + (f" ({quote(str(event.error))})" if event.error else "")
         for event in events
     )
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_agents.api.calls import Pause, Steps
 from airflow_provider_agents.api.errors import AgentsError, TemporaryError
-from airflow_provider_agents.runs.verdict import Verdict, Wait, active_runs
+from airflow_provider_agents.runs.verdict import Verdict, Wait, active_runs, state_of_event
 
 if TYPE_CHECKING:
     from airflow_provider_agents.api.models import ExecutionEvent
@@ -137,7 +137,7 @@ def state_of(wait: Wait) -> str:
     events = wait.events
     if not events:
         return "No event yet"
-    states = ", ".join(f"event {event.id} {event.status}" for event in events[:5])
+    states = ", ".join(f"event {event.id} {state_of_event(event)}" for event in events[:5])
     more = f" and {len(events) - 5} more" if len(events) > 5 else ""  # noqa: PLR2004 - as many as are shown
     if wait.is_known:
         return f"E{states[1:]}"
@@ -175,7 +175,7 @@ def wait_until_idle(agent_id: str, *, poll_interval: float, deadline_at: datetim
             else:
                 pace.sign_of_life(logging.INFO, f"Still waiting for agent {agent_id} to become idle.")
         if over:
-            reason = pace.last_error or f"event {active[0].id} is {active[0].status}"
+            reason = pace.last_error or f"event {active[0].id} is {state_of_event(active[0])}"
             raise StillBusyError(
                 f"Agent {agent_id} was not seen idle before the deadline ({reason}). Nothing was started."
             )

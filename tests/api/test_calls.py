@@ -159,14 +159,9 @@ def test_a_redirect_names_its_target_and_is_not_followed():
         b"7",
         {"data": None},
         {"data": {}},
-        {"data": [None]},
-        {"data": [{"status": "RUNNING"}]},
-        {"data": [{"id": "", "status": "RUNNING"}]},
-        {"data": [{"id": 7, "status": "RUNNING"}]},
-        {"data": [{"id": "e", "status": None}]},
-        {"data": [{"id": "e", "status": "RUNNING", "createdAt": "yesterday"}]},
-        {"data": [{"id": "e", "status": "RUNNING", "createdAt": 1767225600}]},
-        {"data": [], "nextToken": 7},
+        {"data": [], "nextToken": {"page": 2}},
+        {"data": [], "nextToken": True},
+        {"data": [], "nextToken": "x" * 5000},
         b'{"data": [{"id": "e", "status": "RUNNING", "browserStepCount": NaN}]}',
         b"[" * 100_000,
         b"\x00",
@@ -200,8 +195,30 @@ def test_a_number_that_nothing_can_keep_does_not_hide_how_a_run_ended(number):
 
 
 def test_an_unreadable_answer_names_the_place_in_it():
-    with pytest.raises(UnreadableAnswerError, match=r"data\.1\.id"):
-        read(LISTING, 200, {"data": [EVENT, {"status": "RUNNING"}]})
+    with pytest.raises(UnreadableAnswerError, match="nextToken"):
+        read(LISTING, 200, {"data": [EVENT], "nextToken": [2]})
+
+
+@pytest.mark.parametrize("row", [None, 7, [], {}, {"id": 7, "status": "RUNNING"}, {"id": "e", "status": None}])
+@pytest.mark.parametrize("call", [LISTING, calls.list_events()])
+def test_a_row_that_cannot_be_read_leaves_the_rest_of_its_page_readable(call, row):
+    first, odd, last = read(call, 200, {"data": [EVENT, row, EVENT], "nextToken": "next"}).value.data
+    assert (first.id, first.unreadable, last.unreadable) == ("event-1", None, None)
+    assert odd.unreadable is not None
+
+
+@pytest.mark.parametrize(
+    ("sent", "token"),
+    [(7, "7"), ("7", "7"), (0, None), ("", None), (False, None), ([], None), ({}, None), (None, None)],
+)
+def test_a_number_is_a_token_and_an_empty_value_is_none(sent, token):
+    assert read(LISTING, 200, {"data": [], "nextToken": sent}).value.nextToken == token
+
+
+@pytest.mark.parametrize("odd", [7, None, [], {"id": "r"}, "", "two\nlines"])
+def test_an_accepted_run_is_accepted_whatever_its_body_says(odd):
+    accepted = read(calls.execute_agent("a"), 202, {"data": {"requestId": odd, "agentId": 7, "message": [odd]}}).value
+    assert (accepted.requestId, accepted.agentId, accepted.message) == (None, None, None)
 
 
 @given(st.integers(200, 599), st.binary(max_size=200) | st.builds(lambda x: json.dumps(x).encode(), st.recursive(

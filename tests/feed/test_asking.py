@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from driving import Gate, Scene
 
-from airflow_provider_agents.api.errors import AuthenticationError, UnreadableAnswerError
+from airflow_provider_agents.api.errors import AuthenticationError
 from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.runs.journal import Journal
 from airflow_provider_agents.runs.submission import attached_to
@@ -128,8 +128,7 @@ def test_a_run_whose_row_cannot_be_read_is_not_taken_for_one_that_never_appeared
     ]
     scene.sweep(30)
     assert not any(ticket.over for ticket in tickets)
-    assert isinstance(tickets[0].trouble.error, UnreadableAnswerError)
-    assert all(ticket.trouble is None for ticket in tickets[1:])
+    assert [event.unreadable is not None for event in tickets[0].subject.events] == [True]
     broken.clear()
     scene.driver.wait_for(*tickets)
     assert {ticket.result.outcome for ticket in tickets} == {Outcome.COMPLETED}

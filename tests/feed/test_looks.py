@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 from driving import Gate, Scene
 
+from airflow_provider_agents.api.calls import list_events
 from airflow_provider_agents.api.errors import AuthenticationError, TemporaryError
 from airflow_provider_agents.api.models import ExecutionEvent
 from airflow_provider_agents.feed.tickets import ACCOUNT
@@ -444,47 +445,63 @@ def test_the_loop_gets_a_turn_before_thousands_are_looked_for():
     assert pauses_of(scene) == [0]
 
 
-# --- what is damaged -------------------------------------------------------------------------------------------------
+# --- what cannot be read --------------------------------------------------------------------------------------------
 
 
-def test_a_damaged_row_is_shown_to_the_watcher_of_its_account_and_not_to_that_of_another_agent():
+def test_a_row_that_cannot_be_read_is_shown_to_those_who_seek_its_agent_or_the_account():
     scene = Scene(World(), agents=3, queue_seconds=0.0, run_seconds=9000.0)
     floor = scene.sim.now()
     runs = [scene.sim.start_scheduled_run(agent_id) for agent_id in scene.agents]
-    row = scene.sim._event
-    scene.sim._event = lambda run, now: row(run, now) | ({"status": None} if run.event_id == runs[0] else {})
-    everything = Witness(ACCOUNT, floor=floor)
-    others = [Witness(agent_id, floor=floor) for agent_id in scene.agents]
-    for witness in (everything, *others):
+    scene.sim.corrupt(runs[0], {"status": None})
+    witnesses = [Witness(agent_id, floor=floor) for agent_id in (ACCOUNT, *scene.agents)]
+    for witness in witnesses:
         watch(scene, witness)
     scene.sweep()
-    assert [event.id for event in everything.looks[-1].damaged] == [runs[0]]
-    assert set(states(everything.looks[-1])) == set(runs[1:])
-    # Of its own agent, nothing can be said.
-    assert others[0].looks == []
-    for witness, run in zip(others[1:], runs[1:], strict=True):
-        assert witness.looks[-1].damaged == ()
-        assert set(states(witness.looks[-1])) == {run}
+    shown = [{event.id: event.unreadable is not None for event in witness.looks[-1].events} for witness in witnesses]
+    assert shown == [{run: run == runs[0] for run in runs}, *({run: run == runs[0]} for run in runs)]
+
+
+@pytest.mark.parametrize("odd", [{"status": None}, {"id": 7}, 7])
+def test_a_row_counts_as_unreadable_only_in_the_look_that_shows_it_so(odd):
+    scene = Scene(World(), queue_seconds=0.0, run_seconds=9000.0)
+    witness = Witness(floor=scene.sim.now())
+    run = scene.sim.start_scheduled_run("agent-0")
+    watch(scene, witness)
+    scene.sim.corrupt(run, odd)
+    scene.sweep()
+    scene.sim.restore(run)
+    scene.sweep(2)
+    assert [[event.unreadable is None for event in look.events] for look in witness.looks[::2]] == [[False], [True]]
 
 
 @pytest.mark.parametrize(("rows", "lines"), [(5, 5), (6, 6), (9, 6)])
-def test_damaged_rows_are_named_up_to_a_few(rows, lines, caplog):
+def test_rows_that_cannot_be_read_are_named_up_to_a_few(rows, lines, caplog):
     scene = Scene(World(), agents=rows, queue_seconds=0.0, run_seconds=9000.0)
     floor = scene.sim.now()
     for agent_id in scene.agents:
         scene.sim.start_scheduled_run(agent_id)
-    row = scene.sim._event
-    scene.sim._event = lambda run, now: row(run, now) | {"status": None}
+    scene.sim.corrupt(None, {"status": None})
     watch(scene, Witness(ACCOUNT, floor=floor))
     scene.sweep(3)
-    first, *_ = told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len(told) == lines
-    assert first.startswith(
-        "A row of a listing is not what the API describes, and is passed over until it can be read:"
-    )
-    assert first.endswith(").")
+    first, *_ = warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == lines
+    assert first.startswith("A row of a listing cannot be read, so its run counts as still running: status: ")
     if rows > 5:
-        assert told[-1] == f"So are {rows - 5} other rows that were not there before."
+        assert warnings[-1] == f"The same page has {rows - 5} other new rows that cannot be read."
+
+
+def test_a_follower_is_woken_when_its_row_can_no_longer_be_read():
+    scene = Scene(World(), queue_seconds=0.0, run_seconds=9000.0)
+    run = scene.sim.start_scheduled_run("agent-0")
+    (known,) = scene.client.send(list_events()).value.data
+    witness = Witness(following=[known])
+    ticket = watch(scene, witness)
+    scene.sim.corrupt(run, {"startedAt": 7, "completedAt": 8})
+    scene.sweep()
+    assert scene.driver.woken[ticket] == 1
+    # What was known of it is kept, so that it is found where it was.
+    assert (witness.updates[-1].unreadable is None, witness.updates[-1].startedAt) == (False, known.startedAt)
+    assert len(scene.sweep(5)) <= 5 * 2
 
 
 def test_rows_that_do_not_say_whose_they_are_hide_nobody_and_are_seen_by_the_accounts_watcher():

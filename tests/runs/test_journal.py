@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 
-from airflow_provider_agents.api.models import ExecutionEvent
+import pytest
+
+from airflow_provider_agents.api.models import ExecutionEvent, read_event
 from airflow_provider_agents.runs.journal import Cursor, Journal
 from airflow_provider_agents.runs.matching import Look
 
@@ -27,8 +29,13 @@ def journal(**cursor):
     return Journal("a", SETTLE, Cursor(floor=at(0), **cursor))
 
 
-def take(book, *events, seconds=5.0, damaged=()):
-    book.take(Look(events, at(seconds), damaged), at(seconds))
+def unreadable(name, **times):
+    """An event whose row has no status, and the times that are given."""
+    return read_event({"id": name, **{name: at(seconds).isoformat() for name, seconds in times.items()}})
+
+
+def take(book, *events, seconds=5.0):
+    book.take(Look(events, at(seconds)), at(seconds))
     return [event.id for event in book.ended()]
 
 
@@ -110,17 +117,38 @@ def test_looks_are_counted():
 
 def test_a_row_that_cannot_be_read_is_followed_until_it_can_be():
     book = journal()
-    take(book, damaged=[row("e"), row("long-over", created=-50.0, started=-49.0)])
+    old = unreadable("long-over", createdAt=-50.0, startedAt=-49.0)
+    assert take(book, unreadable("e", createdAt=1.0), old) == []
     assert [event.id for event in book.going_on] == ["e"]
-    assert take(book, row("e", "COMPLETED", ended=6.0), seconds=7.0) == ["e"]
-    take(book, row("e", "COMPLETED", ended=6.0), seconds=8.0, damaged=[row("e")])
+    assert take(book, row("e", "COMPLETED", ended=6.0), row("long-over", "COMPLETED", created=-50.0), seconds=7.0) == [
+        "e"
+    ]
+    take(book, unreadable("e", createdAt=1.0), seconds=8.0)
     assert list(book.going_on) == []
 
 
-def test_a_row_that_is_damaged_on_one_page_and_whole_on_another_is_whole():
+@pytest.mark.parametrize("time", ["startedAt", "completedAt", "updatedAt"])
+def test_an_old_row_is_known_by_any_of_its_times(time):
     book = journal()
-    assert take(book, row("e", "COMPLETED", ended=4.0), damaged=[row("e")]) == ["e"]
+    take(book, unreadable("e", **{time: -1.0}))
     assert list(book.going_on) == []
+
+
+def test_a_followed_run_whose_row_can_no_longer_be_read_is_followed_by_what_was_known_of_it():
+    book = journal()
+    take(book, row("e", agent_id="b"))
+    take(restarted(book), unreadable("e"))
+    take(book, unreadable("e"), seconds=30.0)
+    known = book.cursor().followed["e"]
+    assert (known.agent_id, known.created_at, known.started_at) == ("b", at(1), at(2))
+
+
+def test_a_row_without_an_id_is_not_followed():
+    book = journal()
+    take(book, read_event({"id": 7, "status": "RUNNING", "createdAt": at(1).isoformat()}))
+    assert list(book.going_on) == []
+    active = [row("e"), read_event({"status": "RUNNING"})]
+    assert [event.id for event in Journal.from_now("a", SETTLE, at(0), active).going_on] == ["e"]
 
 
 def test_what_is_told_is_forgotten_once_no_look_can_show_it():
