@@ -45,12 +45,81 @@ class BodyError(ValueError):
     """A body is refused. Its text goes on from "the answer …"."""
 
 
+#: Members of one gzip body. A gateway that compresses piece by piece makes one of each: this is a body of the largest
+#: size in pieces of 8 KiB.
+MAX_MEMBERS = 1024
+#: Bytes that are decompressed at once. What follows a member is copied, so with many members in a larger piece the cost
+#: would grow with the square of its size.
+_PIECE_BYTES = 65536
+#: How a member of a gzip body begins (RFC 1952); the third byte stands for deflate, the only method there is.
+_GZIP_MEMBER = b"\x1f\x8b\x08"
+#: Some encoders put it before UTF-8. RFC 8259 lets a reader ignore it.
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class _Decompressor:
+    """Undoes gzip, of one member or several, or deflate, with or without the header of zlib."""
+
+    def __init__(self, coding: str) -> None:
+        self._coding = coding
+        self._inflate: zlib._Decompress | None = None
+        self._held = b""
+        self._members = 0
+        self._has_ended = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether what was fed so far is a whole body."""
+        return self._members > 0 and self._inflate is None
+
+    def feed(self, data: bytes, most: int) -> bytes:
+        """What the next bytes decompress to, at most `most` bytes of it. What follows the last member is ignored.
+
+        Raises:
+            zlib.error: they are damaged, or there are too many members.
+        """
+        out = bytearray()
+        self._held += data
+        while self._held and len(out) < most:
+            if self._inflate is None:
+                self._inflate = self._next_member()
+            if self._inflate is None:
+                break
+            out += self._inflate.decompress(self._held, most - len(out))
+            self._held = self._inflate.unused_data
+            if self._inflate.eof:
+                self._inflate = None
+        return bytes(out)
+
+    def _next_member(self) -> zlib._Decompress | None:
+        """What decompresses the member that the held bytes begin, or None if they begin none, or are too few to say."""
+        if self._members and (self._coding != "gzip" or self._held[:3] != _GZIP_MEMBER[: len(self._held)]):
+            self._has_ended = True
+        if self._has_ended:
+            self._held = b""
+            return None
+        if len(self._held) < (3 if self._members else 2):
+            return None
+        self._members += 1
+        if self._members > MAX_MEMBERS:
+            raise zlib.error("too many members")
+        return zlib.decompressobj(wbits=self._window_bits())
+
+    def _window_bits(self) -> int:
+        if self._coding == "gzip":
+            return zlib.MAX_WBITS | 16
+        # RFC 1950: the header names the method, 8, and as a number of 16 bits it is a multiple of 31. Servers that
+        # leave it out are as old as deflate itself.
+        has_header = self._held[0] & 15 == zlib.DEFLATED and int.from_bytes(self._held[:2]) % 31 == 0
+        return zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS
+
+
 class Intake:
     """Takes in a body, chunk by chunk.
 
     Args:
-        content_encoding: the header. Only gzip is asked for, so nothing else is undone: each further coding, and each
-            repetition of one, is a way to make megabytes of a few bytes.
+        content_encoding: the header. Only gzip is asked for; deflate is undone for servers that do not look. Nothing
+            else is undone, and no two codings at once: each is a way to make megabytes of a few bytes.
         is_success: whether the status is a success; of any other answer only the beginning is kept, and no damage
             of it hides the status.
 
@@ -59,16 +128,17 @@ class Intake:
     """
 
     def __init__(self, content_encoding: str | None, *, is_success: bool) -> None:
-        coding = (content_encoding or "").strip().lower()
-        self._inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16) if coding in {"gzip", "x-gzip"} else None
+        named = [coding.strip().removeprefix("x-") for coding in (content_encoding or "").lower().split(",")]
+        codings = [coding for coding in named if coding not in {"", "identity"}]
+        self._decompressor = _Decompressor(codings[0]) if codings in (["gzip"], ["deflate"]) else None
         self._data = bytearray()
         self._received = 0
         self._is_success = is_success
         #: Whether the rest need not be read.
         self.has_enough = False
-        if self._inflate is None and coding not in {"", "identity"}:
+        if codings and self._decompressor is None:
             if is_success:
-                raise BodyError(f"came in an encoding that was not asked for ({quote(coding, 40)})")
+                raise BodyError(f"came in an encoding that was not asked for ({quote(', '.join(codings), 40)})")
             self.has_enough = True
 
     def add(self, chunk: bytes) -> None:
@@ -80,9 +150,12 @@ class Intake:
         most = MAX_BODY_BYTES if self._is_success else MAX_ERROR_BYTES
         self._received += len(chunk)
         try:
-            # Never more than is allowed: the one byte too many tells that there would have been more.
-            left = most + 1 - len(self._data)
-            self._data += chunk[:left] if self._inflate is None else self._inflate.decompress(chunk, left)
+            for start in range(0, len(chunk), _PIECE_BYTES):
+                # Never more than is allowed: the one byte too many tells that there would have been more.
+                left = most + 1 - len(self._data)
+                piece = chunk[start : start + _PIECE_BYTES]
+                if left > 0:
+                    self._data += piece[:left] if self._decompressor is None else self._decompressor.feed(piece, left)
         except zlib.error:
             if self._is_success:
                 raise BodyError("has a damaged content encoding") from None
@@ -99,7 +172,7 @@ class Intake:
         Raises:
             BodyError: it was compressed and is cut short.
         """
-        if self._is_success and self._inflate is not None and self._received and not self._inflate.eof:
+        if self._is_success and self._decompressor is not None and self._received and not self._decompressor.is_whole:
             raise BodyError("has a damaged content encoding: it is cut short")
         return bytes(self._data)
 
@@ -137,6 +210,7 @@ def read_json(body: bytes) -> Any:
         BodyError: it holds too many values.
         ValueError: it is not JSON, or nested more than 200 deep.
     """
+    body = body.removeprefix(_BYTE_ORDER_MARK)
     # A value takes a byte, so most bodies need no counting.
     if len(body) > MAX_VALUES and _most_values(body) > MAX_VALUES:
         raise BodyError(f"holds more than {MAX_VALUES:,} values and was not read")
