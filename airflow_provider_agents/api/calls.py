@@ -16,9 +16,8 @@ from typing import Any, Generic, Literal, NoReturn, TypeAlias, TypeVar
 from urllib.parse import quote as percent_encode
 
 from pydantic import ValidationError
-from pydantic_core import from_json
 
-from airflow_provider_agents.api.bodies import BodyError, read_json, weight_of
+from airflow_provider_agents.api.bodies import MAX_ERROR_BYTES, BodyError, read_json, weight_of
 from airflow_provider_agents.api.errors import (
     AgentsError,
     AuthenticationError,
@@ -378,34 +377,42 @@ def read_answer(call: Call[T], status_code: int, headers: Mapping[str, str], bod
     try:
         decoded = read_json(body)
     except BodyError as error:
-        raise unreadable(call, status_code, error) from None
-    except ValueError as error:
-        raise UnreadableAnswerError(
-            f"{call.what}: the answer ({status_code}) is not JSON ({_shape_of(headers, body)}). "
-            "Check that the connection's host is the API's base URL and that nothing between rewrites its answers.",
-            status_code=status_code,
-        ) from error
+        raise unreadable(call, status_code, headers, f"{error}.") from None
+    except ValueError:
+        reason = (
+            f"is not JSON ({_shape_of(headers, body)}). "
+            "Check that the connection's host is the API's base URL and that nothing between rewrites its answers."
+        )
+        raise unreadable(call, status_code, headers, reason) from None
     try:
         value = call.read(decoded)
         # Added up by a walk alone, of the pages that have a next one; to tell it takes a while.
         weight = weight_of(body) if isinstance(value, Page) and value.nextToken else 0
         return Answer(value, server_time, weight)
     except BodyError as error:
-        raise unreadable(call, status_code, error) from None
+        raise unreadable(call, status_code, headers, f"{error}.") from None
     except ValidationError as error:
         reason = first_fault(error)
     except (KeyError, TypeError, IndexError):
         reason = f"no `data` in {type(decoded).__name__}"
-    raise UnreadableAnswerError(
-        f"{call.what}: the answer ({status_code}) is not what the API describes: {reason}. "
-        "If the API has changed, a newer version of this provider may read it.",
+    newer = "If the API has changed, a newer version of this provider may read it."
+    raise unreadable(call, status_code, headers, f"is not what the API describes: {reason}. {newer}")
+
+
+def unreadable(call: Call[Any], status_code: int, headers: Mapping[str, str], reason: str) -> UnreadableAnswerError:
+    """The error for a success that cannot be read.
+
+    Args:
+        call: what was asked.
+        status_code: the HTTP status.
+        headers: of the answer. A page of a gateway in maintenance can come with a `Retry-After`.
+        reason: goes on from "the answer", to the end of its last sentence.
+    """
+    return UnreadableAnswerError(
+        f"{call.what}: the answer ({status_code}) {reason}",
         status_code=status_code,
+        retry_after_seconds=read_retry_after(headers.get("retry-after"), read_http_date(headers.get("date"))),
     )
-
-
-def unreadable(call: Call[Any], status_code: int, error: BodyError) -> UnreadableAnswerError:
-    """The error that a body is which was refused."""
-    return UnreadableAnswerError(f"{call.what}: the answer ({status_code}) {error}.", status_code=status_code)
 
 
 def _shape_of(headers: Mapping[str, str], body: bytes) -> str:
@@ -416,13 +423,22 @@ def _shape_of(headers: Mapping[str, str], body: bytes) -> str:
 def _words(body: bytes) -> str:
     """What an error body says, if it says it in one of the usual ways; the API's page does not describe it."""
     try:
-        value: Any = from_json(body[:65536])
+        value = read_json(body[:MAX_ERROR_BYTES])
     except ValueError:
         return ""
     for _ in range(3):
         if isinstance(value, dict):
             value = next((value[key] for key in ("message", "error", "detail", "title") if value.get(key)), None)
     return f" The server says: {quote(value)}" if isinstance(value, str) and value.strip() else ""
+
+
+def _what_is_missing(call: Call[Any]) -> str:
+    if call.path in {"/v1/agents", "/v1/events"}:
+        return "The API is not there. Check the connection's host: it must be the API's base URL."
+    return (
+        "It does not exist, or the key does not own it. Check the agent's id, and the connection's host if every call "
+        "says so."
+    )
 
 
 def _raise_for_status(
@@ -444,8 +460,7 @@ def _raise_for_status(
             )
         case 404:
             raise NotFoundError(
-                f"{start} It does not exist, or the key does not own it. Check the agent's id, and the "
-                f"connection's host if every call says so.{words}",
+                f"{start} {_what_is_missing(call)}{words}",
                 status_code=status_code,
             )
         case 429:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import os
 import platform
 import re
 import socket
-import ssl
 import threading
 import time
 from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from urllib.parse import urlsplit
 from weakref import WeakSet
@@ -27,7 +26,7 @@ from tenacity import AsyncRetrying, Retrying, retry_if_exception, stop_after_att
 
 from airflow_provider_agents import __version__
 from airflow_provider_agents import clock as our_clock
-from airflow_provider_agents.api import retry
+from airflow_provider_agents.api import environment, retry
 from airflow_provider_agents.api.bodies import BodyError, Intake, without
 from airflow_provider_agents.api.calls import Answer, Call, Once, Pause, Steps, follow, read_answer, unreadable
 from airflow_provider_agents.api.errors import (
@@ -36,10 +35,12 @@ from airflow_provider_agents.api.errors import (
     NoAnswerError,
     NotSentError,
     quote,
+    without_frames,
 )
 from airflow_provider_agents.api.rows import WarnOnce
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable, Iterator
     from types import TracebackType
 
@@ -130,12 +131,16 @@ class Settings:
                 f"max_requests_per_second must be a number above 0 and at most {MAX_REQUESTS_PER_SECOND:g}, "
                 f"got {quote(repr(self.max_requests_per_second), 60)}."
             )
-        if isinstance(self.verify, str) and not Path(self.verify).exists():
+        # Not Path.exists: it raises where a directory may not be read.
+        if isinstance(self.verify, str) and not os.path.exists(self.verify):  # noqa: PTH110
             raise InvalidConnectionError(
                 f"verify names the CA bundle {quote(self.verify, 100)!r}, which does not exist on this machine."
             )
         if self.proxy is not None:
-            _check_proxy(self.proxy, sees_key=self.base_url.startswith("http:") and not self.allow_plain_http)
+            _check_proxy(
+                environment.read_proxy(self.proxy, environment.OF_CONNECTION),
+                sees_key=self.base_url.startswith("http:") and not self.allow_plain_http,
+            )
         if self.run_url is not None:
             _check_run_url(self.run_url)
 
@@ -166,38 +171,53 @@ class Settings:
         """As `redacted`, of JSON, however it spells the key."""
         return without(body, self.api_key) if self._can_be_found else body
 
+    def proxy_in_use(self) -> environment.Proxy | None:
+        """The proxy that requests go through now: the connection's, or else the environment's.
+
+        Raises:
+            InvalidConnectionError: the environment names one that cannot be used.
+        """
+        found = environment.find_proxy(
+            httpx.URL(self.base_url),
+            self.proxy,
+            # Plain http is for this machine only: the environment's proxy would be sent the key unencrypted.
+            trust_environment=self.allow_plain_http or not self.base_url.startswith("http:"),
+        )
+        if isinstance(found, InvalidConnectionError):
+            raise found
+        return found
+
     def tls_context(self) -> ssl.SSLContext:
         """A TLS context as `verify` wants it. Reads the CA bundle: about 50 ms of CPU, so build it once.
 
         Raises:
-            InvalidConnectionError: the CA bundle cannot be read.
+            InvalidConnectionError: the CA bundle cannot be read, or the environment's proxy cannot be used.
         """
-        speaks_no_tls = self.base_url.startswith("http:") and self.proxy is None
+        proxy = self.proxy_in_use()
+        speaks_no_tls = self.base_url.startswith("http:") and (proxy is None or proxy.url.scheme != "https")
         if self.verify is False or speaks_no_tls:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-            return context
-        if self.verify is True:
-            return httpx.create_ssl_context()
-        path = Path(self.verify)
-        try:
-            return ssl.create_default_context(
-                cafile=None if path.is_dir() else str(path), capath=str(path) if path.is_dir() else None
-            )
-        except (OSError, ssl.SSLError) as error:
-            raise InvalidConnectionError(
-                f"verify names the CA bundle {quote(str(path), 100)!r}, which cannot be read ({quote(str(error), 80)})."
-            ) from error
+            return environment.unchecked_tls()
+        made = environment.checked_tls(self.verify)
+        if isinstance(made, InvalidConnectionError):
+            raise made
+        return made
 
 
 def _check_api_key(key: object) -> None:
     if not isinstance(key, str) or not key:
-        raise InvalidConnectionError("The connection has no API key. Put it in the connection's password (API key).")
+        raise InvalidConnectionError(
+            "The connection has no API key. Put it in the connection's password (API key). "
+            "In a URI the key stands between a colon and an @, percent-encoded: agents://:KEY@"
+        )
     if set(key) == {"*"}:
         raise InvalidConnectionError(
             "The API key is only asterisks: a form or an export has saved the mask in place of the key. "
             "Type the key into the connection's password (API key) again."
+        )
+    if re.match(r"bearer[\s:]", key, re.IGNORECASE):
+        raise InvalidConnectionError(
+            "The API key begins with the word Bearer, which the provider adds by itself. Put the bare key, without the "
+            "word and the white space, into the connection's password (API key)."
         )
     if not key.isascii() or not key.isprintable() or " " in key:
         raise InvalidConnectionError(
@@ -225,10 +245,9 @@ def _checked_base_url(text: object, *, allow_plain_http: bool) -> str:
             "The host has no scheme. Write the whole base URL, for example https://gateway.example, or leave the host "
             f"empty for {DEFAULT_BASE_URL}. In a URI, the key stands between a colon and an @: agents://:KEY@"
         )
-    try:
-        url = httpx.URL(text)
-    except (httpx.InvalidURL, UnicodeError, ValueError):
-        raise InvalidConnectionError(f"The host is not a URL. Write it like {DEFAULT_BASE_URL}.") from None
+    url = environment.read_url(text)
+    if url is None:
+        raise InvalidConnectionError(f"The host is not a URL. Write it like {DEFAULT_BASE_URL}.")
     if url.scheme not in {"http", "https"} or not url.host:
         raise InvalidConnectionError(f"The host is not an http(s) URL. Write it like {DEFAULT_BASE_URL}.")
     shown = quote(url.host, 100)
@@ -242,18 +261,18 @@ def _checked_base_url(text: object, *, allow_plain_http: bool) -> str:
             f"The host {shown!r} would send the API key unencrypted. Use https, or set the connection's extra "
             "allow_plain_http to true if the network between is trusted."
         )
+    if re.search(r"/v1(/agents|/events)?/*$", url.path):
+        raise InvalidConnectionError(
+            f"The base URL on {shown!r} ends in the path of the API itself, /v1, which is added to every request. "
+            "Put the base URL without it into the host."
+        )
     return str(url).rstrip("/")
 
 
-def _check_proxy(proxy: object, *, sees_key: bool) -> None:
-    # The proxy's URL may hold a password: no message repeats it.
-    try:
-        host = httpx.Proxy(url=proxy).url.host  # type: ignore[arg-type]  # refusing a wrong type is the point
-    except (ValueError, TypeError, httpx.InvalidURL):
-        raise InvalidConnectionError(
-            "proxy is not the URL of a proxy. Write it like http://proxy.example:3128 (http, https, socks5)."
-        ) from None
-    if sees_key and not is_loopback(host):
+def _check_proxy(proxy: environment.Proxy | InvalidConnectionError, *, sees_key: bool) -> None:
+    if isinstance(proxy, InvalidConnectionError):
+        raise proxy
+    if sees_key and not is_loopback(proxy.url.host):
         raise InvalidConnectionError(
             "The host is plain http, so the proxy would be sent the API key unencrypted. Use https, leave out the "
             "proxy, or set the connection's extra allow_plain_http to true if the network between is trusted."
@@ -281,16 +300,16 @@ def _check_run_url(template: object) -> None:
         )
 
 
-def _httpx_arguments(settings: Settings, tls: ssl.SSLContext | None) -> dict[str, Any]:
+def _httpx_arguments(settings: Settings, proxy: environment.Proxy | None, tls: ssl.SSLContext) -> dict[str, Any]:
     return {
         "headers": settings.headers(),
         "timeout": httpx.Timeout(settings.timeout_seconds),
-        "verify": tls if tls is not None else settings.tls_context(),
-        "proxy": settings.proxy,
+        "verify": tls,
+        "proxy": proxy.for_httpx(tls) if proxy is not None else None,
         # A redirect would carry the key to whatever host it names.
         "follow_redirects": False,
-        # Plain http is for this machine only: the environment's proxy would be sent the key unencrypted.
-        "trust_env": settings.allow_plain_http or not settings.base_url.startswith("http:"),
+        # `environment` has read it.
+        "trust_env": False,
         # The API sets none, and one that is kept would be sent with every request from then on.
         "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=())),
     }
@@ -306,28 +325,53 @@ async def _aput_location_aside(response: httpx.Response) -> None:
     _put_location_aside(response)
 
 
-def _our_error(error: Exception, call: Call[Any], settings: Settings) -> AgentsError:
+#: The platform cannot have seen the request.
+_NOT_SENT: tuple[type[Exception], ...] = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    *environment.SOCKS_ERRORS,
+)
+_NETWORK_ERRORS: tuple[type[Exception], ...] = (httpx.HTTPError, httpx.InvalidURL, *environment.SOCKS_ERRORS)
+_PROXY_WANTS_CREDENTIALS = 407
+
+
+def _our_error(error: Exception, call: Call[Any], settings: Settings, proxy: environment.Proxy | None) -> AgentsError:
     """Httpx's errors as ours, split by whether the platform can have seen the request."""
     # What was wrong with an answer may be told in its own words.
     words = quote(settings.redacted(str(error)), 120) or type(error).__name__
-    host = httpx.URL(settings.base_url).host
+    place = environment.address_of(httpx.URL(settings.base_url))
+    if proxy is not None:
+        place += f" through the proxy {proxy.address}"
+    if isinstance(error, _NOT_SENT):
+        hint = _what_to_check(words, settings, proxy)
+        return NotSentError(f"{call.what}: no connection to {place} ({words}). {hint}")
     match error:
-        case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.PoolTimeout() | httpx.ProxyError():
-            hint = (
-                "Its certificate was not accepted: set verify to the CA bundle that signed it."
-                if "CERTIFICATE_VERIFY_FAILED" in words
-                else "Check the connection's host and the network."
-            )
-            return NotSentError(f"{call.what}: no connection to {host} ({words}). {hint}")
         case httpx.UnsupportedProtocol() | httpx.LocalProtocolError() | httpx.InvalidURL():
             # Their text may quote a header's value.
             return InvalidConnectionError(f"{call.what}: the connection's settings make no valid HTTP request.")
         case httpx.TimeoutException():
             return NoAnswerError(
-                f"{call.what}: no answer from {host} within {settings.timeout_seconds:g} seconds ({words})."
+                f"{call.what}: no answer from {place} within {settings.timeout_seconds:g} seconds ({words})."
             )
         case _:
-            return NoAnswerError(f"{call.what}: the answer from {host} was lost ({words}).")
+            return NoAnswerError(f"{call.what}: the answer from {place} was lost ({words}).")
+
+
+def _what_to_check(words: str, settings: Settings, proxy: environment.Proxy | None) -> str:
+    if "CERTIFICATE_VERIFY_FAILED" in words:
+        source, _ = environment.ca_source(settings.verify)
+        return (
+            f"Its certificate was not accepted with the CA certificates of {source}: set verify to the CA bundle that "
+            "signed it."
+        )
+    if proxy is None:
+        return "Check the connection's host and port, and the network."
+    if words.startswith(str(_PROXY_WANTS_CREDENTIALS)):
+        return f"{proxy.source} needs a user name and a password: http://USER:PASSWORD@{proxy.address}"
+    others = "" if settings.proxy is not None else ", or list the API's host in NO_PROXY"
+    return f"{proxy.source} names this proxy: check it{others}."
 
 
 def _too_slow(call: Call[Any], settings: Settings) -> NoAnswerError:
@@ -341,14 +385,24 @@ class _Body:
     """Collects an answer's bytes within the bounds of size and time."""
 
     def __init__(
-        self, call: Call[Any], response: httpx.Response, settings: Settings, clock: Callable[[], float]
+        self,
+        call: Call[Any],
+        response: httpx.Response,
+        settings: Settings,
+        proxy: environment.Proxy | None,
+        clock: Callable[[], float],
     ) -> None:
-        self._call, self._response, self._settings, self._clock = call, response, settings, clock
+        self._call, self._response, self._settings, self._proxy, self._clock = call, response, settings, proxy, clock
         self._ends_at = clock() + settings.whole_request_seconds
+        self._headers = {
+            name: settings.redacted(value) for name, value in response.headers.items() if name in _HEADERS_READ
+        }
+        if "location" in response.extensions:
+            self._headers["location"] = settings.redacted(response.extensions["location"])
         try:
             self._intake = Intake(response.headers.get("content-encoding"), is_success=response.is_success)
         except BodyError as error:
-            raise unreadable(call, response.status_code, error) from None
+            raise unreadable(call, response.status_code, self._headers, f"{error}.") from None
 
     @property
     def has_enough(self) -> bool:
@@ -360,25 +414,22 @@ class _Body:
         try:
             self._intake.add(chunk)
         except BodyError as error:
-            raise unreadable(self._call, self._response.status_code, error) from None
+            raise unreadable(self._call, self._response.status_code, self._headers, f"{error}.") from None
         if self._clock() > self._ends_at:
             raise _too_slow(self._call, self._settings)
 
     def read(self, call: Call[T]) -> Answer[T]:
         """What the answer says."""
         status_code = self._response.status_code
-        headers = {
-            name: self._settings.redacted(value)
-            for name, value in self._response.headers.items()
-            if name in _HEADERS_READ
-        }
-        if "location" in self._response.extensions:
-            headers["location"] = self._settings.redacted(self._response.extensions["location"])
+        if status_code == _PROXY_WANTS_CREDENTIALS and self._proxy is not None:
+            # A proxy's own answer. It gives the same one in words if it is to open a tunnel.
+            refusal = httpx.ProxyError(f"{status_code} {self._response.reason_phrase}")
+            raise _our_error(refusal, call, self._settings, self._proxy)
         try:
             body = self._settings.redacted_json(self._intake.end())
         except BodyError as error:
-            raise unreadable(call, status_code, error) from None
-        return read_answer(call, status_code, headers, body)
+            raise unreadable(call, status_code, self._headers, f"{error}.") from None
+        return read_answer(call, status_code, self._headers, body)
 
 
 class _Cutter:
@@ -467,8 +518,13 @@ class Client:
         self._sleep = sleep if sleep is not None else our_clock.sleep
         self._warn_once = warn_once if warn_once is not None else WarnOnce()
         self._cutter = _Cutter(over_a_network=transport is None)
+        # Whatever stands in for the network needs neither.
+        self._proxy = settings.proxy_in_use() if transport is None else None
+        tls = settings.tls_context() if transport is None else environment.unchecked_tls()
         self._http = httpx.Client(
-            transport=transport, event_hooks={"response": [_put_location_aside]}, **_httpx_arguments(settings, None)
+            transport=transport,
+            event_hooks={"response": [_put_location_aside]},
+            **_httpx_arguments(settings, self._proxy, tls),
         )
 
     def __enter__(self) -> Self:
@@ -490,8 +546,11 @@ class Client:
         try:
             with self._cutter.within(self._settings.whole_request_seconds):
                 body = self._read(call)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            failure = _our_error(error, call, self._settings)
+        except _NETWORK_ERRORS as error:
+            failure = _our_error(error, call, self._settings, self._proxy)
+        except AgentsError as error:
+            # What a server sends can hold the key that it was sent.
+            failure = without_frames(error)
         else:
             if not self._cutter.has_cut:
                 answer = body.read(call)
@@ -513,12 +572,16 @@ class Client:
         )
         response = self._http.send(request, stream=True)
         try:
-            body = _Body(call, response, self._settings, self._clock)
+            body = _Body(call, response, self._settings, self._proxy, self._clock)
             # The bytes as sent: httpx would decompress each chunk whole, whatever comes of it.
             for chunk in cast("httpx.SyncByteStream", response.stream):
                 body.add(chunk)
                 if body.has_enough:
                     break
+        except httpx.HTTPError:
+            # The status of a failure says more than that the rest of its text was lost.
+            if response.is_success:
+                raise
         finally:
             response.close()
         return body
@@ -578,8 +641,13 @@ class AsyncClient:
         self._settings, self._attempts, self._clock = settings, attempts, clock
         self._sleep = sleep if sleep is not None else our_clock.asleep
         self._warn_once = WarnOnce()
+        self._proxy = settings.proxy_in_use() if transport is None else None
+        if tls is None:
+            tls = settings.tls_context() if transport is None else environment.unchecked_tls()
         self._http = httpx.AsyncClient(
-            transport=transport, event_hooks={"response": [_aput_location_aside]}, **_httpx_arguments(settings, tls)
+            transport=transport,
+            event_hooks={"response": [_aput_location_aside]},
+            **_httpx_arguments(settings, self._proxy, tls),
         )
 
     @property
@@ -592,7 +660,7 @@ class AsyncClient:
         """Make a client without blocking the loop for the 50 ms that a TLS context takes.
 
         Raises:
-            InvalidConnectionError: the CA bundle cannot be read.
+            InvalidConnectionError: the CA bundle cannot be read, or the environment's proxy cannot be used.
         """
         tls = await asyncio.to_thread(settings.tls_context)
         return cls(settings, tls=tls, attempts=attempts)
@@ -619,8 +687,10 @@ class AsyncClient:
             with our_clock.working():
                 async with asyncio.timeout(self._settings.whole_request_seconds):
                     body = await self._read(call)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            failure = _our_error(error, call, self._settings)
+        except _NETWORK_ERRORS as error:
+            failure = _our_error(error, call, self._settings, self._proxy)
+        except AgentsError as error:
+            failure = without_frames(error)
         except TimeoutError:
             failure = _too_slow(call, self._settings)
         else:
@@ -634,11 +704,15 @@ class AsyncClient:
         request = self._http.build_request(call.method, self._settings.base_url + call.path, params=_query(call))
         response = await self._http.send(request, stream=True)
         try:
-            body = _Body(call, response, self._settings, self._clock)
+            body = _Body(call, response, self._settings, self._proxy, self._clock)
             async for chunk in cast("httpx.AsyncByteStream", response.stream):
                 body.add(chunk)
                 if body.has_enough:
                     break
+        except httpx.HTTPError:
+            # As in `Client`.
+            if response.is_success:
+                raise
         finally:
             await response.aclose()
         return body

@@ -27,12 +27,14 @@ No message holds the API key, and none quotes more than a short, single-line ext
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pydantic import ValidationError
+
+E = TypeVar("E", bound=BaseException)
 
 #: Characters of server-written text that a message may quote. Enough for a sentence, too little for a page.
 QUOTE_LIMIT = 200
@@ -51,6 +53,15 @@ def first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = ".".join(str(part) for part in fault["loc"]) or "the whole"
     return f"{quote(place, 80)}: {quote(fault['msg'])}"
+
+
+def without_frames(error: E) -> E:
+    """The error without the frames in which it arose, and without what it arose from: they can hold the key.
+
+    Raise it outside the handler that caught it, from a frame whose variables hold no secret.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 class AgentsError(Exception):
@@ -124,8 +135,8 @@ class UnreadableAnswerError(TemporaryError):
         status_code: the HTTP status it came with.
     """
 
-    def __init__(self, message: str, *, status_code: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, status_code: int, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message, retry_after_seconds=retry_after_seconds)
         self.status_code = status_code
 
 

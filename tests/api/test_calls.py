@@ -20,6 +20,7 @@ from airflow_provider_agents.api.errors import (
     RateLimitedError,
     RequestRejectedError,
     ServerError,
+    TemporaryError,
     UnreadableAnswerError,
 )
 from airflow_provider_agents.api.models import Page
@@ -126,6 +127,28 @@ def test_each_status_has_its_error_that_names_the_call_and_the_status(status, er
 def test_what_an_error_body_says_is_passed_on(body):
     with pytest.raises(RequestRejectedError, match="The server says: the plan is used up"):
         read(LISTING, 402, body)
+
+
+def test_a_byte_order_mark_hides_neither_a_page_nor_the_words_of_an_error():
+    mark = b"\xef\xbb\xbf"
+    assert read(LISTING, 200, mark + json.dumps({"data": [EVENT]}).encode()).value.data[0].id == "event-1"
+    with pytest.raises(RequestRejectedError, match="The server says: no"):
+        read(LISTING, 402, mark + b'{"message": "no"}')
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (LISTING, "Check the agent's id"),
+        (calls.execute_agent("agent-1"), "Check the agent's id"),
+        (calls.list_agents(), "Check the connection's host"),
+        (calls.list_events(), "Check the connection's host"),
+    ],
+)
+def test_a_404_names_the_agent_only_where_one_was_asked_for(call, words):
+    with pytest.raises(NotFoundError, match=f"404. .*{words}") as caught:
+        read(call, 404)
+    assert ("agent's id" in str(caught.value)) == (call.path not in {"/v1/agents", "/v1/events"})
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[1, {", b'{"error": 7}', b"[]", b"\xff\xfe"])
@@ -273,6 +296,14 @@ def test_a_date_that_is_none_is_no_date(date):
 )
 def test_retry_after_is_seconds_or_a_date_on_the_servers_own_clock(text, seconds):
     assert calls.read_retry_after(text, datetime(2026, 1, 1, 9, tzinfo=UTC)) == seconds
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 520, 200, 202, 204])
+@pytest.mark.parametrize("body", [b"", b"<html>", b'{"data": [', {"data": 7}, b"[" * 10_000])
+def test_whatever_may_pass_keeps_the_pause_that_the_server_asks_for(status, body):
+    with pytest.raises(TemporaryError) as caught:
+        read(LISTING, status, body, retry_after="12")
+    assert caught.value.retry_after_seconds == 12
 
 
 def test_retry_after_travels_with_the_error():

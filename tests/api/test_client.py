@@ -6,9 +6,11 @@ import asyncio
 import gzip
 import ssl
 import traceback
+import zlib
 
 import httpx
 import pytest
+from frames import variables
 
 from airflow_provider_agents.api import calls
 from airflow_provider_agents.api.bodies import MAX_BODY_BYTES
@@ -211,6 +213,72 @@ def test_a_token_that_makes_no_url_is_a_typed_error(face):
     assert len(server.requests) == 2
 
 
+class Broken(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body that ends with an error of the network."""
+
+    def __iter__(self):
+        yield b'{"message": '
+        raise httpx.ReadError("reset")
+
+    async def __aiter__(self):
+        yield b'{"message": '
+        raise httpx.ReadError("reset")
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(429, RateLimitedError), (503, ServerError), (401, AuthenticationError), (200, NoAnswerError)]
+)
+def test_a_failure_whose_text_is_lost_keeps_its_status_and_the_pause_that_it_asks_for(face, status, error):
+    reply = httpx.Response(status, headers={"retry-after": "7"}, stream=Broken())
+    with pytest.raises(error) as caught:
+        face(Server(reply)).do("send_once", EXECUTE)
+    assert getattr(caught.value, "retry_after_seconds", None) == (7 if status in {429, 503} else None)
+
+
+def gzipped(data):
+    return {"content-encoding": "gzip"}, gzip.compress(data)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({}, b'\xef\xbb\xbf{"data": []}'),
+        gzipped(b'\xef\xbb\xbf{"data": []}'),
+        ({"content-encoding": "gzip"}, gzip.compress(b'{"data"') + gzip.compress(b": []}")),
+        ({"content-encoding": "deflate"}, zlib.compress(b'{"data": []}')),
+        ({"content-encoding": "identity"}, b'{"data": []}'),
+    ],
+)
+def test_an_answer_is_read_however_a_gateway_wraps_it(face, headers, body):
+    reply = httpx.Response(200, headers=headers, stream=httpx.ByteStream(body))
+    assert face(Server(reply)).do("send_once", READ).value.data == ()
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"content-encoding": "br"}, b""),
+        ({"content-encoding": "gzip"}, b"damaged"),
+        gzipped(b" " * (MAX_BODY_BYTES + 1)),
+        ({}, b"<html>"),
+    ],
+)
+def test_an_answer_that_cannot_be_read_keeps_the_pause_that_it_asks_for(face, headers, body):
+    reply = httpx.Response(200, headers={"retry-after": "7", **headers}, stream=httpx.ByteStream(body))
+    with pytest.raises(UnreadableAnswerError) as caught:
+        face(Server(reply)).do("send_once", READ)
+    assert caught.value.retry_after_seconds == 7
+
+
+@pytest.mark.parametrize("encoding", [None, "gzip", "br"])
+def test_no_frame_of_an_answer_that_cannot_be_read_holds_the_key_that_it_repeats(face, encoding):
+    body = KEY.encode() * 500_000
+    headers = {} if encoding is None else {"content-encoding": encoding}
+    with pytest.raises(UnreadableAnswerError) as caught:
+        face(Server(httpx.Response(200, headers=headers, stream=httpx.ByteStream(body)))).do("send_once", READ)
+    assert not [line for line in variables(caught.value) if KEY in line]
+
+
 def test_a_damaged_content_encoding_is_unreadable(face):
     # As a stream: httpx would otherwise decode it when the test makes it.
     reply = httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip"))
@@ -248,12 +316,21 @@ def test_the_settings_do_not_show_the_key_or_the_proxys_password():
         ({"api_key": ""}, "no API key"),
         ({"api_key": "***"}, "only asterisks"),
         ({"api_key": "sk-1\n"}, "white space"),
-        ({"api_key": "Bearer sk-1"}, "white space"),
+        ({"api_key": "Bearer sk-1"}, "begins with the word Bearer"),
+        ({"api_key": "bearer\tsk-1"}, "begins with the word Bearer"),
+        ({"api_key": "Bearer:sk-1"}, "begins with the word Bearer"),
         ({"api_key": "schlüssel"}, "no HTTP header"),
         ({"base_url": "api.uragents.ai"}, "has no scheme"),
         ({"base_url": "ftp://api.uragents.ai"}, r"not an http\(s\) URL"),
         ({"base_url": "https://"}, "not an http"),
         ({"base_url": "https://[::1"}, "not a URL"),
+        ({"base_url": "https://api.example:99999"}, "not a URL"),
+        ({"base_url": f"https://{'x' * 64}.example"}, "not a URL"),
+        ({"base_url": "https://a..b"}, "not a URL"),
+        ({"base_url": "https://api.example/v1"}, "ends in the path of the API itself, /v1"),
+        ({"base_url": "https://api.example/agents/v1//"}, "ends in the path of the API itself, /v1"),
+        ({"base_url": "https://api.example/v1/agents/"}, "ends in the path of the API itself, /v1"),
+        ({"base_url": "https://api.example/v1/events"}, "ends in the path of the API itself, /v1"),
         ({"base_url": "https://user:pw@api.example"}, "more than scheme"),
         ({"base_url": "https://api.example?key=1"}, "more than scheme"),
         ({"base_url": "http://api.example"}, "unencrypted"),
@@ -294,6 +371,11 @@ def test_settings_that_cannot_work_are_refused_with_the_cause(wrong, words):
 )
 def test_plain_http_to_this_machine_is_allowed(base_url):
     assert Settings(api_key=KEY, base_url=base_url).base_url == base_url
+
+
+@pytest.mark.parametrize("path", ["/v1/gateway", "/v10", "/api-v1", "/v1/agents-api"])
+def test_a_path_of_a_gateway_is_part_of_the_base_url(path):
+    assert Settings(api_key=KEY, base_url=f"https://gateway.example{path}/").base_url.endswith(path)
 
 
 def test_plain_http_elsewhere_is_allowed_only_when_the_connection_says_so():
