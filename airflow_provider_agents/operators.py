@@ -268,7 +268,7 @@ class ExecuteAgentOperator(BaseOperator):
                 "An earlier try died while it was starting a run of agent %s. Looking for that run first.",
                 self.agent_id,
             )
-            lost = died_around(submission, request_seconds=request_seconds, now=now())
+            lost = died_around(submission, request_seconds=request_seconds)
             found = client.follow(find_lost(lost, settle=self.settle, now=now))
             if found is None:
                 # Else the next try would look again, and take a run that another party has started meanwhile.
@@ -446,10 +446,11 @@ class ExecuteAgentOperator(BaseOperator):
         ids = [event.id for event in verdict.events]
         event = verdict.event
         if event is not None and verdict.outcome in {Outcome.COMPLETED, Outcome.FAILED}:
-            # Any other single event is perhaps a stranger's.
-            if len(ids) == 1:
+            # Any other single event is perhaps another run's.
+            if verdict.known_event is not None:
                 self._show(context, event.id, hook)
-            self._push(context, "usage", usage_of(event, try_number=context["ti"].try_number))
+            if not verdict.late:
+                self._push(context, "usage", usage_of(event, try_number=context["ti"].try_number))
         if verdict.outcome == Outcome.COMPLETED and event is not None:
             if len(ids) > 1:
                 self.log.warning(

@@ -93,6 +93,7 @@ class RunEnded(_Payload):
         submission: whose run it was.
         outcome: a `verdict.Outcome`, or `error` if the wait itself could not go on.
         events: the run's event as the API sent it, or those of all candidates, oldest first.
+        late: as in `verdict.Verdict`.
         error: why the wait could not go on.
     """
 
@@ -100,6 +101,7 @@ class RunEnded(_Payload):
     submission: Submission
     outcome: Outcome | Literal["error"]
     events: tuple[dict[str, Any], ...] = ()
+    late: bool = False
     error: str | None = None
 
     def verdict(self) -> Verdict | None:
@@ -115,7 +117,7 @@ class RunEnded(_Payload):
             raise UnknownTriggerEventError("The trigger reports a run that FAILED and does not hold its event.")
         if self.outcome == Outcome.COMPLETED and not (events and all(is_success(event) for event in events)):
             raise UnknownTriggerEventError("The trigger reports a run that COMPLETED and does not hold its event.")
-        return Verdict(self.outcome, events)
+        return Verdict(self.outcome, events, self.late)
 
 
 class AgentIdle(_Payload):
@@ -143,7 +145,7 @@ def _link_to(feed: Feed, agent_id: str, event_id: str | None) -> str | None:
 
 def _link_of(feed: Feed, submission: Submission, verdict: Verdict) -> str | None:
     """The same for a run that is over; None if it cannot be told from others."""
-    return _link_to(feed, submission.agent_id, verdict.events[0].id if len(verdict.events) == 1 else None)
+    return _link_to(feed, submission.agent_id, verdict.known_event.id if verdict.known_event is not None else None)
 
 
 #: XComs that the triggers of an event loop push at once. Each is a write to Airflow's database by the one process that
@@ -233,7 +235,8 @@ def _event_of(
     task_instance: Any = getattr(trigger, "task_instance", None)
     if end_with is None or task_instance is None or verdict.outcome != Outcome.COMPLETED or event is None:
         events = tuple(event.to_json() for event in verdict.events)
-        return TriggerEvent(RunEnded(submission=submission, outcome=verdict.outcome, events=events).to_json())
+        ended = RunEnded(submission=submission, outcome=verdict.outcome, events=events, late=verdict.late)
+        return TriggerEvent(ended.to_json())
     # Airflow before 3.3 knows no such event; no task of ours asks for it there.
     from airflow.triggers.base import TaskSuccessEvent
 
@@ -241,8 +244,8 @@ def _event_of(
     trigger.log.info("COMPLETED: event %s, the run of %s. The task ends here, without a worker.", ids, submission.name)
     xcoms = {
         "return_value": event.to_json(),
-        "event_id": event.id if len(verdict.events) == 1 else None,
-        "usage": usage_of(event, try_number=task_instance.try_number),
+        "event_id": verdict.known_event.id if verdict.known_event is not None else None,
+        "usage": None if verdict.late else usage_of(event, try_number=task_instance.try_number),
         RUN_URL_KEY: link,
     }
     return TaskSuccessEvent(xcoms={key: xcoms[key] for key in end_with if xcoms[key] is not None})
@@ -315,6 +318,7 @@ class AgentRunTrigger(BaseTrigger):
         wait = self._wait = Wait(
             submission,
             Rules(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous),
+            now(),
         )
         herald = _Herald(self, self.show)
         try:

@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
-from airflow.providers.common.compat.sdk import TaskDeferred
+from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 from airflow.triggers.base import BaseEventTrigger
 from conftest import KEY, connection, needs_airflow
 
-from airflow_provider_agents.api.errors import AgentRunFailedError, InvalidArgumentError
+from airflow_provider_agents.api.errors import AgentRunFailedError, AmbiguousAgentRunError, InvalidArgumentError
 from airflow_provider_agents.operators import RECORD_KEY, ExecuteAgentOperator
+from airflow_provider_agents.simulator import World
 from airflow_provider_agents.triggers import (
     CURSOR_KEY,
     AgentRunEventTrigger,
@@ -77,6 +78,48 @@ def test_every_other_end_resumes_a_worker(platform, task, in_a_task):
     event = asyncio.run(first_event(trigger))
     with pytest.raises(AgentRunFailedError, match="out of luck"):
         op.execute_complete(task.resumed(), event.payload)
+
+
+@pytest.fixture
+def late(platform):
+    """Let the event of the next run that a task starts never appear, and return one that starts another run later."""
+    lags = iter([10_000_000.0])
+    platform.sim.world = World(record_lag=lambda rng: next(lags, 0.0))
+    return lambda: platform.sim.start_scheduled_run("agent-1", after=100)
+
+
+_LATE = "No event of this run appeared within 30 seconds"
+
+
+def test_a_run_that_appears_late_is_taken_with_a_warning_and_not_shown_as_the_tasks_own(platform, task, late, logged):
+    op, trigger = deferred_by(task)
+    theirs = late()
+    event = asyncio.run(first_event(trigger))
+    assert op.execute_complete(task.resumed(), json.loads(json.dumps(event.payload)))["id"] == theirs
+    assert logged().count(_LATE) == 1
+    assert {"event_id", "usage"}.isdisjoint(task.xcoms)
+
+
+def test_a_run_that_appears_late_is_refused_where_a_task_takes_nothing_that_may_be_anothers(
+    platform, task, late, logged
+):
+    op, trigger = deferred_by(task, on_ambiguous="fail")
+    late()
+    event = asyncio.run(first_event(trigger))
+    with pytest.raises(AirflowFailException, match="no event of it appeared within `settle`") as refused:
+        op.execute_complete(task.resumed(), json.loads(json.dumps(event.payload)))
+    assert isinstance(refused.value.__cause__, AmbiguousAgentRunError)
+    assert _LATE not in logged()
+    assert len(platform.executions()) == 1
+
+
+@newer_airflow
+def test_a_task_that_its_trigger_ends_does_not_show_a_late_run_as_its_own(platform, task, late, in_a_task):
+    _, trigger = deferred_by(task, end_from_trigger=True)
+    theirs = late()
+    event = asyncio.run(first_event(trigger))
+    assert event.xcoms.keys() == {"return_value"}
+    assert event.xcoms["return_value"]["id"] == theirs
 
 
 @newer_airflow

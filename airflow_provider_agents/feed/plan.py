@@ -372,7 +372,7 @@ class Plan:
             return None
         if ticket.seek is not None:
             # In an account whose events name their requests, a look can decide at any time.
-            return None if self._echoes else ticket.seek.ripe_at
+            return None if self._echoes else ticket.seek.ripe_from(self.server_ahead)
         if len(self._tickets) > FEW_RUNS:
             return None
         dues = [
@@ -834,7 +834,7 @@ class Plan:
                 seek, store = ticket.seek, self._stores.get(agent_id)
                 if ticket.over or seek is None or store is None:
                     continue
-                is_ripe = seek.ripe_at is None or sweep.at.now >= seek.ripe_at
+                is_ripe = seek.is_ripe(sweep.at.now, server_time)
                 # Before, a look decides nothing; what it shows is only good to know, so it is given to a few.
                 if is_ripe or early < _EVENTS_EARLY:
                     look = look or Look(tuple(store.values()), server_time)

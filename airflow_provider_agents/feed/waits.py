@@ -15,7 +15,7 @@ from airflow_provider_agents.runs.matching import Look
 from airflow_provider_agents.runs.sought import first_begun
 from airflow_provider_agents.runs.submission import Submission, attached_to
 from airflow_provider_agents.runs.verdict import Outcome, Verdict, Wait, active_runs, is_active, state_of_event
-from airflow_provider_agents.runs.waiting import Pace, StillBusyError, state_of
+from airflow_provider_agents.runs.waiting import LateWarning, Pace, StillBusyError, state_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Sequence
@@ -83,7 +83,7 @@ async def wait_for_end(
         PermanentError: looking will not get better.
         InvalidConnectionError: the connection cannot be used.
     """
-    name, teller, known = wait.submission.name, _Teller(say), False
+    name, teller, late, known = wait.submission.name, _Teller(say), LateWarning(wait), False
 
     def note_known() -> None:
         nonlocal known
@@ -92,6 +92,7 @@ async def wait_for_end(
             on_known(wait.events[0])
 
     def tell(ticket: Ticket[Verdict], is_news: bool) -> None:
+        late.log_once(say)
         teller.tell(f"{state_of(wait)} (the run of {name}).", ticket.trouble, is_news=is_news)
         if not ticket.over:
             note_known()

@@ -1,7 +1,10 @@
-"""Which event is mine: (what was recorded, events, now) -> not yet | this one | these, ambiguous.
+"""Which event is mine: (what was recorded, events, time passed) -> not yet | this one | these, ambiguous.
 
 An event whose id or `requestId` is ours decides. Without that, all there is to go by is what was there before the
 POST and when an event was created, on the server's own clock. What cannot be told apart stays a set.
+
+Two machines' clocks are never compared. The time since acceptance is measured by one clock alone: the server's, or
+that of the process that waits, counted from the moment at which the process began to wait.
 """
 
 from __future__ import annotations
@@ -29,7 +32,6 @@ class Bounds:
     """What is known about the run that is sought.
 
     Attributes:
-        accepted_at: our clock when the execute was answered, or its answer given up.
         server_before: the server's clock before the POST, None if it did not tell.
         server_after: the server's clock after it, None likewise.
     """
@@ -37,7 +39,6 @@ class Bounds:
     request_id: str | None
     event_id: str | None
     known_event_ids: frozenset[str]
-    accepted_at: datetime
     server_before: datetime | None
     server_after: datetime | None
 
@@ -46,18 +47,37 @@ class Bounds:
         """The run's event was created no earlier than this, on the server's clock."""
         return self.server_before - TOLERANCE if self.server_before is not None else None
 
-    def ceiling(self, settle: float) -> datetime | None:
-        """A run that appears within `settle` seconds was created no later than this, on the server's clock."""
-        return self.server_after + timedelta(seconds=settle) + TOLERANCE if self.server_after is not None else None
+    def ceiling(self, seconds: float) -> datetime | None:
+        """A run that appears within `seconds` was created no later than this, on the server's clock."""
+        return self.server_after + timedelta(seconds=seconds) + TOLERANCE if self.server_after is not None else None
 
-    def seek(self, settle: float) -> Seek:
-        """What to look for."""
+    def passed(self, waited: timedelta, server_time: datetime | None) -> timedelta:
+        """The time since acceptance, at least.
+
+        Args:
+            waited: how long this process has waited, on its own clock. Acceptance came before that.
+            server_time: the server's clock now, None if it did not tell.
+        """
+        if server_time is None or self.server_after is None:
+            return waited
+        return max(waited, server_time - self.server_after - DATE_RESOLUTION)
+
+    def seek(self, settle: float, began_at: datetime | None) -> Seek:
+        """What to look for.
+
+        Args:
+            settle: seconds after acceptance before anything is inferred.
+            began_at: when this process began to wait, on its own clock; None for the first look.
+        """
+        wanted = timedelta(seconds=settle)
+        is_named = self.event_id is not None
         return Seek(
             floor=self.floor,
             ids=tuple(name for name in (self.event_id or self.request_id,) if name is not None),
-            ripe_at=None
-            if self.event_id is not None
-            else self.accepted_at + timedelta(seconds=settle) + (DATE_RESOLUTION if self.server_after else timedelta()),
+            ripe_at=None if is_named or began_at is None else began_at + wanted,
+            ripe_at_server=self.server_after + wanted + DATE_RESOLUTION
+            if self.server_after is not None and not is_named
+            else None,
         )
 
 
@@ -68,20 +88,30 @@ class Seek:
     Attributes:
         floor: every event of the agent that was created since; None if they all matter.
         ids: an event with one of these as its id or `requestId` decides at once.
-        ripe_at: on our clock; before it nothing but an id decides. None if nothing else ever does.
+        ripe_at: the clock of this process from which on a look can decide without an id; None if every look may.
+        ripe_at_server: the same on the server's clock; None if only `ripe_at` counts. The earlier one is enough.
     """
 
     floor: datetime | None
     ids: tuple[str, ...]
     ripe_at: datetime | None
+    ripe_at_server: datetime | None = None
 
+    def is_ripe(self, now: datetime, server_time: datetime | None) -> bool:
+        """Whether a look that was begun at this moment can decide without an id."""
+        if self.ripe_at is None or now >= self.ripe_at:
+            return True
+        return server_time is not None and self.ripe_at_server is not None and server_time >= self.ripe_at_server
 
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """A point in time on our clock, and on the server's where it told."""
+    def ripe_from(self, server_ahead: timedelta) -> datetime | None:
+        """The clock of this process from which on a look can decide; None if every look may.
 
-    local: datetime
-    server: datetime | None = None
+        Args:
+            server_ahead: how far the server's clock is ahead of ours, as far as that is known.
+        """
+        if self.ripe_at is None or self.ripe_at_server is None:
+            return self.ripe_at
+        return min(self.ripe_at, self.ripe_at_server - server_ahead)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,24 +129,42 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class NotYet:
-    """Nothing can be said yet. `candidates` are those that appeared so far."""
+    """Nothing can be said yet.
 
-    candidates: tuple[ExecutionEvent, ...] = ()
+    Attributes:
+        events: those that can be the run so far, oldest first.
+        settled: `settle` has passed, and there is no candidate: whatever appears from now on is late.
+    """
+
+    events: tuple[ExecutionEvent, ...] = ()
+    settled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """This one. `certain` if an id says so, else inferred."""
+    """This one.
+
+    Attributes:
+        certain: an id says so; else it is inferred.
+        late: no candidate had appeared within `settle`, so this event may be another run's.
+    """
 
     event: ExecutionEvent
     certain: bool
+    late: bool = False
+
+    @property
+    def events(self) -> tuple[ExecutionEvent, ...]:
+        """It alone."""
+        return (self.event,)
 
 
 @dataclass(frozen=True, slots=True)
 class Several:
-    """One of these, oldest first; the API does not tell which."""
+    """One of these, oldest first; the API does not tell which. `late` as for `Found`."""
 
     events: tuple[ExecutionEvent, ...]
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +179,20 @@ def created_at(event: ExecutionEvent) -> datetime | None:
     """When the event was created, or else the earliest later moment that it names."""
     moments = (event.createdAt, event.startedAt, event.completedAt, event.updatedAt)
     return next((moment for moment in moments if moment is not None), None)
+
+
+def clock_at_least(server_time: datetime | None, events: Iterable[ExecutionEvent]) -> datetime | None:
+    """A moment that the clock which stamps events has passed; None if nothing tells.
+
+    Args:
+        server_time: the server's clock as it told it.
+        events: what it has shown by then. A stamp is never ahead of the clock that made it. `startedAt` is not used:
+            it may be the moment for which a run is planned.
+    """
+    if server_time is not None:
+        return server_time - TOLERANCE
+    stamps = (stamp for event in events for stamp in (event.createdAt, event.updatedAt, event.completedAt))
+    return max((stamp for stamp in stamps if stamp is not None), default=None)
 
 
 def is_young(event: ExecutionEvent, floor: datetime | None) -> bool:
@@ -177,13 +239,16 @@ def _oldest_first(events: Iterable[ExecutionEvent]) -> tuple[ExecutionEvent, ...
     return tuple(sorted(events, key=age))
 
 
-def candidates(bounds: Bounds, events: Iterable[ExecutionEvent], *, settle: float) -> tuple[ExecutionEvent, ...]:
-    """The events that could be the run and appeared in time, oldest first; only the one itself where an id decides."""
+def candidates(bounds: Bounds, events: Iterable[ExecutionEvent], *, within: float) -> tuple[ExecutionEvent, ...]:
+    """The events that could be the run if it appears within so many seconds of acceptance, oldest first.
+
+    Only the run itself where an id decides.
+    """
     events = list(events)
     ours = [event for event in events if is_ours(bounds, event)]
     if ours:
         return (ours[0],)
-    ceiling = bounds.ceiling(settle)
+    ceiling = bounds.ceiling(within)
     return _oldest_first(
         event
         for event in events
@@ -191,59 +256,53 @@ def candidates(bounds: Bounds, events: Iterable[ExecutionEvent], *, settle: floa
     )
 
 
-def possible(bounds: Bounds, events: Iterable[ExecutionEvent], *, settle: float) -> tuple[ExecutionEvent, ...]:
-    """The candidates, oldest first; if there is none, the first event that appeared later."""
+def possible(
+    bounds: Bounds, events: Iterable[ExecutionEvent], *, settle: float, appear_within: float, was_empty: bool = False
+) -> Found | Several | NotYet:
+    """What the events would mean if there were nothing to wait for. The arguments are those of `match`."""
     events = list(events)
-    in_time = candidates(bounds, events, settle=settle)
-    return in_time or _oldest_first(event for event in events if _could_be_ours(bounds, event))[:1]
-
-
-def is_settled(bounds: Bounds, now: Moment, *, settle: float, appear_within: float = 0.0) -> bool:
-    """Whether `settle` seconds have passed since acceptance, on our clock and on the server's.
-
-    Both, because the look may come from another machine than the one that submitted. A server's clock that stands
-    still or went back cannot hold it off for more than `appear_within` seconds longer.
-    """
-    passed = now.local - bounds.accepted_at
-    wanted = timedelta(seconds=settle)
-    if passed < wanted:
-        return False
-    if (
-        now.server is None
-        or bounds.server_after is None
-        or now.server - bounds.server_after >= wanted + DATE_RESOLUTION
-    ):
-        return True
-    return passed >= wanted + max(timedelta(seconds=appear_within), 2 * TOLERANCE)
+    seen = candidates(bounds, events, within=settle)
+    if seen and is_ours(bounds, seen[0]):
+        return Found(seen[0], certain=True)
+    late = was_empty or not seen
+    if late:
+        # What was created in the window and appears after it is no likelier than what was created after it.
+        seen = candidates(bounds, events, within=appear_within)
+    if len(seen) > 1:
+        return Several(seen, late=late)
+    return Found(seen[0], certain=False, late=late) if seen else NotYet()
 
 
 def match(
-    bounds: Bounds, events: Iterable[ExecutionEvent], now: Moment, *, settle: float, appear_within: float
+    bounds: Bounds,
+    events: Iterable[ExecutionEvent],
+    passed: timedelta,
+    *,
+    settle: float,
+    appear_within: float,
+    was_empty: bool = False,
 ) -> Match:
     """Say which of the events seen so far is the run.
 
     Args:
         bounds: what was recorded around the POST.
         events: everything seen since, each once.
-        now: when the last look was *begun*.
+        passed: the time from acceptance to the *begin* of the last look, at least.
         settle: seconds after acceptance before anything is inferred.
-        appear_within: seconds after acceptance after which the run counts as missing.
+        appear_within: seconds after acceptance after which the run counts as missing. An event that was created
+            later is not the run.
+        was_empty: an earlier look, begun after `settle`, showed no candidate.
     """
-    seen = possible(bounds, events, settle=settle)
-    if seen and is_ours(bounds, seen[0]):
-        return Found(seen[0], certain=True)
+    found = possible(bounds, events, settle=settle, appear_within=appear_within, was_empty=was_empty)
+    if isinstance(found, Found) and found.certain:
+        return found
+    has_settled = passed >= timedelta(seconds=settle)
+    if isinstance(found, NotYet):
+        return Missing() if passed >= timedelta(seconds=appear_within) else NotYet(settled=has_settled)
     # What an unreadable row says once it can be read may rule its event out.
-    if not is_settled(bounds, now, settle=settle, appear_within=appear_within) or any(
-        event.unreadable is not None for event in seen
-    ):
-        return NotYet(seen)
-    if len(seen) > 1:
-        return Several(seen)
-    if seen:
-        return Found(seen[0], certain=False)
-    if now.local - bounds.accepted_at >= timedelta(seconds=appear_within):
-        return Missing()
-    return NotYet()
+    if not has_settled or any(event.unreadable is not None for event in found.events):
+        return NotYet(found.events)
+    return found
 
 
 def look(agent_id: str, bounds: Bounds, wanted: Collection[str] = ()) -> Steps[Look]:

@@ -41,9 +41,6 @@ MAX_POSTS = 3
 LOST_WITHIN_SECONDS = 30.0
 #: Seconds between two looks for the run of a POST whose answer was lost.
 LOST_LOOK_SECONDS = 3.0
-#: For so many seconds beyond `settle` the server's clock is waited for before a lost run is given up: a task may be
-#: tried again on a machine whose own clock is ahead of the first one's, and to start a second run would cost more.
-LOST_PATIENCE_SECONDS = 300.0
 #: Events asked for per page while looking near the newest: the API's default. More pages follow where needed.
 PAGE_ROWS = 50
 _ACCEPTED = 202
@@ -127,7 +124,6 @@ class Submission(BaseModel):
             request_id=self.request_id,
             event_id=self.event_id,
             known_event_ids=frozenset(self.known_event_ids) if self.known_event_ids else _NONE,
-            accepted_at=self.accepted_at or self.sent_at or self.taken_at,
             server_before=self.server_before if self.server_before is not None else self.newest_known_at,
             server_after=self.server_after,
         )
@@ -260,22 +256,21 @@ def _lost(intent: Submission, given_up_at: datetime) -> Submission:
     return intent.changed(accepted_at=given_up_at, server_after=server_after)
 
 
-def died_around(intent: Submission, *, request_seconds: float, now: datetime) -> Submission:
+def died_around(intent: Submission, *, request_seconds: float) -> Submission:
     """The record of a POST whose process died, so that `find_lost` can look for its run.
 
     Args:
-        intent: as last saved.
+        intent: as last saved. Its times are all of that process's clock, so ours must not come in.
         request_seconds: how long a request of that process can have been under way.
-        now: our clock.
     """
     sent_at = intent.sent_at or intent.taken_at
-    return _lost(intent, min(now, sent_at + timedelta(seconds=request_seconds)))
+    return _lost(intent, sent_at + timedelta(seconds=request_seconds))
 
 
 def find_lost(lost: Submission, *, settle: float, now: Clock) -> Steps[Submission | None]:
     """Look for the run of a POST whose answer was lost, until one appears or `lost_within(settle)` seconds have passed.
 
-    They must have passed on the server's clock as well, unless that stands still.
+    They pass on the server's clock, or on ours since this was called: the POST was given up before that.
 
     Returns:
         The record, as `unanswered`, if there is a candidate; None if none has appeared in time.
@@ -284,21 +279,18 @@ def find_lost(lost: Submission, *, settle: float, now: Clock) -> Steps[Submissio
         TemporaryError: the API could not be read after that time: nothing is known.
         PermanentError: the API cannot be read.
     """
-    within = lost_within(settle)
+    within, bounds, since = timedelta(seconds=lost_within(settle)), lost.bounds, now()
     while True:
         began_at, pause = now(), LOST_LOOK_SECONDS
         try:
-            look = yield from matching.look(lost.agent_id, lost.bounds)
+            look = yield from matching.look(lost.agent_id, bounds)
         except TemporaryError as error:
             pause = max(pause, retry.asked_pause(error) or 0.0)
-            if pause > retry.START_PATIENCE_SECONDS or began_at >= lost.bounds.accepted_at + timedelta(
-                seconds=2 * within
-            ):
+            if pause > retry.START_PATIENCE_SECONDS or began_at - since >= 2 * within:
                 raise
         else:
-            found = matching.candidates(lost.bounds, look.events, settle=within)
-            moment = matching.Moment(began_at, look.server_time)
-            settled = matching.is_settled(lost.bounds, moment, settle=within, appear_within=LOST_PATIENCE_SECONDS)
+            found = matching.candidates(bounds, look.events, within=within.total_seconds())
+            settled = bounds.passed(began_at - since, look.server_time) >= within
             # A row that cannot be read may be the run, or turn out to be old. No second run is started beside it.
             if any(event.unreadable is None for event in found) or (found and settled):
                 return lost.changed(unanswered=True)

@@ -85,15 +85,25 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a wait ended, and the events that say so, oldest first."""
+    """How a wait ended, and the events that say so, oldest first.
+
+    Attributes:
+        late: no event had appeared within `settle`, so those that appeared later may be other runs'.
+    """
 
     outcome: Outcome
     events: tuple[ExecutionEvent, ...] = ()
+    late: bool = False
 
     @property
     def event(self) -> ExecutionEvent | None:
         """The run's event: the only one, or the oldest of several that ended alike."""
         return self.events[0] if self.events else None
+
+    @property
+    def known_event(self) -> ExecutionEvent | None:
+        """The run's event, where exactly one event can be the run's and appeared in time."""
+        return self.events[0] if len(self.events) == 1 and not self.late else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +114,7 @@ class Rules:
         settle: seconds after acceptance within which the event appears.
         appear_within: seconds after acceptance after which a run without an event counts as lost.
         on_ambiguous: `all` (several candidates that all end alike are a verdict) or `fail` (nothing that may be
-            another's is one).
+            another's is one: neither one of several, nor a run that appeared late).
     """
 
     settle: float = 30.0
@@ -129,9 +139,15 @@ class Wait:
     Args:
         submission: what ties the task to its run.
         rules: how the task wants to wait.
+        began_at: when this process began to wait, on its own clock; by default, when the first look was begun. What
+            the clock of another machine said of the acceptance is never compared with it.
+
+    Attributes:
+        is_late: no event had appeared within `settle`, so what appeared later may be another run's.
     """
 
     __slots__ = (
+        "_began_at",
         "_bounds",
         "_chosen",
         "_completed",
@@ -139,23 +155,26 @@ class Wait:
         "_going_on",
         "_seek",
         "_seen",
+        "_was_empty",
+        "is_late",
         "rules",
         "submission",
     )
 
-    def __init__(self, submission: Submission, rules: Rules) -> None:
+    def __init__(self, submission: Submission, rules: Rules, began_at: datetime | None = None) -> None:
         if submission.unanswered:
             # Its event was looked for that long, so every event of that time can be the run.
             within = lost_within(rules.settle)
             rules = replace(rules, settle=within, appear_within=max(rules.appear_within, within))
         self.submission, self.rules = submission, rules
+        self._began_at = began_at
         self._bounds = submission.bounds
-        self._seek: matching.Seek | None = self._bounds.seek(rules.settle)
+        self._seek: matching.Seek | None = self._bounds.seek(rules.settle, began_at)
         self._seen: dict[str, ExecutionEvent] = {}
         self._chosen: tuple[str, ...] = ()
         # A tuple, which the one event of most waits shares with `_chosen`: thousands are waited for.
         self._going_on: tuple[str, ...] = ()
-        self._completed = self._failed = False
+        self._completed = self._failed = self._was_empty = self.is_late = False
 
     @property
     def agent_id(self) -> str:
@@ -177,7 +196,13 @@ class Wait:
         """The events that are the run, or could be, in their latest state."""
         if self._chosen:
             return tuple(self._seen[event_id] for event_id in self._chosen)
-        return matching.possible(self._bounds, self._seen.values(), settle=self.rules.settle)
+        return matching.possible(
+            self._bounds,
+            self._seen.values(),
+            settle=self.rules.settle,
+            appear_within=self.rules.appear_within,
+            was_empty=self._was_empty,
+        ).events
 
     @property
     def name(self) -> str:
@@ -189,8 +214,8 @@ class Wait:
 
     @property
     def is_known(self) -> bool:
-        """Whether exactly one event is the run's."""
-        return len(self._chosen) == 1
+        """Whether exactly one event can be the run's, and appeared in time."""
+        return len(self._chosen) == 1 and not self.is_late
 
     def look(self) -> Steps[matching.Look]:
         """What to ask now."""
@@ -214,21 +239,26 @@ class Wait:
         for event in look.events:
             if not self._chosen or event.id in self._going_on:
                 self._seen[event.id] = fresher(self._seen.get(event.id), event)
+        if self._began_at is None:
+            self._began_at = began_at
         if not self._chosen:
-            match matching.match(
+            found = matching.match(
                 self._bounds,
                 self._seen.values(),
-                matching.Moment(began_at, look.server_time),
+                self._bounds.passed(began_at - self._began_at, look.server_time),
                 settle=self.rules.settle,
                 appear_within=self.rules.appear_within,
-            ):
-                case matching.Found(event):
-                    self._chosen = (event.id,)
-                case matching.Several(events):
-                    self._chosen = tuple(event.id for event in events)
+                was_empty=self._was_empty,
+            )
+            match found:
+                case matching.Found(event, late=late):
+                    self._chosen, self.is_late = (event.id,), late
+                case matching.Several(events, late=late):
+                    self._chosen, self.is_late = tuple(event.id for event in events), late
                 case matching.Missing():
                     return Verdict(Outcome.NOT_FOUND)
-                case matching.NotYet():
+                case matching.NotYet(settled=settled):
+                    self._was_empty |= settled
                     return None
             # The rest is of no more use, and a wait may last for a day.
             self._seek = None
@@ -258,17 +288,21 @@ class Wait:
                 self._failed = True
 
     def _judge(self) -> Verdict | None:
-        if self.rules.on_ambiguous == "fail" and (len(self._chosen) > 1 or self.submission.unanswered):
-            return Verdict(Outcome.AMBIGUOUS, self.events)
+        may_be_anothers = len(self._chosen) > 1 or self.submission.unanswered or self.is_late
+        if self.rules.on_ambiguous == "fail" and may_be_anothers:
+            return self._verdict(Outcome.AMBIGUOUS)
         if self._completed and self._failed:
-            return Verdict(Outcome.AMBIGUOUS, self.events)
+            return self._verdict(Outcome.AMBIGUOUS)
         if self._going_on:
             return None
-        return Verdict(Outcome.COMPLETED if self._completed else Outcome.FAILED, self.events)
+        return self._verdict(Outcome.COMPLETED if self._completed else Outcome.FAILED)
 
     def expire(self) -> Verdict:
         """The verdict when the deadline has passed and the last look brought none."""
-        return Verdict(Outcome.TIMED_OUT, self.events)
+        return self._verdict(Outcome.TIMED_OUT)
+
+    def _verdict(self, outcome: Outcome) -> Verdict:
+        return Verdict(outcome, self.events, self.is_late)
 
 
 def error_of(verdict: Verdict, submission: Submission, *, what_now: str) -> AgentRunError | None:
@@ -298,6 +332,13 @@ def error_of(verdict: Verdict, submission: Submission, *, what_now: str) -> Agen
                 f"It cannot be told whether the run of {name} was started: nobody has seen the answer to its POST, and "
                 f"the run that has appeared since can be another's: {_ends(verdict.events)}. Look at this event to see "
                 "whose it is, and clear the task if a new run is wanted; on_ambiguous='all' would take it.",
+                **about,
+            )
+        case Outcome.AMBIGUOUS if verdict.late:
+            return AmbiguousAgentRunError(
+                f"The run of {name} was accepted, but no event of it appeared within `settle`; what appeared later may "
+                f"be another run's: {_ends(verdict.events)}. Look at the agent's runs, and clear the task if a new run "
+                "is wanted. If the platform is slow, raise settle; on_ambiguous='all' would take a run that is late.",
                 **about,
             )
         case Outcome.AMBIGUOUS:

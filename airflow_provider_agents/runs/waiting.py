@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SIGN_OF_LIFE_SECONDS = 300.0
 #: Pauses after failures grow to this many poll intervals, and to no more than two minutes.
 _LONGEST_BACKOFF_SECONDS = 120.0
+#: Events that a log line names one by one: Airflow's page cuts long lines.
+_NAMED = 5
 
 #: (level, message), such as `logger.log`.
 Say = Callable[[int, str], object]
@@ -105,6 +107,7 @@ def wait_for_end(
     """
     pace = Pace(poll_interval, deadline_at, now, say)
     name, told, known = wait.submission.name, "", False
+    late = LateWarning(wait)
     while True:
         over, began_at = pace.is_over(), now()
         try:
@@ -114,6 +117,7 @@ def wait_for_end(
         else:
             pause = pace.looked()
             verdict = wait.take(look, began_at)
+            late.log_once(pace.speak)
             if wait.is_known and not known:
                 known = True
                 on_known(wait.events[0])
@@ -132,13 +136,34 @@ def wait_for_end(
         yield pause
 
 
+class LateWarning:
+    """Logs once that the event of a run appeared late and was taken all the same."""
+
+    def __init__(self, wait: Wait) -> None:
+        self._wait, self._is_due = wait, wait.rules.on_ambiguous != "fail"
+
+    def log_once(self, say: Say) -> None:
+        """Log the warning, if the event is late and no warning was logged."""
+        if not (self._is_due and self._wait.is_late):
+            return
+        self._is_due = False
+        run = self._wait.submission
+        say(
+            logging.WARNING,
+            f"No event of this run appeared within {self._wait.rules.settle:g} seconds. What appeared later is taken "
+            "as the run, but may be another run's. Raise settle if the platform is slow, or refuse a late run with "
+            f"on_ambiguous='fail'. agent={run.agent_id} request_id={run.request_id} "
+            f"event={','.join(event.id for event in self._wait.events[:_NAMED])}",
+        )
+
+
 def state_of(wait: Wait) -> str:
     """What is known of a run, in words that begin a sentence: Airflow's page cuts long lines."""
     events = wait.events
     if not events:
         return "No event yet"
-    states = ", ".join(f"event {event.id} {state_of_event(event)}" for event in events[:5])
-    more = f" and {len(events) - 5} more" if len(events) > 5 else ""  # noqa: PLR2004 - as many as are shown
+    states = ", ".join(f"event {event.id} {state_of_event(event)}" for event in events[:_NAMED])
+    more = f" and {len(events) - _NAMED} more" if len(events) > _NAMED else ""
     if wait.is_known:
         return f"E{states[1:]}"
     return f"{'One of ' if len(events) > 1 else 'Probably '}{states}{more}"

@@ -10,7 +10,7 @@ import pytest
 from airflow_provider_agents.api.calls import Answer
 from airflow_provider_agents.api.models import ExecutionEvent, Page
 from airflow_provider_agents.runs import matching
-from airflow_provider_agents.runs.matching import Bounds, Found, Missing, Moment, NotYet, Several
+from airflow_provider_agents.runs.matching import Bounds, Found, Missing, NotYet, Seek, Several
 
 T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)
 SETTLE, APPEAR = 30.0, 300.0
@@ -26,24 +26,27 @@ def event(name, created=1.0, **fields):
     return ExecutionEvent(id=name, status="RUNNING", **fields)
 
 
-#: Submitted between 0 and 1 s of the server's clock; ours is the same clock here.
+#: Submitted between 0 and 1 s of the server's clock.
 BOUNDS = Bounds(
     request_id="req-1",
     event_id=None,
     known_event_ids=frozenset({"old"}),
-    accepted_at=at(1),
     server_before=at(0),
     server_after=at(1),
 )
 
 
-def match(events, seconds, bounds=BOUNDS, server=None):
-    now = Moment(at(seconds), at(server if server is not None else seconds))
-    return matching.match(bounds, events, now, settle=SETTLE, appear_within=APPEAR)
+def match(events, seconds, bounds=BOUNDS, server=None, **more):
+    """What a look says that was begun at a second; this process began to wait at second 1, when the run was accepted.
+
+    Both clocks are the same, unless the server's is given.
+    """
+    passed = bounds.passed(timedelta(seconds=seconds - 1), at(server if server is not None else seconds))
+    return matching.match(bounds, events, passed, settle=SETTLE, appear_within=APPEAR, **more)
 
 
 def test_nothing_is_inferred_before_settle_has_passed():
-    assert match([event("a")], 30) == NotYet((event("a"),))
+    assert match([event("a")], 30.9) == NotYet((event("a"),))
 
 
 def test_a_single_candidate_is_ours_once_settled():
@@ -51,7 +54,7 @@ def test_a_single_candidate_is_ours_once_settled():
 
 
 def test_an_event_known_before_is_never_ours():
-    assert match([event("old")], 33) == NotYet()
+    assert match([event("old")], 33) == NotYet(settled=True)
 
 
 def test_an_event_that_bears_our_request_id_is_ours_at_once():
@@ -63,11 +66,11 @@ def test_an_event_whose_id_is_our_request_id_is_ours_at_once():
 
 
 def test_an_event_that_bears_another_request_id_is_not_ours():
-    assert match([event("a", requestId="req-2")], 33) == NotYet()
+    assert match([event("a", requestId="req-2")], 33) == NotYet(settled=True)
 
 
 def test_an_event_created_before_the_post_is_not_ours():
-    assert match([event("a", created=-5.1)], 33) == NotYet()
+    assert match([event("a", created=-5.1)], 33) == NotYet(settled=True)
 
 
 def test_clocks_of_gateway_and_application_may_differ_by_the_tolerance():
@@ -77,11 +80,32 @@ def test_clocks_of_gateway_and_application_may_differ_by_the_tolerance():
 def test_an_event_created_after_the_window_is_ours_only_if_there_is_no_other():
     late = event("late", created=36.1)
     assert match([late, event("a")], 40) == Found(event("a"), certain=False)
-    assert match([late], 40) == Found(late, certain=False)
+    assert match([late], 40) == Found(late, certain=False, late=True)
 
 
-def test_the_first_of_those_that_come_late_is_ours():
-    assert match([event("c", 90), event("b", 60)], 100) == Found(event("b", 60), certain=False)
+def test_several_that_come_late_together_stay_several():
+    late = match([event("c", 90), event("b", 60)], 100)
+    assert late == Several((event("b", 60), event("c", 90)), late=True)
+
+
+def test_after_a_look_without_candidates_what_was_created_in_time_is_as_late_as_the_rest():
+    in_time, after = event("in-time", 20), event("after", 60)
+    assert match([in_time], 70, was_empty=True) == Found(in_time, certain=False, late=True)
+    assert match([in_time, after], 70, was_empty=True) == Several((in_time, after), late=True)
+
+
+def test_an_id_makes_a_late_event_certain():
+    late = event("late", 90, requestId="req-1")
+    assert match([late], 100, was_empty=True) == Found(late, certain=True)
+
+
+@pytest.mark.parametrize(("created", "found"), [(1 + APPEAR + 5, True), (1 + APPEAR + 5.1, False)])
+@pytest.mark.parametrize("was_empty", [True, False])
+def test_what_was_created_after_appear_within_is_never_ours(created, found, was_empty):
+    # A process that resumes the wait after a day finds runs of all that day.
+    late = event("late", created)
+    expected = Found(late, certain=False, late=True) if found else Missing()
+    assert match([late], 86400, was_empty=was_empty) == expected
 
 
 def test_several_candidates_stay_several_oldest_first():
@@ -94,22 +118,36 @@ def test_an_event_that_does_not_say_when_it_was_created_is_a_candidate():
 
 def test_a_missing_creation_is_read_from_the_start():
     started = event("a", None, startedAt=at(-60))
-    assert match([started], 33) == NotYet()
+    assert match([started], 33) == NotYet(settled=True)
 
 
 def test_a_run_without_an_event_is_missing_after_appear_within():
-    assert match([], 300.9) == NotYet()
+    assert match([], 300.9) == NotYet(settled=True)
     assert match([], 301) == Missing()
 
 
-def test_settling_waits_for_the_servers_clock_too():
-    # A look from a machine whose clock is a minute ahead of the one that submitted.
-    assert match([event("a")], 33, server=20) == NotYet((event("a"),))
+@pytest.mark.parametrize(
+    ("waited", "server", "passed"),
+    [
+        (0, 31.9, 29.9),  # a process that began to wait late: the server's clock says how long ago it was
+        (0, None, 0),
+        (30, 20, 30),  # a server's clock that lags, or stands still
+        (30, None, 30),
+        (5, -600, 5),
+        (-600, 40, 38),
+    ],
+)
+def test_the_time_since_acceptance_is_the_longest_that_one_clock_alone_has_seen(waited, server, passed):
+    seen = BOUNDS.passed(timedelta(seconds=waited), None if server is None else at(server))
+    assert seen == timedelta(seconds=passed)
 
 
-def test_a_server_clock_that_stands_still_does_not_hold_a_verdict_off_for_ever():
-    assert match([event("a")], 1 + SETTLE + APPEAR - 0.1, server=1) == NotYet((event("a"),))
-    assert match([event("a")], 1 + SETTLE + APPEAR, server=1) == Found(event("a"), certain=False)
+def test_a_process_that_did_not_see_the_acceptance_infers_nothing_from_another_machines_clock():
+    unseen = replace(BOUNDS, server_after=None)
+    for waited in (0, SETTLE - 0.1):
+        passed = unseen.passed(timedelta(seconds=waited), None)
+        found = matching.match(unseen, [event("a")], passed, settle=SETTLE, appear_within=APPEAR)
+        assert found == NotYet((event("a"),))
 
 
 def test_without_the_servers_clock_only_what_was_known_before_is_left_out():
@@ -119,24 +157,43 @@ def test_without_the_servers_clock_only_what_was_known_before_is_left_out():
 
 def test_a_known_event_id_decides_whatever_else_there_is():
     bounds = replace(BOUNDS, event_id="mine")
-    assert match([event("a")], 33, bounds) == NotYet()
+    assert match([event("a")], 33, bounds) == NotYet(settled=True)
     assert match([event("a"), event("mine", -9999)], 2, bounds) == Found(event("mine", -9999), certain=True)
 
 
-def test_a_look_reaches_back_to_the_post_and_decides_once_settled():
-    seek = BOUNDS.seek(SETTLE)
+def test_a_look_reaches_back_to_the_post_and_decides_once_settled_on_either_clock():
+    seek = BOUNDS.seek(SETTLE, at(100))
+    assert (seek.floor, seek.ids) == (at(-5), ("req-1",))
     # `Date` counts whole seconds: one more until it is sure.
-    assert (seek.floor, seek.ids, seek.ripe_at) == (at(-5), ("req-1",), at(1 + SETTLE + 1))
+    ripe_at, ripe_at_server = at(100 + SETTLE), at(1 + SETTLE + 1)
+    early = timedelta(seconds=0.1)
+    assert seek.is_ripe(ripe_at, None)
+    assert seek.is_ripe(at(100), ripe_at_server)
+    assert not seek.is_ripe(ripe_at - early, None)
+    assert not seek.is_ripe(ripe_at - early, ripe_at_server - early)
 
 
-def test_without_the_servers_clock_a_look_reaches_back_for_ever_and_ours_settles():
-    seek = replace(BOUNDS, request_id=None, server_before=None, server_after=None).seek(SETTLE)
-    assert (seek.floor, seek.ids, seek.ripe_at) == (None, (), at(1 + SETTLE))
+@pytest.mark.parametrize("ahead", [-600, 0, 600])
+def test_a_look_is_expected_to_decide_when_the_first_of_both_clocks_does(ahead):
+    seek = BOUNDS.seek(SETTLE, at(100))
+    assert seek.ripe_from(timedelta(seconds=ahead)) == min(at(100 + SETTLE), at(2 + SETTLE - ahead))
+
+
+def test_without_the_servers_clock_a_look_reaches_back_forever_and_ours_settles():
+    seek = replace(BOUNDS, request_id=None, server_before=None, server_after=None).seek(SETTLE, at(1))
+    assert (seek.floor, seek.ids, seek.ripe_from(timedelta())) == (None, (), at(1 + SETTLE))
+    assert not seek.is_ripe(at(SETTLE), at(9999))
+
+
+def test_where_nothing_is_known_of_when_the_wait_began_every_look_may_decide():
+    seek = BOUNDS.seek(SETTLE, None)
+    assert seek.is_ripe(at(-9999), None)
+    assert seek.ripe_from(timedelta()) is None
 
 
 def test_where_the_event_is_known_nothing_but_it_decides():
-    seek = replace(BOUNDS, event_id="mine").seek(SETTLE)
-    assert (seek.ids, seek.ripe_at) == (("mine",), None)
+    seek = replace(BOUNDS, event_id="mine").seek(SETTLE, at(1))
+    assert seek == Seek(floor=at(-5), ids=("mine",), ripe_at=None)
 
 
 @pytest.mark.parametrize(
@@ -156,27 +213,15 @@ def test_a_row_ends_a_look_only_if_every_time_it_bears_is_too_old(fields, before
     assert matching.lies_before(row, BOUNDS.floor) is before
 
 
-def test_a_fast_server_clock_counts_a_second_less_than_it_shows():
-    # `Date` counts whole seconds.
-    assert match([event("a")], 60, server=31.9) == NotYet((event("a"),))
-    assert match([event("a")], 60, server=32) == Found(event("a"), certain=False)
-
-
-def test_what_settles_on_both_clocks_settles_in_that_second():
-    bounds = replace(BOUNDS, server_after=None)
-    assert match([event("a")], 30.9, bounds) == NotYet((event("a"),))
-    assert match([event("a")], 31, bounds) == Found(event("a"), certain=False)
-
-
 def test_a_window_ends_the_tolerance_after_the_last_moment_at_which_an_event_can_appear():
     in_time, late = event("in-time", created=1 + SETTLE + 5), event("late", created=1 + SETTLE + 5.1)
-    assert matching.candidates(BOUNDS, [late, in_time], settle=SETTLE) == (in_time,)
+    assert matching.candidates(BOUNDS, [late, in_time], within=SETTLE) == (in_time,)
 
 
 def test_those_of_whom_no_creation_is_known_come_last_whatever_the_clock():
     ancient = ExecutionEvent(id="ancient", status="RUNNING", createdAt=datetime(2000, 1, 1, tzinfo=UTC))
     bounds = replace(BOUNDS, server_before=None, server_after=None)
-    seen = matching.candidates(bounds, [event("unknown", None), event("a"), ancient], settle=SETTLE)
+    seen = matching.candidates(bounds, [event("unknown", None), event("a"), ancient], within=SETTLE)
     assert [one.id for one in seen] == ["ancient", "a", "unknown"]
 
 

@@ -2,6 +2,7 @@
 
 The world is the simulator with every point that the API's page leaves open drawn at random: late records, a schedule
 of the platform's own, skewed clocks, lagging replicas, null `startedAt`, any order, short pages, ids present or not.
+The machine that waits is another one than the machine that submitted, and its clock is minutes off as well.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, Wor
 
 SETTLE = 30.0
 RULES = Rules(settle=SETTLE, appear_within=300.0)
+
+#: How far the clock of the machine that waits is ahead of that of the machine that submitted, in seconds.
+SKEWS = (0.0, -600.0, -60.0, 60.0, 600.0)
 
 # What lags together stays within `settle`: a record is seen once it was written and the replica has it.
 lags = st.tuples(st.floats(0, 20), st.floats(0, 8))
@@ -58,7 +62,9 @@ def worlds(draw):
     )
 
 
-def run_once(world, *, seed, every=None, offset=0.0, strangers=(), faults=(), on_ambiguous="all", deferred=False):
+def run_once(
+    world, *, seed, every=None, offset=0.0, strangers=(), faults=(), on_ambiguous="all", deferred=False, skew=0.0
+):
     """One submission and its wait in a world; what came out, and the truth about it."""
     clock = ManualClock()
     sim = Simulator(clock, world=world, seed=seed)
@@ -81,22 +87,38 @@ def run_once(world, *, seed, every=None, offset=0.0, strangers=(), faults=(), on
         Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim), sleep=sleep
     )
     submission = client.follow(submit("agent", settle=SETTLE, now=clock))
-    wait = Wait(submission, Rules(settle=SETTLE, appear_within=300.0, on_ambiguous=on_ambiguous))
-    deadline_at = clock.now + timedelta(hours=2)
+    # As on another machine, some seconds later.
+    sleep(rng.choice([0.0, 0.0, 3.0, 40.0]))
+
+    def other_clock():
+        return clock.now + timedelta(seconds=skew)
+
+    wait = Wait(submission, Rules(settle=SETTLE, appear_within=300.0, on_ambiguous=on_ambiguous), other_clock())
+    deadline_at = other_clock() + timedelta(hours=2)
+    began_at = clock.now
     if deferred:
         # As in a triggerer: with others, whose runs are of no concern to ours.
-        driver = Driver(client, clock, sleep, rng=rng)
+        driver = Driver(client, other_clock, sleep, rng=rng)
         ticket = driver.join(wait, deadline_at=deadline_at)
         for number in range(deferred - 1):
             sim.add_agent(f"other-{number}", schedule_every=50.0, schedule_offset=10.0 * number)
             other = client.follow(submit(f"other-{number}", settle=SETTLE, now=clock))
-            driver.join(Wait(other, RULES), interval=rng.choice([2.0, 5.0, 30.0]), deadline_at=deadline_at)
+            driver.join(
+                Wait(other, RULES, other_clock()), interval=rng.choice([2.0, 5.0, 30.0]), deadline_at=deadline_at
+            )
         (verdict,) = driver.wait_for(ticket)
         assert ticket.error is None
     else:
         verdict = client.follow(
-            wait_for_end(wait, poll_interval=5.0, deadline_at=deadline_at, now=clock, say=lambda level, message: None)
+            wait_for_end(
+                wait, poll_interval=5.0, deadline_at=deadline_at, now=other_clock, say=lambda level, message: None
+            )
         )
+    ends = [sim.truth(event.id).ended_at for event in verdict.events]
+    if verdict.outcome in {Outcome.COMPLETED, Outcome.FAILED}:
+        # However far off a clock is: no later than by `settle`, a replica's lag and a few looks.
+        latest = max(max(ends) - timedelta(seconds=world.clock_skew), began_at + timedelta(seconds=SETTLE))
+        assert clock.now - latest <= timedelta(seconds=90)
     return sim, submission, verdict
 
 
@@ -109,8 +131,9 @@ def run_once(world, *, seed, every=None, offset=0.0, strangers=(), faults=(), on
     strangers=st.lists(st.floats(0, 150), max_size=3),
     on_ambiguous=st.sampled_from(["all", "fail"]),
     deferred=st.sampled_from([0, 1, 2, 5]),
+    skew=st.sampled_from(SKEWS),
 )
-def test_a_success_is_never_wrong(world, seed, every, offset, strangers, on_ambiguous, deferred):
+def test_a_success_is_never_wrong(world, seed, every, offset, strangers, on_ambiguous, deferred, skew):
     sim, submission, verdict = run_once(
         world,
         seed=seed,
@@ -119,6 +142,7 @@ def test_a_success_is_never_wrong(world, seed, every, offset, strangers, on_ambi
         strangers=strangers,
         on_ambiguous=on_ambiguous,
         deferred=deferred,
+        skew=skew,
     )
     mine = sim.event_of(submission.request_id)
     if verdict.outcome == Outcome.COMPLETED:
@@ -141,10 +165,11 @@ def test_a_success_is_never_wrong(world, seed, every, offset, strangers, on_ambi
     ),
     skip=st.integers(0, 6),
     deferred=st.sampled_from([0, 1]),
+    skew=st.sampled_from(SKEWS),
 )
-def test_blips_neither_change_a_verdict_nor_start_a_second_run(world, seed, kinds, skip, deferred):
+def test_blips_neither_change_a_verdict_nor_start_a_second_run(world, seed, kinds, skip, deferred, skew):
     faults = [Fault(kind=kind, skip=skip + n, worked=bool(n % 2)) for n, kind in enumerate(kinds)]
-    sim, _, verdict = run_once(world, seed=seed, faults=faults, deferred=deferred)
+    sim, _, verdict = run_once(world, seed=seed, faults=faults, deferred=deferred, skew=skew)
     assert len(sim.executions) == 1
     mine = sim.executions[0].event_id
     if verdict.outcome == Outcome.COMPLETED:

@@ -37,6 +37,8 @@ SUBMISSION = Submission(
     agent_id="a", request_id="req", taken_at=T0, sent_at=T0, accepted_at=T0, server_before=T0, server_after=T0
 )
 SETTLED = 32.0
+#: The same where the server does not tell its time.
+UNTIMED = SUBMISSION.changed(server_before=None, server_after=None)
 
 
 def at(seconds):
@@ -188,13 +190,14 @@ def test_a_run_without_an_answer_is_told_from_others_over_the_time_in_which_it_w
 
 
 def test_a_run_without_an_event_is_not_found_and_one_at_its_deadline_timed_out():
-    wait = Wait(SUBMISSION, Rules(appear_within=60.0))
+    wait = Wait(SUBMISSION, Rules(appear_within=60.0), at(0))
     assert take(wait, seconds=59) is None
     assert wait.expire() == Verdict(Outcome.TIMED_OUT)
     assert take(wait, seconds=60) == Verdict(Outcome.NOT_FOUND)
     assert Verdict(Outcome.NOT_FOUND).event is None
-    take(wait, event(), seconds=61)
-    assert wait.expire() == Verdict(Outcome.TIMED_OUT, (event(),))
+    found = Wait(SUBMISSION, Rules())
+    take(found, event())
+    assert found.expire() == Verdict(Outcome.TIMED_OUT, (event(),))
 
 
 @pytest.mark.parametrize(
@@ -255,10 +258,107 @@ def test_an_older_state_of_a_followed_event_does_not_undo_a_newer_one():
     assert wait.events == (event(updatedAt=at(20)),)
 
 
-def test_nothing_is_inferred_before_the_servers_clock_says_that_settle_has_passed():
+@pytest.mark.parametrize("skew", [-600.0, -60.0, 0.0, 60.0, 600.0, 86400.0])
+@pytest.mark.parametrize("date", [True, False])
+def test_another_machines_clock_neither_hurries_a_verdict_nor_delays_it(skew, date):
+    # The submission was made elsewhere; here the clock is `skew` seconds ahead.
+    wait = Wait(SUBMISSION if date else UNTIMED, Rules(), at(skew))
+
+    def outcome(seconds):
+        return wait.take(Look((event(status="COMPLETED"),), at(seconds) if date else None), at(seconds + skew))
+
+    assert outcome(0) is None
+    assert outcome(29) is None
+    assert outcome(SETTLED).outcome == Outcome.COMPLETED
+
+
+@pytest.mark.parametrize("skew", [-600.0, 0.0, 600.0])
+@pytest.mark.parametrize("date", [True, False])
+def test_another_machines_clock_neither_hurries_nor_delays_the_report_of_a_missing_run(skew, date):
+    wait = Wait(SUBMISSION if date else UNTIMED, Rules(appear_within=60.0), at(skew))
+
+    def outcome(seconds):
+        return wait.take(Look((), at(seconds) if date else None), at(seconds + skew))
+
+    assert [outcome(seconds) for seconds in (0, 30, 59)] == [None] * 3
+    assert outcome(61) == Verdict(Outcome.NOT_FOUND)
+
+
+def test_a_process_that_resumes_a_wait_decides_by_the_servers_clock_and_without_it_after_settle():
+    over = (event(status="COMPLETED"),)
+    resumed = Wait(SUBMISSION, Rules())
+    assert resumed.take(Look(over, at(3600)), at(3600)).outcome == Outcome.COMPLETED
+    blind = Wait(UNTIMED, Rules())
+    assert blind.take(Look(over, None), at(3600)) is None
+    assert blind.take(Look(over, None), at(3629)) is None
+    assert blind.take(Look(over, None), at(3630)).outcome == Outcome.COMPLETED
+
+
+# --- what appears after `settle` --------------------------------------------------------------------------------------
+
+
+def late_looks():
+    """Looks that show what appeared late, in the ways in which that can be seen: (what, the looks that follow)."""
+    after = event("e", createdAt=at(100))
+    in_window = event("e", createdAt=at(10))
+    return {
+        "created after the window": [((), SETTLED), ((after,), 105)],
+        "created after the window, at the first look": [((after,), 105)],
+        "created in the window, shown after it by a replica that lags": [((), SETTLED), ((in_window,), 60)],
+        "undated": [((), SETTLED), ((event("e", createdAt=None),), 60)],
+    }
+
+
+@pytest.mark.parametrize("how", late_looks())
+def test_a_run_that_appears_late_is_taken_and_not_called_known(how):
     wait = Wait(SUBMISSION, Rules())
-    assert wait.take(Look((event(status="COMPLETED"),), at(20)), at(SETTLED)) is None
-    assert wait.take(Look((event(status="COMPLETED"),), None), at(SETTLED)).outcome == Outcome.COMPLETED
+    assert [take(wait, *events, seconds=seconds) for events, seconds in late_looks()[how]][-1] is None
+    assert (wait.is_late, wait.is_known) == (True, False)
+    assert wait.name == "agent a, requestId req, probably event e"
+    verdict = wait.update(event("e", "COMPLETED"))
+    assert (verdict.outcome, verdict.late, verdict.event.id, verdict.known_event) == ("completed", True, "e", None)
+
+
+@pytest.mark.parametrize("how", late_looks())
+def test_a_task_may_refuse_a_run_that_appears_late(how):
+    wait = Wait(SUBMISSION, Rules(on_ambiguous="fail"))
+    verdict = [take(wait, *events, seconds=seconds) for events, seconds in late_looks()[how]][-1]
+    assert (verdict.outcome, verdict.late) == (Outcome.AMBIGUOUS, True)
+    error = error_of(verdict, SUBMISSION, what_now="Never.")
+    assert isinstance(error, AmbiguousAgentRunError)
+    assert str(error) == (
+        "The run of agent a, requestId req was accepted, but no event of it appeared within `settle`; what appeared "
+        "later may be another run's: event e RUNNING. Look at the agent's runs, and clear the task if a new run is "
+        "wanted. If the platform is slow, raise settle; on_ambiguous='all' would take a run that is late."
+    )
+
+
+def test_of_several_late_runs_none_is_picked():
+    late = [event("a", createdAt=at(90)), event("b", createdAt=at(60))]
+    wait = Wait(SUBMISSION, Rules())
+    assert take(wait, *late, seconds=100) is None
+    assert [each.id for each in wait.going_on] == ["b", "a"]
+    assert wait.update(event("b", "COMPLETED")) is None
+    assert wait.update(event("a", "FAILED")).outcome == Outcome.AMBIGUOUS
+
+
+def test_what_appears_later_than_appear_within_is_another_runs_whoever_looks_first():
+    # A second try that looks a day later sees all runs of that day.
+    wait = Wait(SUBMISSION, Rules())
+    assert take(wait, event("e", createdAt=at(3600)), seconds=86400) == Verdict(Outcome.NOT_FOUND)
+
+
+def test_what_has_appeared_in_time_is_known_and_not_late():
+    wait = Wait(SUBMISSION, Rules(on_ambiguous="fail"))
+    assert take(wait, event(), seconds=10) is None
+    assert take(wait, event(), event("after", createdAt=at(100)), seconds=105) is None
+    verdict = wait.update(event(status="COMPLETED"))
+    assert (wait.is_late, verdict.late, verdict.known_event) == (False, False, event(status="COMPLETED"))
+
+
+def test_of_several_events_none_is_known():
+    assert Verdict(Outcome.COMPLETED, (event("a"), event("b"))).known_event is None
+    assert Verdict(Outcome.NOT_FOUND).known_event is None
 
 
 def test_a_look_for_a_run_that_is_known_is_one_request():

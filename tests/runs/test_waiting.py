@@ -249,6 +249,32 @@ def test_what_is_known_of_a_run_is_told_before_it_is_certain(seen, words):
     assert state_of(wait) == words
 
 
+@pytest.mark.parametrize("over", [True, False])
+@pytest.mark.parametrize(("on_ambiguous", "warnings"), [("all", 1), ("fail", 0)])
+def test_a_run_that_appears_late_is_warned_of_once(over, on_ambiguous, warnings):
+    sent = Submission(agent_id="a", request_id="r", taken_at=T0, server_before=T0, server_after=T0)
+    wait = Wait(sent, Rules(settle=30.0, on_ambiguous=on_ambiguous))
+    shown, end = row(seconds=100, status="COMPLETED" if over else "RUNNING"), row(seconds=100, status="COMPLETED")
+    story, known = Story(*[[]] * 20, [shown], [shown], [shown], [end]), []
+    steps = wait_for_end(
+        wait,
+        poll_interval=5.0,
+        deadline_at=T0 + timedelta(hours=1),
+        now=story.clock,
+        say=story.say,
+        on_known=known.append,
+    )
+    verdict = story.tell(steps)
+    assert (verdict.outcome, verdict.late) == (Outcome.COMPLETED if warnings else Outcome.AMBIGUOUS, True)
+    warning = (
+        "No event of this run appeared within 30 seconds. What appeared later is taken as the run, but may be another "
+        "run's. Raise settle if the platform is slow, or refuse a late run with on_ambiguous='fail'. "
+        "agent=a request_id=r event=e"
+    )
+    assert [message for level, message in story.said if level == logging.WARNING] == [warning] * warnings
+    assert known == []
+
+
 # --- until an agent is idle ------------------------------------------------------------------------------------------
 
 
