@@ -227,7 +227,7 @@ def test_what_began_after_a_doubt_was_settled_is_not_mistaken_for_the_run():
     assert len(others) == 1
     look = scene.client.follow(matching.look("a", submission.bounds))
     (mine,) = scene.sim.executions
-    assert [event.id for event in matching.candidates(submission.bounds, look.events, settle=SETTLE)] == [mine.event_id]
+    assert [event.id for event in matching.candidates(submission.bounds, look.events, within=SETTLE)] == [mine.event_id]
 
 
 @pytest.mark.parametrize("settle", [0.001, 1.0, 29.0, 30.0, 45.0])
