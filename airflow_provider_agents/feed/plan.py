@@ -371,8 +371,9 @@ class Plan:
         if not self._adaptive:
             return None
         if ticket.seek is not None:
-            # In an account whose events name their requests, a look can decide at any time.
-            return None if self._echoes else ticket.seek.ripe_from(self.server_ahead)
+            # In an account whose events name their requests, a look can decide at any time. The server's clock may say
+            # earlier than ours that a look can decide; that is noticed at the next look.
+            return None if self._echoes else ticket.seek.ripe_at
         if len(self._tickets) > FEW_RUNS:
             return None
         dues = [

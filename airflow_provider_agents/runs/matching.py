@@ -60,7 +60,8 @@ class Bounds:
         """
         if server_time is None or self.server_after is None:
             return waited
-        return max(waited, server_time - self.server_after - DATE_RESOLUTION)
+        # Both are cut, so that a process which resumes a wait never knows less than the one before it.
+        return max(waited, server_time - self.server_after) - DATE_RESOLUTION
 
     def seek(self, settle: float, began_at: datetime | None) -> Seek:
         """What to look for.
@@ -69,13 +70,13 @@ class Bounds:
             settle: seconds after acceptance before anything is inferred.
             began_at: when this process began to wait, on its own clock; None for the first look.
         """
-        wanted = timedelta(seconds=settle)
+        wanted = timedelta(seconds=settle) + (DATE_RESOLUTION if self.server_after is not None else timedelta())
         is_named = self.event_id is not None
         return Seek(
             floor=self.floor,
             ids=tuple(name for name in (self.event_id or self.request_id,) if name is not None),
             ripe_at=None if is_named or began_at is None else began_at + wanted,
-            ripe_at_server=self.server_after + wanted + DATE_RESOLUTION
+            ripe_at_server=self.server_after + wanted
             if self.server_after is not None and not is_named
             else None,
         )
@@ -102,16 +103,6 @@ class Seek:
         if self.ripe_at is None or now >= self.ripe_at:
             return True
         return server_time is not None and self.ripe_at_server is not None and server_time >= self.ripe_at_server
-
-    def ripe_from(self, server_ahead: timedelta) -> datetime | None:
-        """The clock of this process from which on a look can decide; None if every look may.
-
-        Args:
-            server_ahead: how far the server's clock is ahead of ours, as far as that is known.
-        """
-        if self.ripe_at is None or self.ripe_at_server is None:
-            return self.ripe_at
-        return min(self.ripe_at, self.ripe_at_server - server_ahead)
 
 
 @dataclass(frozen=True, slots=True)

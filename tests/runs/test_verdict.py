@@ -193,7 +193,7 @@ def test_a_run_without_an_event_is_not_found_and_one_at_its_deadline_timed_out()
     wait = Wait(SUBMISSION, Rules(appear_within=60.0), at(0))
     assert take(wait, seconds=59) is None
     assert wait.expire() == Verdict(Outcome.TIMED_OUT)
-    assert take(wait, seconds=60) == Verdict(Outcome.NOT_FOUND)
+    assert take(wait, seconds=61) == Verdict(Outcome.NOT_FOUND)
     assert Verdict(Outcome.NOT_FOUND).event is None
     found = Wait(SUBMISSION, Rules())
     take(found, event())
