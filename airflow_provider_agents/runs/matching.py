@@ -76,9 +76,7 @@ class Bounds:
             floor=self.floor,
             ids=tuple(name for name in (self.event_id or self.request_id,) if name is not None),
             ripe_at=None if is_named or began_at is None else began_at + wanted,
-            ripe_at_server=self.server_after + wanted
-            if self.server_after is not None and not is_named
-            else None,
+            ripe_at_server=self.server_after + wanted if self.server_after is not None and not is_named else None,
         )
 
 

@@ -250,16 +250,12 @@ class Wait:
                 appear_within=self.rules.appear_within,
                 was_empty=self._was_empty,
             )
-            match found:
-                case matching.Found(event, late=late):
-                    self._chosen, self.is_late = (event.id,), late
-                case matching.Several(events, late=late):
-                    self._chosen, self.is_late = tuple(event.id for event in events), late
-                case matching.Missing():
-                    return Verdict(Outcome.NOT_FOUND)
-                case matching.NotYet(settled=settled):
-                    self._was_empty |= settled
-                    return None
+            if isinstance(found, matching.Missing):
+                return Verdict(Outcome.NOT_FOUND)
+            if isinstance(found, matching.NotYet):
+                self._was_empty |= found.settled
+                return None
+            self._chosen, self.is_late = tuple(event.id for event in found.events), found.late
             # The rest is of no more use, and a wait may last for a day.
             self._seek = None
             self._seen = {event_id: self._seen[event_id] for event_id in self._chosen}
