@@ -21,7 +21,7 @@ from real_airflow import (
     RealAirflow,
     RealAirflowError,
     SimulatorServer,
-    connection_json,
+    connection_to,
     simulator_server,
     until,
 )
@@ -31,10 +31,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "example-key"
-#: Its events name their requests: the examples are started all at once, most of them with one agent, and what nobody
-#: could tell apart is no fault of an example.
-WORLD = json.dumps({"request_id": "field"})
-AGENTS = ("agent-123:3", "agent-prices:2", "agent-news:4", "agent-nightly:2:COMPLETED:20")
+#: The pools that the examples' tasks run in.
+POOLS = {"agent-shop": {"slots": 1, "description": "one run at a time", "include_deferred": True}}
 #: The Airflow that an example needs, where that is more than the package needs.
 NEEDS = {"agent_approval": (3, 1), "agent_without_workers": (3, 3)}
 #: Airflow starts a run of these by itself.
@@ -120,7 +118,7 @@ def _mapped(show: Show) -> None:
         event = show.xcom("agent_mapped", "run_agents", map_index=index)
         show.must_be_of(event, "agent_mapped", "run_agents", index)
     compared = show.xcom("agent_mapped", "compare")
-    _must(set(compared) == {"agent-123", "agent-prices", "agent-news"}, f"compared {compared}")
+    _must(set(compared) == {"agent-prices", "agent-news", "agent-weather"}, f"compared {compared}")
 
 
 def _start_then_wait(show: Show) -> None:
@@ -161,7 +159,6 @@ LOOKS: dict[str, Callable[[Show], None]] = {
 def run_all(show: Show) -> dict[str, str]:
     """Run every example; what is wrong with each that did not do what it should."""
     airflow = show.airflow
-    airflow.api("POST", "/api/v2/pools", {"name": "agent-123", "slots": 1, "description": "", "include_deferred": True})
     names = list(examples())
     for dag_id in names:
         if dag_id not in START_BY_THEMSELVES:
@@ -205,13 +202,20 @@ def main() -> int:
         # A watcher starts with the first parse after its DAG is on.
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
     }
-    options = [option for agent in AGENTS for option in ("--agent", agent)]
     wrong: dict[str, str] = {}
     try:
-        with simulator_server(home, "--key", KEY, "--world", WORLD, *options) as simulator:
-            env["AIRFLOW_CONN_AGENTS_DEFAULT"] = connection_json(simulator.url, KEY)
-            with RealAirflow(home, dags=examples().values(), env=env, database="postgres") as airflow:
-                wrong = run_all(Show(airflow, simulator))
+        with (
+            simulator_server(home, "--key", KEY) as simulator,
+            RealAirflow(
+                home,
+                dags=examples().values(),
+                env=env,
+                database="postgres",
+                connections={"agents_default": connection_to(simulator.url, KEY)},
+                pools=POOLS,
+            ) as airflow,
+        ):
+            wrong = run_all(Show(airflow, simulator))
     except RealAirflowError as error:
         print(f"{error}\nfailed")
         return 1

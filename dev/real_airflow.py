@@ -265,6 +265,8 @@ class RealAirflow:
         python: the interpreter beside which the `airflow` command is.
         components: what to start; `standalone` is all of them in one.
         commands: the `airflow` command of each component that is not called like it: of several of one kind.
+        connections: connections in the metadata database by id, each as Airflow's REST API writes it.
+        pools: pools by name, each with its `slots`, `description` and `include_deferred`.
         port: of the API and the pages; a free one by default.
     """
 
@@ -279,12 +281,15 @@ class RealAirflow:
         python: str = sys.executable,
         components: Iterable[str] = COMPONENTS,
         commands: Mapping[str, Sequence[str]] | None = None,
+        connections: Mapping[str, Mapping[str, Any]] | None = None,
+        pools: Mapping[str, Mapping[str, Any]] | None = None,
         port: int | None = None,
     ) -> None:
         self.home = home.resolve()
         self._components = tuple(components)
         self._bin = Path(python).absolute().parent
         self._commands = dict(commands or {})
+        self._rows = {"connections": connections or {}, "pools": pools or {}}
         self._processes: dict[str, Process] = {}
         self._more_env = dict(env or {})
         self.port = port if port is not None else free_port()
@@ -367,12 +372,28 @@ class RealAirflow:
             self.postgres.start()
         if self.redis is not None:
             self.redis.start()
-        if STANDALONE not in self._components:
-            migrate = Process([str(self._bin / "airflow"), "db", "migrate"], self.env(), self.home / "migrate.log")
-            until(lambda: not migrate.is_alive(), _START_SECONDS, "the migration of the database")
+        if STANDALONE not in self._components or any(self._rows.values()):
+            self._do("db", "migrate")
+        # Before anything runs: a DAG that is on needs the connection from the first second.
+        for kind, rows in self._rows.items():
+            if rows:
+                file = self.home / f"{kind}.json"
+                file.write_text(json.dumps(rows))
+                self._do(kind, "import", str(file), *(["--overwrite"] if kind == "connections" else []))
         for component in self._components:
             self.start(component)
         self.wait_until_healthy()
+
+    def _do(self, *arguments: str) -> None:
+        """Run an `airflow` command to its end."""
+        log = self.home / f"{arguments[0]}.log"
+        process = Process([str(self._bin / "airflow"), *arguments], self.env(), log)
+        try:
+            until(lambda: not process.is_alive(), _START_SECONDS, f"the end of `airflow {' '.join(arguments)}`")
+        finally:
+            process.kill()
+        if process.popen.returncode:
+            raise RealAirflowError(f"`airflow {' '.join(arguments)}` failed:\n{tail(log)}")
 
     def down(self) -> None:
         """Stop everything. May be repeated."""
@@ -642,6 +663,11 @@ def simulator_server(home: Path, *arguments: str) -> Iterator[SimulatorServer]:
         server.stop()
 
 
+def connection_to(base_url: str, key: str, **extra: str) -> dict[str, str]:
+    """A connection to the simulator, for `RealAirflow`."""
+    return {"conn_type": "agents", "host": base_url, "password": key, "extra": json.dumps(extra)}
+
+
 def connection_json(base_url: str, key: str, **extra: str) -> str:
     """A connection to the simulator, as the value of an environment variable."""
-    return json.dumps({"conn_type": "agents", "host": base_url, "password": key, "extra": extra})
+    return json.dumps(connection_to(base_url, key, **extra))

@@ -1,4 +1,4 @@
-"""`make up`: Airflow's UI on this machine, with the simulator, the connection and the example DAGs."""
+"""`make up`: Airflow's UI on this machine, with the simulator, the connection, the pool and the example DAGs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from examples import POOLS
 from real_airflow import (
+    QUICK_WORKERS,
     STANDALONE,
     RealAirflow,
     RealAirflowError,
     SimulatorServer,
-    connection_json,
+    connection_to,
     simulator_server,
     tail,
 )
@@ -49,10 +51,19 @@ def airflow_up(
         settings = {
             "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
-            "AIRFLOW_CONN_AGENTS_DEFAULT": connection_json(simulator.url, KEY, run_url=run_url_at(simulator)),
+            **QUICK_WORKERS,
             **(env or {}),
         }
-        with RealAirflow(home, dags=[], env=settings, components=[STANDALONE], port=port) as airflow:
+        with RealAirflow(
+            home,
+            dags=[],
+            env=settings,
+            components=[STANDALONE],
+            port=port,
+            # In the database, so that Admin > Connections lists it.
+            connections={"agents_default": connection_to(simulator.url, KEY, run_url=run_url_at(simulator))},
+            pools=POOLS,
+        ) as airflow:
             yield airflow, simulator
 
 
@@ -64,15 +75,17 @@ def main() -> int:
             print(f"Port {port} is taken. Choose another one: make up PORT=8081", file=sys.stderr)
             return 1
     try:
-        print("Starting Airflow (about half a minute) ...", flush=True)
+        print("Starting Airflow (about a minute) ...", flush=True)
         with airflow_up(ROOT / ".airflow-up", ROOT / "example_dags", port=port) as (airflow, simulator):
             log = airflow.log_file(STANDALONE)
             print(
                 f"\n  Airflow:    {airflow.url}   (no login needed; it listens on this machine only)\n"
                 f"  Simulator:  {simulator.url}   (API key {KEY})\n"
-                "  Connection: agents_default, set already\n"
+                "  Connection: agents_default, under Admin > Connections\n"
+                f"  Pool:       {', '.join(POOLS)}, under Admin > Pools\n"
                 f"  Log:        {log.relative_to(ROOT)}\n\n"
-                "Unpause and trigger agent_deferred to see a run. Ctrl-C stops everything.",
+                "Unpause and trigger agent_deferred to see a run, or all at once: each example has its own agents.\n"
+                "Ctrl-C stops everything.",
                 flush=True,
             )
             while airflow.is_alive(STANDALONE):

@@ -14,7 +14,7 @@ from airflow_provider_agents.operators import ExecuteAgentOperator
 @dag(schedule=None, start_date=datetime(2026, 1, 1), catchup=False, tags=["agents"])
 def agent_approval() -> None:
     """Agent, approval, publication. Neither the agent nor the person holds a worker."""
-    run_agent = ExecuteAgentOperator(task_id="run_agent", agent_id="agent-123")
+    run_agent = ExecuteAgentOperator(task_id="run_agent", agent_id="agent-draft")
 
     approve = ApprovalOperator(
         task_id="approve",

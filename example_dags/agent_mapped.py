@@ -14,7 +14,7 @@ from airflow_provider_agents.operators import ExecuteAgentOperator
 def agent_mapped() -> None:
     """Several agents, then one task that receives all their events."""
     run_agents = ExecuteAgentOperator.partial(task_id="run_agents", poll_interval=5).expand(
-        agent_id=["agent-123", "agent-prices", "agent-news"]
+        agent_id=["agent-prices", "agent-news", "agent-weather"]
     )
 
     @task

@@ -1,6 +1,6 @@
 """One run of an agent at a time, whatever asks for it: a pool with one slot that deferred tasks keep.
 
-Make the pool once: `airflow pools set agent-123 1 "one run at a time" --include-deferred`.
+Make the pool once: `airflow pools set agent-shop 1 "one run at a time" --include-deferred`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from airflow_provider_agents.operators import ExecuteAgentOperator
 def agent_one_at_a_time() -> None:
     """Two tasks that may run at any time, and never at the same time."""
     for name in ("first", "second"):
-        ExecuteAgentOperator(task_id=name, agent_id="agent-123", pool="agent-123")
+        ExecuteAgentOperator(task_id=name, agent_id="agent-shop", pool="agent-shop")
 
 
 agent_one_at_a_time()

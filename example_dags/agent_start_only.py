@@ -15,7 +15,7 @@ def agent_start_only() -> None:
     """One agent, started and not waited for."""
     start_agent = ExecuteAgentOperator(
         task_id="start_agent",
-        agent_id="agent-123",
+        agent_id="agent-cleanup",
         wait_for_completion=False,
         # Do not pay for a second run while one is under way.
         if_running="skip",

@@ -14,7 +14,7 @@ from airflow_provider_agents.sensors import AgentRunSensor
 @dag(schedule=None, start_date=datetime(2026, 1, 1), catchup=False, tags=["agents"])
 def agent_start_then_wait() -> None:
     """One agent that works while another task does."""
-    start_agent = ExecuteAgentOperator(task_id="start_agent", agent_id="agent-123", wait_for_completion=False)
+    start_agent = ExecuteAgentOperator(task_id="start_agent", agent_id="agent-orders", wait_for_completion=False)
 
     @task
     def prepare() -> str:

@@ -13,11 +13,11 @@ from airflow_provider_agents.sensors import AgentRunSensor
 @dag(schedule=None, start_date=datetime(2026, 1, 1), catchup=False, tags=["agents"])
 def agent_without_workers() -> None:
     """A run that this DAG starts, and then one that the platform does."""
-    run_agent = ExecuteAgentOperator(task_id="run_agent", agent_id="agent-123", end_from_trigger=True)
+    run_agent = ExecuteAgentOperator(task_id="run_agent", agent_id="agent-invoices", end_from_trigger=True)
 
     next_run = AgentRunSensor(
         task_id="next_run",
-        agent_id="agent-nightly",
+        agent_id="agent-hourly",
         started_after="{{ dag_run.run_after.isoformat() }}",
         start_from_trigger=True,
     )

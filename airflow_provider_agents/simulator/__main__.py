@@ -17,7 +17,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _HISTORY = 3
-_AGENTS = ["agent-123:8", "agent-prices:5", "agent-news:12", "agent-failing:5:FAILED", "agent-nightly:5:COMPLETED:60"]
+#: One that fails, and those of the example DAGs, which share none: so all of them can run at the same time.
+_AGENTS = [
+    "agent-123:8",
+    "agent-cleanup:6",
+    "agent-draft:6",
+    "agent-failing:5:FAILED",
+    "agent-hourly:5:COMPLETED:60",
+    "agent-invoices:6",
+    "agent-news:12",
+    "agent-nightly:5:COMPLETED:60",
+    "agent-orders:10",
+    "agent-prices:5",
+    "agent-shop:6",
+    "agent-weather:7",
+]
 
 
 def _port(text: str) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -17,6 +19,7 @@ from airflow_provider_agents.simulator.state import ManualClock
 
 COMMAND = [sys.executable, "-m", "airflow_provider_agents.simulator"]
 KEY = {"X-Api-Key": "demo-key"}
+EXAMPLES = sorted((Path(__file__).parents[2] / "example_dags").glob("*.py"))
 
 
 @contextlib.contextmanager
@@ -38,7 +41,8 @@ def test_it_says_where_it_listens_and_ends_quietly_when_told(end):
             events = http.get("/v1/agents/agent-failing/events").json()["data"]
         serving.send_signal(end)
         assert serving.wait(timeout=10) == 0
-    assert agents == {"agent-123", "agent-prices", "agent-news", "agent-failing", "agent-nightly"}
+    of_examples = {name for file in EXAMPLES for name in re.findall(r'"(agent-[\w-]+)"', file.read_text())}
+    assert agents == {*of_examples, "agent-failing"}
     assert [(event["status"], bool(event["error"])) for event in events] == [("COMPLETED", False)] * 3
 
 

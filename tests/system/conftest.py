@@ -20,7 +20,11 @@ def api_key():
 @pytest.fixture(scope="session")
 def simulator(tmp_path_factory, api_key):
     # None is over in the seconds in which its task is deferred: Airflow's scheduler can then take the task for killed.
-    agents = ("agent-123:5", "agent-prices:5", "agent-news:6", "agent-failing:6:FAILED", "agent-nightly:2:COMPLETED:20")
+    agents = (
+        *("agent-123:5", "agent-prices:5", "agent-news:6", "agent-failing:6:FAILED"),
+        *("agent-cleanup:5", "agent-draft:5", "agent-invoices:5", "agent-orders:5", "agent-shop:5", "agent-weather:6"),
+        *("agent-hourly:2:COMPLETED:20", "agent-nightly:2:COMPLETED:20"),
+    )
     options = [option for agent in agents for option in ("--agent", agent)]
     with simulator_server(tmp_path_factory.mktemp("simulator"), "--key", api_key, *options) as server:
         yield server

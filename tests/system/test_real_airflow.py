@@ -92,20 +92,24 @@ def test_the_log_tells_the_story_of_the_run_from_start_to_end(airflow, deferred_
 def test_mapped_tasks_each_run_their_own_agent(airflow, simulator, deferred_run):
     run_id = airflow.trigger("agent_mapped")
     assert airflow.wait_for_dag_run("agent_mapped", run_id) == "success"
-    for index, agent_id in enumerate(("agent-123", "agent-prices", "agent-news")):
+    for index, agent_id in enumerate(("agent-prices", "agent-news", "agent-weather")):
         event = decoded(airflow.xcom("agent_mapped", run_id, "run_agents", map_index=index))
         request_id = airflow.xcom("agent_mapped", run_id, "run_agents", "request_id", map_index=index)
         mine = [done for done in simulator.executions(agent_id) if done["requestId"] == request_id]
         assert [done["eventId"] for done in mine] == [event["id"]]
         assert event["agentId"] == agent_id
-    assert set(decoded(airflow.xcom("agent_mapped", run_id, "compare"))) == {"agent-123", "agent-prices", "agent-news"}
+    assert set(decoded(airflow.xcom("agent_mapped", run_id, "compare"))) == {
+        "agent-prices",
+        "agent-news",
+        "agent-weather",
+    }
 
 
 def test_a_task_that_does_not_wait_returns_what_ties_it_to_its_run(airflow, simulator):
     run_id = airflow.trigger("agent_start_only")
     assert airflow.wait_for_dag_run("agent_start_only", run_id) == "success"
     submission = decoded(airflow.xcom("agent_start_only", run_id, "start_agent"))
-    assert submission["request_id"] in {done["requestId"] for done in simulator.executions("agent-123")}
+    assert submission["request_id"] in {done["requestId"] for done in simulator.executions("agent-cleanup")}
 
 
 def test_waiting_on_the_worker_gives_the_same(airflow, simulator, started):
@@ -214,7 +218,9 @@ def sensed(airflow, simulator, started):
         "agent_without_workers": airflow.trigger("agent_without_workers"),
         "agent_approval": airflow.trigger("agent_approval"),
     }
-    airflow.api("POST", "/api/v2/pools", {"name": "agent-123", "slots": 1, "description": "", "include_deferred": True})
+    airflow.api(
+        "POST", "/api/v2/pools", {"name": "agent-shop", "slots": 1, "description": "", "include_deferred": True}
+    )
     run_ids["agent_one_at_a_time"] = airflow.trigger("agent_one_at_a_time")
     return run_ids, conf
 
