@@ -54,10 +54,11 @@ _LONGEST_CELL = 1024
 
 
 class ExitCode(IntEnum):
-    """How a command ended. Public: scripts decide by it. 2 is argparse's, for arguments that are none."""
+    """How a command ended. Public: scripts decide by it. argparse, too, ends with `WRONG_ARGUMENTS`."""
 
     DONE = 0
     NOT_DONE = 1
+    WRONG_ARGUMENTS = 2
     RUN_FAILED = 3
     RUN_GOES_ON = 4
     RUN_AMBIGUOUS = 5
@@ -93,16 +94,39 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+#: The platform's clock may be minutes ahead of ours. Half an hour is the smallest distance between two time zones, so
+#: this still finds a local time that was written without its offset.
+_CLOCKS_DIFFER_BY = timedelta(minutes=30)
+
+
 def _moment(text: str) -> datetime:
-    """A moment, from ISO 8601 (UTC without an offset) or from how long ago it was."""
+    """A moment in the past, from ISO 8601 (UTC without an offset) or from how long ago it was."""
     with contextlib.suppress(argparse.ArgumentTypeError):
         return _now() - timedelta(seconds=_seconds(text))
     try:
         moment = datetime.fromisoformat(text)
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(
             f"{quote(text, 40)!r} is no time; write it like 2026-01-31T09:00:00Z, or how long ago: 90s, 15m, 2h, 3d"
+        ) from None
+    if moment - _now() > _CLOCKS_DIFFER_BY:
+        raise argparse.ArgumentTypeError(
+            f"{quote(text, 40)!r} is in the future, so no run can match; a time without an offset is UTC"
+        )
+    return moment
+
+
+def _status(text: str) -> str:
+    """A documented status, in any case."""
+    from airflow_provider_agents.api.models import Status
+
+    try:
+        return Status(text.upper()).value
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{quote(text, 40)!r} is not a status of the platform ({', '.join(Status)}); leave --status out to list "
+            "the runs of every status"
         ) from None
 
 
@@ -114,7 +138,7 @@ _CONN_ID = Arg(
 )
 _STATUS = Arg(
     ("--status",),
-    type=str.upper,
+    type=_status,
     metavar="STATUS",
     help="only runs with this status: PENDING, RUNNING, COMPLETED, FAILED",
 )
@@ -132,19 +156,19 @@ _LIMIT = Arg(
     help="at most so many runs, the newest (default: %(default)s)",
 )
 _WAIT = Arg(("--wait",), action="store_true", help="wait until the run is over, and show how it ended")
+#: The defaults of what only a wait needs, as a user writes them. argparse would not tell them from what was given.
+_DEFAULTS_OF_A_WAIT = {"timeout": "24h", "poll_interval": "5s"}
 _TIMEOUT = Arg(
     ("--timeout",),
     type=_seconds,
-    default="24h",
     metavar="TIME",
-    help="how long to wait; the run goes on after it (default: %(default)s)",
+    help=f"with --wait: how long to wait; the run continues (default: {_DEFAULTS_OF_A_WAIT['timeout']})",
 )
 _POLL_INTERVAL = Arg(
     ("--poll-interval",),
     type=_seconds,
-    default="5s",
     metavar="TIME",
-    help="how long from one look to the next (default: %(default)s)",
+    help=f"with --wait: how long from one poll to the next (default: {_DEFAULTS_OF_A_WAIT['poll_interval']})",
 )
 _SHARED = (_CONN_ID, ARG_OUTPUT)
 
@@ -388,9 +412,7 @@ def list_agents(args: Namespace) -> ExitCode:
 def list_runs(args: Namespace) -> ExitCode:
     """Print an agent's newest runs."""
     with _client(args) as client:
-        events = client.follow(
-            newest_runs(args.agent_id, status=args.status or None, since=args.since, limit=args.limit)
-        )
+        events = client.follow(newest_runs(args.agent_id, status=args.status, since=args.since, limit=args.limit))
     empty = "No such runs." if args.status or args.since else "The agent has no runs."
     _print(args.output, [event.to_json() for event in events], _run_rows(events), empty)
     return ExitCode.DONE
@@ -454,6 +476,15 @@ class _Attempt:
 @_command
 def run(args: Namespace) -> ExitCode:
     """Start one run; wait for its end if that is wanted."""
+    for name, default in _DEFAULTS_OF_A_WAIT.items():
+        if getattr(args, name) is None:
+            setattr(args, name, _seconds(default))
+        elif not args.wait:
+            _say(
+                f"--{name.replace('_', '-')} is for a wait, and this command would not wait. Add --wait, or leave it "
+                "out. Nothing was started."
+            )
+            return ExitCode.WRONG_ARGUMENTS
     attempt = _Attempt()
     try:
         with _client(args) as client:

@@ -268,6 +268,14 @@ def test_no_runs_is_no_failure(platform, command):
         ("runs", "agent-1", "--since", "\x1b[31m"),
         ("runs", "agent-1", "--since", "0001-01-01T00:00:00+23:00"),
         ("runs", "agent-1", "--since", "999999999d"),
+        ("runs", "agent-1", "--since", "2026-01-01T10:00:00"),
+        ("runs", "agent-1", "--since", "9999-12-31T23:59:59-23:00"),
+        ("runs", "agent-1", "--status", "DONE"),
+        ("runs", "agent-1", "--status", ""),
+        ("runs", "agent-1", "--status", "\x1b[31m"),
+        ("run", "agent-1", "--timeout", "1h"),
+        ("run", "agent-1", "--poll-interval", "5s"),
+        ("run", "agent-1", "--timeout", "24h", "--poll-interval", "5s"),
         ("runs", "agent-1", "--limit", "0"),
         ("run", "agent-1", "--wait", "--timeout", "0"),
         ("run", "agent-1", "--wait", "--poll-interval", "nan"),
@@ -281,6 +289,34 @@ def test_arguments_that_are_none_are_refused_before_anything_is_asked(platform, 
     assert ended.out == ""
     assert ended.err.replace("\n", "").isprintable()
     assert platform.sim.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("runs", "agent-1", "--status", "done"), "(PENDING, RUNNING, COMPLETED, FAILED); leave --status out"),
+        (("runs", "agent-1", "--since", "2099-01-01"), "is in the future, so no run can match"),
+        (("run", "agent-1", "--timeout", "1h"), "--timeout is for a wait, and this command would not wait. Add --wait"),
+        (
+            ("run", "agent-1", "--poll-interval", "1m"),
+            "--poll-interval is for a wait, and this command would not wait.",
+        ),
+    ],
+)
+def test_an_option_that_could_have_no_effect_is_refused_with_what_to_do(platform, command, arguments, words):
+    ended = command(*arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert words in " ".join(ended.err.split())
+    assert platform.sim.count() == 0
+
+
+@pytest.mark.parametrize("status", ["PENDING", "running", "Completed", "FAILED"])
+def test_every_documented_status_is_taken(platform, command, status):
+    assert command("runs", "agent-1", "--status", status, "--output", "json").code == 0
+
+
+def test_a_moment_of_a_server_whose_clock_is_ahead_is_taken(platform, command):
+    assert command("runs", "agent-1", "--since", "2026-01-01T09:20:00Z").code == 0
 
 
 # --- run ------------------------------------------------------------------------------------------------------------

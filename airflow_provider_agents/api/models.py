@@ -114,6 +114,13 @@ class Wire(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields that were sent, under the API's names, as JSON types: what a task may return to XCom.
+
+        Fields that Airflow could not keep, or would not take for data, are left out (`bodies.storable`).
+        """
+        return storable(self.model_dump(mode="json", exclude_unset=True))  # type: ignore[no-any-return]  # of an object, an object
+
 
 class Row(Wire):
     """A row of a listing, with the JSON object that was sent."""
@@ -149,8 +156,7 @@ class Row(Wire):
 
         Word for word, but for what Airflow could not keep or would not take for data (`bodies.storable`).
         """
-        sent = self.model_dump(mode="json", exclude_unset=True) if self._sent is None else self._sent
-        return storable(sent)  # type: ignore[no-any-return]  # of an object, an object
+        return super().to_json() if self._sent is None else storable(self._sent)
 
 
 class Agent(Row):
