@@ -240,6 +240,9 @@ class AgentsHook(BaseHook):
     No row of a listing is left out. One that cannot be read is logged, and stands in the list with what can be read of
     it: its `unreadable` says why, an event counts as RUNNING, and an id that cannot be read begins with `no-id-`.
 
+    The methods return models. A task that returns one to XCom must return its `to_json()`: Airflow reads only classes
+    on its allow list from an XCom.
+
     Args:
         agents_conn_id: the Airflow connection.
 
