@@ -15,12 +15,14 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+import time_machine
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
     TaskDeferred,
 )
+from airflow.sdk import DAG
 
 from airflow_provider_agents import clock
 from airflow_provider_agents.api.errors import AgentRunFailedError, AgentRunNotFoundError, AgentRunTimeoutError
@@ -160,6 +162,209 @@ def test_other_connections_lead_there_too(agents_simulator):
         assert http.get("/v1/agents/prices").status_code == 200
 
 
+# --- `run`: one try of a task ---
+
+
+def test_another_task_object_is_another_task_instance_even_with_the_same_id(agents_simulator, waiting):
+    agents_simulator.agent("prices")
+    ids = [agents_simulator.run(operator(**waiting))["id"] for _ in range(2)]
+    assert ids == [done.event_id for done in agents_simulator.executions()]
+
+
+@pytest.mark.parametrize("mode", [{}, {"mode": "poke"}, {"mode": "reschedule"}], ids=["deferred", "poke", "reschedule"])
+def test_a_sensor_waits_in_each_of_its_modes_and_takes_no_time(agents_simulator, mode):
+    agents_simulator.agent("nightly", run_seconds=900)
+    real = time.monotonic()
+    sensor = AgentRunSensor(task_id="wait", agent_id="nightly", started_after=agents_simulator.now(), **mode)
+    nightly = agents_simulator.start_run("nightly", after=600)
+    assert agents_simulator.run(sensor)["id"] == nightly
+    event_id = agents_simulator.start_run("nightly")
+    late = AgentRunSensor(task_id="late", agent_id="nightly", event_id=event_id, timeout=500, **mode)
+    began_there = agents_simulator.now()
+    with pytest.raises(AirflowSensorTimeout):
+        agents_simulator.run(late)
+    assert timedelta(seconds=500) <= agents_simulator.now() - began_there < timedelta(seconds=700)
+    # Generous: what matters is that it is not the half hour that passes on the platform.
+    assert time.monotonic() - real < 60
+
+
+def mapped_task():
+    return ExecuteAgentOperator.partial(task_id="mapped").expand(agent_id=["prices"])
+
+
+class Prompted(ExecuteAgentOperator):
+    template_fields = (*ExecuteAgentOperator.template_fields, "prompts")
+
+    def __init__(self, prompts, **arguments):
+        super().__init__(**arguments)
+        self.prompts = prompts
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (mapped_task, "one operator or sensor, and this is a MappedOperator. Of a mapped task, make one instance"),
+        (lambda: operator().output, "this is a PlainXComArg"),
+        (lambda: ExecuteAgentOperator, "this is the class ExecuteAgentOperator"),
+        (lambda: DAG("other", schedule=None), "this is a DAG"),
+        (lambda: operator("{{ params.agent }}"), "no templates and no XComs, and agent_id of run needs that"),
+        (lambda: operator("{% if ds %}prices{% endif %}"), "agent_id of run needs that"),
+        (lambda: operator(agents_conn_id="agents_{{ ds }}"), "agents_conn_id of run needs that"),
+        (lambda: AgentRunSensor(task_id="wait", submission=operator().output), "submission of wait needs that"),
+        (
+            lambda: Prompted(prompts=[{"text": "{{ ds }}"}], task_id="run", agent_id="prices"),
+            "prompts of run needs that",
+        ),
+        (
+            lambda: Prompted(prompts={"a": (operator("x").output,)}, task_id="p", agent_id="prices"),
+            "prompts of p needs that",
+        ),
+    ],
+)
+def test_what_cannot_be_run_on_its_own_is_refused_before_anything_is_started(agents_simulator, make, words):
+    agents_simulator.agent("prices")
+    with DAG("whole", schedule=None):
+        task = make()
+    with pytest.raises(ValueError, match=f"{words}.*dag.test"):
+        agents_simulator.run(task)
+    assert agents_simulator.platform.count() == 0
+
+
+def test_a_task_of_a_dag_runs_without_the_tasks_around_it(agents_simulator):
+    agents_simulator.agent("prices")
+    with DAG("whole", schedule=None, params={"shop": "north"}):
+        task = ContextReader(task_id="run", agent_id="prices", trigger_rule="one_failed", read=lambda context: context)
+        ExecuteAgentOperator(task_id="before", agent_id="unknown") >> task
+    context = agents_simulator.run(task)
+    assert (context["dag"].dag_id, context["params"]["shop"], context["ti"].dag_id) == ("whole", "north", "whole")
+
+
+def test_an_async_test_runs_a_task_as_any_other_does(agents_simulator, waiting):
+    agents_simulator.agent("prices")
+
+    async def scene():
+        return agents_simulator.run(operator(**waiting))
+
+    assert asyncio.run(scene())["status"] == "COMPLETED"
+    assert len(agents_simulator.executions()) == 1
+
+
+class ContextReader(ExecuteAgentOperator):
+    def __init__(self, read, **arguments):
+        super().__init__(**arguments)
+        self.read = read
+
+    def execute(self, context):
+        return self.read(context)
+
+
+def read_in_a_task(agents_simulator, read):
+    return agents_simulator.run(ContextReader(task_id="run", agent_id="prices", read=read, retries=2))
+
+
+@pytest.mark.parametrize(
+    ("read", "expected"),
+    [
+        (lambda context: context["dag_run"].run_id == context["run_id"] == context["ti"].run_id, True),
+        (lambda context: context["dag_run"].conf, {}),
+        (lambda context: context["dag_run"].clear_number, 0),
+        (lambda context: context["dag_run"].run_after == context["logical_date"] == context["data_interval_end"], True),
+        (lambda context: context["logical_date"].strftime("%Y-%m-%d") == context["ds"] == context["ts"][:10], True),
+        (lambda context: context["task_instance"] is context["ti"], True),
+        (lambda context: (context["ti"].try_number, context["ti"].max_tries, context["ti"].map_index), (1, 2, -1)),
+        (lambda context: context["ti"].task.agent_id + context["task"].task_id, "pricesrun"),
+        (lambda context: context["ti"].get_template_context() is context, True),
+        (lambda context: context["ti"].xcom_push(key="k", value=[1]) or context["ti"].xcom_pull(key="k"), [1]),
+        (lambda context: context["ti"].xcom_pull(task_ids="run", key="none", default=7), 7),
+        (lambda context: context.get("var"), None),
+    ],
+)
+def test_a_task_finds_in_its_context_what_airflow_puts_there(agents_simulator, read, expected):
+    assert read_in_a_task(agents_simulator, read) == expected
+
+
+@pytest.mark.parametrize(
+    ("read", "error", "words"),
+    [
+        (lambda context: context["var"], KeyError, "no 'var' into the context. Use dag.test"),
+        (lambda context: context["ti"].log_url, AttributeError, r"gives a task no ti.log_url. Use dag.test"),
+        (lambda context: context["dag_run"].queued_at, AttributeError, "gives a task no dag_run.queued_at. Use"),
+        (lambda context: context["ti"].xcom_pull(task_ids="list"), ValueError, "no XCom of 'list'. Use dag.test"),
+        (lambda context: context["ti"].xcom_push("k", object()), TypeError, "serialize"),
+    ],
+)
+def test_what_a_context_lacks_is_named_with_a_way_out(agents_simulator, read, error, words):
+    with pytest.raises(error, match=words):
+        read_in_a_task(agents_simulator, read)
+
+
+def test_hooks_around_execute_run_as_on_a_worker(agents_simulator):
+    calls = []
+
+    class Hooked(ExecuteAgentOperator):
+        def pre_execute(self, context):
+            calls.append(("pre_execute", context["ti"].try_number))
+
+        def post_execute(self, context, result=None):
+            calls.append(("post_execute", result["status"]))
+
+    agents_simulator.agent("prices")
+    task = Hooked(
+        task_id="run",
+        agent_id="prices",
+        pre_execute=lambda _: calls.append("before"),
+        post_execute=lambda _, result: calls.append(("after", result["status"])),
+    )
+    agents_simulator.run(task)
+    # A task that defers takes two worker processes; only the last one has a result.
+    begins = ["before", ("pre_execute", 1)]
+    assert calls == [*begins, *begins, ("after", "COMPLETED"), ("post_execute", "COMPLETED")]
+
+
+def test_what_a_step_sets_on_the_task_is_gone_when_the_task_resumes(agents_simulator):
+    class Forgetful(ExecuteAgentOperator):
+        note = "as parsed"
+
+        def execute(self, context):
+            self.note = "as executed"
+            return super().execute(context)
+
+        def execute_complete(self, context, event=None, submission=None):
+            return self.note
+
+    agents_simulator.agent("prices")
+    assert agents_simulator.run(Forgetful(task_id="run", agent_id="prices")) == "as parsed"
+
+
+@remembers
+@pytest.mark.parametrize("day", ["2020-02-29T23:59:59+00:00", "2035-01-01T00:00:00+00:00"])
+def test_a_stopped_clock_of_the_test_is_the_platforms_too_and_waits_end(agents_simulator, waiting, day):
+    agents_simulator.agent("prices", run_seconds=1200)
+    with time_machine.travel(day, tick=False):
+        task = operator(timeout=900, **waiting)
+        with pytest.raises(AgentRunTimeoutError):
+            agents_simulator.run(task)
+        event = agents_simulator.run(task)
+    assert event["createdAt"].startswith(day[:19])
+    assert len(agents_simulator.executions()) == 1
+
+
+def test_a_clock_that_is_set_back_between_two_tries_is_refused(agents_simulator):
+    agents_simulator.agent("prices", run_seconds=1200)
+    task = operator(timeout=300)
+    with pytest.raises(AgentRunTimeoutError):
+        agents_simulator.run(task)
+    with (
+        time_machine.travel("2020-01-01T00:00:00+00:00"),
+        pytest.raises(ValueError, match="the clock was set back after the last try.*Freeze the clock around all tries"),
+    ):
+        agents_simulator.run(task)
+    assert len(agents_simulator.executions()) == 1
+
+
+# --- several at once ---
+
+
 async def first_event(trigger):
     async with aclosing(trigger.run()) as events:
         return (await anext(events)).payload
@@ -293,9 +498,24 @@ def pytest_in(directory):
     )  # fmt: skip
 
 
-def files_of_the_page():
-    page = (ROOT / "docs" / "testing-your-dags.md").read_text()
-    return dict(re.findall(r'```python title="([^"]+)"\n(.*?)```', page, re.DOTALL))
+def files_of(page):
+    return dict(re.findall(r'```python title="([^"]+)"\n(.*?)```', (ROOT / "docs" / page).read_text(), re.DOTALL))
+
+
+#: For the DAG of a how-to page: a list of agents by way of an XCom, then a mapped task of each.
+TEST_OF_THE_HOW_TO = """
+from all_active_agents import all_agents_dag
+
+def test_every_active_agent_runs_once(agents_simulator, airflow_database):
+    for agent_id in ("prices", "news"):
+        agents_simulator.agent(agent_id)
+    agents_simulator.platform.add_agent("paused", status="PAUSED")
+    dag_run = all_agents_dag.test()
+    assert dag_run.state == "success"
+    lines = dag_run.get_task_instance("report").xcom_pull(task_ids="report")
+    assert sorted(lines) == ["news COMPLETED", "prices COMPLETED"]
+    assert sorted(done.agent_id for done in agents_simulator.executions()) == ["news", "prices"]
+"""
 
 
 def test_a_suite_that_does_not_use_it_loads_nothing_for_it(tmp_path):
@@ -315,9 +535,12 @@ def test_a_suite_that_does_not_use_it_loads_nothing_for_it(tmp_path):
 
 @remembers
 def test_the_docs_tests_run_as_they_stand(tmp_path):
-    for name, text in files_of_the_page().items():
+    how_to = files_of("how-to/several-agents.md")
+    files = files_of("testing-your-dags.md") | how_to | {"tests/test_all_active_agents.py": TEST_OF_THE_HOW_TO}
+    assert list(how_to) == ["dags/all_active_agents.py"]
+    for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     done = pytest_in(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "9 passed" in done.stdout
+    assert "11 passed" in done.stdout
