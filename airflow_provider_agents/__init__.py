@@ -70,7 +70,12 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [{"integration-name": "Agents", "python-modules": ["airflow_provider_agents.operators"]}],
         "sensors": [{"integration-name": "Agents", "python-modules": ["airflow_provider_agents.sensors"]}],
         "hooks": [{"integration-name": "Agents", "python-modules": ["airflow_provider_agents.hooks"]}],
-        "triggers": [{"integration-name": "Agents", "python-modules": ["airflow_provider_agents.triggers"]}],
+        "triggers": [
+            {
+                "integration-name": "Agents",
+                "python-modules": ["airflow_provider_agents.triggers", "airflow_provider_agents.watchers"],
+            }
+        ],
         "extra-links": ["airflow_provider_agents.links.AgentRunLink"],
         # Read by Airflow 3.2 and later.
         "cli": ["airflow_provider_agents.cli.get_agents_cli_commands"],

@@ -1,4 +1,4 @@
-"""The triggers: waiting in the triggerer, for a run to end or for an agent to become idle.
+"""The triggers of tasks: waiting in the triggerer, for a run to end or for an agent to become idle.
 
 They only read. Airflow may run a trigger twice, move it to another triggerer, or start it again after a crash, so
 nothing here starts a run or writes the task's state. The class paths are stored in users' databases: they are public.
@@ -7,19 +7,14 @@ nothing here starts a run or writes the task's state. The class paths are stored
 from __future__ import annotations
 
 import asyncio
-import math
-from collections import deque
-from contextlib import aclosing
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 from weakref import WeakKeyDictionary
 
-from airflow.triggers.base import BaseEventTrigger, BaseTrigger, TriggerEvent
+from airflow.triggers.base import BaseTrigger, TriggerEvent
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from airflow_provider_agents import clock
-from airflow_provider_agents.api.calls import check_agent_id
 from airflow_provider_agents.api.errors import (
     AgentsError,
     InvalidArgumentError,
@@ -28,20 +23,18 @@ from airflow_provider_agents.api.errors import (
     TemporaryError,
     first_fault,
 )
-from airflow_provider_agents.api.models import Status, read_event
+from airflow_provider_agents.api.models import read_event
 from airflow_provider_agents.clock import now
-from airflow_provider_agents.feed.tickets import ACCOUNT
-from airflow_provider_agents.feed.waits import open_journal, sweeps_of, wait_for_end, wait_for_sought, wait_until_idle
+from airflow_provider_agents.feed.waits import wait_for_end, wait_for_sought, wait_until_idle
 from airflow_provider_agents.hooks import feed_of, run_url_of
 from airflow_provider_agents.links import RUN_URL_KEY
-from airflow_provider_agents.runs.journal import Cursor
 from airflow_provider_agents.runs.sought import Sought
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Verdict, Wait, is_success, usage_of
 from airflow_provider_agents.runs.waiting import StillBusyError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+    from collections.abc import AsyncIterator, Collection, Sequence
 
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.feed.feed import Feed
@@ -55,7 +48,7 @@ class UnknownTriggerEventError(AgentsError):
     """What a task was resumed with is not what its trigger sends."""
 
 
-class _Payload(BaseModel):
+class Payload(BaseModel):
     """What a trigger hands to the task: versioned, small, JSON types, never the key."""
 
     model_config = ConfigDict(frozen=True)
@@ -63,6 +56,7 @@ class _Payload(BaseModel):
     version: Literal[1] = 1
 
     def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
         return self.model_dump(mode="json")
 
     @classmethod
@@ -86,7 +80,7 @@ def _unknown(error: ValidationError) -> UnknownTriggerEventError:
     )
 
 
-class RunEnded(_Payload):
+class RunEnded(Payload):
     """The end of a wait for a run.
 
     Attributes:
@@ -120,7 +114,7 @@ class RunEnded(_Payload):
         return Verdict(self.outcome, events, self.late)
 
 
-class AgentIdle(_Payload):
+class AgentIdle(Payload):
     """The end of a wait for an agent to become idle.
 
     Attributes:
@@ -520,224 +514,3 @@ class AgentIdleTrigger(BaseTrigger):
                 for_good=isinstance(error, PermanentError | InvalidConnectionError),
             ).to_json()
         )
-
-
-# --- event-driven scheduling ------------------------------------------------------------------------------------------
-
-
-class FinishedRuns(_Payload):
-    """What an asset event of `AgentRunEventTrigger` carries: the runs that had ended in one sweep.
-
-    Attributes:
-        runs: their events as the API sent them, in the order of the ends.
-    """
-
-    kind: Literal["finished_runs"] = "finished_runs"
-    runs: tuple[dict[str, Any], ...]
-
-
-#: The key of the watcher's cursor in the asset's state. Public: to delete it starts the watcher anew, from then on.
-CURSOR_KEY = "agent_runs_cursor"
-#: What was yielded reaches the database about a second later, or ten if a triggerer is busy. The cursor moves past it
-#: only after so many seconds, so that what was not kept is told again.
-_CURSOR_BEHIND_SECONDS = 15.0
-#: A cursor in which nothing but its time has changed is kept this often, in seconds: what a restart would list again.
-_CURSOR_EVERY_SECONDS = 300.0
-#: Seconds until an asset's state that could not be read is asked for again.
-_STORE_AGAIN_SECONDS = 5.0
-#: Seconds until a watcher that was refused tries again. Nobody would start it again, so it does not end.
-_WATCH_AGAIN_SECONDS = 60.0
-
-
-class AgentRunEventTrigger(BaseEventTrigger):
-    """Tells an asset of every run that ends, whoever has started it.
-
-    For `AssetWatcher(name=..., trigger=AgentRunEventTrigger(...))`. One sweep yields one event that lists all runs
-    that ended, since Airflow up to 3.3.2 holds back all but the first event of a burst. Read it with `finished_runs`.
-
-    Where it has got to is kept in the asset's state (Airflow 3.3 and later): a restart of the triggerer loses nothing
-    and may repeat what was told in the seconds before it. Before 3.3 it starts from now whenever it starts.
-
-    Args:
-        agent_id: the agent, or None for every agent of the account.
-        statuses: how a run has to end to be told.
-        agents_conn_id: the connection.
-        poll_interval: seconds between two looks, at least 1.
-        settle: seconds within which the event of a run appears.
-
-    Raises:
-        InvalidArgumentError: an argument cannot be used.
-    """
-
-    def __init__(
-        self,
-        *,
-        agent_id: str | None = None,
-        statuses: Sequence[str] = ("COMPLETED",),
-        agents_conn_id: str = "agents_default",
-        poll_interval: float = 5.0,
-        settle: float = 30.0,
-    ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # Airflow has not annotated it
-        if agent_id is not None:
-            check_agent_id(agent_id)
-        if isinstance(statuses, str) or not statuses or not all(isinstance(one, str) and one for one in statuses):
-            raise InvalidArgumentError('statuses must be a list such as ["COMPLETED", "FAILED"].')
-        never = {Status.PENDING, Status.RUNNING}.intersection(statuses)
-        if never:
-            raise InvalidArgumentError(f"No run ends as {' or '.join(sorted(never))}: leave that out of statuses.")
-        for name, value, least in (("poll_interval", poll_interval, 1.0), ("settle", settle, 0.0)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= MOST_SECONDS:
-                raise InvalidArgumentError(f"{name} must be a number of seconds from {least:g} on, got {value!r}.")
-        # Airflow knows a watcher again by its arguments as JSON: equal ones must be the same text.
-        self.agent_id = agent_id
-        self.statuses = sorted(set(statuses))
-        self.agents_conn_id = agents_conn_id
-        self.poll_interval = float(poll_interval)
-        self.settle = float(settle)
-
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """The class path and the arguments, JSON types all."""
-        return (
-            "airflow_provider_agents.triggers.AgentRunEventTrigger",
-            {
-                "agent_id": self.agent_id,
-                "statuses": list(self.statuses),
-                "agents_conn_id": self.agents_conn_id,
-                "poll_interval": self.poll_interval,
-                "settle": self.settle,
-            },
-        )
-
-    async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Look for ever; yield one event for each sweep in which runs had ended."""
-        keeper = _CursorKeeper(_asset_state_of(self), self.log)
-        cursor = await keeper.load()
-        while True:
-            try:
-                async with feed_of(self.agents_conn_id) as feed:
-                    journal = await open_journal(feed, self.agent_id or ACCOUNT, settle=self.settle, cursor=cursor)
-                    self.log.info("Watching %s.", f"agent {self.agent_id}" if self.agent_id else "all agents")
-                    sweeps = sweeps_of(feed, journal, poll_interval=self.poll_interval, say=self.log.log)
-                    async with aclosing(sweeps):
-                        async for ended in sweeps:
-                            wanted = tuple(event.to_json() for event in ended if event.status in self.statuses)
-                            if wanted:
-                                yield TriggerEvent(FinishedRuns(runs=wanted).to_json())
-                            cursor = journal.cursor()
-                            await keeper.keep(cursor, told=bool(wanted))
-            except AgentsError as error:
-                self.log.error(  # noqa: TRY400 - its traceback would say no more
-                    "The watch cannot go on: %s Trying again in %g seconds.", error, _WATCH_AGAIN_SECONDS
-                )
-            await clock.asleep(_WATCH_AGAIN_SECONDS)
-
-
-def _asset_state_of(trigger: BaseEventTrigger) -> Any:
-    """The state of the asset that a trigger watches; of one of them, if it watches several. None before Airflow 3.3."""
-    accessors = getattr(trigger, "asset_state_store", None)
-    if accessors is None:
-        return None
-    # A trigger that watches several assets has one cursor all the same, so any one of them will do.
-    found = {**getattr(accessors, "_by_uri", {}), **getattr(accessors, "_by_name", {})}
-    return found[min(found)] if len(found) > 1 else accessors
-
-
-class _CursorKeeper:
-    """Keeps a cursor in an asset's state, some seconds late."""
-
-    def __init__(self, store: Any, log: Any) -> None:
-        self._store, self._log = store, log
-        self._waiting: deque[tuple[float, Cursor]] = deque()
-        self._kept: Cursor | None = None
-        self._taken_at = -math.inf
-
-    async def load(self) -> Cursor | None:
-        """Where an earlier run has got to, if that is known."""
-        if self._store is None:
-            self._log.warning(
-                "This Airflow keeps no state of assets (3.3 and later do): watching from now on. What ends while no "
-                "triggerer runs is not told."
-            )
-            return None
-        value = await self._get()
-        cursor = Cursor.from_json(value) if value is not None else None
-        if value is not None and cursor is None:
-            self._log.warning("The kept cursor (%s) cannot be read: watching from now on.", CURSOR_KEY)
-        self._kept = cursor
-        return cursor
-
-    async def _get(self) -> Any:
-        while True:
-            try:
-                return await self._store.aget(CURSOR_KEY)
-            except Exception:  # noqa: BLE001 - whatever it is, it must not end the watch
-                # To start from now would lose what ended before, so there is nothing to do but ask again.
-                self._log.exception("The state of the asset cannot be read; trying again.")
-            await clock.asleep(_STORE_AGAIN_SECONDS)
-
-    async def keep(self, cursor: Cursor, *, told: bool) -> None:
-        """Keep it, as soon as what was told before it is in the database."""
-        if self._store is None:
-            return
-        seconds = clock.loop_time()
-        if self._kept is None and not told and not self._waiting:
-            # Nothing has been told: a restart must not start from a later now.
-            await self._set(cursor)
-            self._taken_at = seconds
-            return
-        latest = self._waiting[-1][1] if self._waiting else self._kept
-        if latest is None or _news(latest) != _news(cursor) or seconds - self._taken_at >= _CURSOR_EVERY_SECONDS:
-            self._waiting.append((seconds, cursor))
-            self._taken_at = seconds
-        due = None
-        while self._waiting and seconds - self._waiting[0][0] >= _CURSOR_BEHIND_SECONDS:
-            due = self._waiting.popleft()[1]
-        if due is not None:
-            await self._set(due)
-
-    async def _set(self, cursor: Cursor) -> None:
-        try:
-            await self._store.aset(CURSOR_KEY, cursor.to_json())
-        except Exception:  # noqa: BLE001 - the same
-            # An older cursor repeats, and loses nothing. There will be another one.
-            self._log.exception("The watcher's cursor could not be kept; going on.")
-        else:
-            self._kept = cursor
-
-
-def _news(cursor: Cursor) -> tuple[Any, ...]:
-    return set(cursor.followed), set(cursor.told)
-
-
-def finished_runs(triggering_events: Iterable[Any], *, remembered: Any = None) -> list[dict[str, Any]]:
-    """The runs in the asset events that have started a DAG run, each once, in the order in which they were told.
-
-    Args:
-        triggering_events: `triggering_asset_events[asset]` of the task's context. Events of other origin are passed
-            over.
-        remembered: a state store, to drop what an earlier DAG run was told already: with Airflow 3.3 and later
-            `asset_state_store[asset]` of a task that has the asset among its inlets. The ids of the last 1,000 runs
-            are kept in it.
-
-    Returns:
-        The runs' events as the API sent them.
-    """
-    runs: dict[str, dict[str, Any]] = {}
-    for event in triggering_events:
-        extra = getattr(event, "extra", None) or {}
-        payload = extra.get("payload") if isinstance(extra, dict) else None
-        if isinstance(payload, dict) and payload.get("kind") == "finished_runs":
-            for run in FinishedRuns.from_json(payload).runs:
-                runs.setdefault(str(run["id"]), run)
-    if remembered is None:
-        return list(runs.values())
-    known: list[str] = list(remembered.get(_REMEMBERED_KEY) or ())
-    news = [run for event_id, run in runs.items() if event_id not in set(known)]
-    remembered.set(_REMEMBERED_KEY, [*known, *(str(run["id"]) for run in news)][-_REMEMBERED_RUNS:])
-    return news
-
-
-_REMEMBERED_KEY = "agent_runs_seen"
-#: Some 40 KB; Airflow warns beyond 64.
-_REMEMBERED_RUNS = 1000

@@ -7,7 +7,7 @@ from typing import Any
 
 from airflow.sdk import Asset, AssetWatcher, dag, task
 
-from airflow_provider_agents.triggers import AgentRunEventTrigger, finished_runs
+from airflow_provider_agents.watchers import AgentRunEventTrigger, finished_runs
 
 agent_runs = Asset(
     "agent_runs",
@@ -21,7 +21,7 @@ def agent_finished_starts_dag() -> None:
 
     @task(inlets=[agent_runs])
     def note(triggering_asset_events: Any = None, asset_state_store: Any = None) -> list[str]:
-        """Each run once, though a restart of the triggerer may repeat some."""
+        """Each run once, though a restart of the triggerer may repeat some. A retry is given the same runs again."""
         # Before Airflow 3.3 there is no state of assets, and nothing is repeated.
         remembered = asset_state_store[agent_runs] if asset_state_store is not None else None
         runs = finished_runs(triggering_asset_events[agent_runs], remembered=remembered)

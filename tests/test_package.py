@@ -21,12 +21,11 @@ from airflow_provider_agents.simulator import ManualClock, Simulator
 from airflow_provider_agents.triggers import (
     AgentIdle,
     AgentIdleTrigger,
-    AgentRunEventTrigger,
     AgentRunTrigger,
     AgentSensorTrigger,
-    FinishedRuns,
     RunEnded,
 )
+from airflow_provider_agents.watchers import AgentRunEventTrigger, FinishedRuns
 
 ROOT = Path(__file__).parents[1]
 SUBMISSION = {"version": 1, "agent_id": "agent-1", "taken_at": "2026-01-01T09:00:00Z"}
@@ -137,7 +136,7 @@ def test_the_triggers_paths_and_arguments_are_public_and_survive_a_round_trip():
         (run, "airflow_provider_agents.triggers.AgentRunTrigger"),
         (idle, "airflow_provider_agents.triggers.AgentIdleTrigger"),
         (sensor, "airflow_provider_agents.triggers.AgentSensorTrigger"),
-        (AgentRunEventTrigger(agent_id="a"), "airflow_provider_agents.triggers.AgentRunEventTrigger"),
+        (AgentRunEventTrigger(agent_id="a"), "airflow_provider_agents.watchers.AgentRunEventTrigger"),
     ):
         serialized = trigger.serialize()
         assert serialized[0] == path

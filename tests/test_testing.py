@@ -31,7 +31,7 @@ from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.sensors import AgentRunSensor
 from airflow_provider_agents.tasks import TRIGGERS_END_TASKS
 from airflow_provider_agents.testing import SkippedTime
-from airflow_provider_agents.triggers import AgentRunEventTrigger
+from airflow_provider_agents.watchers import AgentRunEventTrigger
 
 ROOT = Path(__file__).parents[1]
 remembers = pytest.mark.skipif(not TRIGGERS_END_TASKS, reason="no task state store before Airflow 3.3")

@@ -241,14 +241,18 @@ async def wait_until_idle(
         await feed.watch(_Busy(agent_id, active), interval=poll_interval, deadline_at=deadline_at, tell=tell)
 
 
-async def open_journal(feed: Feed, agent_id: str, *, settle: float, cursor: Cursor | None) -> Journal:
+async def open_journal(
+    feed: Feed, agent_id: str, *, settle: float, cursor: Cursor | None, statuses: Collection[str] | None = None
+) -> Journal:
     """A journal that goes on from a cursor, or from now; from now, it is known that it can be read.
+
+    The arguments are those of `Journal`.
 
     Raises:
         AgentsError: it cannot.
     """
     if cursor is not None:
-        return Journal(agent_id, settle, cursor)
+        return Journal(agent_id, settle, cursor, statuses=statuses)
     active: dict[str, ExecutionEvent] = {}
     server_now: datetime | None = None
     # What is queued first: a run that begins in between is then in both answers, and otherwise would be in neither.
@@ -257,13 +261,16 @@ async def open_journal(feed: Feed, agent_id: str, *, settle: float, cursor: Curs
         listed = await feed.ask(walk(call))
         server_now = server_now or listed.server_time
         active.update((event.id, event) for event in listed.value)
-    return Journal.from_now(agent_id, settle, server_now or feed.now(), active.values())
+    return Journal.from_now(agent_id, settle, server_now or feed.now(), active.values(), statuses=statuses)
 
 
 async def sweeps_of(
     feed: Feed, journal: Journal, *, poll_interval: float, say: Say
 ) -> AsyncGenerator[list[ExecutionEvent]]:
-    """What has ended, after each complete look.
+    """What has ended, after each complete look; more than `Journal.ended` returns at once comes in several parts.
+
+    The parts are `poll_interval` seconds apart, since Airflow up to 3.3.2 holds back all but the first event of a
+    burst.
 
     Raises:
         PermanentError: looking will not get better.
@@ -281,3 +288,6 @@ async def sweeps_of(
             if journal.looks != looks:
                 looks = journal.looks
                 yield journal.ended()
+                while journal.has_ended:
+                    await feed.sleep(poll_interval)
+                    yield journal.ended()

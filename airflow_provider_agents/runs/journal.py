@@ -8,23 +8,33 @@ A `Journal` is watched like a run, but it never comes to an end. What it relies 
 So whatever was created before the floor, which stays that far behind the looks, has been seen: it was over then, or it
 is followed until it is. The cursor holds just that: the floor, what is followed, and what has ended above the floor.
 
+The cursor names a run as reported only after `ended` has returned the run. Until then the cursor keeps the run within
+reach of a restart: its floor stays below the run, or the run is still among those that are followed.
+
 An event that is there and cannot be read is followed like a run that goes on, so that it is told once it can be read,
 however far the floor has moved by then. One without a readable id cannot be, which whoever reads it has to say.
 """
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from airflow_provider_agents.api.models import ExecutionEvent, Status
-from airflow_provider_agents.runs.matching import TOLERANCE, Look, Seek, is_young
+from airflow_provider_agents.runs.matching import TOLERANCE, Look, Seek, created_at, is_young
 from airflow_provider_agents.runs.verdict import fresher, is_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
+
+#: `ended` returns at most this many runs, and at most this many bytes of JSON unless a single run is larger. Airflow
+#: logs each asset event, sends it through a pipe, stores it in one row and loads it in every DAG run that it starts. An
+#: event as the API's page shows it takes about 500 bytes, so both limits stand for about a quarter of a megabyte.
+MOST_RUNS_AT_ONCE, MOST_BYTES_AT_ONCE = 500, 256 * 1024
+_OLDEST = datetime.min.replace(tzinfo=UTC)
 
 
 class Followed(BaseModel):
@@ -42,8 +52,9 @@ class Cursor(BaseModel):
 
     Attributes:
         floor: everything that was created before is known, on the server's clock.
-        followed: what had not ended, by the event's id.
-        told: ids of events above the floor that had ended.
+        followed: what had not ended, or had ended and was not reported yet, by the event's id.
+        told: ids of events that had ended, as far as a look from the floor on would show them again.
+        since: runs that ended before are not reported, on the server's clock; None once the floor has passed it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -52,6 +63,7 @@ class Cursor(BaseModel):
     floor: AwareDatetime
     followed: dict[str, Followed] = {}
     told: tuple[str, ...] = ()
+    since: AwareDatetime | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
@@ -66,6 +78,19 @@ class Cursor(BaseModel):
             return None
 
 
+@dataclass(slots=True)
+class _Told:
+    """A run whose end is known.
+
+    Attributes:
+        seen_at: when the end was last seen, on the server's clock; None until the next look says what time it is.
+        latest: when the run was created or ended, whichever is later; None if the event does not say.
+    """
+
+    seen_at: datetime | None
+    latest: datetime | None = None
+
+
 class Journal:
     """The runs of one agent, or of the whole account, that end.
 
@@ -73,12 +98,16 @@ class Journal:
         agent_id: the agent, or `feed.tickets.ACCOUNT`.
         settle: seconds within which the event of a run appears.
         cursor: where an earlier journal has got to.
+        statuses: which ends `ended` reports; None reports all of them.
     """
 
-    def __init__(self, agent_id: str, settle: float, cursor: Cursor) -> None:
+    def __init__(
+        self, agent_id: str, settle: float, cursor: Cursor, *, statuses: Collection[str] | None = None
+    ) -> None:
         self.agent_id = agent_id
         self._behind = timedelta(seconds=settle) + TOLERANCE
-        self._floor = cursor.floor
+        self._statuses = frozenset(statuses) if statuses is not None else None
+        self._floor, self._since = cursor.floor, cursor.since
         self._seek = Seek(floor=self._floor, ids=(), ripe_at=None)
         self._followed = {
             event_id: ExecutionEvent(
@@ -90,28 +119,36 @@ class Journal:
             )
             for event_id, known in cursor.followed.items()
         }
-        # What has ended, and when that was seen, on the server's clock. Kept as long as a look might show it again, be
-        # it from a replica that lags.
-        self._told: dict[str, datetime] = dict.fromkeys(cursor.told, self._floor + self._behind)
-        self._between_looks: list[str] = []
-        self._ended: dict[str, ExecutionEvent] = {}
+        # What has ended. Kept as long as a look might show it again, be it from a replica that lags.
+        self._told = {event_id: _Told(None) for event_id in cursor.told}
+        # What `ended` has not returned yet. A look from the floor on would not show all of it again: what it would not
+        # show stays among the followed runs of the cursor.
+        self._unreported: dict[str, ExecutionEvent] = {}
+        self._out_of_reach: set[str] = set()
         #: How many complete looks there were.
         self.looks = 0
 
     @classmethod
     def from_now(
-        cls, agent_id: str, settle: float, server_now: datetime, active: Iterable[ExecutionEvent] = ()
+        cls,
+        agent_id: str,
+        settle: float,
+        server_now: datetime,
+        active: Iterable[ExecutionEvent] = (),
+        *,
+        statuses: Collection[str] | None = None,
     ) -> Self:
-        """A journal of what ends from now on: the first look tells of nothing.
+        """A journal of what ends from now on: what had ended before is not reported.
 
         Args:
             agent_id: as above.
             settle: as above.
             server_now: the server's clock.
             active: the runs that go on, asked for after that.
+            statuses: as above.
         """
-        journal = cls(agent_id, settle, Cursor(floor=server_now - timedelta(seconds=settle) - TOLERANCE))
-        journal.looks = -1
+        floor = server_now - timedelta(seconds=settle) - TOLERANCE
+        journal = cls(agent_id, settle, Cursor(floor=floor, since=server_now), statuses=statuses)
         journal._followed = {event.id: event for event in active if not is_terminal(event) and not event.lacks_id}
         return journal
 
@@ -127,27 +164,49 @@ class Journal:
 
     def take(self, look: Look, began_at: datetime) -> None:
         """A complete look."""
-        first_ever = self.looks < 0
         self.looks += 1
         server_now = look.server_time or began_at
-        self._told.update(dict.fromkeys(self._between_looks, server_now))
-        self._between_looks.clear()
+        for told in self._told.values():
+            told.seen_at = told.seen_at or server_now
         for event in look.events:
-            if event.id in self._told or (event.unreadable is not None and not self._is_to_be_followed(event)):
-                continue
-            if not is_terminal(event) or event.id in self._followed:
-                self._note(event, server_now)
-            elif is_young(event, self._floor):
-                if first_ever:
-                    self._told[event.id] = server_now
-                else:
-                    self._note(event, server_now)
-            # Else it stands on the same page as what is young, and was over long ago.
+            self._take_event(event, server_now)
         self._floor = max(self._floor, server_now - self._behind)
         # A new one each time: what is followed has changed, or might have.
         self._seek = Seek(floor=self._floor, ids=(), ripe_at=None)
-        for event_id in [event_id for event_id, seen_at in self._told.items() if seen_at < self._floor]:
+        for event_id in [
+            event_id for event_id, told in self._told.items() if told.seen_at is not None and told.seen_at < self._floor
+        ]:
             del self._told[event_id]
+
+    def _take_event(self, event: ExecutionEvent, server_now: datetime) -> None:
+        known = self._told.get(event.id)
+        if known is not None:
+            if created_at(event) is None:
+                # Nothing else says that it is old, so it is remembered as long as it is shown.
+                known.seen_at = server_now
+        elif event.unreadable is not None and not self._is_to_be_followed(event):
+            pass
+        elif not is_terminal(event) or event.id in self._followed:
+            self._note(event, server_now)
+        elif self._ended_before_the_watch(event):
+            self._told[event.id] = _Told(server_now, _latest(event))
+        elif self._is_new(event):
+            self._note(event, server_now)
+        # Else it stands on the same page as what is young, and was over long ago.
+
+    def _is_new(self, event: ExecutionEvent) -> bool:
+        """Whether an event that has ended was not known to any look before.
+
+        It was created since the floor, or it has ended since: a listing in the order of the last change may have moved
+        the event from a page that was still to be read to one that had been.
+        """
+        return is_young(event, self._floor) or (event.completedAt is not None and event.completedAt >= self._floor)
+
+    def _ended_before_the_watch(self, event: ExecutionEvent) -> bool:
+        if self._since is None:
+            return False
+        ended = event.completedAt or event.updatedAt or created_at(event)
+        return ended is None or ended < self._since
 
     def update(self, event: ExecutionEvent) -> None:
         """A followed run has changed."""
@@ -163,28 +222,66 @@ class Journal:
 
     def _note(self, event: ExecutionEvent, seen_at: datetime | None) -> None:
         latest = fresher(self._followed.get(event.id), event)
-        if is_terminal(latest):
-            self._followed.pop(event.id, None)
-            self._ended[event.id] = latest
-            if seen_at is not None:
-                self._told[event.id] = seen_at
-            else:
-                self._between_looks.append(event.id)
-        else:
+        if not is_terminal(latest):
             self._followed[event.id] = latest
+            return
+        was_followed = self._followed.pop(event.id, None) is not None
+        self._told[event.id] = _Told(seen_at, _latest(latest))
+        if self._statuses is None or latest.status in self._statuses:
+            self._unreported[event.id] = latest
+            created = created_at(latest)
+            if was_followed or created is None or created < self._floor:
+                self._out_of_reach.add(event.id)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether `ended` would return anything."""
+        return bool(self._unreported)
 
     def ended(self) -> list[ExecutionEvent]:
-        """What has ended since this was last asked, in the order of the ends."""
-        found, self._ended = self._ended, {}
-        return sorted(found.values(), key=lambda event: (event.completedAt is None, event.completedAt, event.id))
+        """The next runs that have ended and were not returned before, in the order of the ends.
+
+        Of more than one call can return, those that were created first come first, so that the cursor's floor follows.
+        """
+        chosen: list[ExecutionEvent] = []
+        size = 0
+        for event in sorted(self._unreported.values(), key=lambda event: (created_at(event) or _OLDEST, event.id)):
+            size += _bytes_of(event)
+            if chosen and (len(chosen) >= MOST_RUNS_AT_ONCE or size > MOST_BYTES_AT_ONCE):
+                break
+            chosen.append(event)
+        for event in chosen:
+            del self._unreported[event.id]
+            self._out_of_reach.discard(event.id)
+        return sorted(chosen, key=lambda event: (event.completedAt is None, event.completedAt, event.id))
 
     def cursor(self) -> Cursor:
-        """How far it has come, once all that has ended was told."""
+        """How far it has come with what `ended` has returned."""
+        held = [created_at(event) for event in self._unreported.values() if event.id not in self._out_of_reach]
+        floor = min([self._floor, *(created for created in held if created is not None)])
+        followed = (*self._followed.values(), *(self._unreported[event_id] for event_id in self._out_of_reach))
         return Cursor(
-            floor=self._floor,
+            floor=floor,
             followed={
                 event.id: Followed(agent_id=event.agentId, started_at=event.startedAt, created_at=event.createdAt)
-                for event in self._followed.values()
+                for event in followed
             },
-            told=tuple(sorted({*self._told, *self._between_looks})),
+            told=tuple(
+                sorted(
+                    event_id
+                    for event_id, told in self._told.items()
+                    if event_id not in self._unreported and (told.latest is None or told.latest >= floor)
+                )
+            ),
+            since=self._since if self._since is not None and self._since > floor else None,
         )
+
+
+def _bytes_of(event: ExecutionEvent) -> int:
+    """About how many bytes an event takes as JSON. Unlike JSON itself, this cannot fail for odd characters."""
+    return len(ascii(event.model_dump(mode="json", exclude_unset=True)))
+
+
+def _latest(event: ExecutionEvent) -> datetime | None:
+    created, ended = created_at(event), event.completedAt
+    return max(created, ended) if created is not None and ended is not None else None

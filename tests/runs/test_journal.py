@@ -6,10 +6,13 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from driving import examples
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from airflow_provider_agents.api.models import ExecutionEvent, read_event
-from airflow_provider_agents.runs.journal import Cursor, Journal
-from airflow_provider_agents.runs.matching import Look
+from airflow_provider_agents.runs.journal import MOST_BYTES_AT_ONCE, MOST_RUNS_AT_ONCE, Cursor, Journal
+from airflow_provider_agents.runs.matching import Look, is_young
 
 T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)
 SETTLE = 10.0
@@ -112,7 +115,7 @@ def test_looks_are_counted():
     take(book)
     take(book, seconds=6.0)
     assert book.looks == 2
-    assert Journal.from_now("a", SETTLE, at(0)).looks == -1
+    assert Journal.from_now("a", SETTLE, at(0)).looks == 0
 
 
 def test_a_row_that_cannot_be_read_is_followed_until_it_can_be():
@@ -154,11 +157,11 @@ def test_a_row_without_an_id_is_not_followed():
 def test_what_is_told_is_forgotten_once_no_look_can_show_it():
     book = journal()
     take(book, row("e", "COMPLETED", ended=4.0))
-    take(book, seconds=19.9)
+    take(book, seconds=18.9)
     assert book.cursor().told == ("e",)
-    take(book, seconds=20.1)
+    take(book, seconds=19.1)
     assert book.cursor().told == ()
-    assert book.cursor().floor == at(5.1)
+    assert book.cursor().floor == at(4.1)
 
 
 def test_the_floor_never_goes_back():
@@ -176,6 +179,116 @@ def test_ends_are_told_in_their_order():
         row("first", "COMPLETED", ended=3.0),
     ]
     assert take(journal(), *rows) == ["first", "a", "b", "none"]
+
+
+def ids(events):
+    return [event.id for event in events]
+
+
+def over(name, number, **fields):
+    """A run that was created and has ended some seconds after T0; its row says so in JSON, as the API does."""
+    times = {"createdAt": number, "startedAt": number, "completedAt": number + 1}
+    known = {key: at(seconds).isoformat() for key, seconds in times.items()}
+    return ExecutionEvent.model_validate({"id": name, "status": "COMPLETED", "agentId": "a", **known, **fields})
+
+
+def test_a_run_that_has_changed_its_place_in_the_listing_since_it_was_to_be_read_is_reported():
+    # In the order of the last change it went from a page still to be read to one that had been: its creation lies
+    # before the floor by now, and its end does not.
+    book = journal()
+    take(book, seconds=100.0)
+    moved = row("moved", "COMPLETED", created=20.0, started=21.0, ended=101.0, updated=101.0)
+    assert take(book, moved, seconds=105.0) == ["moved"]
+    assert take(book, moved, seconds=110.0) == []
+    assert take(restarted(book), moved, seconds=115.0) == []
+
+
+def test_a_row_that_names_no_time_is_reported_once_as_long_as_it_is_shown():
+    book = journal()
+    nameless = ExecutionEvent(id="e", status="FAILED")
+    assert take(book, nameless) == ["e"]
+    for seconds in range(10, 200, 5):
+        assert take(book, nameless, seconds=float(seconds)) == []
+    assert take(restarted(book), nameless, seconds=205.0) == []
+
+
+@pytest.mark.parametrize("later", [0.0, 1000.0])
+def test_a_watch_from_now_reports_what_ends_from_then_on_whenever_the_first_look_comes(later):
+    book = Journal.from_now("a", SETTLE, at(100), [row("on")])
+    book = restarted(book)
+    rows = [
+        row("before", "COMPLETED", created=95.0, started=95.0, ended=99.0),
+        row("after", "COMPLETED", created=99.0, started=99.0, ended=100.5),
+        row("on", "COMPLETED", ended=101.0),
+        row("timeless", "FAILED", created=None, started=None),
+    ]
+    assert take(book, *rows, seconds=102.0 + later) == ["after", "on"]
+    assert take(restarted(book), *rows, seconds=103.0 + later) == []
+
+
+def test_only_the_wanted_ends_are_reported():
+    book = Journal("a", SETTLE, Cursor(floor=at(0)), statuses=["FAILED"])
+    rows = [row("good", "COMPLETED", ended=3.0), row("bad", "FAILED", ended=4.0)]
+    assert take(book, *rows) == ["bad"]
+    assert set(book.cursor().told) == {"good", "bad"}
+
+
+def test_what_ended_is_returned_in_bounded_parts_the_oldest_first():
+    book = journal()
+    many = [over(f"{number:05}", number / 10) for number in range(2 * MOST_RUNS_AT_ONCE + 1)]
+    book.take(Look(tuple(reversed(many)), at(110)), at(110))
+    parts = []
+    while book.has_ended:
+        parts.append(ids(book.ended()))
+    assert [len(part) for part in parts] == [MOST_RUNS_AT_ONCE, MOST_RUNS_AT_ONCE, 1]
+    assert [name for part in parts for name in part] == ids(many)
+
+
+@pytest.mark.parametrize("letters", [1, 1000, MOST_BYTES_AT_ONCE // 3, MOST_BYTES_AT_ONCE, 3 * MOST_BYTES_AT_ONCE])
+def test_a_part_is_bounded_in_bytes_and_holds_one_run_at_least(letters):
+    book = journal()
+    many = [over(f"{number:05}", number / 10, error="x" * letters) for number in range(6 if letters > 1000 else 600)]
+    book.take(Look(tuple(many), at(70)), at(70))
+    found = []
+    while book.has_ended:
+        part = book.ended()
+        size = len(json.dumps([event.to_json() for event in part]))
+        assert part
+        # A tenth for how timestamps and commas are written.
+        assert len(part) == 1 or size <= 1.1 * MOST_BYTES_AT_ONCE
+        found += ids(part)
+    assert found == ids(many)
+
+
+@settings(max_examples=examples(200), deadline=None)
+@given(data=st.data())
+def test_a_cursor_names_nothing_as_reported_that_was_not_returned(data):
+    """Whatever was returned by then: who resumes at the cursor is given the rest, and nothing twice."""
+    running = [row(f"long-{n}", created=1.0 + n, started=1.0 + n) for n in range(data.draw(st.integers(0, 3)))]
+    book = journal()
+    assert take(book, *running, seconds=50.0) == []
+    ends = [
+        row(event.id, "COMPLETED", created=event.createdAt.second, started=event.startedAt.second, ended=400.0)
+        for event in running
+    ]
+    count = data.draw(st.integers(0, 1300))
+    many = [over(f"{number:05}", 50 + number / 4) for number in range(count)]
+    for event in ends:
+        book.update(event)
+    book.take(Look((*many, *ends), at(500)), at(500))
+    returned = []
+    for _ in range(data.draw(st.integers(0, 4))):
+        returned += ids(book.ended())
+    again = restarted(book)
+    for event in ends:
+        again.update(event)
+    again.take(Look(tuple(event for event in (*many, *ends) if is_young(event, again.seek.floor)), at(505)), at(505))
+    rest = []
+    while again.has_ended:
+        rest += ids(again.ended())
+    assert sorted(returned + rest) == sorted(ids([*many, *ends]))
+    # However many were returned, the cursor does not grow with them.
+    assert len(book.cursor().told) <= 300
 
 
 def test_a_cursor_of_nothing_is_small():
