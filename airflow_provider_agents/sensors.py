@@ -16,14 +16,14 @@ from airflow.triggers.base import StartTriggerArgs
 
 from airflow_provider_agents.api.errors import AgentsError, InvalidArgumentError, TemporaryError
 from airflow_provider_agents.api.rows import WarnOnce
-from airflow_provider_agents.clock import now
+from airflow_provider_agents.clock import now, sleep
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.links import RUN_URL_KEY, AgentRunLink
-from airflow_provider_agents.runs.matching import Look
-from airflow_provider_agents.runs.sought import Sought, first_begun
+from airflow_provider_agents.runs.matching import Look, Missing
+from airflow_provider_agents.runs.sought import FirstRun, Sought, check_bound, check_names, list_begun, read_moment
 from airflow_provider_agents.runs.submission import Submission, attached_to
-from airflow_provider_agents.runs.verdict import ON_AMBIGUOUS, Outcome, Rules, Verdict, Wait, error_of
-from airflow_provider_agents.runs.waiting import state_of
+from airflow_provider_agents.runs.verdict import ON_AMBIGUOUS, Outcome, Rules, Verdict, Wait, error_of, is_terminal
+from airflow_provider_agents.runs.waiting import LateWarning, state_of
 from airflow_provider_agents.tasks import (
     DEFER_MARGIN_SECONDS,
     FOR_GOOD,
@@ -66,6 +66,9 @@ class AgentRunSensor(BaseSensorOperator):
         event_id: the event of the run. Templated.
         started_after: a moment with a time zone; the agent's first run that began then or later. For agents that the
             platform starts on a schedule of its own; `{{ data_interval_start }}` is the normal use. Templated.
+        started_before: the end of the interval that begins with `started_after`, exclusive; `{{ data_interval_end }}`
+            is the normal use. If no run began in the interval, the task fails as late, or is skipped with `soft_fail`,
+            as soon as none can appear any more. Without it the first run of any later day is taken. Templated.
         agents_conn_id: the connection. Templated.
         deferrable: wait in the triggerer; the default unless `mode` is given.
         poke_interval: seconds between two looks: 5 by default, and 60 with `mode="reschedule"`, where each look takes
@@ -84,21 +87,22 @@ class AgentRunSensor(BaseSensorOperator):
         InvalidArgumentError: an argument cannot be used (when the DAG is parsed, as far as it is known then).
         AirflowFailException: the run failed, cannot be told from others or cannot be found, or what was given cannot
             be used; no retry can mend it. Its `__cause__` is the typed error, where a worker has seen it.
-        AirflowSensorTimeout: the run was not over in time.
+        AirflowSensorTimeout: the run was not over in time, or no run began before `started_before`.
         AirflowSkipException: with `soft_fail`.
     """
 
-    template_fields = ("agent_id", "agents_conn_id", "submission", "event_id", "started_after")
+    template_fields = ("agent_id", "agents_conn_id", "submission", "event_id", "started_after", "started_before")
     operator_extra_links = (AgentRunLink(),)
     ui_color = "#efe9fa"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword-only settings
         self,
         *,
         agent_id: str | None = None,
         submission: dict[str, Any] | None = None,
         event_id: str | None = None,
         started_after: datetime | str | None = None,
+        started_before: datetime | str | None = None,
         agents_conn_id: str = AgentsHook.default_conn_name,
         deferrable: bool | None = None,
         poke_interval: float | timedelta | None = None,
@@ -126,13 +130,18 @@ class AgentRunSensor(BaseSensorOperator):
         self.submission = submission
         self.event_id = event_id
         self.started_after = started_after
+        self.started_before = started_before
+        self._is_bounded = started_before is not None
         self.agents_conn_id = agents_conn_id
         self.settle = check_seconds("settle", settle)
         self.appear_within = check_seconds("appear_within", appear_within)
         check_appearance(self.settle, self.appear_within)
         self.on_ambiguous = check_choice("on_ambiguous", on_ambiguous, ON_AMBIGUOUS)
         self._check_early()
+        self._first: FirstRun | None = None
         self._wait: Wait | None = None
+        self._late_warning: LateWarning | None = None
+        self._lacks_only_time = False
         self._told = ""
         self._known = Known()
         self._warn_once = WarnOnce()
@@ -145,17 +154,20 @@ class AgentRunSensor(BaseSensorOperator):
         """Refuse what can never name a run, as far as it is known when the DAG is parsed."""
         if self.agent_id is not None or self.submission is None:
             check_early(self.agent_id)
-        # What a template or an XCom will bring counts as given; only what is plain text is looked at.
-        given = {"submission": self.submission, "event_id": self.event_id, "started_after": self.started_after}
+        # What a template or an XCom will bring counts as given; only what is plain is looked at.
+        named = {"submission": self.submission, "event_id": self.event_id}
+        moments = {"started_after": self.started_after, "started_before": self.started_before}
+        given = {name: value for name, value in (named | moments).items() if value is not None}
+        check_names(**named, **moments)
         plain = {
             name: value for name, value in given.items() if isinstance(value, datetime | dict) or not is_template(value)
         }
-        if sum(value is not None for value in given.values()) != 1 or any(
-            value is not None for value in plain.values()
-        ):
-            Sought.of(
-                agent_id=self.agent_id if isinstance(self.agent_id, str) or self.submission is None else None, **given
-            )
+        for name, value in plain.items():
+            if name in moments:
+                read_moment(name, value)
+        if plain == given:
+            agent_id = self.agent_id if isinstance(self.agent_id, str) or self.submission is None else None
+            Sought.of(agent_id=agent_id, **named, **moments)
 
     def _start_from_trigger(self) -> None:
         if not self.deferrable:
@@ -178,13 +190,14 @@ class AgentRunSensor(BaseSensorOperator):
         )
 
     def _trigger_arguments(self, *, deadline_at: datetime | None, end: bool) -> dict[str, Any]:
-        after = self.started_after
+        after, before = self.started_after, self.started_before
         return {
             "agents_conn_id": self.agents_conn_id,
             "agent_id": self.agent_id,
             "submission": self.submission,
             "event_id": self.event_id,
             "started_after": after.isoformat() if isinstance(after, datetime) else after,
+            "started_before": before.isoformat() if isinstance(before, datetime) else before,
             "poll_interval": self.poke_interval,
             "deadline_at": deadline_at.isoformat() if deadline_at is not None else None,
             "timeout": self.timeout,
@@ -222,7 +235,7 @@ class AgentRunSensor(BaseSensorOperator):
             timeout=timedelta(seconds=self.timeout + self.poke_interval + DEFER_MARGIN_SECONDS),
         )
 
-    def poke(self, context: Context) -> bool | PokeReturnValue:
+    def poke(self, context: Context) -> bool | PokeReturnValue:  # noqa: ARG002 - Airflow's
         """Look once.
 
         Raises:
@@ -231,7 +244,11 @@ class AgentRunSensor(BaseSensorOperator):
         try:
             sought, hook = self._sought(), AgentsHook(self.agents_conn_id)
             with hook.get_conn(self._warn_once) as client:
-                verdict, submission = self._look(sought, client, context)
+                verdict, submission = self._look(sought, client)
+                if verdict is None and self._lacks_only_time and self.reschedule and not self.deferrable:
+                    # The next look is another process's, which would have to count from nothing again.
+                    sleep(self.settle)
+                    verdict, submission = self._look(sought, client)
             if self._wait is not None and self._wait.is_known:
                 self._show(sought.agent_id, self._wait.events[0].id, hook)
         except FOR_GOOD as error:
@@ -245,35 +262,43 @@ class AgentRunSensor(BaseSensorOperator):
         self._known = Known(submission=submission, verdict=verdict, base_url=base_url_of(hook))
         return PokeReturnValue(is_done=True, xcom_value=self._end(verdict, submission, sought))
 
-    def _look(self, sought: Sought, client: Client, context: Context) -> tuple[Verdict | None, Submission]:
-        submission = self._wait.submission if self._wait is not None else sought.known(self._began_at(context))
+    def _look(self, sought: Sought, client: Client) -> tuple[Verdict | None, Submission]:
+        submission = self._wait.submission if self._wait is not None else sought.known(now())
         first: ExecutionEvent | None = None
-        if submission is None and sought.started_after is not None:
-            first = client.follow(first_begun(sought.agent_id, sought.started_after, settle=self.settle, now=now))
-            if first is None:
-                self._tell(f"No run of {sought.name}, can be told yet")
-                return None, Submission(agent_id=sought.agent_id, taken_at=now())
-            submission = attached_to(first, sought.agent_id, now())
         if submission is None:
-            raise AssertionError("unreachable: a run is known, or sought by its begin")
+            found = self._find_first(sought, client)
+            if found is None or isinstance(found, Missing):
+                self._tell(f"No run of agent {sought.agent_id} is known yet that began {sought.interval}")
+                verdict = None if found is None else Verdict(Outcome.NOT_FOUND)
+                return verdict, Submission(agent_id=sought.agent_id, taken_at=now())
+            first = found
+            submission = attached_to(first, sought.agent_id, now())
         began_at = now()
-        if self._wait is not None:
-            verdict = self._wait.take(client.follow(self._wait.look()), began_at)
-        else:
+        if self._wait is None:
             rules = Rules(settle=self.settle, appear_within=self._appear_within, on_ambiguous=self.on_ambiguous)
-            self._wait = Wait(submission, rules)
-            # A run that was just shown need not be looked for again.
-            look = Look((first,), None) if first is not None else client.follow(self._wait.look())
-            verdict = self._wait.take(look, began_at)
+            self._wait = Wait(submission, rules, began_at)
+            self._late_warning = LateWarning(self._wait)
+        # A run that was just shown need not be looked for again.
+        look = Look((first,), None) if first is not None else client.follow(self._wait.look())
+        verdict = self._wait.take(look, began_at)
+        self._lacks_only_time = (
+            self._wait.seek is not None
+            and (look.server_time is None or submission.server_after is None)
+            and all(is_terminal(event) for event in self._wait.events)
+        )
+        # Where another process looks next, that one warns as well.
+        if self._late_warning is not None and (verdict is not None or not (self.deferrable or self.reschedule)):
+            self._late_warning.log_once(self.log.log)
         self._tell(f"{state_of(self._wait)} (the run of {submission.name})")
         return verdict, submission
 
-    def _began_at(self, context: Context) -> datetime:
-        """When this try began to look: with `reschedule`, in an earlier process."""
-        first = (
-            getattr(context["ti"], "get_first_reschedule_date", lambda _: None)(context) if self.reschedule else None
-        )
-        return first if isinstance(first, datetime) else now()
+    def _find_first(self, sought: Sought, client: Client) -> ExecutionEvent | Missing | None:
+        if sought.started_after is None:
+            raise AssertionError("unreachable: a run is known, or sought by its begin")
+        self._first = self._first or FirstRun(sought.started_before, self.settle)
+        look = client.follow(list_begun(sought.agent_id, sought.started_after, sought.started_before, now=now))
+        self._lacks_only_time = look.server_time is None and bool(look.events) and is_terminal(look.events[0])
+        return self._first.take(look)
 
     def _tell(self, state: str) -> None:
         if state != self._told:
@@ -281,11 +306,13 @@ class AgentRunSensor(BaseSensorOperator):
             self.log.info("%s.", state)
 
     def _sought(self) -> Sought:
+        check_bound(self.started_before, was_given=self._is_bounded)
         return Sought.of(
             agent_id=self.agent_id,
             submission=self.submission,
             event_id=self.event_id,
             started_after=self.started_after,
+            started_before=self.started_before,
         )
 
     # --- the end ---
@@ -305,9 +332,9 @@ class AgentRunSensor(BaseSensorOperator):
             self._known = Known(submission=ended.submission, verdict=verdict, base_url=base_url_of(hook))
             if verdict is None:
                 raise _NotSoftError(ended.error or "The wait could not go on.")
-            if len(verdict.events) == 1 and verdict.outcome in {Outcome.COMPLETED, Outcome.FAILED}:
-                # Any other single event is perhaps a stranger's.
-                self._show(ended.submission.agent_id, verdict.events[0].id, hook)
+            if verdict.known_event is not None and verdict.outcome in {Outcome.COMPLETED, Outcome.FAILED}:
+                # Any other single event is perhaps another run's.
+                self._show(ended.submission.agent_id, verdict.known_event.id, hook)
             return self._end(verdict, ended.submission, self._sought())
 
         return self._not_softly(end)
@@ -323,7 +350,12 @@ class AgentRunSensor(BaseSensorOperator):
             return event.to_json()
         error = error_of(verdict, submission, what_now="")
         if verdict.outcome == Outcome.TIMED_OUT:
-            self._late(str(error) if verdict.events else f"No run of {sought.name}, was over at the sensor's timeout.")
+            self._late(str(error) if verdict.events else f"No run was over at the sensor's timeout: {sought.name}.")
+        if verdict.outcome == Outcome.NOT_FOUND and sought.started_after is not None:
+            self._late(
+                f"No run of agent {sought.agent_id} began {sought.interval}, and none can appear any more. Look at the "
+                "agent's schedule and its runs."
+            )
         if verdict.outcome == Outcome.FAILED and self.soft_fail:
             raise AirflowSkipException(f"{error} Skipped, as soft_fail says.") from error
         soft = verdict.outcome == Outcome.FAILED or (verdict.outcome == Outcome.NOT_FOUND and sought.event_id is None)
@@ -353,6 +385,9 @@ class AgentRunSensor(BaseSensorOperator):
             return step()
         except AirflowSkipException as skip:
             if isinstance(skip.__cause__, _NotSoftError) and self.soft_fail:
+                raise skip.__cause__ from skip.__cause__.__cause__
+            if isinstance(skip.__cause__, AirflowSkipException):
+                # Ours says why; Airflow's, around it, only that soft_fail is set.
                 raise skip.__cause__ from skip.__cause__.__cause__
             raise
         except AgentsError as error:

@@ -28,7 +28,7 @@ from airflow_provider_agents.clock import now
 from airflow_provider_agents.feed.waits import wait_for_end, wait_for_sought, wait_until_idle
 from airflow_provider_agents.hooks import feed_of, run_url_of
 from airflow_provider_agents.links import RUN_URL_KEY
-from airflow_provider_agents.runs.sought import Sought
+from airflow_provider_agents.runs.sought import Sought, check_bound
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Verdict, Wait, is_success, usage_of
 from airflow_provider_agents.runs.waiting import StillBusyError
@@ -356,6 +356,7 @@ class AgentSensorTrigger(BaseTrigger):
         submission: `Submission.to_json()`.
         event_id: the run's event.
         started_after: the agent's first run that began at this moment or later, as ISO 8601 text with an offset.
+        started_before: the end of the interval that begins with `started_after`, exclusive; None for no end.
         poll_interval: seconds between two looks.
         deadline_at: when to give up, as ISO 8601 text with an offset; None for `timeout` seconds after the task began.
         timeout: seconds.
@@ -366,7 +367,7 @@ class AgentSensorTrigger(BaseTrigger):
         show: the same.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword-only settings, as of the sensor
         self,
         *,
         agents_conn_id: str,
@@ -382,6 +383,7 @@ class AgentSensorTrigger(BaseTrigger):
         on_ambiguous: str,
         end_with: list[str] | None,
         show: Sequence[str] = (),
+        started_before: str | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow has not annotated it
         self.agents_conn_id = agents_conn_id
@@ -389,6 +391,8 @@ class AgentSensorTrigger(BaseTrigger):
         self.submission = submission
         self.event_id = event_id
         self.started_after = started_after
+        self.started_before = started_before
+        self._is_bounded = started_before is not None
         self.poll_interval = poll_interval
         self.deadline_at = deadline_at
         self.timeout = timeout
@@ -408,6 +412,7 @@ class AgentSensorTrigger(BaseTrigger):
                 "submission": self.submission,
                 "event_id": self.event_id,
                 "started_after": self.started_after,
+                "started_before": self.started_before,
                 "poll_interval": self.poll_interval,
                 "deadline_at": self.deadline_at,
                 "timeout": self.timeout,
@@ -425,11 +430,13 @@ class AgentSensorTrigger(BaseTrigger):
         herald = _Herald(self, self.show)
         try:
             # Templates are rendered by now, so this is the earliest that they can be read.
+            check_bound(self.started_before, was_given=self._is_bounded)
             sought = Sought.of(
                 agent_id=self.agent_id,
                 submission=self.submission,
                 event_id=self.event_id,
                 started_after=self.started_after,
+                started_before=self.started_before,
             )
             unknown = Submission(agent_id=sought.agent_id, taken_at=now())
             rules = Rules(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous)

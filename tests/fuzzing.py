@@ -34,7 +34,7 @@ from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent, 
 from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.feed.waits import _Busy
 from airflow_provider_agents.runs.journal import Cursor, Journal
-from airflow_provider_agents.runs.sought import first_begun
+from airflow_provider_agents.runs.sought import list_begun
 from airflow_provider_agents.runs.submission import Submission, attached_to, find_lost, submit
 from airflow_provider_agents.runs.verdict import Rules, Verdict, Wait, active_runs, error_of, usage_of
 from airflow_provider_agents.runs.waiting import state_of
@@ -460,7 +460,7 @@ def worker(rng, tally):
                     lambda: submit(agent_id, settle=5.0, now=now, say=check_line),  # noqa: B023 - called at once
                     lambda: find_lost(SUBMISSION, settle=5.0, now=now),  # noqa: B023
                     lambda: active_runs(agent_id),  # noqa: B023
-                    lambda: first_begun(agent_id, NOW, settle=5.0, now=now),  # noqa: B023
+                    lambda: list_begun(agent_id, NOW, None, now=now),  # noqa: B023
                     lambda: calls.newest(calls.list_agents(), 5),
                     lambda: Wait(SUBMISSION, Rules()).look(),
                 ]

@@ -35,7 +35,7 @@ from airflow_provider_agents.api.errors import (
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.sensors import AgentRunSensor
-from airflow_provider_agents.simulator import Fault
+from airflow_provider_agents.simulator import Fault, World
 from airflow_provider_agents.tasks import TRIGGERS_END_TASKS
 from airflow_provider_agents.triggers import AgentSensorTrigger
 
@@ -140,14 +140,121 @@ def test_an_old_moment_does_not_list_everything_since(platform, wait):
     assert platform.sim.count() == 1
 
 
-def test_a_late_record_cannot_overtake_the_first_run(platform, wait):
-    platform.sim.world = platform.sim.world.__class__(record_lag=lambda rng: next(lags))
-    lags = iter([20.0, 0.0, 0.0, 0.0])
+@pytest.mark.parametrize("date_header", [True, False])
+@pytest.mark.parametrize("clock_skew", [0.0, -600.0, 600.0])
+def test_a_late_record_cannot_overtake_the_first_run_however_far_off_a_clock_is(
+    platform, wait, date_header, clock_skew
+):
+    platform.sim.world = World(record_lag=lambda rng: next(lags), date_header=date_header, clock_skew=clock_skew)
+    lags = iter([20.0, 0.0])
     platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=1.0)
+    moment = platform.sim.now()
     first = platform.sim.start_scheduled_run("agent-1")
     platform.pass_time(5)
     platform.sim.start_scheduled_run("agent-1")
-    assert wait(agent_id="agent-1", started_after=NINE)["id"] == first
+    assert wait(agent_id="agent-1", started_after=moment)["id"] == first
+    assert sum(platform.slept) < 60
+
+
+def days_of(platform, *with_a_run):
+    """An agent that runs for ten minutes at one o'clock on some days; the days' starts, and their runs."""
+    platform.sim.add_agent("agent-2", queue_seconds=0.0, run_seconds=600.0)
+    start = platform.sim.now()
+    runs = {day: platform.sim.start_scheduled_run("agent-2", after=3600 + day * 86400) for day in with_a_run}
+    return [start + timedelta(days=day) for day in range(5)], runs
+
+
+@pytest.mark.parametrize("date_header", [True, False])
+@pytest.mark.parametrize("soft_fail", [True, False])
+def test_a_day_without_a_run_is_late_and_does_not_take_the_next_days(platform, wait, soft_fail, date_header):
+    starts, runs = days_of(platform, 0, 2)
+    platform.sim.world = World(date_header=date_header)
+    platform.pass_time(10 * 86400)
+    before = sum(platform.slept)
+
+    def of_day(day):
+        return wait(agent_id="agent-2", started_after=starts[day], started_before=starts[day + 1], soft_fail=soft_fail)
+
+    assert of_day(0)["id"] == runs[0]
+    with pytest.raises(AirflowSkipException if soft_fail else AirflowSensorTimeout) as late:
+        of_day(1)
+    assert f"No run of agent agent-2 began from {starts[1]} until before {starts[2]}" in str(late.value)
+    assert of_day(2)["id"] == runs[2]
+    # All of it is long over, so there is nothing to wait for.
+    assert sum(platform.slept) - before < 5
+
+
+@pytest.mark.parametrize(
+    ("date_header", "clock_skew", "longest"),
+    [(True, 0.0, 50), (True, -600.0, 50), (True, 600.0, 50), (False, 0.0, 950), (False, 600.0, 950)],
+)
+def test_an_interval_that_passes_without_a_run_is_late_as_soon_as_none_can_appear(
+    platform, wait, date_header, clock_skew, longest
+):
+    platform.sim.world = World(date_header=date_header, clock_skew=clock_skew)
+    start = platform.sim.now()
+    platform.sim.start_scheduled_run("agent-1", after=301)
+    # On a platform that does not tell its clock, ours counts.
+    end = (start if date_header else datetime.now(UTC)) + timedelta(seconds=300)
+    with pytest.raises(AirflowSensorTimeout, match="none can appear any more"):
+        wait(agent_id="agent-1", started_after=end - timedelta(seconds=300), started_before=end)
+    assert 330 <= sum(platform.slept) <= 300 + longest
+
+
+def test_a_run_of_the_interval_is_waited_for_beyond_its_end(platform, wait):
+    platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=1000.0)
+    wanted = platform.sim.start_scheduled_run("agent-1", after=290)
+    platform.sim.start_scheduled_run("agent-1", after=300)
+    event = wait(agent_id="agent-1", started_after=NINE, started_before=NINE + timedelta(seconds=300))
+    assert (event["id"], event["status"]) == (wanted, "COMPLETED")
+
+
+def test_a_worker_is_held_for_settle_only_where_nothing_tells_the_time(platform):
+    platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=1.0)
+    for date_header, held in ((True, 0), (False, 30)):
+        platform.sim.world = World(date_header=date_header)
+        moment = platform.sim.now()
+        platform.sim.start_scheduled_run("agent-1")
+        platform.pass_time(2)
+        before = sum(platform.slept)
+        op = sensor("reschedule", agent_id="agent-1", started_after=moment)
+        op.poke({"ti": SimpleNamespace()})
+        assert sum(platform.slept) - before == held
+        # A run that is not over may take hours.
+        platform.sim.add_agent("agent-2", queue_seconds=0.0, run_seconds=10_000.0)
+        platform.sim.start_scheduled_run("agent-2")
+        assert not sensor("reschedule", agent_id="agent-2", started_after=moment).poke({"ti": SimpleNamespace()})
+        assert sum(platform.slept) - before == held
+
+
+@pytest.mark.parametrize("clock_skew", [0.0, -600.0, 600.0])
+def test_without_the_platforms_clock_a_submission_is_waited_for_too(platform, task, wait, clock_skew):
+    platform.sim.world = World(date_header=False, clock_skew=clock_skew)
+    submission = ExecuteAgentOperator(task_id="run", agent_id="agent-1", wait_for_completion=False).execute(
+        task.context()
+    )
+    assert wait(submission=submission)["id"] == platform.executions()[0]
+    assert sum(platform.slept) <= 90
+
+
+@pytest.mark.parametrize("on_ambiguous", ["all", "fail"])
+def test_a_submission_whose_event_appears_late_is_taken_with_a_warning_or_refused(
+    platform, task, wait, logged, on_ambiguous
+):
+    lags = iter([10_000_000.0])
+    platform.sim.world = World(record_lag=lambda rng: next(lags, 0.0))
+    submission = ExecuteAgentOperator(task_id="run", agent_id="agent-1", wait_for_completion=False).execute(
+        task.context()
+    )
+    theirs = platform.sim.start_scheduled_run("agent-1", after=100)
+    warning = "No event of this run appeared within 30 seconds"
+    if on_ambiguous == "all":
+        assert wait(submission=submission, on_ambiguous=on_ambiguous)["id"] == theirs
+        assert logged().count(warning) == 1
+    else:
+        with pytest.raises(AirflowFailException, match="no event of it appeared within `settle`"):
+            wait(submission=submission, on_ambiguous=on_ambiguous)
+        assert warning not in logged()
 
 
 def test_a_run_that_is_over_already_needs_no_trigger(platform):
@@ -259,6 +366,12 @@ def test_what_may_pass_ends_nothing(platform, wait):
         ({"agent_id": "agent-1", "started_after": "yesterday"}, "started_after"),
         ({"agent_id": "agent-1", "started_after": "2026-01-01T09:00:00"}, "time zone"),
         ({"agent_id": "agent-1", "started_after": datetime(2026, 1, 1)}, "time zone"),  # noqa: DTZ001
+        ({"agent_id": "agent-1", "started_before": NINE}, "Give started_after"),
+        ({"agent_id": "agent-1", "started_before": "{{ data_interval_end }}"}, "Give started_after"),
+        ({"agent_id": "agent-1", "event_id": "e", "started_before": NINE}, "Give started_after"),
+        ({"agent_id": "agent-1", "started_after": NINE, "started_before": NINE}, "must be later"),
+        ({"agent_id": "agent-1", "started_after": "{{ x }}", "started_before": "noon"}, "started_before must be"),
+        ({"agent_id": "agent-1", "started_after": "noon", "started_before": "{{ x }}"}, "started_after must be"),
         ({"submission": {"agent_id": "agent-1"}}, "submission"),
         ({"agent_id": "agent-1", "event_id": "e", "poke_interval": 0}, "poke_interval"),
         ({"agent_id": "agent-1", "event_id": "e", "timeout": -1}, "timeout"),
@@ -288,6 +401,21 @@ def test_templates_and_xcoms_are_checked_when_they_are_known(platform):
     with DAG("d", schedule=None):
         started = ExecuteAgentOperator(task_id="start", agent_id="agent-1", wait_for_completion=False)
         AgentRunSensor(task_id="wait", submission=started.output)
+        AgentRunSensor(task_id="of", agent_id="agent-1", started_after="{{ a }}", started_before=NINE)
+
+
+@pytest.mark.parametrize(("rendered", "words"), [(None, "rendered to None"), ("", "a moment"), (NINE, "must be later")])
+@pytest.mark.parametrize("soft_fail", [True, False])
+def test_an_interval_whose_template_turns_out_wrong_fails_before_anything_is_waited_for(
+    platform, rendered, words, soft_fail
+):
+    op = AgentRunSensor(
+        task_id="wait", agent_id="agent-1", started_after=NINE, started_before="{{ end }}", soft_fail=soft_fail
+    )
+    op.started_before = rendered
+    with pytest.raises(AirflowFailException, match=words):
+        run(platform, op)
+    assert platform.sim.count() == 0
 
 
 def test_a_mode_may_come_from_the_dags_default_arguments():
@@ -368,6 +496,37 @@ def test_a_template_that_turns_out_wrong_in_the_triggerer_fails_the_task(platfor
     event = in_the_triggerer(op)
     with pytest.raises(AirflowFailException, match="started_after must be a moment"):
         op.resume_execution("execute_complete", {"event": event.payload}, {"ti": task_of()})
+
+
+@newer_airflow
+@pytest.mark.parametrize("soft_fail", [True, False])
+def test_an_interval_without_a_run_is_late_for_a_task_that_starts_in_the_triggerer(platform, monkeypatch, soft_fail):
+    monkeypatch.setattr(AgentSensorTrigger, "task_instance", None, raising=False)
+    end = NINE + timedelta(seconds=300)
+    platform.sim.start_scheduled_run("agent-1", after=400)
+    op = AgentRunSensor(
+        task_id="wait",
+        agent_id="agent-1",
+        started_after=NINE,
+        started_before=end,
+        soft_fail=soft_fail,
+        start_from_trigger=True,
+    )
+    event = in_the_triggerer(op, start_date=datetime.now(UTC))
+    with pytest.raises(AirflowSkipException if soft_fail else AirflowSensorTimeout, match="none can appear any more"):
+        op.resume_execution("execute_complete", {"event": event.payload}, {"ti": task_of()})
+
+
+@newer_airflow
+def test_an_interval_whose_end_is_rendered_to_nothing_in_the_triggerer_fails_the_task(platform, monkeypatch):
+    monkeypatch.setattr(AgentSensorTrigger, "task_instance", None, raising=False)
+    op = AgentRunSensor(
+        task_id="wait", agent_id="agent-1", started_after=NINE, started_before="{{ end }}", start_from_trigger=True
+    )
+    trigger = AgentSensorTrigger(**op.start_trigger_args.trigger_kwargs)
+    trigger.started_before = None  # as Airflow renders it in a DAG with native objects
+    event = asyncio.run(first_event(trigger))
+    assert "started_before was rendered to None" in event.payload["error"]
 
 
 @newer_airflow

@@ -11,8 +11,8 @@ from airflow_provider_agents.api.errors import TemporaryError
 from airflow_provider_agents.api.models import Status
 from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.runs.journal import Journal
-from airflow_provider_agents.runs.matching import Look
-from airflow_provider_agents.runs.sought import first_begun
+from airflow_provider_agents.runs.matching import Look, Missing
+from airflow_provider_agents.runs.sought import FirstRun, list_begun
 from airflow_provider_agents.runs.submission import Submission, attached_to
 from airflow_provider_agents.runs.verdict import Outcome, Verdict, Wait, active_runs, is_active, state_of_event
 from airflow_provider_agents.runs.waiting import LateWarning, Pace, StillBusyError, state_of
@@ -118,7 +118,8 @@ async def wait_for_sought(
     """Find the run that is sought, and wait until it is over. The arguments are those of `wait_for_end`.
 
     Returns:
-        The run, and how it ended. A run that had not begun at the deadline is one that is not over, without events.
+        The run, and how it ended. A run that had not begun at the deadline is one that is not over, without events. If
+        no run began in the interval that is sought, and none can appear any more, no run was found.
 
     Raises:
         PermanentError: looking will not get better.
@@ -126,17 +127,18 @@ async def wait_for_sought(
     """
     submission, first = sought.known(now()), None
     if submission is None and sought.started_after is not None:
-        first = await _wait_for_first(
-            feed, sought.agent_id, sought.started_after, rules.settle, Pace(poll_interval, deadline_at, now, say)
+        found = await _wait_for_first(
+            feed, sought, sought.started_after, rules.settle, Pace(poll_interval, deadline_at, now, say)
         )
-        if first is None:
+        if found is None or isinstance(found, Missing):
             nothing = Submission(agent_id=sought.agent_id, taken_at=now())
-            return nothing, Verdict(Outcome.TIMED_OUT)
+            return nothing, Verdict(Outcome.TIMED_OUT if found is None else Outcome.NOT_FOUND)
+        first = found
         submission = attached_to(first, sought.agent_id, now())
         say(logging.INFO, f"The first run of agent {sought.agent_id} is event {first.id}, begun at {first.startedAt}.")
     if submission is None:
         raise AssertionError("unreachable: a run is known, or sought by its begin")
-    wait = Wait(submission, rules)
+    wait = Wait(submission, rules, now())
     if first is not None:
         # It has been shown already, so it need not be looked for again.
         verdict = wait.take(Look((first,), None), now())
@@ -148,24 +150,27 @@ async def wait_for_sought(
 
 
 async def _wait_for_first(
-    feed: Feed, agent_id: str, moment: datetime, settle: float, pace: Pace
-) -> ExecutionEvent | None:
-    """The agent's first run from a moment on, or None at the deadline."""
-    pace.speak(logging.INFO, f"Waiting for the first run of agent {agent_id} that begins from {moment} on.")
+    feed: Feed, sought: Sought, after: datetime, settle: float, pace: Pace
+) -> ExecutionEvent | Missing | None:
+    """The first run of an interval, or None at the deadline."""
+    agent_id, before, search = sought.agent_id, sought.started_before, FirstRun(sought.started_before, settle)
+    pace.speak(logging.INFO, f"Waiting for the first run of agent {agent_id} that begins {sought.interval}.")
     while True:
         over = pace.is_over()
         try:
-            first = await feed.ask_together(
-                ("first", agent_id, moment, settle),
-                lambda: first_begun(agent_id, moment, settle=settle, now=feed.now),
+            look = await feed.ask_together(
+                ("first", agent_id, after, before), lambda: list_begun(agent_id, after, before, now=feed.now)
             )
         except TemporaryError as error:
             pause = pace.failed(error).seconds
         else:
             pause = pace.looked().seconds
-            if first is not None:
-                return first
-            pace.sign_of_life(logging.INFO, f"Still waiting for a run of agent {agent_id} from {moment} on.")
+            found = search.take(look)
+            if found is not None:
+                return found
+            pace.sign_of_life(
+                logging.INFO, f"Still waiting for a run of agent {agent_id} that begins {sought.interval}."
+            )
         if over:
             return None
         await feed.sleep(pause)

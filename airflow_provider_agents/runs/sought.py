@@ -8,17 +8,22 @@ from typing import TYPE_CHECKING, Self
 
 from airflow_provider_agents.api.calls import Steps, check_agent_id, list_agent_events, walk
 from airflow_provider_agents.api.errors import InvalidArgumentError, quote
-from airflow_provider_agents.api.models import ExecutionEvent, Status
+from airflow_provider_agents.api.models import ExecutionEvent, Status, is_plausible
+from airflow_provider_agents.runs.matching import Missing, clock_at_least
 from airflow_provider_agents.runs.submission import Submission, attached_to
 
 if TYPE_CHECKING:
     from airflow_provider_agents.runs.submission import Clock
 
-#: Room below the moment: the API's page does not say whether `startedAfter` is inclusive, nor how finely it compares.
+#: Room around the interval: the API's page does not say whether `startedAfter` and `startedBefore` are inclusive, nor
+#: how finely they are compared.
 _MARGIN = timedelta(seconds=1)
-#: The listing is newest first, and the first run after the moment is wanted. So what began long after it is left out,
-#: unless nothing began within this time.
+#: The listing is newest first, and the first run of the interval is wanted. So what began long after the interval's
+#: start is left out, unless nothing began within this time.
 _SPAN = timedelta(days=1)
+#: Where the platform does not tell its clock, ours decides that an interval is over, this much later. Amazon S3 refuses
+#: requests of machines whose clock is more than 15 minutes off, so few machines are.
+CLOCK_ALLOWANCE = timedelta(minutes=15)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,26 +35,31 @@ class Sought:
         submission: what an operator has started.
         event_id: its event.
         started_after: the first run that began at this moment or later.
+        started_before: the end of the interval that begins with `started_after`, exclusive; None if it has no end.
     """
 
     agent_id: str
     submission: Submission | None = None
     event_id: str | None = None
     started_after: datetime | None = None
+    started_before: datetime | None = None
 
     @classmethod
-    def of(cls, *, agent_id: object, submission: object, event_id: object, started_after: object) -> Self:
-        """Read a sensor's arguments, of which exactly one names the run.
+    def of(
+        cls,
+        *,
+        agent_id: object,
+        submission: object,
+        event_id: object,
+        started_after: object,
+        started_before: object = None,
+    ) -> Self:
+        """Read a sensor's arguments, of which exactly one names the run; `started_before` only bounds it.
 
         Raises:
             InvalidArgumentError: saying what to give instead.
         """
-        named = [name for name, value in _named(submission, event_id, started_after) if value is not None]
-        if len(named) != 1:
-            raise InvalidArgumentError(
-                "Name the run by exactly one of submission, event_id and started_after; "
-                f"{'none is given' if not named else 'given are ' + ', '.join(named)}."
-            )
+        check_names(submission, event_id, started_after, started_before)
         if submission is not None:
             own = Submission.from_json(submission)
             if agent_id is not None and own.agent_id != agent_id:
@@ -63,7 +73,22 @@ class Sought:
             if not isinstance(event_id, str) or not event_id.strip():
                 raise InvalidArgumentError(f"event_id must be the id of an event, got {quote(repr(event_id), 100)}.")
             return cls(agent_id=agent, event_id=event_id.strip())
-        return cls(agent_id=agent, started_after=_moment(started_after))
+        after = read_moment("started_after", started_after)
+        if started_before is None:
+            return cls(agent_id=agent, started_after=after)
+        before = read_moment("started_before", started_before)
+        if before <= after:
+            raise InvalidArgumentError(
+                f"started_before ({before}) must be later than started_after ({after}). A cron schedule of Airflow 3 "
+                "has data intervals of no length: use CronDataIntervalTimetable, or add a length to started_after."
+            )
+        return cls(agent_id=agent, started_after=after, started_before=before)
+
+    @property
+    def interval(self) -> str:
+        """When the run began, in words."""
+        until = "on" if self.started_before is None else f"until before {self.started_before}"
+        return f"from {self.started_after} {until}"
 
     @property
     def name(self) -> str:
@@ -72,7 +97,7 @@ class Sought:
             return self.submission.name
         if self.event_id is not None:
             return f"agent {self.agent_id}, event {self.event_id}"
-        return f"agent {self.agent_id}, the first that began from {self.started_after} on"
+        return f"agent {self.agent_id}, the first that began {self.interval}"
 
     def known(self, taken_at: datetime) -> Submission | None:
         """What to wait for, if no look is needed to know.
@@ -85,57 +110,150 @@ class Sought:
         return self.submission
 
 
-def _named(submission: object, event_id: object, started_after: object) -> tuple[tuple[str, object], ...]:
-    return (("submission", submission), ("event_id", event_id), ("started_after", started_after))
+def check_names(submission: object, event_id: object, started_after: object, started_before: object) -> None:
+    """Refuse arguments that cannot name a run together, whatever their values turn out to be.
+
+    Raises:
+        InvalidArgumentError: saying what to give instead.
+    """
+    given = {"submission": submission, "event_id": event_id, "started_after": started_after}
+    named = [name for name, value in given.items() if value is not None]
+    if started_before is not None and started_after is None:
+        raise InvalidArgumentError(
+            "started_before is the end of an interval that begins with started_after. Give started_after, or leave "
+            "started_before out."
+        )
+    if len(named) != 1:
+        raise InvalidArgumentError(
+            "Name the run by exactly one of submission, event_id and started_after; "
+            f"{'none is given' if not named else 'given are ' + ', '.join(named)}."
+        )
 
 
-def _moment(value: object) -> datetime:
+def check_bound(started_before: object, *, was_given: bool) -> None:
+    """Refuse an end of the interval that was given as a template and rendered to nothing.
+
+    Without its end, the sensor would take a run of a later interval.
+
+    Raises:
+        InvalidArgumentError: it was.
+    """
+    if was_given and started_before is None:
+        raise InvalidArgumentError(
+            "started_before was rendered to None. A DAG run that a person has started has no data interval: give the "
+            "template a default."
+        )
+
+
+def read_moment(name: str, value: object) -> datetime:
+    """A moment that a user gave.
+
+    Raises:
+        InvalidArgumentError: it is none, or has no time zone.
+    """
     try:
         moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value).strip())
     except ValueError:
         moment = None
-    if moment is None or moment.tzinfo is None:
+    if moment is None or moment.tzinfo is None or not is_plausible(moment):
         raise InvalidArgumentError(
-            "started_after must be a moment with a time zone, as a datetime or ISO 8601 text such as "
+            f"{name} must be a moment with a time zone, as a datetime or ISO 8601 text such as "
             f"2026-01-01T09:00:00+00:00, got {quote(repr(value), 100)}."
         )
     return moment
 
 
-def first_begun(agent_id: str, moment: datetime, *, settle: float, now: Clock) -> Steps[ExecutionEvent | None]:
-    """The agent's first run that began at `moment` or later; None as long as an earlier one could still appear.
+@dataclass(frozen=True, slots=True)
+class BegunRuns:
+    """The runs of an agent that began in an interval, as one look showed them.
 
-    A row that cannot be read counts if its `startedAt` can be.
+    Attributes:
+        events: oldest first. A row that cannot be read counts if its `startedAt` can be.
+        is_complete: no row of the listing hides when its run began.
+        began_at: our clock when the look was begun.
+        ended_at: our clock when it was answered.
+        server_time: the server's clock when the look was begun, None if it did not tell.
+        passed: a moment that the clock which stamps events has passed; None if nothing tells.
+    """
+
+    events: tuple[ExecutionEvent, ...]
+    is_complete: bool
+    began_at: datetime
+    ended_at: datetime
+    server_time: datetime | None
+    passed: datetime | None
+
+
+def list_begun(agent_id: str, after: datetime, before: datetime | None, *, now: Clock) -> Steps[BegunRuns]:
+    """The agent's runs that began at `after` or later, and before `before`; of a long interval perhaps only the first.
 
     Args:
         agent_id: the agent.
-        moment: compared with `startedAt`, which is on the server's clock.
-        settle: seconds within which the event of a run that has begun appears.
-        now: our clock, where the server does not tell its own.
+        after: compared with `startedAt`, which is on the server's clock.
+        before: the same, exclusive; None for no end.
+        now: our clock.
     """
-    end = moment + _SPAN
-    narrow = list_agent_events(
-        agent_id, started_after=moment - _MARGIN, started_before=end if end < now() - _SPAN else None
+    began_at = now()
+    ends = [before + _MARGIN if before is not None else None]
+    first_end = after + _SPAN
+    if first_end < began_at - _SPAN and (before is None or first_end < before):
+        ends.insert(0, first_end)
+    for end in ends:
+        call = list_agent_events(agent_id, started_after=after - _MARGIN, started_before=end)
+        listed = yield from walk(call)
+        begun = _between(after, before, listed.value)
+        if begun:
+            break
+    return BegunRuns(
+        events=tuple(begun),
+        is_complete=not any(event.unreadable is not None and event.startedAt is None for event in listed.value),
+        began_at=began_at,
+        ended_at=now(),
+        server_time=listed.server_time,
+        passed=clock_at_least(listed.server_time, listed.value),
     )
-    listed = yield from walk(narrow)
-    begun = _since(moment, listed.value)
-    if not begun and end < now() - _SPAN:
-        listed = yield from walk(list_agent_events(agent_id, started_after=moment - _MARGIN))
-        begun = _since(moment, listed.value)
-    if not begun:
-        return None
-    began_at, _, first = begun[0]
-    if first.lacks_id:
-        return None  # it cannot be followed, and no later run is the first
-    settled = (listed.server_time or now()) - began_at >= timedelta(seconds=settle)
-    return first if settled else None
 
 
-def _since(moment: datetime, events: list[ExecutionEvent]) -> list[tuple[datetime, str, ExecutionEvent]]:
-    """Those that began at a moment or later, oldest first."""
+def _between(after: datetime, before: datetime | None, events: list[ExecutionEvent]) -> list[ExecutionEvent]:
+    """Those that began in an interval, oldest first."""
     begun = [
         (event.startedAt, event.id, event)
         for event in events
-        if event.startedAt is not None and event.startedAt >= moment
+        if event.startedAt is not None and event.startedAt >= after and (before is None or event.startedAt < before)
     ]
-    return sorted(begun, key=lambda one: one[:2])
+    return [event for _, _, event in sorted(begun, key=lambda one: one[:2])]
+
+
+class FirstRun:
+    """The search of one process for an agent's first run in an interval. Pure.
+
+    A run appears within `settle` seconds after it began. So the first run that is shown is the first of all once an
+    earlier one would have appeared, and there is no run once the last possible one would have.
+
+    Args:
+        before: the end of the interval, exclusive; None for no end.
+        settle: seconds.
+    """
+
+    def __init__(self, before: datetime | None, settle: float) -> None:
+        self._before, self._settle = before, timedelta(seconds=settle)
+        # Our clock when some run of the interval was first seen. What began before that run has begun by then.
+        self._seen_at: datetime | None = None
+
+    def take(self, look: BegunRuns) -> ExecutionEvent | Missing | None:
+        """The first run, `Missing` if there is none and none can appear any more, None if neither is known yet."""
+        if look.events:
+            first = look.events[0]
+            if first.lacks_id:
+                return None  # it cannot be followed, and no later run is the first
+            self._seen_at = self._seen_at or look.ended_at
+            has_passed = look.passed is not None and (
+                first.startedAt is not None and look.passed - first.startedAt >= self._settle
+            )
+            return first if has_passed or look.began_at - self._seen_at >= self._settle else None
+        if self._before is None or self._seen_at is not None or not look.is_complete:
+            return None
+        passed = [look.passed] if look.passed is not None else []
+        if look.server_time is None:
+            passed.append(look.began_at - CLOCK_ALLOWANCE)
+        return Missing() if max(passed) - self._before >= self._settle else None

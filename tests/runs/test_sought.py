@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from driving import examples
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from airflow_provider_agents.api.calls import Answer
 from airflow_provider_agents.api.errors import InvalidArgumentError
-from airflow_provider_agents.api.models import ExecutionEvent, Page
-from airflow_provider_agents.runs.sought import Sought, first_begun
+from airflow_provider_agents.api.models import ExecutionEvent, Page, read_event
+from airflow_provider_agents.runs.matching import Missing
+from airflow_provider_agents.runs.sought import CLOCK_ALLOWANCE, FirstRun, Sought, check_bound, list_begun
 from airflow_provider_agents.runs.submission import Submission
 
 T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)
@@ -17,7 +22,8 @@ SUBMISSION = Submission(agent_id="a", request_id="req", taken_at=T0)
 
 
 def sought(**given):
-    return Sought.of(**{"agent_id": "a", "submission": None, "event_id": None, "started_after": None, **given})
+    names = ("submission", "event_id", "started_after", "started_before")
+    return Sought.of(**{"agent_id": "a", **dict.fromkeys(names), **given})
 
 
 def begun(name, seconds, status="RUNNING"):
@@ -25,27 +31,35 @@ def begun(name, seconds, status="RUNNING"):
     return ExecutionEvent(id=name, status=status, createdAt=T0, startedAt=started)
 
 
-def look(*events, settle=30.0, now, server_time=None):
-    """What comes of `first_begun`, and the moments between which it asked; each answer holds what lies between."""
+def look(*events, after=T0, before=None, now=T0, server_time=None):
+    """What a look shows, and the moments between which it asked; each answer holds what lies between."""
     asked = []
-    steps = first_begun("a", T0, settle=settle, now=lambda: now)
+    steps = list_begun("a", after, before, now=lambda: now)
     try:
         call = next(steps)
         while True:
             params = dict(call.params)
-            after, before = (
+            start, end = (
                 datetime.fromisoformat(params[name]) if name in params else None
                 for name in ("startedAfter", "startedBefore")
             )
-            asked.append((after, before))
+            asked.append((start, end))
             rows = [
                 event
                 for event in events
-                if event.startedAt is None or (event.startedAt > after and (before is None or event.startedAt < before))
+                if event.startedAt is None or (event.startedAt > start and (end is None or event.startedAt < end))
             ]
             call = steps.send(Answer(Page[ExecutionEvent](data=rows), server_time))
     except StopIteration as end:
         return end.value, asked
+
+
+def ids(seen):
+    return [event.id for event in seen.events]
+
+
+def at(seconds):
+    return T0 + timedelta(seconds=seconds)
 
 
 # --- what may be named -----------------------------------------------------------------------------------------------
@@ -107,63 +121,201 @@ def test_a_moment_may_be_a_datetime_or_text(moment):
     assert found.known(T0) is None
 
 
-@pytest.mark.parametrize("moment", ["yesterday", "2026-01-01T09:00:00", datetime(2026, 1, 1), 17])  # noqa: DTZ001
-def test_a_moment_without_a_time_zone_is_refused(moment):
+@pytest.mark.parametrize("name", ["started_after", "started_before"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "yesterday",
+        "None",
+        "",
+        "2026-01-01T09:00:00",
+        datetime(2026, 1, 1),  # noqa: DTZ001 - the point
+        17,
+        "9999-12-31T23:59:59+00:00",
+        "0001-01-01T00:00:00+00:00",
+    ],
+)
+def test_what_is_no_moment_with_a_time_zone_is_refused(name, moment):
     with pytest.raises(InvalidArgumentError) as refused:
-        sought(started_after=moment)
-    assert "started_after must be a moment with a time zone" in str(refused.value)
-    assert str(moment)[:10] in str(refused.value) or "2026, 1, 1" in str(refused.value)
+        sought(**{"started_after": T0, name: moment})
+    assert f"{name} must be a moment with a time zone" in str(refused.value)
+    assert repr(moment)[:40] in str(refused.value)
 
 
-# --- the first run after a moment ------------------------------------------------------------------------------------
+def test_an_interval_has_a_start_and_an_end():
+    found = sought(started_after=T0, started_before="2026-01-01T11:00:00+01:00")
+    assert (found.started_after, found.started_before) == (T0, T0 + timedelta(hours=1))
+    assert found.name == f"agent a, the first that began from {T0} until before {found.started_before}"
 
 
-def test_the_first_that_began_at_the_moment_or_later_is_found():
+@pytest.mark.parametrize("before", [T0, T0 - timedelta(seconds=1), "2026-01-01T09:30:00+01:00"])
+def test_an_interval_without_a_length_is_refused_with_what_to_do_about_it(before):
+    with pytest.raises(InvalidArgumentError, match="must be later than started_after.*CronDataIntervalTimetable"):
+        sought(started_after=T0, started_before=before)
+
+
+@pytest.mark.parametrize("given", [{}, {"event_id": "e"}, {"submission": SUBMISSION.to_json()}])
+def test_an_end_without_a_start_is_refused(given):
+    with pytest.raises(InvalidArgumentError, match="Give started_after, or leave started_before out"):
+        sought(started_before=T0, **given)
+
+
+@pytest.mark.parametrize(
+    ("value", "was_given", "refused"), [(None, True, True), (None, False, False), ("x", True, False)]
+)
+def test_an_end_that_is_rendered_to_nothing_is_refused_rather_than_left_out(value, was_given, refused):
+    with pytest.raises(InvalidArgumentError, match="rendered to None") if refused else nullcontext() as caught:
+        check_bound(value, was_given=was_given)
+    assert (caught is not None) == refused
+
+
+# --- what is asked ----------------------------------------------------------------------------------------------------
+
+
+def test_those_that_began_at_the_moment_or_later_are_shown_oldest_first():
     events = begun("third", 20), begun("first", 0), begun("earlier", -0.5), begun("second", 10), begun("pending", None)
-    found, asked = look(*events, now=T0 + timedelta(seconds=60))
-    assert found.id == "first"
-    assert asked == [(T0 - timedelta(seconds=1), None)]
+    seen, asked = look(*events, now=at(60))
+    assert ids(seen) == ["first", "second", "third"]
+    assert asked == [(at(-1), None)]
+
+
+def test_those_that_began_at_the_end_of_an_interval_or_later_are_another_intervals():
+    events = begun("in", 59.9), begun("at the end", 60), begun("late", 60.5)
+    seen, asked = look(*events, before=at(60), now=at(100))
+    assert ids(seen) == ["in"]
+    # The page does not say whether its bounds are inclusive.
+    assert asked == [(at(-1), at(61))]
 
 
 def test_of_two_that_began_together_it_is_always_the_same_one():
     events = begun("b", 3), begun("a", 3)
     for order in (events, events[::-1]):
-        assert look(*order, now=T0 + timedelta(seconds=60))[0].id == "a"
+        assert ids(look(*order)[0]) == ["a", "b"]
 
 
-def test_it_is_not_told_before_an_earlier_one_would_have_appeared():
-    assert look(begun("e", 10), now=T0 + timedelta(seconds=39.9))[0] is None
-    assert look(begun("e", 10), now=T0 + timedelta(seconds=40))[0].id == "e"
+DAY = timedelta(days=1)
 
 
-def test_the_servers_clock_decides_where_it_is_told():
-    late, early = T0 + timedelta(seconds=100), T0 + timedelta(seconds=20)
-    assert look(begun("e", 10), now=late, server_time=early)[0] is None
-    assert look(begun("e", 10), now=early, server_time=late)[0].id == "e"
+@pytest.mark.parametrize("before", [None, T0 + 30 * DAY])
+def test_of_a_moment_long_past_its_day_is_listed_first(before):
+    seen, asked = look(begun("late", 5 * 86400), begun("first", 9), before=before, now=T0 + 40 * DAY)
+    assert ids(seen) == ["first"]
+    assert asked == [(at(-1), T0 + DAY)]
 
 
-def test_none_that_began_is_none():
-    assert look(begun("earlier", -0.5), begun("pending", None), now=T0 + timedelta(seconds=60)) == (
-        None,
-        [(T0 - timedelta(seconds=1), None)],
-    )
+@pytest.mark.parametrize(("before", "end"), [(None, None), (T0 + 30 * DAY, T0 + 30 * DAY + timedelta(seconds=1))])
+def test_where_nothing_began_on_that_day_all_that_came_later_is_listed(before, end):
+    seen, asked = look(begun("late", 5 * 86400), before=before, now=T0 + 40 * DAY)
+    assert ids(seen) == ["late"]
+    assert asked == [(at(-1), T0 + DAY), (at(-1), end)]
 
 
-def test_of_a_moment_long_past_its_day_is_listed_first():
-    day = timedelta(days=1)
-    found, asked = look(begun("late", 5 * 86400), begun("first", 9), now=T0 + 10 * day)
-    assert found.id == "first"
-    assert asked == [(T0 - timedelta(seconds=1), T0 + day)]
+def test_a_moment_of_less_than_two_days_ago_and_an_interval_of_less_than_a_day_take_one_listing():
+    assert len(look(now=T0 + 2 * DAY)[1]) == 1
+    assert len(look(now=T0 + 2 * DAY + timedelta(seconds=1))[1]) == 2
+    assert len(look(before=T0 + DAY, now=T0 + 40 * DAY)[1]) == 1
 
 
-def test_where_nothing_began_on_that_day_all_that_came_later_is_listed():
-    day = timedelta(days=1)
-    found, asked = look(begun("late", 5 * 86400), now=T0 + 10 * day)
-    assert found.id == "late"
-    assert asked == [(T0 - timedelta(seconds=1), T0 + day), (T0 - timedelta(seconds=1), None)]
+# --- which run is the first -------------------------------------------------------------------------------------------
 
 
-def test_a_moment_of_less_than_two_days_ago_takes_one_listing():
-    day = timedelta(days=1)
-    assert len(look(now=T0 + 2 * day)[1]) == 1
-    assert len(look(now=T0 + 2 * day + timedelta(seconds=1))[1]) == 2
+class Search:
+    """A process that looks now and then, on a clock of its own and with or without a platform that tells its clock.
+
+    Args:
+        skew: seconds by which the platform's clock is ahead of the process's.
+        date: whether the platform tells its clock.
+    """
+
+    def __init__(self, *, before=None, skew=0.0, date=True):
+        self.before, self.skew, self.date = before, skew, date
+        self.first = FirstRun(before, 30.0)
+
+    def look(self, *events, seconds):
+        """What is known after a look at this second of the platform's clock."""
+        seen, _ = look(
+            *events,
+            before=self.before,
+            now=at(seconds - self.skew),
+            server_time=at(seconds) if self.date else None,
+        )
+        found = self.first.take(seen)
+        return found.id if isinstance(found, ExecutionEvent) else found
+
+
+def test_by_the_platforms_clock_the_first_run_is_known_once_an_earlier_one_would_have_appeared():
+    # Five seconds more, since the clock of `Date` may be another one than that of `startedAt`.
+    for skew in (-600.0, 0.0, 600.0):
+        assert Search(skew=skew).look(begun("e", 10), seconds=44.9) is None
+        assert Search(skew=skew).look(begun("e", 10), seconds=45) == "e"
+
+
+@pytest.mark.parametrize("skew", [-600.0, -40.0, 0.0, 40.0, 600.0])
+def test_without_the_platforms_clock_a_process_waits_settle_from_when_it_saw_the_first_run(skew):
+    search = Search(skew=skew, date=False)
+    assert search.look(seconds=0) is None
+    assert search.look(begun("e", 10), seconds=12) is None
+    assert search.look(begun("e", 10), seconds=41.9) is None
+    # One that began before may have appeared since, and needs no further wait.
+    assert search.look(begun("e", 10), begun("earlier", 5), seconds=42) == "earlier"
+
+
+def test_without_the_platforms_clock_what_its_rows_say_of_the_time_counts():
+    over = begun("e", 10, "COMPLETED").model_copy(update={"completedAt": at(50)})
+    assert Search(date=False, skew=-600.0).look(over, seconds=60) == "e"
+    soon = begun("e", 10, "COMPLETED").model_copy(update={"completedAt": at(39)})
+    assert Search(date=False, skew=-600.0).look(soon, seconds=60) is None
+
+
+@pytest.mark.parametrize("skew", [-600.0, 0.0, 600.0])
+def test_an_interval_without_a_run_is_over_once_none_can_appear_in_it(skew):
+    search = Search(before=at(60), skew=skew)
+    assert search.look(begun("next", 60), seconds=94.9) is None
+    assert search.look(begun("next", 60), seconds=95) == Missing()
+    assert Search(before=at(60), skew=skew).look(seconds=10 * 86400) == Missing()
+
+
+def test_without_the_platforms_clock_an_interval_is_over_when_ours_says_so_with_room_for_a_clock_that_is_off():
+    allowance = CLOCK_ALLOWANCE.total_seconds()
+    search = Search(before=at(60), date=False)
+    assert search.look(seconds=60 + 30 + allowance - 1) is None
+    assert search.look(seconds=60 + 30 + allowance) == Missing()
+
+
+def test_a_run_at_the_end_of_its_interval_is_found_after_that():
+    search = Search(before=at(60))
+    assert search.look(seconds=70) is None
+    assert search.look(begun("e", 59), seconds=80) is None
+    assert search.look(begun("e", 59), seconds=95) == "e"
+
+
+def test_an_interval_with_a_run_is_not_empty_because_a_replica_lags():
+    search = Search(before=at(60), date=False)
+    assert search.look(begun("e", 59), seconds=62) is None
+    assert search.look(seconds=86400) is None
+
+
+def test_an_interval_without_an_end_is_never_over():
+    assert Search().look(begun("pending", None), seconds=10**8) is None
+
+
+def test_a_row_that_hides_when_its_run_began_keeps_an_interval_from_being_empty():
+    odd = read_event({"id": "odd", "status": "RUNNING", "startedAt": "at nine"})
+    assert Search(before=at(60)).look(odd, seconds=1000) is None
+
+
+@settings(max_examples=examples(200), deadline=None)
+@given(data=st.data(), skew=st.sampled_from([-600.0, -60.0, 0.0, 60.0, 600.0]), date=st.booleans())
+def test_the_run_that_is_found_is_the_first_of_its_interval_and_only_an_empty_one_has_none(data, skew, date):
+    # Each run begins at a second and is shown some seconds later, by every look from then on.
+    runs = data.draw(st.lists(st.tuples(st.integers(-30, 200), st.floats(0, 29.9)), max_size=6))
+    search, seconds = Search(before=at(100), skew=skew, date=date), 0.0
+    inside = sorted((began, f"{number}") for number, (began, _) in enumerate(runs) if 0 <= began < 100)
+    found = None
+    while found is None:
+        seconds += data.draw(st.sampled_from([1.0, 5.0, 40.0, 300.0]))
+        shown = [begun(f"{number}", began) for number, (began, lag) in enumerate(runs) if began + lag <= seconds]
+        found = search.look(*shown, seconds=seconds)
+        # Known at the latest one look after `settle`; of none, when the clock that is farthest off says so.
+        assert seconds <= 100 + 2 * CLOCK_ALLOWANCE.total_seconds() + 600
+    assert found == (inside[0][1] if inside else Missing())
