@@ -1,14 +1,15 @@
-"""The DAG that `make faults` torments: one mapped task for each agent, each wanting one run."""
+"""The DAGs that `make faults` torments: one mapped task for each agent, each wanting one run, and a watcher."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from airflow.sdk import DAG, task
+from airflow.sdk import DAG, Asset, AssetWatcher, task
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_provider_agents.api.errors import AgentRunFailedError
 from airflow_provider_agents.operators import ExecuteAgentOperator
+from airflow_provider_agents.watchers import AgentRunEventTrigger
 
 
 class OneRunOperator(ExecuteAgentOperator):
@@ -44,4 +45,26 @@ with DAG("fault_runs", start_date=datetime(2026, 1, 1), schedule=None, max_activ
         poll_interval=1.0,
         retries=8,
         retry_delay=timedelta(seconds=1),
+        # A killed process is tried again at once; the last of these retries comes after what lasts for a minute.
+        retry_exponential_backoff=2.0,
+        max_retry_delay=timedelta(seconds=20),
     ).expand(agent_id=agents())
+
+#: Every run of the account that ends. Its watcher polls only while the DAG below is not paused.
+ENDED = Asset(
+    "fault_runs_ended",
+    watchers=[
+        AssetWatcher(
+            name="fault_runs_ended",
+            trigger=AgentRunEventTrigger(statuses=("COMPLETED", "FAILED"), poll_interval=1.0, settle=3.0),
+        )
+    ],
+)
+
+with DAG("fault_watcher", start_date=datetime(2026, 1, 1), schedule=[ENDED], catchup=False):  # noqa: DTZ001
+
+    @task
+    def note():  # noqa: ANN201
+        """Take the event."""
+
+    note()

@@ -1,8 +1,9 @@
-"""`make faults`: kill everything at random moments in a real Airflow on PostgreSQL, and count what it did to the runs.
+"""`make faults`: break everything around runs in a real Airflow on PostgreSQL, and count what that did to the runs.
 
 For each fault it prints how often it was tried, how many runs the platform started for how many tasks that each
 wanted one, and how many tasks ended with the verdict of their own run. Exit status 1 if a run was doubled, lost, or
-told wrong. `--tries N` (default 20) tries of each kill; `--only NAME` for one of the faults.
+told wrong. `--tries N` (default 20) tries of each kill; `--only NAME` for one of the faults. Faults of the platform
+and of the connection are tried once, whatever `--tries` says.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import shutil
 import signal
 import sys
@@ -17,21 +19,26 @@ import tempfile
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from real_airflow import RealAirflow, SimulatorServer, connection_json, simulator_server, until
+from real_airflow import RealAirflow, RealAirflowError, SimulatorServer, connection_json, simulator_server, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).resolve().parents[1]
 DAG = "fault_runs"
+WATCHER_DAG = "fault_watcher"
 KEY = "sk-faults-0123456789"
 #: How long an agent's run takes, in seconds: long enough to be killed while it goes on.
 RUN_SECONDS = 6.0
+#: A wait that a fault does not concern ends within this many seconds of its run: a few polls, Airflow's own way from a
+#: trigger to a worker on a busy machine, and room. What gives up and begins anew takes longer.
+PROMPT_SECONDS = 60.0
 _ENDED = {"success", "failed", "upstream_failed", "skipped"}
 
 
@@ -91,9 +98,61 @@ class Bench:
         """The process that runs a task instance's code now."""
         return self.airflow.task_process(instance["id"])
 
-    def finish(self, tally: Tally, agents: list[str], run_id: str) -> None:
-        """Wait for the DAG run to end, and count."""
-        ends_at = time.monotonic() + 420
+    def start_run(self, agent: str) -> str:
+        """Start a run as the platform's schedule would; the id of its event."""
+        event_id: str = self.simulator.control("POST", "runs", {"agentId": agent})["eventId"]
+        return event_id
+
+    def wait_until_waiting(self, runs: list[tuple[list[str], str]], seconds: float = 180) -> None:
+        """Wait until every task of these DAG runs waits for its run, or has ended; give up after so many seconds.
+
+        Args:
+            runs: the agents and the id of each DAG run.
+            seconds: how long at most. `finish` counts what has not even started by then.
+        """
+
+        def waits(agent: str, instance: dict[str, Any], started: set[str]) -> bool:
+            return instance["state"] in {"deferred", *_ENDED} or (instance["state"] == "running" and agent in started)
+
+        def all_wait() -> bool:
+            started = {done["agentId"] for done in self.simulator.executions()}
+            pairs = [(agents[row["map_index"]], row) for agents, run_id in runs for row in self.instances(run_id)]
+            return len(pairs) == sum(len(agents) for agents, _ in runs) and all(
+                waits(agent, row, started) for agent, row in pairs
+            )
+
+        with suppress(RealAirflowError):
+            until(all_wait, seconds, "the wait of all tasks", pause=0.5)
+
+    def remove_connection(self) -> None:
+        """Delete the connection: whoever asks for it is told that it is not defined."""
+        self.airflow.api("DELETE", "/api/v2/connections/agents_default")
+
+    def add_connection(self) -> None:
+        """Create the connection."""
+        self.airflow.api("POST", "/api/v2/connections", json.loads(connection_body(self.simulator.url)))
+
+    def finish(
+        self,
+        tally: Tally,
+        agents: list[str],
+        run_id: str,
+        *,
+        deleted: frozenset[str] = frozenset(),
+        prompt: bool = False,
+        seconds: float = 420,
+    ) -> None:
+        """Wait for the DAG run to end, and count.
+
+        Args:
+            tally: where to.
+            agents: one for each mapped task.
+            run_id: of the DAG run.
+            deleted: agents whose tasks may fail for good, with a text that says why.
+            prompt: whether all other tasks must end within `PROMPT_SECONDS` of their run.
+            seconds: how long the DAG run may take.
+        """
+        ends_at = time.monotonic() + seconds
         while self.airflow.dag_run_state(DAG, run_id) not in {"success", "failed"} and time.monotonic() < ends_at:
             # Some components end when the database goes away, minutes later even; a deployment starts them again.
             self.airflow.revive()
@@ -111,16 +170,47 @@ class Bench:
             tally.tasks += 1
             tally.executes += len(executions)
             tally.after_failure += after_failure
-            ends = {truth[done["eventId"]]["endStatus"] for done in executions}
-            event = self.airflow.xcom(DAG, run_id, "run", map_index=instance["map_index"])
-            event = json.loads(event) if isinstance(event, str) else event
-            if instance["state"] == "success":
-                right = ends == {"COMPLETED"} and event["id"] in {done["eventId"] for done in executions}
+            ends = {run["endStatus"] for run in mine}
+            late = _seconds_between(mine[-1]["endsAt"], instance["end_date"]) if mine and instance["end_date"] else None
+            if instance["state"] == "failed" and agent in deleted:
+                right = self._says_that_it_is_deleted(agent, run_id, instance)
+            elif instance["state"] == "success":
+                event = self.airflow.xcom(DAG, run_id, "run", map_index=instance["map_index"])
+                event = json.loads(event) if isinstance(event, str) else event or {}
+                right = ends == {"COMPLETED"} and event.get("id") in {run["eventId"] for run in mine}
             else:
-                right = ends == {"FAILED"}
+                # Before its end, nothing but a fault can have failed it.
+                right = instance["state"] == "failed" and ends == {"FAILED"} and late is not None and late >= 0
             tally.right += right
-            if not right or len(executions) != 1 + after_failure:
-                tally.wrong.append(f"{agent}: {instance['state']}, {len(executions)} executes that ended {ends}")
+            in_time = not prompt or agent in deleted or (late is not None and late <= PROMPT_SECONDS)
+            if not (right and in_time) or len(executions) != 1 + after_failure:
+                tally.wrong.append(
+                    f"{agent}: {instance['state']} after {instance['try_number']} tries, "
+                    f"{late} s after the end of its run; {len(executions)} executes that ended {ends}"
+                )
+                self._print_logs(agent, run_id, instance)
+
+    def _says_that_it_is_deleted(self, agent: str, run_id: str, instance: dict[str, Any]) -> bool:
+        """Whether the log of a task names its agent and what has become of it."""
+        text = self.airflow.log_text(DAG, run_id, "run", instance["try_number"], instance["map_index"])
+        return any(agent in line and re.search(r"404|deleted|does not exist", line) for line in _errors(text))
+
+    def _print_logs(self, agent: str, run_id: str, instance: dict[str, Any]) -> None:
+        """Print what each try warned of: the deployment is deleted at the end."""
+        for number in range(1, instance["try_number"] + 1):
+            with suppress(RealAirflowError):
+                text = self.airflow.log_text(DAG, run_id, "run", number, instance["map_index"])
+                lines = [line[:600] for line in text.splitlines() if line.startswith(("warning", "error", "critical"))]
+                print(f"    {agent}, try {number}:", *lines[-5:], sep="\n      ", flush=True)
+
+
+def _errors(text: str) -> list[str]:
+    """The lines of a log that say what failed."""
+    return [line for line in text.splitlines() if line.startswith(("error", "critical"))]
+
+
+def _seconds_between(earlier: str, later: str) -> float:
+    return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
 
 
 def _kill_tasks(bench: Bench, tally: Tally, tries: int, *, deferrable: bool, when: Callable[[str], bool]) -> None:
@@ -310,6 +400,153 @@ def rotate_key(bench: Bench, tally: Tally, tries: int) -> None:
     _strike_while_deferred(bench, tally, max(1, tries // 4), strike)
 
 
+def delete_agents(bench: Bench, tally: Tally, tries: int) -> None:
+    """Two agents are deleted while the runs of all go on: one whose events vanish, one whose events stay listed.
+
+    A watcher of the account follows all of these runs. It must still report the runs of the other agents.
+    """
+    del tries
+    (bystander,) = bench.add_agents(1, run_seconds=2.0)
+    bench.airflow.unpause(WATCHER_DAG)
+    started: list[str] = []
+
+    def is_watching() -> bool:
+        started.append(bench.start_run(bystander))
+        return any(_is_reported(bench, event_id) for event_id in started)
+
+    # Airflow starts a watcher when it has parsed its DAG again.
+    until(is_watching, 180, "the first report of the watcher", pause=5)
+    agents = bench.add_agents(BATCH, run_seconds=60.0)
+    # Neither of them is one whose runs fail.
+    vanishing, staying, *others = agents
+    run_id = bench.start(agents, deferrable=True)
+    bench.wait_until_waiting([(agents, run_id)])
+    bench.simulator.control("DELETE", f"agents?agentId={vanishing}")
+    bench.simulator.control("DELETE", f"agents?agentId={staying}&keepEvents=true")
+    tally.hits += 2
+    time.sleep(10)
+    wanted = [bench.start_run(bystander)]
+    bench.finish(tally, agents, run_id, deleted=frozenset({vanishing, staying}), prompt=True, seconds=900)
+    wanted += [done["eventId"] for done in bench.simulator.executions() if done["agentId"] in others]
+    try:
+        until(lambda: _is_reported(bench, *wanted), PROMPT_SECONDS, "the watcher's report of every other run", pause=2)
+    except RealAirflowError as error:
+        tally.wrong.append(str(error))
+    bench.airflow.api("PATCH", f"/api/v2/dags/{WATCHER_DAG}", {"is_paused": True})
+
+
+def _is_reported(bench: Bench, *event_ids: str) -> bool:
+    """Whether the watcher has reported all of these runs."""
+    events = bench.airflow.api("GET", "/api/v2/assets/events?limit=1000")["asset_events"]
+    reported = {run["id"] for event in events for run in event["extra"]["payload"]["runs"]}
+    return reported.issuperset(event_ids)
+
+
+#: What gateways and firewalls answer while they are changed, each for so many seconds, with as long a pause after it.
+REFUSALS = (302, 400, 403, 404)
+REFUSAL_SECONDS = 5.0
+
+
+def refuse_reads(bench: Bench, tally: Tally, tries: int) -> None:
+    """Every read is refused for some seconds, with one status after the other, while tasks wait in both places."""
+    del tries
+    run_seconds = 20.0 + 2 * REFUSAL_SECONDS * len(REFUSALS)
+    deferred, on_workers = bench.add_agents(BATCH, run_seconds), bench.add_agents(4, run_seconds)
+    runs = [(agents, bench.start(agents, deferrable=agents is deferred)) for agents in (on_workers, deferred)]
+    bench.wait_until_waiting(runs)
+    for status in REFUSALS:
+        headers = {"Location": "https://login.example/"} if status == 302 else {}
+        fault = {"kind": "status", "status": status, "method": "GET", "times": None, "headers": headers}
+        bench.simulator.control("POST", "faults", {**fault, "seconds": REFUSAL_SECONDS})
+        time.sleep(2 * REFUSAL_SECONDS)
+        tally.hits += 1
+    for agents, run_id in runs:
+        bench.finish(tally, agents, run_id, prompt=True)
+
+
+#: One field of a row, or all of it, as no reader expects it. None of these rows can be the run of a task.
+ODD_ROWS: tuple[Any, ...] = (
+    {"id": None}, {"id": 7}, {"id": ""}, {"status": None}, {"status": 7}, {"status": "RESTING"}, {"agentId": None},
+    {"agentId": "agent-of-others"}, {"userId": 789}, {"finalModel": {"name": "m"}}, {"error": ["x"]},
+    {"browserStepCount": "many"}, {"browserSessionSeconds": {}}, {"createdAt": None}, {"createdAt": "yesterday"},
+    {"createdAt": 1767258000000}, {"updatedAt": 1767258000000}, {"startedAt": "0001-01-01T00:00:00"},
+    {"completedAt": []}, {"requestId": 7}, {"id": "x" * 5000}, "text", None, 7, [], [[]],
+)  # fmt: skip
+#: Fields that a row may lack.
+_FIELDS = ("id", "status", "agentId", "createdAt", "startedAt", "completedAt", "updatedAt")
+
+
+def corrupt_history(bench: Bench, tally: Tally, tries: int) -> None:
+    """Each agent's history holds one row of each odd kind; while its run is waited for, honest rows become odd, too."""
+    del tries
+    agents = bench.add_agents(BATCH, run_seconds=30.0)
+    honest: list[str] = []
+    for agent in agents:
+        for age, row in enumerate(ODD_ROWS, 3600):
+            bench.simulator.control("POST", "rows", {"agentId": agent, "row": row, "age": age})
+        for age, name in enumerate(_FIELDS, 7200):
+            bench.simulator.control("POST", "rows", {"agentId": agent, "row": {}, "without": [name], "age": age})
+        for age in range(600, 600 + len(ODD_ROWS)):
+            added = bench.simulator.control("POST", "rows", {"agentId": agent, "row": {}, "age": age})
+            honest.append(added["eventId"])
+    run_id = bench.start(agents, deferrable=True)
+    bench.wait_until_waiting([(agents, run_id)])
+    for number, event_id in enumerate(honest):
+        row = ODD_ROWS[number % len(ODD_ROWS)]
+        bench.simulator.control("PATCH", "rows", {"eventId": event_id, "row": row})
+    tally.hits += 1
+    bench.finish(tally, agents, run_id, prompt=True)
+
+
+#: How long the connection is not found, in seconds.
+NOT_FOUND_SECONDS = 60.0
+
+
+def lose_connection_at_start(bench: Bench, tally: Tally, tries: int) -> None:
+    """Tasks start while the connection is not found, in both places of waiting."""
+    del tries
+    deferred, on_workers = bench.add_agents(4), bench.add_agents(4)
+    bench.remove_connection()
+    runs = [(agents, bench.start(agents, deferrable=agents is deferred)) for agents in (on_workers, deferred)]
+    time.sleep(NOT_FOUND_SECONDS)
+    bench.add_connection()
+    tally.hits += 1
+    for agents, run_id in runs:
+        bench.finish(tally, agents, run_id)
+
+
+def lose_connection_of_triggers(bench: Bench, tally: Tally, tries: int) -> None:
+    """A new triggerer takes the triggers while the connection is not found."""
+    del tries
+    agents = bench.add_agents(BATCH, run_seconds=20.0)
+    run_id = bench.start(agents, deferrable=True)
+    bench.wait_until_waiting([(agents, run_id)])
+    bench.airflow.kill("triggerer")
+    bench.remove_connection()
+    bench.airflow.start("triggerer")
+    bench.airflow.wait_until_healthy()
+    time.sleep(NOT_FOUND_SECONDS)
+    bench.add_connection()
+    tally.hits += 1
+    bench.finish(tally, agents, run_id)
+
+
+#: How long the platform is unavailable before a start, in seconds.
+UNAVAILABLE_SECONDS = 20.0
+
+
+def unavailable_before_start(bench: Bench, tally: Tally, tries: int) -> None:
+    """The platform answers 503 while tasks start: to everything, then to executes only."""
+    del tries
+    for only in ({}, {"method": "POST"}):
+        fault = {"kind": "status", "status": 503, "times": None, "seconds": UNAVAILABLE_SECONDS, **only}
+        agents = bench.add_agents(BATCH)
+        bench.simulator.control("POST", "faults", fault)
+        run_id = bench.start(agents, deferrable=True)
+        tally.hits += 1
+        bench.finish(tally, agents, run_id)
+
+
 FAULTS: dict[str, tuple[str, Callable[[Bench, Tally, int], None]]] = {
     "before-post": ("task killed before the POST", kill_before_post),
     "post-not-acted": ("task killed in the POST, before the platform acted", kill_in_post_not_acted),
@@ -323,6 +560,12 @@ FAULTS: dict[str, tuple[str, Callable[[Bench, Tally, int], None]]] = {
     "postgres": ("PostgreSQL restarted", restart_postgres),
     "platform-down": ("platform down for a minute", platform_down),
     "rotate-key": ("key rotated while runs wait", rotate_key),
+    "agent-deleted": ("two agents deleted while the runs of all wait", delete_agents),
+    "refused": ("reads answered 302, 400, 403, 404 while runs wait", refuse_reads),
+    "odd-rows": ("odd rows in the agents' histories", corrupt_history),
+    "connection-start": ("connection not found while tasks start", lose_connection_at_start),
+    "connection-triggers": ("connection not found while triggers start", lose_connection_of_triggers),
+    "unavailable": ("503 for 20 s while tasks start", unavailable_before_start),
 }
 
 
@@ -338,8 +581,9 @@ def bench(home: Path, seed: int) -> Iterator[Bench]:
             "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
         }
         with RealAirflow(home, dags=[Path(__file__).parent / "fault_dags.py"], env=env, database="postgres") as airflow:
-            airflow.api("POST", "/api/v2/connections", json.loads(connection_body(simulator.url)))
-            yield Bench(airflow, simulator, random.Random(seed))
+            made = Bench(airflow, simulator, random.Random(seed))
+            made.add_connection()
+            yield made
 
 
 def connection_body(url: str) -> str:
