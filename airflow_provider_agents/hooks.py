@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     # The clients bring httpx with them; they are imported where a connection is opened, so that parsing a DAG is cheap.
     from airflow_provider_agents.api.client import AsyncClient, Client, Settings
     from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent
+    from airflow_provider_agents.api.retry import RetryWindow
     from airflow_provider_agents.feed.feed import Feed
 
 T = TypeVar("T")
@@ -314,18 +315,19 @@ class AgentsHook(BaseHook):
         """
         return run_url_of(self.settings().run_url, agent_id=agent_id, event_id=event_id)
 
-    def get_conn(self, warn_once: WarnOnce | None = None) -> Client:
+    def get_conn(self, warn_once: WarnOnce | None = None, window: RetryWindow | None = None) -> Client:
         """A client of its own; the caller closes it.
 
         Args:
             warn_once: which unreadable rows were logged already; by default, those that this hook's clients logged.
+            window: how long the client retries failures in a row; None for some tries of each call.
 
         Raises:
             InvalidConnectionError: as `settings`.
         """
         from airflow_provider_agents.api.client import Client
 
-        return Client(self.settings(), warn_once=warn_once or self._warn_once)
+        return Client(self.settings(), warn_once=warn_once or self._warn_once, window=window)
 
     def _follow(self, steps: calls.Steps[T]) -> T:
         with self.get_conn() as client:

@@ -22,7 +22,7 @@ from airflow_provider_agents.api.errors import (
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.links import RUN_URL_KEY, AgentRunLink
-from airflow_provider_agents.runs.record import Phase, RunRecord
+from airflow_provider_agents.runs.record import Attempt, Phase, RunRecord
 from airflow_provider_agents.runs.submission import (
     Submission,
     attached_to,
@@ -39,13 +39,13 @@ from airflow_provider_agents.runs.verdict import (
     Wait,
     active_runs,
     error_of,
+    own_event,
     state_of_event,
     usage_of,
 )
 from airflow_provider_agents.runs.waiting import wait_for_end, wait_until_idle
 from airflow_provider_agents.tasks import (
     DEFER_MARGIN_SECONDS,
-    FOR_GOOD,
     TRIGGERS_END_TASKS,
     Known,
     base_url_of,
@@ -54,7 +54,9 @@ from airflow_provider_agents.tasks import (
     check_early,
     check_end_from_trigger,
     check_seconds,
+    connect,
     lost_in_trigger,
+    start_window,
 )
 from airflow_provider_agents.triggers import (
     AgentIdle,
@@ -98,7 +100,9 @@ def _without_vain_retries(
     def wrapped(self: ExecuteAgentOperator, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return method(self, *args, **kwargs)
-        except FOR_GOOD as error:
+        except AgentsError as error:
+            if error.is_retryable:
+                raise
             # Without its thirty lines of traceback: they push what it says, which is what helps, off the page.
             raise AirflowFailException(str(error)) from error.with_traceback(None)
 
@@ -201,11 +205,24 @@ class ExecuteAgentOperator(BaseOperator):
         return self._run(context, deadline_at=None)
 
     @_without_vain_retries
-    def start_when_idle(self, context: Context, event: Any = None) -> dict[str, Any]:
-        """Resume after `if_running="wait"`: the agent was idle a moment ago."""
+    def start_when_idle(
+        self, context: Context, event: Any = None, agent_id: str | None = None, agents_conn_id: str | None = None
+    ) -> dict[str, Any]:
+        """Resume after `if_running="wait"`: the agent was idle a moment ago.
+
+        Args:
+            context: Airflow's.
+            event: `AgentIdle.to_json()`.
+            agent_id: what this task deferred with; `dag.test()` leaves it out.
+            agents_conn_id: likewise.
+        """
         idle = AgentIdle.from_json(event)
-        if idle.agent_id != self.agent_id:
-            raise UnknownTriggerEventError(f"The trigger waited for agent {idle.agent_id}, not for {self.agent_id}.")
+        if agent_id is not None and (agent_id, agents_conn_id) != (idle.agent_id, idle.agents_conn_id):
+            raise UnknownTriggerEventError(
+                f"The trigger waited for agent {idle.agent_id} over connection {idle.agents_conn_id}, not for agent "
+                f"{agent_id} over connection {agents_conn_id}."
+            )
+        self._keep_to(idle.agent_id, idle.agents_conn_id)
         if idle.error is not None and idle.for_good:
             raise AirflowFailException(idle.error)
         if idle.error is not None:
@@ -216,9 +233,9 @@ class ExecuteAgentOperator(BaseOperator):
         agent_id = check_agent_id(self.agent_id)
         self.run_link = ""  # nothing of an earlier try
         memory = _Memory(self, context)
-        hook = AgentsHook(self.agents_conn_id)
+        hook = connect(self.agents_conn_id, self.log.warning)
         self._known = Known(base_url=base_url_of(hook))
-        with hook.get_conn() as client:
+        with hook.get_conn(window=start_window(self.log.warning)) as client:
             submission = None
             record = memory.load(agent_id)
             if record is not None:
@@ -229,7 +246,7 @@ class ExecuteAgentOperator(BaseOperator):
                     return taken_up
                 submission = taken_up
             if submission is None:
-                submission = self._attach_or_make_way(agent_id, client, deadline_at or self._deadline())
+                submission = self._attach_or_make_way(agent_id, client, hook, deadline_at or self._deadline())
             if submission is None:
                 submission = self._submit(agent_id, memory, client)
             memory.save(Phase.ACCEPTED, submission)
@@ -254,7 +271,7 @@ class ExecuteAgentOperator(BaseOperator):
         """What an earlier try left: its result, the run to go on waiting for, or None for "start a new run"."""
         submission = record.submission
         if record.phase == Phase.ENDED:
-            if record.generation != memory.generation or record.outcome not in {Outcome.COMPLETED, _SUBMITTED}:
+            if memory.is_cleared_since(record) or record.outcome not in {Outcome.COMPLETED, _SUBMITTED}:
                 return None  # cleared by a user, or the run failed: either way a new run is wanted
             self.log.info("An earlier try has seen the end of its run already; nothing new is started.")
             # The DAG may have changed between the tries: what was not waited for then is waited for now.
@@ -296,13 +313,16 @@ class ExecuteAgentOperator(BaseOperator):
             case Outcome.FAILED | Outcome.NOT_FOUND:
                 self.log.warning("%s", error_of(verdict, submission, what_now="A new run is started."))
                 return False
-            case Outcome.COMPLETED if record.ends_in_trigger and record.generation != memory.generation:
-                # A trigger cannot write the record, so this is all there is to tell that the task had ended.
+            case Outcome.COMPLETED if record.ends_in_trigger and memory.is_cleared_since(record):
+                # A trigger cannot write the record, so this is all there is to tell that the task had ended. It looks
+                # the same if the run ended after a user had cleared the waiting task.
                 self.log.info("The run of %s has COMPLETED, and the task was cleared since.", submission.name)
                 return False
         return True
 
-    def _attach_or_make_way(self, agent_id: str, client: Client, deadline_at: datetime) -> Submission | None:
+    def _attach_or_make_way(
+        self, agent_id: str, client: Client, hook: AgentsHook, deadline_at: datetime
+    ) -> Submission | None:
         """Do what `if_running` says: a run to attach to, or None once a new one may be started."""
         if self.if_running == "start":
             return None
@@ -333,13 +353,16 @@ class ExecuteAgentOperator(BaseOperator):
                     deadline_at=deadline_at.isoformat(),
                 ),
                 method_name="start_when_idle",
+                kwargs={"agent_id": agent_id, "agents_conn_id": self.agents_conn_id},
                 timeout=self._defer_timeout(deadline_at),
             )
-        client.follow(
-            wait_until_idle(
-                agent_id, poll_interval=self.poll_interval, deadline_at=deadline_at, now=now, say=self.log.log
+        # With another client: this wait has pauses of its own after failures.
+        with hook.get_conn() as waiting:
+            waiting.follow(
+                wait_until_idle(
+                    agent_id, poll_interval=self.poll_interval, deadline_at=deadline_at, now=now, say=self.log.log
+                )
             )
-        )
         return None
 
     def _submit(self, agent_id: str, memory: _Memory, client: Client) -> Submission:
@@ -376,7 +399,7 @@ class ExecuteAgentOperator(BaseOperator):
                     )
                 )
             except AuthenticationError:
-                renewed = AgentsHook(self.agents_conn_id)
+                renewed = connect(self.agents_conn_id, self.log.warning)
                 if renewed.settings() == hook.settings():
                     raise
         self.log.info("The API key was refused; the connection has another one now, so the wait goes on with that.")
@@ -411,6 +434,25 @@ class ExecuteAgentOperator(BaseOperator):
 
     # --- the end ---
 
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Resume on a worker, by any method: the trigger has not ended the task, and the record must not say so.
+
+        Airflow also resumes a task on a worker to fail it: its trigger has raised, or the deferral has timed out.
+        """
+        memory = _Memory(self, context)
+        try:
+            record = memory.note_resumed()
+        except Exception:
+            # Airflow's reason to resume the task matters more than the record.
+            self.log.exception(
+                "The record of the run could not be brought up to date. If the task is cleared after its run has "
+                "COMPLETED, a new run starts."
+            )
+        else:
+            if next_method == _AIRFLOW_FAILS:
+                self.log.warning("The wait in the triggerer has failed. %s", memory.after_failed_deferral(record))
+        return super().resume_execution(next_method, next_kwargs, context)
+
     @_without_vain_retries
     def execute_complete(
         self, context: Context, event: Any = None, submission: dict[str, Any] | None = None
@@ -423,18 +465,18 @@ class ExecuteAgentOperator(BaseOperator):
             submission: what this task deferred with; `dag.test()` leaves it out.
         """
         ended = RunEnded.from_json(event)
-        own = Submission.from_json(submission) if submission is not None else None
-        if ended.submission.agent_id != self.agent_id or (own is not None and own != ended.submission):
+        if submission is not None and Submission.from_json(submission) != ended.submission:
             raise UnknownTriggerEventError(
                 f"The trigger reports the run of {ended.submission.name}, which is not the run of this task."
             )
+        self._keep_to(ended.submission.agent_id, ended.agents_conn_id)
         memory = _Memory(self, context)
         verdict = ended.verdict()
         hook = AgentsHook(self.agents_conn_id)
         self._known = Known(submission=ended.submission, verdict=verdict, base_url=base_url_of(hook))
         if verdict is None:
             memory.save(Phase.DETACHED, ended.submission)
-            raise AirflowFailException(
+            raise (AirflowFailException if ended.for_good else TemporaryError)(
                 f"The run of {ended.submission.name} goes on, but it cannot be waited for: {ended.error} "
                 f"{memory.next_try_while_running}"
             )
@@ -445,12 +487,10 @@ class ExecuteAgentOperator(BaseOperator):
     ) -> dict[str, Any]:
         ids = [event.id for event in verdict.events]
         event = verdict.event
-        if event is not None and verdict.outcome in {Outcome.COMPLETED, Outcome.FAILED}:
-            # Any other single event is perhaps another run's.
-            if verdict.known_event is not None:
-                self._show(context, event.id, hook)
-            if not verdict.late:
-                self._push(context, "usage", usage_of(event, try_number=context["ti"].try_number))
+        own = own_event(verdict, submission)
+        if own is not None:
+            self._show(context, own.id, hook)
+            self._push(context, "usage", usage_of(own, try_number=context["ti"].try_number))
         if verdict.outcome == Outcome.COMPLETED and event is not None:
             if len(ids) > 1:
                 self.log.warning(
@@ -459,7 +499,7 @@ class ExecuteAgentOperator(BaseOperator):
                     submission.name,
                 )
             result = event.to_json()
-            memory.save(Phase.ENDED, submission, outcome=verdict.outcome, result=result)
+            memory.save(Phase.ENDED, submission, outcome=verdict.outcome, result=result, is_own=own is not None)
             self.log.info("COMPLETED: event %s, the run of %s.", event.id, submission.name)
             return result
         if verdict.outcome == Outcome.FAILED:
@@ -488,6 +528,20 @@ class ExecuteAgentOperator(BaseOperator):
             )
 
     # --- small things ---
+
+    def _keep_to(self, agent_id: str, agents_conn_id: str) -> None:
+        """Go on with what the task was deferred with: its templates were rendered again since."""
+        if (self.agent_id, self.agents_conn_id) == (agent_id, agents_conn_id):
+            return
+        self.log.warning(
+            "The task was deferred with agent %s and connection %s, and goes on with them. Its arguments have changed "
+            "since: agent_id=%s agents_conn_id=%s",
+            agent_id,
+            agents_conn_id,
+            quote(repr(self.agent_id)),
+            quote(repr(self.agents_conn_id)),
+        )
+        self.agent_id, self.agents_conn_id = agent_id, agents_conn_id
 
     def _end_with(self) -> list[str]:
         """The XComs that the trigger pushes at the end."""
@@ -538,7 +592,7 @@ class ExecuteAgentOperator(BaseOperator):
         """Airflow clears a task's XComs before each try, so a repeated end pushes them again."""
         self._push(context, "request_id", record.submission.request_id)
         verdict = _verdict_in(record)
-        if verdict is not None and verdict.event is not None:
+        if record.is_own and verdict is not None and verdict.event is not None:
             self._show(context, verdict.event.id, hook)
             self._push(context, "usage", usage_of(verdict.event, try_number=context["ti"].try_number))
 
@@ -561,10 +615,17 @@ def _verdict_in(record: RunRecord) -> Verdict | None:
     """How the run of a record ended, if the record holds the end of a run that COMPLETED."""
     if record.outcome != Outcome.COMPLETED or record.result is None:
         return None
-    return RunEnded(submission=record.submission, outcome=Outcome.COMPLETED, events=(record.result,)).verdict()
+    return RunEnded(
+        agents_conn_id=record.agents_conn_id,
+        submission=record.submission,
+        outcome=Outcome.COMPLETED,
+        events=(record.result,),
+    ).verdict()
 
 
 _SUBMITTED = "submitted"
+#: Airflow's own name for the method that fails a deferred task on a worker (`TRIGGER_FAIL_REPR`).
+_AIRFLOW_FAILS = "__fail__"
 
 
 class _Memory:
@@ -573,8 +634,15 @@ class _Memory:
     def __init__(self, operator: ExecuteAgentOperator, context: Context) -> None:
         self._operator = operator
         self._store: Any = context.get("task_state_store") if operator.durable else None
-        # Airflow raises max_tries when a user clears a task, and never on a retry of its own.
-        self.generation: int = getattr(context["ti"], "max_tries", 0) or 0
+        self._attempt = Attempt(
+            try_number=context["ti"].try_number,
+            max_tries=getattr(context["ti"], "max_tries", 0) or 0,
+            clear_number=getattr(context.get("dag_run"), "clear_number", None),
+        )
+
+    def is_cleared_since(self, record: RunRecord) -> bool:
+        """Whether a user has cleared the task since the record was written."""
+        return self._attempt.is_cleared_since(record.attempt, retries=self._operator.retries or 0)
 
     @property
     def is_kept(self) -> bool:
@@ -628,6 +696,7 @@ class _Memory:
         *,
         outcome: str | None = None,
         result: dict[str, Any] | None = None,
+        is_own: bool = False,
         ends_in_trigger: bool = False,
     ) -> None:
         """Write the record before the step that `phase` names.
@@ -644,15 +713,47 @@ class _Memory:
             phase=phase,
             agents_conn_id=self._operator.agents_conn_id,
             submission=submission,
-            generation=self.generation,
+            attempt=self._attempt,
             outcome=outcome,
             result=result,
+            is_own=is_own,
             ends_in_trigger=ends_in_trigger,
         )
-        retention = timedelta(seconds=self._operator.timeout) + _RECORD_OUTLIVES
         try:
-            self._store.set(RECORD_KEY, record.to_json(), retention=retention)
+            self._write(record)
         except Exception:
             if phase == Phase.SUBMITTING:
                 raise
             self._operator.log.exception("The record of the run of %s could not be kept.", submission.name)
+
+    def note_resumed(self) -> RunRecord | None:
+        """Note that a worker, and not the trigger, ends this try.
+
+        Returns:
+            The record, if this try was deferred until its run ends.
+        """
+        value = self._store.get(RECORD_KEY) if self._store is not None else None
+        record = RunRecord.from_json(value) if value is not None else None
+        # Any other record is an earlier try's, and this one was deferred until the agent is idle.
+        if record is None or record.phase != Phase.DEFERRED or record.attempt.try_number != self._attempt.try_number:
+            return None
+        if record.ends_in_trigger:
+            self._write(record.changed(phase=Phase.DETACHED, ends_in_trigger=False))
+        return record
+
+    def after_failed_deferral(self, record: RunRecord | None) -> str:
+        """What has become of the run whose wait in the triggerer has failed, and what a new try will do.
+
+        Args:
+            record: what `note_resumed` gave.
+        """
+        if record is not None:
+            run = f"The run of {record.submission.name} is still running, or has ended unseen."
+            return f"{run} {self.next_try_while_running}"
+        if self._store is not None:
+            return "It was a wait for an idle agent, and this try has started no run. A retry or clear asks again."
+        return f"If this try has started a run, that run is still running. {self.next_try_while_running}"
+
+    def _write(self, record: RunRecord) -> None:
+        retention = timedelta(seconds=self._operator.timeout) + _RECORD_OUTLIVES
+        self._store.set(RECORD_KEY, record.to_json(), retention=retention)

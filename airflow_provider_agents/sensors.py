@@ -22,11 +22,19 @@ from airflow_provider_agents.links import RUN_URL_KEY, AgentRunLink
 from airflow_provider_agents.runs.matching import Look, Missing
 from airflow_provider_agents.runs.sought import FirstRun, Sought, check_bound, check_names, list_begun, read_moment
 from airflow_provider_agents.runs.submission import Submission, attached_to
-from airflow_provider_agents.runs.verdict import ON_AMBIGUOUS, Outcome, Rules, Verdict, Wait, error_of, is_terminal
+from airflow_provider_agents.runs.verdict import (
+    ON_AMBIGUOUS,
+    Outcome,
+    Rules,
+    Verdict,
+    Wait,
+    error_of,
+    is_terminal,
+    own_event,
+)
 from airflow_provider_agents.runs.waiting import LateWarning, state_of
 from airflow_provider_agents.tasks import (
     DEFER_MARGIN_SECONDS,
-    FOR_GOOD,
     Known,
     base_url_of,
     check_appearance,
@@ -34,6 +42,7 @@ from airflow_provider_agents.tasks import (
     check_early,
     check_end_from_trigger,
     check_seconds,
+    connect,
     is_template,
 )
 from airflow_provider_agents.triggers import AgentSensorTrigger, RunEnded
@@ -223,6 +232,7 @@ class AgentRunSensor(BaseSensorOperator):
         self.run_link = ""  # nothing of an earlier try
         if not self.deferrable:
             return self._not_softly(lambda: super(AgentRunSensor, self).execute(context))
+        self._not_softly(lambda: connect(self.agents_conn_id, self.log.warning))
         # A run that is over needs no trigger, and what cannot work is said at once. Also, a trigger that fires in the
         # instant in which it starts can overtake the scheduler's note of the deferral, which then fails the task.
         done = self._not_softly(lambda: self.poke(context))
@@ -251,16 +261,16 @@ class AgentRunSensor(BaseSensorOperator):
                     verdict, submission = self._look(sought, client)
             if self._wait is not None and self._wait.is_known:
                 self._show(sought.agent_id, self._wait.events[0].id, hook)
-        except FOR_GOOD as error:
-            # Without its thirty lines of traceback: they push what it says, which is what helps, off the page.
-            raise _NotSoftError(str(error)) from error.with_traceback(None)
-        except TemporaryError as error:
+        except AgentsError as error:
+            if not error.is_retryable:
+                # Without its thirty lines of traceback: they push what it says, which is what helps, off the page.
+                raise _NotSoftError(str(error)) from error.with_traceback(None)
             self.log.warning("%s Looking again.", error)
             return False
         if verdict is None:
             return False
         self._known = Known(submission=submission, verdict=verdict, base_url=base_url_of(hook))
-        return PokeReturnValue(is_done=True, xcom_value=self._end(verdict, submission, sought))
+        return PokeReturnValue(is_done=True, xcom_value=self._end(verdict, submission, sought.interval))
 
     def _look(self, sought: Sought, client: Client) -> tuple[Verdict | None, Submission]:
         submission = self._wait.submission if self._wait is not None else sought.known(now())
@@ -326,16 +336,17 @@ class AgentRunSensor(BaseSensorOperator):
         """
 
         def end() -> dict[str, Any]:
+            # Of the task's own arguments nothing is read: they were rendered again since, perhaps to something else.
             ended = RunEnded.from_json(event)
             verdict = ended.verdict()
-            hook = AgentsHook(self.agents_conn_id)
+            hook = AgentsHook(ended.agents_conn_id)
             self._known = Known(submission=ended.submission, verdict=verdict, base_url=base_url_of(hook))
             if verdict is None:
-                raise _NotSoftError(ended.error or "The wait could not go on.")
-            if verdict.known_event is not None and verdict.outcome in {Outcome.COMPLETED, Outcome.FAILED}:
-                # Any other single event is perhaps another run's.
-                self._show(ended.submission.agent_id, verdict.known_event.id, hook)
-            return self._end(verdict, ended.submission, self._sought())
+                raise (_NotSoftError if ended.for_good else TemporaryError)(ended.error or "The wait could not go on.")
+            own = own_event(verdict, ended.submission)
+            if own is not None:
+                self._show(ended.submission.agent_id, own.id, hook)
+            return self._end(verdict, ended.submission, ended.interval)
 
         return self._not_softly(end)
 
@@ -343,25 +354,30 @@ class AgentRunSensor(BaseSensorOperator):
         """As Airflow's sensors do, but `soft_fail` does not hide what is not soft."""
         return self._not_softly(lambda: super(AgentRunSensor, self).resume_execution(next_method, next_kwargs, context))
 
-    def _end(self, verdict: Verdict, submission: Submission, sought: Sought) -> dict[str, Any]:
+    def _end(self, verdict: Verdict, submission: Submission, interval: str | None) -> dict[str, Any]:
         event = verdict.event
         if verdict.outcome == Outcome.COMPLETED and event is not None:
             self.log.info("COMPLETED: event %s, the run of %s.", event.id, submission.name)
             return event.to_json()
         error = error_of(verdict, submission, what_now="")
         if verdict.outcome == Outcome.TIMED_OUT:
-            self._late(str(error) if verdict.events else f"No run was over at the sensor's timeout: {sought.name}.")
-        if verdict.outcome == Outcome.NOT_FOUND and sought.started_after is not None:
+            name = submission.name
+            if interval is not None:
+                name = f"agent {submission.agent_id}, the first that began {interval}"
+            self._late(str(error) if verdict.events else f"No run was over at the sensor's timeout: {name}.")
+        if verdict.outcome == Outcome.NOT_FOUND and interval is not None:
             self._late(
-                f"No run of agent {sought.agent_id} began {sought.interval}, and none can appear any more. Look at the "
+                f"No run of agent {submission.agent_id} began {interval}, and none can appear any more. Look at the "
                 "agent's schedule and its runs."
             )
         if verdict.outcome == Outcome.FAILED and self.soft_fail:
             raise AirflowSkipException(f"{error} Skipped, as soft_fail says.") from error
-        soft = verdict.outcome == Outcome.FAILED or (verdict.outcome == Outcome.NOT_FOUND and sought.event_id is None)
-        if verdict.outcome == Outcome.NOT_FOUND and sought.event_id is not None:
-            words = f"Agent {sought.agent_id} has no event {sought.event_id}. Check both ids, and whose key it is."
+        if verdict.outcome == Outcome.NOT_FOUND and submission.event_id is not None:
+            words = (
+                f"Agent {submission.agent_id} has no event {submission.event_id}. Check both ids, and whose key it is."
+            )
             raise _NotSoftError(words) from error
+        soft = verdict.outcome in {Outcome.FAILED, Outcome.NOT_FOUND}
         raise (AirflowFailException if soft else _NotSoftError)(str(error)) from error
 
     def _show(self, agent_id: str, event_id: str, hook: AgentsHook) -> None:
@@ -391,6 +407,8 @@ class AgentRunSensor(BaseSensorOperator):
                 raise skip.__cause__ from skip.__cause__.__cause__
             raise
         except AgentsError as error:
+            if error.is_retryable:
+                raise
             raise _NotSoftError(str(error)) from error.with_traceback(None)
 
     # --- for Airflow's OpenLineage provider, which asks in a fork of this process: no I/O ---

@@ -1,4 +1,4 @@
-"""What operators and sensors share: checks of arguments, and what no retry can mend."""
+"""What operators and sensors share: checks of arguments, and how a worker gets at the connection."""
 
 from __future__ import annotations
 
@@ -9,33 +9,21 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger
 
 from airflow_provider_agents.api.calls import check_agent_id
-from airflow_provider_agents.api.errors import (
-    AmbiguousAgentRunError,
-    InvalidArgumentError,
-    InvalidConnectionError,
-    PermanentError,
-    quote,
-)
-from airflow_provider_agents.runs.record import UnreadableRecordError
-from airflow_provider_agents.triggers import MOST_SECONDS, UnknownTriggerEventError
+from airflow_provider_agents.api.errors import InvalidArgumentError, MissingConnectionError, quote
+from airflow_provider_agents.api.retry import START_PATIENCE_SECONDS, RetryWindow
+from airflow_provider_agents.clock import now, sleep
+from airflow_provider_agents.hooks import AgentsHook
+from airflow_provider_agents.triggers import MOST_SECONDS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from airflow.providers.common.compat.sdk import BaseOperator
     from airflow.providers.openlineage.extractors import OperatorLineage
 
-    from airflow_provider_agents.hooks import AgentsHook
     from airflow_provider_agents.runs.submission import Submission
     from airflow_provider_agents.runs.verdict import Verdict
 
-#: What will fail the same way again: retries would only hide it.
-FOR_GOOD = (
-    PermanentError,
-    InvalidArgumentError,
-    InvalidConnectionError,
-    AmbiguousAgentRunError,
-    UnknownTriggerEventError,
-    UnreadableRecordError,
-)
 #: Seconds by which Airflow's own deferral timeout comes after ours, so that the clean end wins: Airflow's would fail
 #: the task without a last look and without its verdict.
 DEFER_MARGIN_SECONDS = 180.0
@@ -122,6 +110,41 @@ def check_end_from_trigger(task: BaseOperator, name: str) -> None:
     lost = lost_in_trigger(task)
     if lost is not None:
         raise InvalidArgumentError(f"{name} would lose {lost}. Leave one of the two out.")
+
+
+def start_window(say: Callable[[str], object]) -> RetryWindow:
+    """How long a worker retries failures in a row as long as no run is lost by giving up.
+
+    Args:
+        say: called with a warning now and then.
+    """
+    return RetryWindow(START_PATIENCE_SECONDS, now=now, say=say)
+
+
+def connect(agents_conn_id: str, say: Callable[[str], object]) -> AgentsHook:
+    """A hook whose connection has been looked up.
+
+    On a worker, Airflow answers "not found" to every look-up that fails, for example while its API server restarts. So
+    a missing connection is looked up again, for `START_PATIENCE_SECONDS`.
+
+    Args:
+        agents_conn_id: the connection.
+        say: called with a warning now and then.
+
+    Raises:
+        MissingConnectionError: it is still not there.
+        InvalidConnectionError: it is wrong.
+    """
+    window = start_window(say)
+    while True:
+        hook = AgentsHook(agents_conn_id)
+        try:
+            hook.settings()
+        except MissingConnectionError as error:
+            pause = window.pause_after(error)
+        else:
+            return hook
+        sleep(pause)
 
 
 def base_url_of(hook: AgentsHook) -> str | None:

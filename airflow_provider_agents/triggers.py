@@ -30,7 +30,7 @@ from airflow_provider_agents.hooks import feed_of, run_url_of
 from airflow_provider_agents.links import RUN_URL_KEY
 from airflow_provider_agents.runs.sought import Sought, check_bound
 from airflow_provider_agents.runs.submission import Submission
-from airflow_provider_agents.runs.verdict import Outcome, Rules, Verdict, Wait, is_success, usage_of
+from airflow_provider_agents.runs.verdict import Outcome, Rules, Verdict, Wait, is_success, own_event, usage_of
 from airflow_provider_agents.runs.waiting import StillBusyError
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ MOST_SECONDS = 100 * 365.25 * 86400
 
 class UnknownTriggerEventError(AgentsError):
     """What a task was resumed with is not what its trigger sends."""
+
+    is_retryable = False
 
 
 class Payload(BaseModel):
@@ -83,20 +85,28 @@ def _unknown(error: ValidationError) -> UnknownTriggerEventError:
 class RunEnded(Payload):
     """The end of a wait for a run.
 
+    It says all that the task needs to end: templates are rendered again when a task resumes, and may give other values.
+
     Attributes:
+        agents_conn_id: the connection over which the run was waited for.
         submission: whose run it was.
         outcome: a `verdict.Outcome`, or `error` if the wait itself could not go on.
         events: the run's event as the API sent it, or those of all candidates, oldest first.
         late: as in `verdict.Verdict`.
         error: why the wait could not go on.
+        for_good: whether a new wait would fail the same way.
+        interval: when the run began that a sensor seeks, in words; None if the run was named otherwise.
     """
 
     kind: Literal["run"] = "run"
+    agents_conn_id: str
     submission: Submission
     outcome: Outcome | Literal["error"]
     events: tuple[dict[str, Any], ...] = ()
     late: bool = False
     error: str | None = None
+    for_good: bool = False
+    interval: str | None = None
 
     def verdict(self) -> Verdict | None:
         """How the wait ended, or None if it could not go on.
@@ -118,6 +128,7 @@ class AgentIdle(Payload):
     """The end of a wait for an agent to become idle.
 
     Attributes:
+        agents_conn_id: the connection over which the agent was asked for.
         agent_id: the agent.
         deadline_at: the deadline that the task set itself, so that a second wait does not start a new one.
         error: why the agent is not known to be idle.
@@ -125,6 +136,7 @@ class AgentIdle(Payload):
     """
 
     kind: Literal["idle"] = "idle"
+    agents_conn_id: str
     agent_id: str
     deadline_at: AwareDatetime
     error: str | None = None
@@ -139,7 +151,8 @@ def _link_to(feed: Feed, agent_id: str, event_id: str | None) -> str | None:
 
 def _link_of(feed: Feed, submission: Submission, verdict: Verdict) -> str | None:
     """The same for a run that is over; None if it cannot be told from others."""
-    return _link_to(feed, submission.agent_id, verdict.known_event.id if verdict.known_event is not None else None)
+    own = own_event(verdict, submission)
+    return _link_to(feed, submission.agent_id, own.id if own is not None else None)
 
 
 #: XComs that the triggers of an event loop push at once. Each is a write to Airflow's database by the one process that
@@ -221,28 +234,55 @@ class _Herald:
 
 
 def _event_of(
-    trigger: BaseTrigger, submission: Submission, verdict: Verdict, end_with: list[str] | None, link: str | None
+    trigger: AgentRunTrigger | AgentSensorTrigger,
+    submission: Submission,
+    verdict: Verdict,
+    link: str | None,
+    interval: str | None = None,
 ) -> TriggerEvent:
     """What to tell of a run's end: to a worker, or, if the trigger ends the task itself, to Airflow."""
+    end_with = trigger.end_with
     event = verdict.event
     # `dag.test()` gives a trigger no task, and would take the end of the task for a message to it.
     task_instance: Any = getattr(trigger, "task_instance", None)
     if end_with is None or task_instance is None or verdict.outcome != Outcome.COMPLETED or event is None:
         events = tuple(event.to_json() for event in verdict.events)
-        ended = RunEnded(submission=submission, outcome=verdict.outcome, events=events, late=verdict.late)
-        return TriggerEvent(ended.to_json())
+        return TriggerEvent(
+            RunEnded(
+                agents_conn_id=trigger.agents_conn_id,
+                submission=submission,
+                outcome=verdict.outcome,
+                events=events,
+                late=verdict.late,
+                interval=interval,
+            ).to_json()
+        )
     # Airflow before 3.3 knows no such event; no task of ours asks for it there.
     from airflow.triggers.base import TaskSuccessEvent
 
     ids = ", ".join(event.id for event in verdict.events)
     trigger.log.info("COMPLETED: event %s, the run of %s. The task ends here, without a worker.", ids, submission.name)
+    own = own_event(verdict, submission)
     xcoms = {
         "return_value": event.to_json(),
-        "event_id": verdict.known_event.id if verdict.known_event is not None else None,
-        "usage": None if verdict.late else usage_of(event, try_number=task_instance.try_number),
+        "event_id": own.id if own is not None else None,
+        "usage": usage_of(own, try_number=task_instance.try_number) if own is not None else None,
         RUN_URL_KEY: link,
     }
     return TaskSuccessEvent(xcoms={key: xcoms[key] for key in end_with if xcoms[key] is not None})
+
+
+def _error_event(agents_conn_id: str, submission: Submission, error: AgentsError) -> TriggerEvent:
+    """What to tell a worker where the wait could not go on."""
+    return TriggerEvent(
+        RunEnded(
+            agents_conn_id=agents_conn_id,
+            submission=submission,
+            outcome="error",
+            error=str(error),
+            for_good=not error.is_retryable,
+        ).to_json()
+    )
 
 
 class AgentRunTrigger(BaseTrigger):
@@ -328,11 +368,11 @@ class AgentRunTrigger(BaseTrigger):
                 link = _link_of(feed, submission, verdict)
         except (PermanentError, InvalidConnectionError) as error:
             self.log.error("The wait for the run of %s cannot go on: %s", submission.name, error)  # noqa: TRY400
-            yield TriggerEvent(RunEnded(submission=submission, outcome="error", error=str(error)).to_json())
+            yield _error_event(self.agents_conn_id, submission, error)
             return
         finally:
             herald.hush()
-        yield _event_of(self, submission, verdict, self.end_with, link)
+        yield _event_of(self, submission, verdict, link)
 
     async def on_kill(self) -> None:
         """Say that the run goes on. No I/O: Airflow cancels this after about a second."""
@@ -454,11 +494,11 @@ class AgentSensorTrigger(BaseTrigger):
                 link = _link_of(feed, submission, verdict)
         except (PermanentError, InvalidConnectionError, InvalidArgumentError) as error:
             self.log.error("The wait cannot go on: %s", error)  # noqa: TRY400 - its traceback would say no more
-            yield TriggerEvent(RunEnded(submission=unknown, outcome="error", error=str(error)).to_json())
+            yield _error_event(self.agents_conn_id, unknown, error)
             return
         finally:
             herald.hush()
-        yield _event_of(self, submission, verdict, self.end_with, link)
+        yield _event_of(self, submission, verdict, link, sought.interval)
 
     def _deadline(self) -> datetime:
         if self.deadline_at is not None:
@@ -515,9 +555,10 @@ class AgentIdleTrigger(BaseTrigger):
             error = failure
         yield TriggerEvent(
             AgentIdle(
+                agents_conn_id=self.agents_conn_id,
                 agent_id=self.agent_id,
                 deadline_at=deadline_at,
                 error=str(error) if error is not None else None,
-                for_good=isinstance(error, PermanentError | InvalidConnectionError),
+                for_good=error is not None and not error.is_retryable,
             ).to_json()
         )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, TaskDeferred
-from conftest import KEY, Task, connection
+from conftest import KEY, Task, connection, needs_airflow
 
 from airflow_provider_agents.api.errors import (
     AgentRunFailedError,
@@ -19,14 +21,23 @@ from airflow_provider_agents.api.errors import (
     AuthenticationError,
     InvalidArgumentError,
     InvalidConnectionError,
+    MissingConnectionError,
     NoAnswerError,
     NotFoundError,
     RateLimitedError,
+    ServerError,
+    TemporaryError,
 )
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.operators import RECORD_KEY, AgentBusyError, ExecuteAgentOperator
 from airflow_provider_agents.simulator import Fault
-from airflow_provider_agents.triggers import AgentIdleTrigger, AgentRunTrigger, UnknownTriggerEventError
+from airflow_provider_agents.triggers import (
+    AgentIdle,
+    AgentIdleTrigger,
+    AgentRunTrigger,
+    RunEnded,
+    UnknownTriggerEventError,
+)
 
 
 def operator(**arguments):
@@ -164,7 +175,6 @@ def test_on_ambiguous_fail_takes_no_chances(platform, task, waiting):
 @pytest.mark.parametrize(
     ("variable", "cause", "words"),
     [
-        (None, InvalidConnectionError, "does not exist"),
         (
             "agents://:sk-geheim@api.example?x=%zz&__extra__={",
             InvalidConnectionError,
@@ -177,15 +187,120 @@ def test_on_ambiguous_fail_takes_no_chances(platform, task, waiting):
     ],
 )
 def test_a_connection_that_cannot_work_fails_for_good(platform, task, monkeypatch, variable, cause, words):
-    if variable is None:
-        monkeypatch.delenv("AIRFLOW_CONN_AGENTS_DEFAULT")
-    else:
-        monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", variable)
+    monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", variable)
     with pytest.raises(AirflowFailException, match=words) as caught:
         run(operator(), task)
     assert isinstance(caught.value.__cause__, cause)
     assert "geheim" not in str(caught.value)
     assert platform.executions() == []
+
+
+def when_slept(platform, monkeypatch, seconds, change):
+    """Do something once a task has slept that long."""
+    until = platform.sim.clock() + timedelta(seconds=seconds)
+
+    def sleep(slept):
+        platform.pass_time(slept)
+        if platform.sim.clock() >= until:
+            change()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+
+
+def test_a_connection_that_is_not_found_is_looked_up_for_two_minutes_and_leaves_the_retries(
+    platform, task, monkeypatch, logged, waiting
+):
+    monkeypatch.delenv("AIRFLOW_CONN_AGENTS_DEFAULT")
+    with pytest.raises(MissingConnectionError, match="does not exist.*the last 120 seconds has failed"):
+        run(operator(**waiting), task)
+    assert sum(platform.slept) == pytest.approx(120.0)
+    assert logged().count("Trying again until 09:02:00 UTC.") == 2
+
+
+@pytest.mark.parametrize("tries_before", [0, 1])
+def test_a_connection_that_is_not_found_for_a_while_delays_a_try(platform, task, monkeypatch, waiting, tries_before):
+    if tries_before:
+        with pytest.raises(AgentRunTimeoutError):
+            run(operator(timeout=1.0, **waiting), task)
+    found = connection(platform.url)
+    monkeypatch.delenv("AIRFLOW_CONN_AGENTS_DEFAULT")
+    when_slept(platform, monkeypatch, 60, lambda: monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", found))
+    assert [run(operator(**waiting), task)["id"]] == platform.executions()
+
+
+def test_a_connection_that_is_not_found_after_a_401_does_not_fail_the_wait_on_a_worker(platform, task, monkeypatch):
+    platform.sim.add_agent("agent-1", run_seconds=100.0)
+
+    def rotate():
+        platform.sim.api_keys = ("the-new-key",)
+        monkeypatch.delenv("AIRFLOW_CONN_AGENTS_DEFAULT", raising=False)
+        found = connection(platform.url, password="the-new-key")
+        when_slept(platform, monkeypatch, 60, lambda: monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", found))
+
+    when_slept(platform, monkeypatch, 40, rotate)
+    assert [run(operator(), task)["id"]] == platform.executions()
+
+
+#: What a platform in the middle of a deploy answers.
+HICCUPS = {
+    "reset": Fault(kind="reset_before", times=None),
+    "500": Fault(kind="status", status=500, times=None),
+    "503": Fault(kind="status", status=503, times=None, headers={"Retry-After": "5"}),
+    "429": Fault(kind="status", status=429, times=None),
+    "html": Fault(kind="html", times=None),
+}
+
+
+@pytest.mark.parametrize("seconds", [20, 110])
+@pytest.mark.parametrize("hiccup", HICCUPS)
+@pytest.mark.parametrize("step", ["snapshot", "if_running", "record", "lost POST", "POST"])
+def test_a_platform_that_hiccups_before_the_start_fails_no_task(
+    platform, task, waiting, monkeypatch, step, hiccup, seconds
+):
+    arguments = dict(waiting)
+    if step == "if_running":
+        arguments["if_running"] = "fail"
+    elif step == "record":
+        platform.sim.add_agent("agent-1", run_seconds=400.0)
+        with pytest.raises(AgentRunTimeoutError):
+            run(operator(timeout=1.0, **waiting), task)
+    elif step == "lost POST":
+        context = task.context()
+        context["task_state_store"] = DyingStore(task.store, "submitting", "after")
+        with pytest.raises(Killed):
+            operator(**waiting).execute(context)
+    fault = replace(HICCUPS[hiccup], method="POST" if step == "POST" else None)
+    platform.sim.faults.append(fault)
+    when_slept(platform, monkeypatch, seconds, platform.sim.faults.clear)
+    if step == "POST" and seconds > 100 and hiccup not in {"429", "html"}:
+        # Each of these POSTs is looked for, and there are at most three.
+        with pytest.raises(TemporaryError):
+            run(operator(**arguments), task)
+        assert platform.executions() == []
+    else:
+        assert [run(operator(**arguments), task)["id"]] == platform.executions()
+
+
+def test_a_platform_that_is_down_for_longer_fails_the_try_and_the_log_says_until_when_it_was_tried(
+    platform, task, logged
+):
+    platform.sim.faults.append(Fault(kind="status", status=503, times=None))
+    with pytest.raises(ServerError, match="503.*Every try of the last 120 seconds has failed."):
+        run(operator(), task)
+    assert logged().count("Trying again until 09:02:00 UTC.") == 2
+    assert sum(platform.slept) == pytest.approx(120.0)
+
+
+@pytest.mark.parametrize(("seconds", "fits"), [(100, True), (130, False)])
+def test_a_pause_that_the_platform_asks_for_is_kept_or_ends_the_try(platform, task, seconds, fits):
+    platform.sim.faults.append(Fault(kind="status", status=503, method="GET", headers={"Retry-After": str(seconds)}))
+    if fits:
+        run(operator(), task)
+        assert 100.0 in platform.slept
+    else:
+        with pytest.raises(ServerError, match="asks for a pause of 130 seconds, and this task tries for 120 more"):
+            run(operator(), task)
+        assert platform.slept == []
 
 
 def test_a_wrong_key_fails_for_good_before_anything_is_started(platform, task):
@@ -560,8 +675,32 @@ def test_a_task_that_dies_anywhere_starts_one_run_over_all_its_tries(platform, t
             op.execute_complete(context, event=event.payload, **deferred.kwargs)
     event = run(operator(**waiting), task)
     assert [event["id"]] == platform.executions()
-    assert task.xcoms["event_id"] == event["id"]
-    assert task.xcoms["usage"]["try_number"] == 2
+    if (phase, when) == ("accepted", "before"):
+        # The answer to the POST died with the task, so the run may be another party's.
+        assert not {"event_id", "usage"} & set(task.xcoms)
+    else:
+        assert task.xcoms["event_id"] == event["id"]
+        assert task.xcoms["usage"]["try_number"] == 2
+
+
+def test_a_repeated_end_reports_no_more_of_its_event_than_the_first(platform, task, waiting):
+    platform.sim.start_scheduled_run("agent-1", after=3)
+    run(operator(**waiting), task)
+    first = dict(task.xcoms)
+    run(operator(**waiting), task)
+    assert task.xcoms == first
+    assert not {"event_id", "usage"} & set(first)
+    assert len(platform.executions()) == 1
+
+
+@pytest.mark.parametrize("end_status", ["COMPLETED", "FAILED"])
+def test_nothing_of_an_event_that_may_be_another_runs_is_pushed_as_the_tasks_own(platform, task, waiting, end_status):
+    platform.sim.add_agent("agent-1", end_status=end_status)
+    platform.sim.faults.append(Fault(kind="reset_after", method="POST"))
+    with contextlib.suppress(AgentRunFailedError):
+        run(operator(**waiting), task)
+    assert len(platform.executions()) == 1
+    assert not {"event_id", "usage"} & set(task.xcoms)
 
 
 def test_the_end_is_repeated_for_a_task_that_does_not_wait(platform, task):
@@ -598,6 +737,21 @@ def test_clearing_a_finished_task_starts_a_new_run(platform, task, waiting):
     task.clear()
     second = run(operator(**waiting), task)
     assert [first["id"], second["id"]] == platform.executions()
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 0), (2, 1), (3, 2), (2, 2), (0, 3)])
+def test_clearing_a_finished_task_starts_a_new_run_although_its_retries_were_changed(platform, before, after, waiting):
+    task = Task(retries=before)
+    first = run(operator(retries=before, **waiting), task)
+    task.clear(after)
+    second = run(operator(retries=after, **waiting), task)
+    assert [first["id"], second["id"]] == platform.executions()
+
+
+def test_clearing_another_task_of_the_dag_run_does_not_repeat_a_run(platform, task, waiting):
+    first = run(operator(retries=3, **waiting), task)
+    task.clear_number += 1
+    assert run(operator(retries=3, **waiting), task) == first
 
 
 def test_clearing_a_waiting_task_takes_the_same_run_up_again(platform, task):
@@ -715,6 +869,136 @@ def test_a_resumed_task_does_without_what_dag_test_leaves_out(platform, task):
         operator(deferrable=True).execute(task.context())
     event = asyncio.run(first_event(deferred.value.trigger))
     assert operator(deferrable=True).execute_complete(task.resumed(), event=event.payload)["status"] == "COMPLETED"
+
+
+@pytest.mark.parametrize("how", ["fails", "killed", "unknown payload"])
+@pytest.mark.parametrize("end_from_trigger", [pytest.param(True, marks=needs_airflow("3.3")), False])
+def test_a_task_that_its_trigger_did_not_end_takes_its_run_up_after_a_clear(
+    platform, task, logged, how, end_from_trigger
+):
+    arguments = {"deferrable": True, "end_from_trigger": end_from_trigger}
+    with pytest.raises(TaskDeferred) as deferred:
+        operator(**arguments).execute(task.context())
+    (mine,) = platform.sim.executions
+    context = task.resumed()
+    if how == "fails":
+        for reason in ("Trigger failure", "Trigger timeout"):
+            with pytest.raises(Exception, match=reason):
+                operator(**arguments).resume_execution("__fail__", {"error": reason}, context)
+        said = logged()
+        assert f"The run of agent agent-1, requestId {mine.request_id} is still running, or has ended unseen." in said
+        assert "A retry or clear waits for the same run again." in said
+    elif how == "killed":
+        context["task_state_store"] = DyingStore(task.store, "ended", "before")
+        payload = asyncio.run(first_event(deferred.value.trigger)).payload
+        with pytest.raises(Killed):
+            operator(**arguments).resume_execution(
+                deferred.value.method_name, {"event": payload, **deferred.value.kwargs}, context
+            )
+    else:
+        with pytest.raises(AirflowFailException, match="does not know"):
+            operator(**arguments).resume_execution(deferred.value.method_name, {"event": {"version": 9}}, context)
+    platform.pass_time(60)
+    task.clear()
+    assert [run(operator(**arguments), task)["id"]] == platform.executions()
+
+
+@needs_airflow("3.3")
+def test_a_task_that_its_trigger_has_ended_starts_a_new_run_after_a_clear(platform, task):
+    with pytest.raises(TaskDeferred):
+        operator(deferrable=True, end_from_trigger=True).execute(task.context())
+    platform.pass_time(60)
+    task.clear()
+    with pytest.raises(TaskDeferred):
+        operator(deferrable=True, end_from_trigger=True).execute(task.context())
+    assert len(platform.executions()) == 2
+
+
+@pytest.mark.parametrize("ended_before", [True, False])
+def test_a_wait_for_an_idle_agent_that_airflow_fails_changes_no_record(platform, task, logged, ended_before):
+    if ended_before:
+        platform.sim.add_agent("agent-1", end_status="FAILED")
+        with pytest.raises(AgentRunFailedError):
+            run(operator(deferrable=True), task)
+    record = dict(task.store)
+    platform.sim.add_agent("agent-1", run_seconds=100.0)
+    platform.sim.start_scheduled_run("agent-1")
+    with pytest.raises(TaskDeferred):
+        operator(deferrable=True, if_running="wait").execute(task.context())
+    with pytest.raises(Exception, match="Trigger failure"):
+        operator(deferrable=True, if_running="wait").resume_execution(
+            "__fail__", {"error": "Trigger failure"}, task.resumed()
+        )
+    assert task.store == record
+    assert "this try has started no run. A retry or clear asks again." in logged()
+
+
+def test_a_failed_deferral_is_reported_as_such_although_the_record_cannot_be_read(platform, task, logged):
+    with pytest.raises(TaskDeferred):
+        operator(deferrable=True).execute(task.context())
+    task.store[RECORD_KEY] = {"version": 99}
+    with pytest.raises(Exception, match="Trigger failure"):
+        operator(deferrable=True).resume_execution("__fail__", {"error": "Trigger failure"}, task.resumed())
+    assert "could not be brought up to date" in logged()
+
+
+@pytest.mark.parametrize("store", [True, False])
+@pytest.mark.parametrize("kwargs_arrive", [True, False])
+@pytest.mark.parametrize(
+    ("agent_id", "agents_conn_id"),
+    [("agent-2", "agents_default"), ("agent-1", "other"), ("agent-2", "gone"), ("", ""), (None, 7)],
+)
+@pytest.mark.parametrize("if_running", ["start", "wait"])
+def test_what_a_task_was_deferred_with_decides_and_not_what_its_templates_give_later(
+    platform, logged, store, kwargs_arrive, agent_id, agents_conn_id, if_running
+):
+    task = Task(store=store)
+    if if_running == "wait":
+        platform.sim.start_scheduled_run("agent-1")
+    call, context, arguments = None, task.context(), {}
+    while True:
+        op = operator(deferrable=True, if_running=if_running)
+        if call is not None:
+            op.agent_id, op.agents_conn_id = agent_id, agents_conn_id
+        try:
+            result = getattr(op, call or "execute")(context, **arguments)
+            break
+        except TaskDeferred as deferred:
+            event = asyncio.run(first_event(deferred.trigger))
+            call, context = deferred.method_name, task.resumed()
+            arguments = {"event": event.payload, **(deferred.kwargs if kwargs_arrive else {})}
+    assert [result["id"]] == platform.executions()
+    assert "Its arguments have changed since" in logged()
+    if store:
+        assert task.store[RECORD_KEY]["agents_conn_id"] == "agents_default"
+        # So a retry finds the end of this run.
+        assert run(operator(deferrable=True), task) == result
+
+
+def test_a_task_that_resumes_as_it_was_deferred_logs_no_change(platform, task, logged):
+    run(operator(deferrable=True), task)
+    assert "have changed" not in logged()
+
+
+@pytest.mark.parametrize("changed", [{"agent_id": "agent-2"}, {"agents_conn_id": "other"}])
+def test_the_idleness_of_another_agent_is_refused(platform, task, changed):
+    idle = {"agent_id": "agent-1", "agents_conn_id": "agents_default"}
+    payload = AgentIdle(**idle, deadline_at=platform.sim.clock()).to_json()
+    with pytest.raises(AirflowFailException, match="The trigger waited for agent agent-1"):
+        operator(deferrable=True).start_when_idle(task.context(), payload, **{**idle, **changed})
+    assert platform.executions() == []
+
+
+@pytest.mark.parametrize(("for_good", "error"), [(True, AirflowFailException), (False, TemporaryError)])
+def test_a_wait_that_could_not_go_on_leaves_the_retries_where_a_new_one_may_succeed(platform, task, for_good, error):
+    with pytest.raises(TaskDeferred) as deferred:
+        operator(deferrable=True).execute(task.context())
+    submission = deferred.value.kwargs["submission"]
+    payload = RunEnded(
+        agents_conn_id="agents_default", submission=submission, outcome="error", error="No key.", for_good=for_good
+    ).to_json()
+    with pytest.raises(error, match="cannot be waited for: No key."):
+        operator(deferrable=True).execute_complete(task.resumed(), payload, **deferred.value.kwargs)
 
 
 # --- killed ---

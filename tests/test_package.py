@@ -146,10 +146,18 @@ def test_the_triggers_paths_and_arguments_are_public_and_survive_a_round_trip():
 def test_what_a_newer_version_adds_to_what_is_stored_does_not_stop_an_older_one():
     for kind, value in (
         (Submission, SUBMISSION),
-        (RunRecord, {"phase": "deferred", "agents_conn_id": "c", "submission": SUBMISSION}),
+        (
+            RunRecord,
+            {
+                "phase": "deferred",
+                "agents_conn_id": "c",
+                "submission": SUBMISSION,
+                "attempt": {"try_number": 1, "max_tries": 3},
+            },
+        ),
         (Cursor, {"floor": "2026-01-01T09:00:00Z"}),
-        (RunEnded, {"submission": SUBMISSION, "outcome": "completed"}),
-        (AgentIdle, {"agent_id": "a", "deadline_at": "2026-01-01T09:00:00Z"}),
+        (RunEnded, {"agents_conn_id": "c", "submission": SUBMISSION, "outcome": "completed"}),
+        (AgentIdle, {"agents_conn_id": "c", "agent_id": "a", "deadline_at": "2026-01-01T09:00:00Z"}),
         (FinishedRuns, {"runs": []}),
     ):
         assert kind.from_json({**value, "of_tomorrow": 1}) == kind.from_json(value)

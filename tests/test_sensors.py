@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
+    AirflowNotFoundException,
     AirflowSensorTimeout,
     AirflowSkipException,
     TaskDeferred,
@@ -30,14 +31,17 @@ from airflow_provider_agents.api.errors import (
     AgentRunNotFoundError,
     AuthenticationError,
     InvalidArgumentError,
+    MissingConnectionError,
     NotFoundError,
+    TemporaryError,
 )
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.operators import ExecuteAgentOperator
+from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.sensors import AgentRunSensor
 from airflow_provider_agents.simulator import Fault, World
 from airflow_provider_agents.tasks import TRIGGERS_END_TASKS
-from airflow_provider_agents.triggers import AgentSensorTrigger
+from airflow_provider_agents.triggers import AgentSensorTrigger, RunEnded
 
 NINE = datetime(2026, 1, 1, 9, tzinfo=UTC)
 WAYS = ("deferrable", "poke", "reschedule")
@@ -75,6 +79,10 @@ def run(platform, op):
             return op.resume_execution(deferred.method_name, {"event": event.payload}, context)
 
 
+def run_to_deferral(op):
+    return op.execute({"ti": SimpleNamespace(try_number=1, max_tries=0)})
+
+
 @pytest.fixture(params=WAYS)
 def wait(request, platform, monkeypatch):
     """Wait in one of the ways; `reschedule` starts from nothing each time, as a new process does."""
@@ -92,6 +100,21 @@ def wait(request, platform, monkeypatch):
 
     waited.way = request.param
     return waited
+
+
+class LookUps:
+    """Airflow's look-ups of the connection; some of them find none, as while its API server restarts."""
+
+    def __init__(self, monkeypatch, fails):
+        real, self.at = AgentsHook.get_connection.__func__, []
+
+        def get_connection(cls, conn_id):
+            self.at.append(datetime.now(UTC))
+            if fails(self):
+                raise AirflowNotFoundException(f"The conn_id `{conn_id}` isn't defined")
+            return real(cls, conn_id)
+
+        monkeypatch.setattr(AgentsHook, "get_connection", classmethod(get_connection))
 
 
 # --- what it waits for ---
@@ -343,6 +366,77 @@ def test_a_submission_that_never_appears_is_lost(platform, task, wait):
     with pytest.raises(AirflowFailException, match="no event of it has appeared") as failure:
         wait(submission=submission)
     assert isinstance(failure.value.__cause__, AgentRunNotFoundError)
+
+
+@pytest.mark.parametrize("soft_fail", [False, True])
+def test_a_connection_that_is_not_found_for_a_while_ends_no_wait(platform, wait, monkeypatch, soft_fail):
+    platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=300.0)
+    event_id = platform.sim.start_scheduled_run("agent-1")
+    LookUps(monkeypatch, lambda look_ups: 10 <= (look_ups.at[-1] - NINE).total_seconds() < 40)
+    assert wait(agent_id="agent-1", event_id=event_id, soft_fail=soft_fail)["id"] == event_id
+
+
+def test_a_connection_that_is_not_found_when_the_sensor_begins_is_looked_up_again(platform, wait, monkeypatch):
+    event_id = platform.sim.start_scheduled_run("agent-1")
+    LookUps(monkeypatch, lambda look_ups: (look_ups.at[-1] - NINE).total_seconds() < 60)
+    assert wait(agent_id="agent-1", event_id=event_id)["id"] == event_id
+
+
+@pytest.mark.parametrize("soft_fail", [False, True])
+def test_a_deferrable_sensor_whose_connection_stays_missing_leaves_the_retries(platform, monkeypatch, soft_fail):
+    LookUps(monkeypatch, lambda _: True)
+    with pytest.raises(MissingConnectionError, match="does not exist.*the last 120 seconds has failed"):
+        run(platform, sensor(agent_id="agent-1", event_id="e", soft_fail=soft_fail))
+    assert sum(platform.slept) == pytest.approx(120.0)
+
+
+@pytest.mark.parametrize(("for_good", "error"), [(True, AirflowFailException), (False, TemporaryError)])
+@pytest.mark.parametrize("soft_fail", [False, True])
+def test_a_wait_that_could_not_go_on_leaves_the_retries_where_a_new_one_may_succeed(for_good, error, soft_fail):
+    payload = RunEnded(
+        agents_conn_id="agents_default",
+        submission=Submission(agent_id="agent-1", taken_at=NINE),
+        outcome="error",
+        error="No key.",
+        for_good=for_good,
+    ).to_json()
+    op = sensor(agent_id="agent-1", event_id="e", soft_fail=soft_fail)
+    with pytest.raises(error, match="No key."):
+        op.resume_execution("execute_complete", {"event": payload}, {})
+
+
+@pytest.mark.parametrize(
+    ("end_status", "run_seconds", "error"),
+    [("COMPLETED", 5.0, None), ("FAILED", 5.0, AirflowFailException), ("COMPLETED", 500.0, AirflowSensorTimeout)],
+)
+def test_what_a_sensor_was_deferred_with_decides_and_not_what_its_templates_give_later(
+    platform, monkeypatch, end_status, run_seconds, error
+):
+    url = "https://app.example/{agent_id}/{event_id}"
+    monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", connection(platform.url, run_url=url))
+    platform.sim.add_agent("agent-1", end_status=end_status, run_seconds=run_seconds)
+    event_id = platform.sim.start_scheduled_run("agent-1")
+    op = sensor(agent_id="agent-1", event_id=event_id, timeout=60.0)
+    with pytest.raises(TaskDeferred) as deferred:
+        run_to_deferral(op)
+    payload = asyncio.run(first_event(deferred.value.trigger)).payload
+    op.agent_id, op.event_id, op.started_after, op.agents_conn_id = "", None, "no moment", "gone"
+    if error is None:
+        assert op.execute_complete({}, payload)["id"] == event_id
+        assert op.run_link == f"https://app.example/agent-1/{event_id}"
+    else:
+        with pytest.raises(error, match=event_id):
+            op.execute_complete({}, payload)
+
+
+def test_a_run_that_had_not_begun_at_the_timeout_is_named_as_the_sensor_was_deferred_with(platform):
+    op = sensor(agent_id="agent-1", started_after="2026-01-01T10:00:00+00:00", timeout=60.0)
+    with pytest.raises(TaskDeferred) as deferred:
+        run_to_deferral(op)
+    payload = asyncio.run(first_event(deferred.value.trigger)).payload
+    op.started_after = "2027-01-01T10:00:00+00:00"
+    with pytest.raises(AirflowSensorTimeout, match="agent agent-1, the first that began from 2026-01-01 10:00:00"):
+        op.execute_complete({}, payload)
 
 
 def test_what_may_pass_ends_nothing(platform, wait):

@@ -12,7 +12,7 @@ from conftest import needs_airflow
 
 from airflow_provider_agents.api.errors import AgentRunFailedError, AmbiguousAgentRunError, InvalidArgumentError
 from airflow_provider_agents.operators import RECORD_KEY, ExecuteAgentOperator
-from airflow_provider_agents.simulator import World
+from airflow_provider_agents.simulator import Fault, World
 from airflow_provider_agents.triggers import AgentRunTrigger
 
 newer_airflow = needs_airflow("3.3")
@@ -60,6 +60,18 @@ def test_a_completed_run_ends_the_task_with_its_xcoms(platform, task, in_a_task)
 def test_do_xcom_push_false_holds_for_a_trigger_too(platform, task, in_a_task):
     _, trigger = deferred_by(task, end_from_trigger=True, do_xcom_push=False)
     assert asyncio.run(first_event(trigger)).xcoms == {}
+
+
+@newer_airflow
+@pytest.mark.parametrize("doubt", ["several", "unanswered"])
+def test_nothing_of_an_event_that_may_be_another_runs_is_pushed_as_the_tasks_own(platform, task, in_a_task, doubt):
+    if doubt == "several":
+        platform.sim.start_scheduled_run("agent-1", after=3)
+    else:
+        platform.sim.faults.append(Fault(kind="reset_after", method="POST"))
+    _, trigger = deferred_by(task, end_from_trigger=True)
+    event = asyncio.run(first_event(trigger))
+    assert set(event.xcoms) == {"return_value"}
 
 
 @newer_airflow

@@ -498,6 +498,7 @@ class Client:
     Args:
         settings: how to reach the API.
         attempts: tries of one call, the first included; 1 means no repetition.
+        window: how long failures in a row are retried, in place of `attempts`.
         transport: in place of the network.
         sleep: how to wait between tries, in seconds.
         clock: monotonic seconds.
@@ -509,12 +510,13 @@ class Client:
         settings: Settings,
         *,
         attempts: int = retry.ATTEMPTS,
+        window: retry.RetryWindow | None = None,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         warn_once: WarnOnce | None = None,
     ) -> None:
-        self._settings, self._attempts, self._clock = settings, attempts, clock
+        self._settings, self._attempts, self._window, self._clock = settings, attempts, window, clock
         self._sleep = sleep if sleep is not None else our_clock.sleep
         self._warn_once = warn_once if warn_once is not None else WarnOnce()
         self._cutter = _Cutter(over_a_network=transport is None)
@@ -592,7 +594,22 @@ class Client:
         Raises:
             AgentsError: the last failure.
         """
+        if self._window is not None:
+            return self._send_within(self._window, call)
         return Retrying(sleep=self._sleep, **_policy(call, self._attempts))(self.send_once, call)
+
+    def _send_within(self, window: retry.RetryWindow, call: Call[T]) -> Answer[T]:
+        while True:
+            try:
+                answer = self.send_once(call)
+            except AgentsError as error:
+                if not retry.may_repeat(call, error):
+                    raise
+                pause = window.pause_after(error)
+            else:
+                window.succeeded()
+                return answer
+            self._sleep(pause)
 
     def follow(self, steps: Steps[T]) -> T:
         """Drive a dialogue to its end and return its result."""

@@ -95,11 +95,17 @@ class StopWhenAskedTooMuch(stop_base):
 
 def explained(error: E, words: str) -> E:
     """The same error with one more sentence in its text."""
-    error.args = (f"{error} {words}",)
+    error.args = (f"{_sentence(error)} {words}",)
     return error
 
 
-class Patience:
+def _sentence(error: AgentsError) -> str:
+    # What a server says stands at the end of some texts, and may lack a full stop.
+    text = str(error)
+    return text if text.endswith((".", "!", "?", "…")) else f"{text}."
+
+
+class RetryWindow:
     """How long failures are retried before there is a run to lose.
 
     A row of failures may last `seconds`; a success ends the row. Time is counted on the caller's clock.
@@ -121,14 +127,14 @@ class Patience:
         self._failures, self._failing_since, self._warned_at = 0, None, None
 
     def pause_after(self, error: AgentsError, state: str = "") -> float:
-        """Seconds to wait before the next try; the last try is at the end of the patience.
+        """Seconds to wait before the next try; the last try is at the end of the window.
 
         Args:
             error: why the last try failed.
             state: a sentence for the warning: what the failure means.
 
         Raises:
-            AgentsError: `error`, if the patience is at its end, or ends before the pause that the server asks for.
+            AgentsError: `error`, if the window is at its end, or ends before the pause that the server asks for.
         """
         now = self._now()
         self._failures += 1
@@ -145,7 +151,7 @@ class Patience:
             )
         if self._warned_at is None or now - self._warned_at >= _WARN_EVERY:
             self._warned_at = now
-            self._say(" ".join(filter(None, (str(error), state, f"Trying again until {ends_at:%H:%M:%S} UTC."))))
+            self._say(" ".join(filter(None, (_sentence(error), state, f"Trying again until {ends_at:%H:%M:%S} UTC."))))
         backoff = min(MAX_BACKOFF_SECONDS, 2.0 ** min(self._failures - 1, 10))
         # Half fixed, half random: many tasks that failed together do not come back together.
         backoff = backoff / 2 + random.uniform(0, backoff / 2)  # noqa: S311 - no secret

@@ -34,6 +34,44 @@ class Phase(StrEnum):
 class UnreadableRecordError(AgentsError):
     """The task's record of its run cannot be read, so it cannot be told whether a run was started."""
 
+    is_retryable = False
+
+
+class Attempt(BaseModel):
+    """One try of a task, as Airflow counts it.
+
+    Attributes:
+        try_number: from 1; each try has the next one, after a clear too.
+        max_tries: the last try number that Airflow's own retries may reach. A clear sets it to the number of the last
+            try plus the task's `retries`.
+        clear_number: how often tasks of the DAG run were cleared, whichever they were; None if that is unknown.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    try_number: int
+    max_tries: int
+    clear_number: int | None = None
+
+    def is_cleared_since(self, earlier: Attempt, *, retries: int) -> bool:
+        """Whether a user has cleared the task between an earlier try and this one.
+
+        A clear that leaves `max_tries` as it was can only be one after `retries` was lowered. Then the clear came
+        after try `max_tries - retries`, which must be one of the tries in between, and it has raised `clear_number`.
+
+        One case cannot be told from a clear: `retries` was lowered by the number of a try in between, another task of
+        the DAG run was cleared, and this try is Airflow's own retry. It counts as a clear.
+
+        Args:
+            earlier: a try before this one, or this one.
+            retries: of the task, as its DAG has them now.
+        """
+        if self.max_tries != earlier.max_tries:
+            return True
+        if None not in {self.clear_number, earlier.clear_number} and self.clear_number == earlier.clear_number:
+            return False
+        return earlier.try_number <= self.max_tries - retries < self.try_number
+
 
 class RunRecord(BaseModel):
     """A task's memory of its run.
@@ -42,9 +80,10 @@ class RunRecord(BaseModel):
         phase: how far it had come.
         agents_conn_id: the connection the run was started with; a record of another one is not this task's.
         submission: what ties the task to the run.
-        generation: grows when a user clears the task. A new try within one generation is Airflow's own retry.
+        attempt: the try that wrote the record.
         outcome: how the run ended, once `ended`: a `verdict.Outcome`, or `submitted` for a task that does not wait.
         result: what the task returned, once `ended` well. A try that repeats the end returns it again.
+        is_own: whether `result` is the event of the task's own run; if not, it may be another run's.
         ends_in_trigger: whether the trigger may have ended the task by itself.
     """
 
@@ -54,9 +93,10 @@ class RunRecord(BaseModel):
     phase: Phase
     agents_conn_id: str
     submission: Submission
-    generation: int = 0
+    attempt: Attempt
     outcome: str | None = None
     result: dict[str, Any] | None = None
+    is_own: bool = False
     ends_in_trigger: bool = False
 
     def to_json(self) -> dict[str, Any]:

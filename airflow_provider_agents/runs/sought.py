@@ -85,8 +85,10 @@ class Sought:
         return cls(agent_id=agent, started_after=after, started_before=before)
 
     @property
-    def interval(self) -> str:
-        """When the run began, in words."""
+    def interval(self) -> str | None:
+        """When the run began, in words; None if it is named otherwise."""
+        if self.started_after is None:
+            return None
         until = "on" if self.started_before is None else f"until before {self.started_before}"
         return f"from {self.started_after} {until}"
 

@@ -186,7 +186,7 @@ def submit(
         AgentsError: the last failure. If the last saved record has a `sent_at`, a run may have started all the same;
             `find_lost` with that record looks for it.
     """
-    patience = retry.Patience(retry.START_PATIENCE_SECONDS, now=now, say=say)
+    window = retry.RetryWindow(retry.START_PATIENCE_SECONDS, now=now, say=say)
     lost_posts = 0
     while True:
         snapshot = yield from take_snapshot(agent_id, now=now)
@@ -200,7 +200,7 @@ def submit(
                 save(snapshot)
                 if not error.is_retryable:
                     raise
-                yield Pause(patience.pause_after(error, "Nothing was started."))
+                yield Pause(window.pause_after(error, "Nothing was started."))
                 continue
             if not error.is_retryable:
                 raise

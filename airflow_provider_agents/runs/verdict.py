@@ -214,8 +214,8 @@ class Wait:
 
     @property
     def is_known(self) -> bool:
-        """Whether exactly one event can be the run's, and appeared in time."""
-        return len(self._chosen) == 1 and not self.is_late
+        """Whether exactly one event can be the run's, appeared in time, and the POST was seen to be answered."""
+        return len(self._chosen) == 1 and not self.is_late and not self.submission.unanswered
 
     def look(self) -> Steps[matching.Look]:
         """What to ask now."""
@@ -299,6 +299,15 @@ class Wait:
 
     def _verdict(self, outcome: Outcome) -> Verdict:
         return Verdict(outcome, self.events, self.is_late)
+
+
+def own_event(verdict: Verdict, submission: Submission) -> ExecutionEvent | None:
+    """The event of a finished run, or None if it may be another run's.
+
+    Only what belongs to this event alone may be reported as the task's: its id, its link, its usage.
+    """
+    is_over = verdict.outcome in {Outcome.COMPLETED, Outcome.FAILED}
+    return verdict.known_event if is_over and not submission.unanswered else None
 
 
 def error_of(verdict: Verdict, submission: Submission, *, what_now: str) -> AgentRunError | None:

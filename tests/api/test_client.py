@@ -25,6 +25,8 @@ from airflow_provider_agents.api.errors import (
     ServerError,
     UnreadableAnswerError,
 )
+from airflow_provider_agents.api.retry import RetryWindow
+from airflow_provider_agents.simulator import ManualClock
 
 KEY = "sk-0123456789-secret"
 READ = calls.list_agents(limit=1)
@@ -179,6 +181,19 @@ def test_a_worker_does_not_sleep_for_longer_than_a_minute_because_a_server_asks(
         client.do("send", READ)
     assert caught.value.retry_after_seconds == 600
     assert client.slept == []
+
+
+@pytest.mark.parametrize(("call", "requests"), [(READ, 2), (EXECUTE, 1)])
+def test_a_client_with_a_window_retries_what_may_be_repeated_as_long_as_the_window_lasts(call, requests):
+    clock = ManualClock()
+    window = RetryWindow(300.0, now=clock, say=lambda _: None)
+    server = Server(httpx.Response(503))
+    client = Client(Settings(api_key=KEY), window=window, transport=httpx.MockTransport(server), sleep=clock.advance)
+    began_at = clock.now
+    with pytest.raises(ServerError):
+        client.send(call)
+    assert len(server.requests) >= requests
+    assert (clock.now - began_at).total_seconds() == pytest.approx(300.0 if call is READ else 0.0)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 400])

@@ -19,7 +19,7 @@ from airflow_provider_agents.api.errors import (
     ServerError,
     UnreadableAnswerError,
 )
-from airflow_provider_agents.api.retry import Patience, started_nothing
+from airflow_provider_agents.api.retry import RetryWindow, started_nothing
 
 T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)
 
@@ -29,10 +29,10 @@ class Scene:
 
     def __init__(self, seconds=120.0):
         self.time, self.said = T0, []
-        self.patience = Patience(seconds, now=lambda: self.time, say=self.said.append)
+        self.window = RetryWindow(seconds, now=lambda: self.time, say=self.said.append)
 
     def fail(self, error=None):
-        pause = self.patience.pause_after(error or NoAnswerError("No answer."))
+        pause = self.window.pause_after(error or NoAnswerError("No answer."))
         self.time += timedelta(seconds=pause)
         return pause
 
@@ -72,7 +72,7 @@ def test_only_a_request_that_was_refused_or_never_sent_has_certainly_started_not
 
 
 @pytest.mark.parametrize("seconds", [0.5, 20.0, 120.0])
-def test_a_row_of_failures_ends_with_a_last_try_at_the_end_of_the_patience(seconds):
+def test_a_row_of_failures_ends_with_a_last_try_at_the_end_of_the_window(seconds):
     scene = Scene(seconds)
     with pytest.raises(NoAnswerError, match=f"No answer. Every try of the last {seconds:g} seconds has failed."):
         scene.fail_until_the_end()
@@ -83,7 +83,7 @@ def test_a_success_ends_the_row():
     scene = Scene()
     for _ in range(200):
         scene.fail()
-        scene.patience.succeeded()
+        scene.window.succeeded()
     assert scene.passed() > 120.0
 
 
@@ -97,6 +97,12 @@ def test_a_pause_that_does_not_fit_ends_the_tries_and_keeps_the_type():
     with pytest.raises(ServerError, match="pause of 71 seconds, and this task tries for 70 more") as caught:
         scene.fail(ServerError("x", status_code=503, retry_after_seconds=71.0))
     assert (caught.value.status_code, caught.value.retry_after_seconds) == (503, 71.0)
+
+
+def test_a_text_that_ends_in_the_words_of_a_server_is_ended_before_more_is_said():
+    scene = Scene(1.0)
+    scene.fail(NoAnswerError("The server says: busy"))
+    assert scene.said == ["The server says: busy. Trying again until 09:00:01 UTC."]
 
 
 def test_the_first_failure_is_logged_and_then_one_a_minute():
