@@ -1,0 +1,132 @@
+"""A time in which no wait of this package takes any: `clock.replaced_by(SkippedTime())`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import math
+import threading
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+    from collections.abc import Callable, Iterator
+
+    from airflow_provider_agents import clock
+
+#: Seconds by which a wait ends late, as each real one does. Else, where a test has stopped the system's clock, rounding
+#: could leave the end of a wait in the future, and the next wait for it would be too short to change the time.
+_LATE = 0.001
+#: So many rounds of the event loop in which nobody begins to wait or to work mean that nobody is about to. What hands
+#: on news without waiting for anything real takes a round for each pair of hands, of which there are never so many.
+_QUIET_ROUNDS = 20
+
+
+class SkippedTime:
+    """The system's time, and what the provider has waited for on top: each of its waits is over at once.
+
+    On an event loop a wait is over as soon as nothing of the provider is under way there and no other wait ends
+    earlier. So whatever waits does so in the same order as in real time, however slow the machine.
+    """
+
+    def __init__(self) -> None:
+        self._skipped = 0.0
+        self._lock = threading.Lock()
+        self._waits: dict[AbstractEventLoop, _Waits] = {}
+
+    def skip(self, seconds: float) -> None:
+        """Let time pass."""
+        with self._lock:
+            self._skipped += seconds
+
+    def now(self) -> datetime:
+        """The time of day."""
+        return datetime.now(UTC) + timedelta(seconds=self._skipped)
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        self.skip(seconds + _LATE)
+
+    def monotonic(self) -> float:
+        """The system's monotonic seconds, and what was skipped."""
+        return monotonic() + self._skipped
+
+    def loop_time(self) -> float:
+        """The running loop's own, and what was skipped."""
+        return asyncio.get_running_loop().time() + self._skipped
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> clock.Timer:
+        """Call something once it is its turn."""
+        return self._of_loop().add(seconds, callback)
+
+    def working(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing is skipped meanwhile."""
+        return self._of_loop().working()
+
+    def _of_loop(self) -> _Waits:
+        loop = asyncio.get_running_loop()
+        if loop not in self._waits:
+            self._waits[loop] = _Waits(self, loop)
+        return self._waits[loop]
+
+
+class _Timer:
+    def __init__(self, callback: Callable[[], object]) -> None:
+        self.callback: Callable[[], object] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class _Waits:
+    """What waits on one event loop, and the watch that finds when it may go on."""
+
+    def __init__(self, time: SkippedTime, loop: AbstractEventLoop) -> None:
+        self._time, self._loop = time, loop
+        self._timers: list[tuple[float, int, _Timer]] = []
+        self._numbers = itertools.count()
+        self._under_way = self._quiet_rounds = 0
+        self._watching = False
+
+    def add(self, seconds: float, callback: Callable[[], object]) -> _Timer:
+        timer = _Timer(callback)
+        if seconds < math.inf:
+            heapq.heappush(self._timers, (self._time.loop_time() + seconds, next(self._numbers), timer))
+        self._watch()
+        return timer
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            self._watch()
+
+    def _watch(self) -> None:
+        self._quiet_rounds = 0
+        if not self._watching:
+            self._watching = True
+            self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        while self._timers and self._timers[0][2].callback is None:
+            heapq.heappop(self._timers)
+        if self._under_way or not self._timers:
+            # The end of the work, or the next wait, begins to watch again.
+            self._watching = False
+            return
+        self._loop.call_soon(self._look)
+        self._quiet_rounds += 1
+        if self._quiet_rounds <= _QUIET_ROUNDS:
+            return
+        self._quiet_rounds = 0
+        due, _, timer = heapq.heappop(self._timers)
+        self._time.sleep(max(0.0, due - self._time.loop_time()))
+        if timer.callback is not None:
+            timer.callback()
