@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psycopg2
 from audit import Audit, Run, Task, audit
-from real_airflow import RealAirflow, RealAirflowError, connection_json
+from real_airflow import RealAirflow, RealAirflowError, connection_to
 
 from airflow_provider_agents.simulator import Simulator, World, running_server
 
@@ -359,12 +359,8 @@ def run(form: Form, seed: int, home: Path) -> Audit:
             commands=airflows,
         ) as airflow,
     ):
-        given = json.loads(connection_json(url, KEY, max_requests_per_second=str(TRIGGERER_RATE)))
-        airflow.api(
-            "POST",
-            "/api/v2/connections",
-            {**given, "connection_id": "agents_default", "extra": json.dumps(given["extra"])},
-        )
+        connection = connection_to(url, KEY, max_requests_per_second=str(TRIGGERER_RATE))
+        airflow.api("POST", "/api/v2/connections", {"connection_id": "agents_default", **connection})
         cluster = Cluster(airflow, form, agents, random.Random(seed))
         began_at = time.monotonic()
         cluster.run()

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from real_airflow import RealAirflow, RealAirflowError, SimulatorServer, connection_json, simulator_server, until
+from real_airflow import RealAirflow, RealAirflowError, SimulatorServer, connection_to, simulator_server, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -129,8 +129,9 @@ class Bench:
         self.airflow.api("DELETE", "/api/v2/connections/agents_default")
 
     def add_connection(self) -> None:
-        """Create the connection."""
-        self.airflow.api("POST", "/api/v2/connections", json.loads(connection_body(self.simulator.url)))
+        """Create the connection in the database, where it can be changed while tasks wait."""
+        connection = {"connection_id": "agents_default", **connection_to(self.simulator.url, KEY)}
+        self.airflow.api("POST", "/api/v2/connections", connection)
 
     def finish(
         self,
@@ -584,12 +585,6 @@ def bench(home: Path, seed: int) -> Iterator[Bench]:
             made = Bench(airflow, simulator, random.Random(seed))
             made.add_connection()
             yield made
-
-
-def connection_body(url: str) -> str:
-    """The connection as the REST API wants it: in the database, where it can be changed while tasks wait."""
-    given = json.loads(connection_json(url, KEY))
-    return json.dumps({**given, "connection_id": "agents_default", "extra": json.dumps(given["extra"])})
 
 
 HEADER = (
