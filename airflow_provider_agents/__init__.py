@@ -10,6 +10,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+_CONN_TYPE = "agents"
+
 #: The form of the connection, once for both ways in which Airflow asks for it: as metadata (3.2 and later) and from
 #: the hook's methods (before). Text fields without defaults only: a form that fills in a value overwrites what an
 #: environment left out, and a missing value already means the default.
@@ -53,7 +55,7 @@ def get_provider_info() -> dict[str, Any]:
         "integrations": [{"integration-name": "Agents", "tags": ["service"]}],
         "connection-types": [
             {
-                "connection-type": "agents",
+                "connection-type": _CONN_TYPE,
                 "hook-class-name": "airflow_provider_agents.hooks.AgentsHook",
                 "hook-name": "Agents",
                 "ui-field-behaviour": {

@@ -612,9 +612,11 @@ def _findings(conn_id: str) -> dict[str, _Finding]:
         settings = AgentsHook(conn_id).settings()
         # One try of each call: a person is waiting, and a failure that passes is worth knowing.
         client = Client(settings, attempts=1)
+        proxy = settings.proxy_in_use()
     except InvalidConnectionError as error:
         return {"connection": ("failed", str(error))}
-    findings: dict[str, _Finding] = {"connection": ("ok", f"{conn_id} leads to {settings.base_url}")}
+    route = f" through the proxy {proxy.address} ({proxy.source})" if proxy is not None else ""
+    findings: dict[str, _Finding] = {"connection": ("ok", f"{conn_id} leads to {settings.base_url}{route}")}
     with client:
         began_at = _now()
         try:

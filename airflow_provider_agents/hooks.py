@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote as percent_encode
-from urllib.parse import urlsplit, urlunsplit
 
-from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
-from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException, BaseHook
+from airflow.providers.common.compat.sdk import BaseHook
 
-from airflow_provider_agents import _EXTRAS, _HIDDEN_FIELDS, _PLACEHOLDERS, _RELABELING
+from airflow_provider_agents import _CONN_TYPE, _EXTRAS, _HIDDEN_FIELDS, _PLACEHOLDERS, _RELABELING
 from airflow_provider_agents.api import calls
-from airflow_provider_agents.api.errors import AgentsError, InvalidConnectionError, MissingConnectionError, quote
+from airflow_provider_agents.api.errors import AgentsError, InvalidConnectionError
 from airflow_provider_agents.api.rows import WarnOnce
 from airflow_provider_agents.clock import working
+from airflow_provider_agents.connection import aread_settings, read_settings
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
-
-    from airflow.providers.common.compat.sdk import Connection
 
     # The clients bring httpx with them; they are imported where a connection is opened, so that parsing a DAG is cheap.
     from airflow_provider_agents.api.client import AsyncClient, Client, Settings
@@ -30,144 +26,6 @@ if TYPE_CHECKING:
     from airflow_provider_agents.feed.feed import Feed
 
 T = TypeVar("T")
-
-
-# --- from a connection to settings ----------------------------------------------------------------------------------
-
-
-def _missing(conn_id: str) -> MissingConnectionError:
-    return MissingConnectionError(
-        f"The connection {conn_id!r} does not exist, or cannot be read. Create it under Admin > Connections with the "
-        f"type Agents, or set AIRFLOW_CONN_{conn_id.upper()}='agents://:KEY@'."
-    )
-
-
-def _unreadable(conn_id: str) -> InvalidConnectionError:
-    # Airflow's own message would quote the whole connection, key included.
-    return InvalidConnectionError(
-        f"The connection {conn_id!r} cannot be read. Check its form: 'agents://:KEY@' with the key percent-encoded, "
-        'or JSON such as {"conn_type": "agents", "password": "KEY"}.'
-    )
-
-
-def _switch(value: object) -> bool | None:
-    """A boolean, also as the text that a form or a URI makes of it; None if it is neither."""
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.strip().lower() in {"true", "false"}:
-        return value.strip().lower() == "true"
-    return None
-
-
-def _number(given: dict[str, Any], name: str, default: float) -> Any:
-    """A number, also as the text that a form or a URI makes of it. Its range is checked by `Settings`."""
-    value = given.get(name, default)
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        raise InvalidConnectionError(f"The connection's {name} must be a number, got {quote(value, 40)!r}.") from None
-
-
-def _is_json_object(extra: str | None) -> bool:
-    # Airflow takes an extra that it cannot decode for an empty one, and so would drop a proxy or a CA bundle.
-    try:
-        return not extra or isinstance(json.loads(extra), dict)
-    except ValueError:
-        return False
-
-
-def _with_port(base_url: str, port: int) -> str:
-    """The base URL with the connection's port."""
-    try:
-        url = urlsplit(base_url)
-        own = url.port
-    except ValueError:
-        return base_url  # `Settings` says what is wrong with it
-    if own is not None and own != port:
-        raise InvalidConnectionError(
-            f"The connection has the port {port}, and its base URL names the port {own}. Leave one of the two out."
-        )
-    return base_url if own is not None or not url.netloc else urlunsplit(url._replace(netloc=f"{url.netloc}:{port}"))
-
-
-def settings_of(connection: Connection, extras: object) -> Settings:
-    """The client's settings that a connection stands for.
-
-    Args:
-        connection: host, port and password are read.
-        extras: its decoded extra.
-
-    Raises:
-        InvalidConnectionError: naming the field that is wrong, and never its value if that may be secret.
-    """
-    try:
-        return _settings_of(connection, extras)
-    except InvalidConnectionError as error:
-        failure = _bare(error)
-    # Airflow's own connection shows its password to whoever prints the variables of a traceback's frames.
-    del connection, extras
-    raise failure
-
-
-def _bare(error: InvalidConnectionError) -> InvalidConnectionError:
-    """The error without the frames in which it arose: they hold the key."""
-    error.__context__ = None
-    return error.with_traceback(None)
-
-
-def _settings_of(connection: Connection, extras: object) -> Settings:
-    from airflow import __version__ as airflow_version
-
-    from airflow_provider_agents.api.client import (
-        DEFAULT_BASE_URL,
-        DEFAULT_REQUESTS_PER_SECOND,
-        DEFAULT_TIMEOUT_SECONDS,
-        Settings,
-        user_agent,
-    )
-
-    if not isinstance(extras, dict) or not _is_json_object(connection.extra):
-        raise InvalidConnectionError("The connection's extra is not a JSON object.")
-    # A form saves an empty text where the user left a field alone.
-    given = {name: value for name, value in extras.items() if value is not None and value != ""}
-
-    base_url = (connection.host or "").strip() or DEFAULT_BASE_URL
-    if connection.port:
-        base_url = _with_port(base_url, connection.port)
-    if connection.schema:
-        raise InvalidConnectionError(
-            "The connection has a schema (in a URI: a path after the host), which is not used. Put a path into the "
-            "host itself: the whole base URL, percent-encoded in a URI."
-        )
-
-    timeout = _number(given, "timeout", DEFAULT_TIMEOUT_SECONDS)
-    most_requests = _number(given, "max_requests_per_second", DEFAULT_REQUESTS_PER_SECOND)
-
-    verify = given.get("verify", True)
-    switch = _switch(verify)
-    if switch is not None:
-        verify = switch
-    elif not isinstance(verify, str):
-        raise InvalidConnectionError("The connection's verify must be true, false or the path of a CA bundle.")
-
-    allow_plain_http = _switch(given.get("allow_plain_http", False))
-    if allow_plain_http is None:
-        raise InvalidConnectionError("The connection's allow_plain_http must be true or false.")
-
-    return Settings(
-        api_key=connection.password or "",
-        base_url=base_url,
-        auth_header=given.get("auth_header", "Authorization"),
-        timeout_seconds=timeout,
-        max_requests_per_second=most_requests,
-        verify=verify,
-        proxy=given.get("proxy"),
-        run_url=given.get("run_url"),
-        allow_plain_http=allow_plain_http,
-        user_agent=user_agent(f"airflow/{airflow_version}"),
-    )
 
 
 def run_url_of(template: str | None, *, agent_id: str, event_id: str | None) -> str | None:
@@ -193,30 +51,17 @@ def run_url_of(template: str | None, *, agent_id: str, event_id: str | None) -> 
     return url
 
 
+# --- one feed per loop and connection -------------------------------------------------------------------------------
+
+
 async def _open_client(conn_id: str) -> AsyncClient:
     from airflow_provider_agents.api.client import AsyncClient
 
     with working():
-        settings = await _read_settings(conn_id)
+        settings = await aread_settings(conn_id)
         if isinstance(settings, InvalidConnectionError):
             raise settings
         return await AsyncClient.open(settings)
-
-
-async def _read_settings(conn_id: str) -> Settings | InvalidConnectionError:
-    """Returns what is wrong rather than raise it from here, where the connection is at hand."""
-    try:
-        connection = await get_async_connection(conn_id)
-        return settings_of(connection, await get_async_extra_dejson(connection))
-    except AirflowNotFoundException:
-        return _missing(conn_id)
-    except InvalidConnectionError as error:
-        return _bare(error)
-    except (AirflowException, ValueError):
-        return _unreadable(conn_id)
-
-
-# --- one feed per loop and connection -------------------------------------------------------------------------------
 
 
 def feed_of(conn_id: str) -> AbstractAsyncContextManager[Feed]:
@@ -254,7 +99,7 @@ class AgentsHook(BaseHook):
 
     conn_name_attr = "agents_conn_id"
     default_conn_name = "agents_default"
-    conn_type = "agents"
+    conn_type = _CONN_TYPE
     hook_name = "Agents"
 
     def __init__(self, agents_conn_id: str = default_conn_name, **kwargs: Any) -> None:
@@ -283,21 +128,11 @@ class AgentsHook(BaseHook):
         }
 
     @cached_property
-    def _connection(self) -> tuple[Connection, object]:
-        found = self._look_up()
+    def _settings(self) -> Settings:
+        found = read_settings(self.agents_conn_id, self.get_connection)
         if isinstance(found, InvalidConnectionError):
             raise found
         return found
-
-    def _look_up(self) -> tuple[Connection, object] | InvalidConnectionError:
-        """Returns what is wrong rather than raise it from here, where the connection is at hand."""
-        try:
-            connection = self.get_connection(self.agents_conn_id)
-            return connection, connection.extra_dejson
-        except AirflowNotFoundException:
-            return _missing(self.agents_conn_id)
-        except (AirflowException, ValueError):
-            return _unreadable(self.agents_conn_id)
 
     def settings(self) -> Settings:
         """The connection as the client's settings, looked up once per hook.
@@ -305,7 +140,7 @@ class AgentsHook(BaseHook):
         Raises:
             InvalidConnectionError: it is missing, unreadable or wrong.
         """
-        return settings_of(*self._connection)
+        return self._settings
 
     def run_url(self, *, agent_id: str, event_id: str | None) -> str | None:
         """Where a person can look at a run, or None: `run_url_of` says when.

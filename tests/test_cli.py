@@ -652,6 +652,41 @@ def test_a_check_of_a_missing_connection_says_how_to_make_one(platform, command)
     assert "AIRFLOW_CONN_NOBODY='agents://:KEY@'" in details(ended)["connection"]
 
 
+@pytest.mark.parametrize(
+    ("value", "environment", "words"),
+    [
+        ("agents://:sk/0123456789@", {}, "it is not a URI"),
+        ('{"conn_type": "agents", "password": "sk-0123456789",}', {}, "it is not JSON at line 1, column 53"),
+        (connection("https://gateway.example/v1"), {}, "ends in the path of the API itself, /v1"),
+        (connection("https://gateway.example", "Bearer sk-0123456789"), {}, "begins with the word Bearer"),
+        (connection("https://gateway.example", run_ulr="https://app.example"), {}, "did you mean 'run_url'"),
+        ('{"conn_type": "http", "password": "sk-0123456789"}', {}, "another type, 'http'"),
+        (connection("https://gateway.example"), {"HTTPS_PROXY": "ftp://x"}, "HTTPS_PROXY is not the URL of a proxy"),
+        (connection("https://gateway.example"), {"SSL_CERT_FILE": "/missing"}, "SSL_CERT_FILE names the CA bundle"),
+    ],
+)
+def test_a_check_finds_what_is_wrong_with_a_connection_and_its_environment(
+    platform, command, monkeypatch, value, environment, words
+):
+    for name, text in {"AIRFLOW_CONN_AGENTS_DEFAULT": value, **environment}.items():
+        monkeypatch.setenv(name, text)
+    ended = command("check", "--output", "json")
+    assert ended.code == 1
+    assert list(results(ended).values()) == ["failed", *["not tried"] * 4]
+    assert words in details(ended)["connection"]
+    assert "0123456789" not in ended.out + ended.err
+
+
+def test_a_check_names_the_proxy_that_is_in_use(platform, command, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:geheim@127.0.0.1:1")
+    monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", connection("https://gateway.example"))
+    ended = command("check", "--output", "json")
+    through = "through the proxy 127.0.0.1:1"
+    assert details(ended)["connection"].endswith(f"{through} (the environment variable HTTPS_PROXY)")
+    assert f"no connection to gateway.example:443 {through}" in details(ended)["server"]
+    assert "geheim" not in ended.out + ended.err
+
+
 def test_a_check_of_a_server_that_is_not_there_says_so(platform, command, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", connection("http://127.0.0.1:1"))
     ended = command("check", "--output", "json")

@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import ssl
+import sys
 import traceback
 import tracemalloc
 from datetime import UTC, datetime, timedelta
@@ -22,13 +23,14 @@ from conftest import connection
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from frames import variables
 from hostile import HostileServer, answering, response
 from hypothesis import given
 from hypothesis import strategies as st
 from packaging.requirements import Requirement
 from pydantic import ValidationError
 
-from airflow_provider_agents import cli, triggers
+from airflow_provider_agents import cli, triggers, watchers
 from airflow_provider_agents.api import calls
 from airflow_provider_agents.api.bodies import MAX_BODY_BYTES
 from airflow_provider_agents.api.client import AsyncClient, Client, Settings
@@ -41,17 +43,20 @@ from airflow_provider_agents.api.errors import (
     UnreadableAnswerError,
 )
 from airflow_provider_agents.api.models import ExecutionEvent
+from airflow_provider_agents.clock import now
 from airflow_provider_agents.hooks import AgentsHook, feed_of, run_url_of
 from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Verdict, Wait, error_of, usage_of
 from airflow_provider_agents.runs.waiting import state_of
+from airflow_provider_agents.sensors import AgentRunSensor
 
 PROJECT = Path(__file__).parent.parent
 PAGE = PROJECT / "docs" / "security.md"
 KEY = "sk-live/0123456789+secret"
 READ = calls.list_events(limit=1)
 EXECUTE = calls.execute_agent("agent-1")
+SECRET = "of-the-proxy"
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 #: What the buffers of two sockets and of an event loop hold depends on the machine, and comes on top of what was read.
 IN_BETWEEN_BYTES = 64 * 1024 * 1024
@@ -338,6 +343,84 @@ def test_a_wrong_connection_does_not_show_its_key(monkeypatch, wrong):
     with pytest.raises(InvalidConnectionError) as caught:
         asyncio.run(in_a_triggerer())
     assert KEY not in shown(caught.value)
+
+
+ENVIRONMENTS = [
+    {"NO_PROXY": "localhost,[::1]"},
+    {"ALL_PROXY": "socks5://127.0.0.1:1080"},
+    {"HTTPS_PROXY": "http://proxy.corp:port"},
+    {"HTTPS_PROXY": "ftp://proxy.corp:3128"},
+    {"HTTPS_PROXY": f"http://user:{SECRET}@127.0.0.1:1"},
+    {"SSL_CERT_FILE": "/missing/ca.pem"},
+    {"SSL_CERT_DIR": "/missing"},
+    {"SSLKEYLOGFILE": "/missing/keys"},
+]
+
+
+async def all_events(trigger):
+    return [event.payload async for event in trigger.run()]
+
+
+def run_triggers():
+    deadline_at = (now() + timedelta(seconds=60)).isoformat()
+    wait = triggers.AgentRunTrigger(
+        agents_conn_id="agents_default",
+        submission=Submission(agent_id="agent-1", taken_at=now(), accepted_at=now()).to_json(),
+        settle=5.0,
+        appear_within=30.0,
+        on_ambiguous="share",
+        poll_interval=5.0,
+        deadline_at=deadline_at,
+    )
+    idle = triggers.AgentIdleTrigger(
+        agents_conn_id="agents_default", agent_id="agent-1", poll_interval=5.0, deadline_at=deadline_at
+    )
+    return [asyncio.run(all_events(trigger)) for trigger in (wait, idle)]
+
+
+#: Each way in which a connection is first used.
+USES = {
+    "hook": lambda context: AgentsHook().list_agents(),
+    "hook on a loop": lambda context: asyncio.run(AgentsHook().alist_agents()),
+    "test_connection": lambda context: AgentsHook().test_connection(),
+    "atest_connection": lambda context: asyncio.run(AgentsHook().atest_connection()),
+    "operator": lambda context: ExecuteAgentOperator(task_id="run", agent_id="agent-1").execute(context),
+    "operator on a worker": lambda context: ExecuteAgentOperator(
+        task_id="run", agent_id="agent-1", deferrable=False
+    ).execute(context),
+    "sensor": lambda context: AgentRunSensor(task_id="wait", agent_id="agent-1", event_id="event-1").poke(context),
+    "triggers": lambda context: run_triggers(),
+    # It never gives up on what may pass.
+    "watcher": lambda context: asyncio.run(
+        asyncio.wait_for(all_events(watchers.AgentRunEventTrigger(poll_interval=5.0)), 60)
+    ),
+}
+
+
+def used(use, context):
+    """What came of a use: what it returned, or the error that it raised."""
+    try:
+        return use(context)
+    except Exception as error:  # noqa: BLE001 - whatever a user can see
+        return error
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("chosen", ENVIRONMENTS, ids=str)
+def test_no_environment_brings_the_key_into_an_error_of_any_use(
+    platform, task, monkeypatch, logged, caplog, chosen, use
+):
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", connection("https://127.0.0.1:1", KEY))
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    result = used(USES[use], task.context())
+    # A sensor looks again, and a test of a connection says what is wrong.
+    error = result if isinstance(result, Exception) else None
+    shown = "\n".join([repr(result), *variables(error), logged(), caplog.text])
+    assert KEY not in shown
+    assert SECRET not in shown
+    assert any(name in shown for name in (*chosen, "no connection to 127.0.0.1:1"))
 
 
 URIS = [

@@ -107,7 +107,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before anything is sent."""
-        _check_api_key(self.api_key)
+        check_api_key(self.api_key)
         object.__setattr__(self, "base_url", _checked_base_url(self.base_url, allow_plain_http=self.allow_plain_http))
         if self.auth_header not in AUTH_HEADERS:
             raise InvalidConnectionError(
@@ -203,7 +203,12 @@ class Settings:
         return made
 
 
-def _check_api_key(key: object) -> None:
+def check_api_key(key: object) -> None:
+    """Refuse what cannot be a key.
+
+    Raises:
+        InvalidConnectionError: naming what is wrong, without the key.
+    """
     if not isinstance(key, str) or not key:
         raise InvalidConnectionError(
             "The connection has no API key. Put it in the connection's password (API key). "
@@ -368,10 +373,11 @@ def _what_to_check(words: str, settings: Settings, proxy: environment.Proxy | No
         )
     if proxy is None:
         return "Check the connection's host and port, and the network."
+    source = environment.as_subject(proxy.source)
     if words.startswith(str(_PROXY_WANTS_CREDENTIALS)):
-        return f"{proxy.source} needs a user name and a password: http://USER:PASSWORD@{proxy.address}"
+        return f"{source} needs a user name and a password: http://USER:PASSWORD@{proxy.address}"
     others = "" if settings.proxy is not None else ", or list the API's host in NO_PROXY"
-    return f"{proxy.source} names this proxy: check it{others}."
+    return f"{source} names this proxy: check it{others}."
 
 
 def _too_slow(call: Call[Any], settings: Settings) -> NoAnswerError:

@@ -29,7 +29,7 @@ else:
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 #: The source of a connection's own proxy, as a message names it.
-OF_CONNECTION = "The connection's extra proxy"
+OF_CONNECTION = "the connection's extra proxy"
 _SOCKS = frozenset({"socks5", "socks5h"})
 #: RFC 1929: the lengths of a SOCKS proxy's user name and password are sent in one byte each.
 _MAX_SOCKS_CREDENTIAL_BYTES = 255
@@ -95,24 +95,30 @@ class Proxy:
         return httpx.Proxy(self.url, ssl_context=tls if self.url.scheme == "https" else None)
 
 
+def as_subject(source: str) -> str:
+    """A source at the beginning of a sentence."""
+    return source[0].upper() + source[1:]
+
+
 def read_proxy(text: object, source: str) -> Proxy | InvalidConnectionError:
     """The proxy that `text` names, or what is wrong with it. The words hold no part of `text`."""
     url = read_url(text.strip() if isinstance(text, str) else text)
     if url is None or not url.host or url.scheme not in _DEFAULT_PORTS:
         return InvalidConnectionError(
-            f"{source} is not the URL of a proxy. Write it like http://proxy.example:3128 (http, https, socks5)."
+            f"{as_subject(source)} is not the URL of a proxy. "
+            "Write it like http://proxy.example:3128 (http, https, socks5)."
         )
     if url.scheme in _SOCKS:
         try:
             import socksio  # noqa: F401 - to find out whether it can be imported
         except ImportError:
             return InvalidConnectionError(
-                f"{source} names a SOCKS proxy, and the package for it is not installed. Install it on every Airflow "
-                "machine: pip install 'airflow-provider-agents[socks]'."
+                f"{as_subject(source)} names a SOCKS proxy, and the package for it is not installed. "
+                "Install it on every Airflow machine: pip install 'airflow-provider-agents[socks]'."
             )
         if max(len(url.username.encode()), len(url.password.encode())) > _MAX_SOCKS_CREDENTIAL_BYTES:
             return InvalidConnectionError(
-                f"{source} has a user name or password that is too long for a SOCKS proxy. "
+                f"{as_subject(source)} has a user name or password that is too long for a SOCKS proxy. "
                 f"Each may have {_MAX_SOCKS_CREDENTIAL_BYTES} bytes."
             )
     return Proxy(url, source)
@@ -138,7 +144,7 @@ def find_proxy(
     # Either case is valid, and `getproxies` does not report which one it has used.
     names = (name for name, value in os.environ.items() if value.strip() == text)
     variable = next((name for name in names if name.lower() == f"{kind}_proxy"), f"{kind.upper()}_PROXY")
-    return read_proxy(text if "://" in text else f"http://{text}", f"The environment variable {variable}")
+    return read_proxy(text if "://" in text else f"http://{text}", f"the environment variable {variable}")
 
 
 def _is_exempt(target: httpx.URL, no_proxy: str) -> bool:

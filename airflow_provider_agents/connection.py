@@ -1,0 +1,297 @@
+"""From an Airflow connection to the client's settings, and what is wrong with one that gives none.
+
+What is wrong is returned, not raised: Airflow's own objects show the password to whoever prints the variables of a
+traceback's frames. No message holds a part of a connection that cannot be read: any part of it can be the key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
+from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
+
+from airflow_provider_agents import _CONN_TYPE, _EXTRAS
+from airflow_provider_agents.api.errors import (
+    InvalidConnectionError,
+    MissingConnectionError,
+    quote,
+    without_frames,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from airflow.providers.common.compat.sdk import Connection
+
+    # The client brings httpx with it; it is imported where a connection is read, so that parsing a DAG is cheap.
+    from airflow_provider_agents.api.client import Settings
+
+#: Older forms of Airflow save the extra fields under names with this in front.
+_FORM_PREFIX = "extra__agents__"
+#: What Airflow takes from a connection that is written as JSON. All but the port and the extra are text.
+_TEXT_FIELDS = ("conn_type", "description", "host", "login", "password", "schema")
+_JSON_FORM = 'Write it like {"conn_type": "agents", "password": "KEY"}.'
+_LARGEST_PORT = 65535
+_UNNAMED = "a field that is not known"
+
+
+# --- reading it -----------------------------------------------------------------------------------------------------
+
+
+def read_settings(conn_id: str, get_connection: Callable[[str], Connection]) -> Settings | InvalidConnectionError:
+    """The settings that a connection stands for, or what is wrong with it. Never raises.
+
+    Args:
+        conn_id: the connection.
+        get_connection: Airflow's look-up.
+    """
+    try:
+        connection = get_connection(conn_id)
+        return _settings_of(connection, connection.extra_dejson)
+    except Exception as error:  # noqa: BLE001 - whatever Airflow raises, its frames can hold the key
+        return _failure(conn_id, error)
+
+
+async def aread_settings(conn_id: str) -> Settings | InvalidConnectionError:
+    """As `read_settings`, on an event loop."""
+    try:
+        connection = await get_async_connection(conn_id)
+        return _settings_of(connection, await get_async_extra_dejson(connection))
+    except Exception as error:  # noqa: BLE001 - as above
+        return _failure(conn_id, error)
+
+
+def _settings_of(connection: Connection, extras: object) -> Settings:
+    from airflow import __version__ as airflow_version
+
+    from airflow_provider_agents.api.client import (
+        DEFAULT_BASE_URL,
+        DEFAULT_REQUESTS_PER_SECOND,
+        DEFAULT_TIMEOUT_SECONDS,
+        Settings,
+        check_api_key,
+        user_agent,
+    )
+
+    _check_type(connection)
+    # First of all: where a URI is written wrongly, parts of the key stand in the other fields.
+    check_api_key(connection.password or "")
+    if not isinstance(extras, dict) or not _is_json_object(connection.extra):
+        raise InvalidConnectionError("The connection's extra is not a JSON object.")
+    given = _given_extras(extras)
+    unknown = [name for name in given if name not in _EXTRAS]
+    _refuse_unknown([name for name in unknown if _similar(name, _EXTRAS)], may_be_shown=True)
+
+    base_url = (connection.host or "").strip() or DEFAULT_BASE_URL
+    if connection.port:
+        base_url = _with_port(base_url, connection.port)
+    if connection.schema:
+        raise InvalidConnectionError(
+            "The connection has a schema (in a URI: a path after the host), which is not used. Put a path into the "
+            "host itself: the whole base URL, percent-encoded in a URI. A / in the key is percent-encoded, too."
+        )
+
+    timeout = _number(given, "timeout", DEFAULT_TIMEOUT_SECONDS)
+    most_requests = _number(given, "max_requests_per_second", DEFAULT_REQUESTS_PER_SECOND)
+
+    verify = given.get("verify", True)
+    switch = _switch(verify)
+    if switch is not None:
+        verify = switch
+    elif not isinstance(verify, str):
+        raise InvalidConnectionError("The connection's verify must be true, false or the path of a CA bundle.")
+
+    allow_plain_http = _switch(given.get("allow_plain_http", False))
+    if allow_plain_http is None:
+        raise InvalidConnectionError("The connection's allow_plain_http must be true or false.")
+
+    settings = Settings(
+        api_key=connection.password or "",
+        base_url=base_url,
+        auth_header=given.get("auth_header", "Authorization"),
+        timeout_seconds=timeout,
+        max_requests_per_second=most_requests,
+        verify=verify,
+        proxy=given.get("proxy"),
+        run_url=given.get("run_url"),
+        allow_plain_http=allow_plain_http,
+        user_agent=user_agent(f"airflow/{airflow_version}"),
+    )
+    # Last of all: in a URI that is written wrongly, such a name is a part of the key, and another field tells why.
+    _refuse_unknown(unknown, may_be_shown=not any("@" in f"{name}{given[name]}" for name in unknown))
+    return settings
+
+
+def _check_type(connection: Connection) -> None:
+    conn_type = connection.conn_type
+    if conn_type and conn_type != _CONN_TYPE:
+        # Without a password, what stands for the type can be the beginning of a bare key.
+        shown = f", {quote(str(conn_type), 40)!r}" if connection.password else ""
+        raise InvalidConnectionError(
+            f"The connection has another type{shown}. Set its type to Agents: in a URI agents://:KEY@, in JSON "
+            '"conn_type": "agents".'
+        )
+
+
+def _is_json_object(extra: str | None) -> bool:
+    # Airflow takes an extra that it cannot decode for an empty one, and so would drop a proxy or a CA bundle.
+    try:
+        return not extra or isinstance(json.loads(extra), dict)
+    except ValueError:
+        return False
+
+
+def _with_port(base_url: str, port: int) -> str:
+    """The base URL with the connection's port."""
+    if not 1 <= port <= _LARGEST_PORT:
+        raise InvalidConnectionError(f"The connection's port must be from 1 to {_LARGEST_PORT}, got {port}.")
+    try:
+        url = urlsplit(base_url)
+        own = url.port
+    except ValueError:
+        return base_url  # `Settings` says what is wrong with it
+    if own is not None and own != port:
+        raise InvalidConnectionError(
+            f"The connection has the port {port}, and its base URL names the port {own}. Leave one of the two out."
+        )
+    return base_url if own is not None or not url.netloc else urlunsplit(url._replace(netloc=f"{url.netloc}:{port}"))
+
+
+# --- the extra ------------------------------------------------------------------------------------------------------
+
+
+def _given_extras(extras: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the extra that say something, by their plain names.
+
+    A form saves null, or an empty text, where the user left a field alone. A name that begins with an underscore is
+    for notes of people and other tools.
+    """
+    given: dict[str, Any] = {}
+    for full_name, value in extras.items():
+        name = full_name.removeprefix(_FORM_PREFIX)
+        if value is None or name.startswith("_") or (value == "" and name in _EXTRAS):
+            continue
+        if name in _EXTRAS and given.get(name, value) != value:
+            raise InvalidConnectionError(
+                f"The connection's extra has both {name} and {_FORM_PREFIX}{name}, and they differ. Remove one of them."
+            )
+        given[name] = value
+    return given
+
+
+def _refuse_unknown(names: list[str], *, may_be_shown: bool) -> None:
+    if names:
+        named = _named(names[0], _EXTRAS) if may_be_shown else _UNNAMED
+        raise InvalidConnectionError(
+            f"The connection's extra has {named}. Its fields are {', '.join(_EXTRAS)}; "
+            "a name that begins with an underscore is left alone."
+        )
+
+
+def _similar(name: str, known: Collection[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name.lower(), known, 1)), None)
+
+
+def _named(name: str, known: Collection[str]) -> str:
+    """A field that is not known, in words: without its name if that can be a part of a key."""
+    similar = _similar(name, known)
+    if similar is not None:
+        return f"a field {quote(name, 40)!r} that is not known (did you mean {similar!r}?)"
+    return f"a field {name!r} that is not known" if re.fullmatch(r"[a-z_]{3,40}", name) else _UNNAMED
+
+
+def _switch(value: object) -> bool | None:
+    """A boolean, also as the text that a form or a URI makes of it; None if it is neither."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip().lower() in {"true", "false"}:
+        return value.strip().lower() == "true"
+    return None
+
+
+def _number(given: dict[str, Any], name: str, default: float) -> Any:
+    """A number, also as the text that a form or a URI makes of it. Its range is checked by `Settings`."""
+    value = given.get(name, default)
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise InvalidConnectionError(f"The connection's {name} must be a number, got {quote(value, 40)!r}.") from None
+
+
+# --- what is wrong --------------------------------------------------------------------------------------------------
+
+
+def _failure(conn_id: str, error: Exception) -> InvalidConnectionError:
+    if isinstance(error, InvalidConnectionError):
+        return without_frames(error)
+    if not isinstance(error, AirflowException | ValueError):
+        return MissingConnectionError(
+            f"Airflow failed to look up the connection {conn_id!r} ({type(error).__name__}). "
+            "Check the secrets backend, and that this task is allowed to read the connection."
+        )
+    of_environment = _wrong_in_environment(conn_id)
+    if of_environment is not None:
+        return of_environment
+    if isinstance(error, AirflowNotFoundException):
+        return MissingConnectionError(
+            f"The connection {conn_id!r} does not exist, or cannot be read. Create it under Admin > Connections with "
+            f"the type Agents, or set AIRFLOW_CONN_{conn_id.upper()}='agents://:KEY@'."
+        )
+    # Airflow's own message would quote the whole connection.
+    return InvalidConnectionError(
+        f"The connection {conn_id!r} cannot be read. Check its form: 'agents://:KEY@' with the key percent-encoded, "
+        'or JSON such as {"conn_type": "agents", "password": "KEY"}.'
+    )
+
+
+def _wrong_in_environment(conn_id: str) -> InvalidConnectionError | None:
+    """Why Airflow does not find a connection that the environment has, or None if the environment has none.
+
+    Airflow passes over a variable that it cannot read, and reports that the connection does not exist.
+    """
+    variable = f"AIRFLOW_CONN_{conn_id.upper()}"
+    text = os.environ.get(variable, "").strip()
+    if not text:
+        other = next((name for name in os.environ if name.upper() == variable and name != variable), None)
+        if other is None:
+            return None
+        return InvalidConnectionError(
+            f"The connection {conn_id!r} does not exist. The environment variable {other} is not read, because "
+            f"Airflow looks for upper case. Rename it to {variable}."
+        )
+    if text.startswith("{"):
+        reason = f"{_wrong_in_json(text)} {_JSON_FORM}"
+    else:
+        reason = (
+            "it is not a URI. In the key and in the host, percent-encode what URIs reserve, such as / ? # @ : [ ] %; "
+            'a port is a number. Or write it as JSON, which needs no encoding: {"conn_type": "agents", "password": '
+            '"KEY"}.'
+        )
+    return InvalidConnectionError(
+        f"The connection {conn_id!r} cannot be read from the environment variable {variable}: {reason}"
+    )
+
+
+def _wrong_in_json(text: str) -> str:
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError as error:
+        # Not its message, which can quote a character.
+        return f"it is not JSON at line {error.lineno}, column {error.colno}."
+    except RecursionError:
+        return "it is not JSON."
+    known = (*_TEXT_FIELDS, "port", "extra")
+    for name, value in fields.items():
+        if name not in known:
+            return f"it has {_named(name, known)}."
+        if name in _TEXT_FIELDS and not isinstance(value, str | None):
+            return f"its {name} is not text."
+    return "its port or its extra is wrong."
