@@ -377,7 +377,7 @@ class ExecuteAgentOperator(BaseOperator):
 
         try:
             return client.follow(submit(agent_id, settle=self.settle, now=now, save=save, say=self.log.warning))
-        except TemporaryError:
+        except AgentsError:
             if sent:
                 self.log.warning(
                     "It is not known whether a run of agent %s was started. %s", agent_id, memory.next_try_after_loss

@@ -27,6 +27,7 @@ from virtual_time import VirtualLoop
 from airflow_provider_agents.api.errors import AgentsError
 from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.simulator import Fault, Simulator, World, mock_transport
+from airflow_provider_agents.tasks import TRIGGERS_END_TASKS
 
 #: The phases of the record that were written; a machine that never gets to one proves nothing about it.
 PHASES = set()
@@ -120,8 +121,15 @@ class ExactlyOnce(RuleBasedStateMachine):
             patch.stop()
         self.travel.stop()
 
-    def operator(self, *, deferrable=True, timeout=120.0):
-        return ExecuteAgentOperator(task_id="run", agent_id="agent-1", deferrable=deferrable, timeout=timeout)
+    def operator(self, *, deferrable=True, timeout=120.0, end_from_trigger=False):
+        return ExecuteAgentOperator(
+            task_id="run",
+            agent_id="agent-1",
+            deferrable=deferrable,
+            timeout=timeout,
+            end_from_trigger=end_from_trigger and deferrable and TRIGGERS_END_TASKS,
+            retries=3,
+        )
 
     def process(self, call, fuse):
         """A process of the task, from its start until it ends or is killed."""
@@ -142,11 +150,16 @@ class ExactlyOnce(RuleBasedStateMachine):
             self.fuse.left = None
 
     @precondition(lambda self: self.state in {"none", "up_for_retry"})
-    @rule(deferrable=st.booleans(), fuse=st.none() | st.integers(1, 40), timeout=st.sampled_from([5.0, 120.0, 600.0]))
-    def start_a_try(self, deferrable, fuse, timeout):
+    @rule(
+        deferrable=st.booleans(),
+        end_from_trigger=st.booleans(),
+        fuse=st.none() | st.integers(1, 40),
+        timeout=st.sampled_from([5.0, 120.0, 600.0]),
+    )
+    def start_a_try(self, deferrable, end_from_trigger, fuse, timeout):
         context = self.task.context()
         context["task_state_store"] = BurningStore(self.task.store, self.fuse)
-        operator = self.operator(deferrable=deferrable, timeout=timeout)
+        operator = self.operator(deferrable=deferrable, timeout=timeout, end_from_trigger=end_from_trigger)
         self.process(lambda: operator.execute(context), fuse)
 
     @precondition(lambda self: self.state == "deferred")
@@ -156,16 +169,19 @@ class ExactlyOnce(RuleBasedStateMachine):
             event = triggerer.run(first_event(self.deferred.trigger))
         context = self.task.resumed()
         context["task_state_store"] = BurningStore(self.task.store, self.fuse)
-        kwargs = self.deferred.kwargs
+        kwargs = {"event": event.payload, **self.deferred.kwargs}
         operator = self.operator()
-        self.process(lambda: operator.execute_complete(context, event=event.payload, **kwargs), fuse)
+        self.process(lambda: operator.resume_execution(self.deferred.method_name, kwargs, context), fuse)
 
     @precondition(lambda self: self.state == "deferred")
-    @rule()
-    def airflow_gives_up_the_deferral(self):
-        self.state = "up_for_retry"
+    @rule(retries_are_left=st.booleans())
+    def airflow_gives_up_the_deferral(self, retries_are_left):
+        with pytest.raises(Exception, match="Trigger timeout"):
+            self.operator().resume_execution("__fail__", {"error": "Trigger timeout"}, self.task.resumed())
+        self.state = "up_for_retry" if retries_are_left else "failed"
 
-    @precondition(lambda self: self.state == "deferred")
+    # Where its trigger may end the task, a clear of the waiting task looks like one after the end.
+    @precondition(lambda self: self.state == "deferred" and self.deferred.trigger.end_with is None)
     @rule()
     def a_user_clears_the_waiting_task(self):
         self.task.clear()
@@ -178,6 +194,10 @@ class ExactlyOnce(RuleBasedStateMachine):
         if self.state == "success":
             self.clears_of_the_finished.append(datetime.now(UTC))
         self.state = "none"
+
+    @rule()
+    def a_user_clears_another_task_of_the_dag_run(self):
+        self.task.clear_number += 1
 
     @rule(seconds=st.sampled_from([1.0, 31.0, 400.0]))
     def time_passes(self, seconds):
