@@ -6,9 +6,9 @@ import logging
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from airflow_provider_agents.api.calls import list_agent_events, list_events, walk
+from airflow_provider_agents.api.calls import Call, Steps, list_agent_events, list_events, walk
 from airflow_provider_agents.api.errors import TemporaryError
-from airflow_provider_agents.api.models import Status
+from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
 from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.runs.journal import Journal
 from airflow_provider_agents.runs.matching import Look, Missing
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Sequence
     from datetime import datetime
 
-    from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.feed.feed import Feed
     from airflow_provider_agents.feed.tickets import Ticket, Trouble
     from airflow_provider_agents.runs.journal import Cursor
@@ -258,15 +257,29 @@ async def open_journal(
     """
     if cursor is not None:
         return Journal(agent_id, settle, cursor, statuses=statuses)
-    active: dict[str, ExecutionEvent] = {}
+    return await feed.ask(journal_from_now(agent_id, settle=settle, now=feed.now, statuses=statuses))
+
+
+def journal_from_now(
+    agent_id: str, *, settle: float, now: Clock, statuses: Collection[str] | None = None
+) -> Steps[Journal]:
+    """A journal of what ends from now on. The arguments are those of `Journal`, and our clock."""
+
+    def list_all(status: Status | None) -> Call[Page[ExecutionEvent]]:
+        return list_events(status=status) if agent_id == ACCOUNT else list_agent_events(agent_id, status=status)
+
+    seen: dict[str, ExecutionEvent] = {}
     server_now: datetime | None = None
     # What is queued first: a run that begins in between is then in both answers, and otherwise would be in neither.
     for status in (Status.PENDING, Status.RUNNING):
-        call = list_events(status=status) if agent_id == ACCOUNT else list_agent_events(agent_id, status=status)
-        listed = await feed.ask(walk(call))
+        listed = yield from walk(list_all(status))
         server_now = server_now or listed.server_time
-        active.update((event.id, event) for event in listed.value)
-    return Journal.from_now(agent_id, settle, server_now or feed.now(), active.values(), statuses=statuses)
+        seen.update((event.id, event) for event in listed.value)
+    if server_now is None:
+        # Without the server's clock, its newest events say at least how late it is.
+        listed = yield from walk(list_all(None), lambda _: True)
+        seen.update((event.id, event) for event in listed.value)
+    return Journal.from_now(agent_id, settle, server_now, seen.values(), local_now=now(), statuses=statuses)
 
 
 async def sweeps_of(

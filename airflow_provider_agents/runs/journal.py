@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from airflow_provider_agents.api.models import ExecutionEvent, Status
-from airflow_provider_agents.runs.matching import TOLERANCE, Look, Seek, created_at, is_young
+from airflow_provider_agents.runs.matching import TOLERANCE, Look, Seek, clock_at_least, created_at, is_young
 from airflow_provider_agents.runs.verdict import fresher, is_terminal
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 #: event as the API's page shows it takes about 500 bytes, so both limits stand for about a quarter of a megabyte.
 MOST_RUNS_AT_ONCE, MOST_BYTES_AT_ONCE = 500, 256 * 1024
 _OLDEST = datetime.min.replace(tzinfo=UTC)
+#: A journal begins this long before our clock where nothing tells the server's and there is no event. No clock is so
+#: far off.
+_EMPTY_HISTORY = timedelta(days=1)
 
 
 class Followed(BaseModel):
@@ -133,9 +136,10 @@ class Journal:
         cls,
         agent_id: str,
         settle: float,
-        server_now: datetime,
-        active: Iterable[ExecutionEvent] = (),
+        server_now: datetime | None,
+        seen: Collection[ExecutionEvent] = (),
         *,
+        local_now: datetime | None = None,
         statuses: Collection[str] | None = None,
     ) -> Self:
         """A journal of what ends from now on: what had ended before is not reported.
@@ -143,13 +147,21 @@ class Journal:
         Args:
             agent_id: as above.
             settle: as above.
-            server_now: the server's clock.
-            active: the runs that go on, asked for after that.
+            server_now: the server's clock; None if it did not tell.
+            seen: events that were asked for after that: all that are active, and without the server's clock the newest.
+            local_now: our clock, needed without the server's.
             statuses: as above.
         """
+        if server_now is None:
+            if local_now is None:
+                raise ValueError("One of server_now and local_now is needed.")
+            server_now = _passed(seen, local_now) or local_now - _EMPTY_HISTORY
         floor = server_now - timedelta(seconds=settle) - TOLERANCE
         journal = cls(agent_id, settle, Cursor(floor=floor, since=server_now), statuses=statuses)
-        journal._followed = {event.id: event for event in active if not is_terminal(event) and not event.lacks_id}
+        journal._followed = {event.id: event for event in seen if not is_terminal(event) and not event.lacks_id}
+        for event in seen:
+            if is_terminal(event) and journal._is_new(event):
+                journal._note_told(event, None)
         return journal
 
     @property
@@ -165,9 +177,10 @@ class Journal:
     def take(self, look: Look, began_at: datetime) -> None:
         """A complete look."""
         self.looks += 1
-        server_now = look.server_time or began_at
+        # The floor may lag behind the server's clock, and must never be ahead of it.
+        server_now = look.server_time or _passed(look.events, began_at) or self._floor + self._behind
         for told in self._told.values():
-            told.seen_at = told.seen_at or server_now
+            told.seen_at = told.seen_at or max(server_now, told.latest or server_now)
         for event in look.events:
             self._take_event(event, server_now)
         self._floor = max(self._floor, server_now - self._behind)
@@ -189,7 +202,7 @@ class Journal:
         elif not is_terminal(event) or event.id in self._followed:
             self._note(event, server_now)
         elif self._ended_before_the_watch(event):
-            self._told[event.id] = _Told(server_now, _latest(event))
+            self._note_told(event, server_now)
         elif self._is_new(event):
             self._note(event, server_now)
         # Else it stands on the same page as what is young, and was over long ago.
@@ -226,12 +239,19 @@ class Journal:
             self._followed[event.id] = latest
             return
         was_followed = self._followed.pop(event.id, None) is not None
-        self._told[event.id] = _Told(seen_at, _latest(latest))
+        self._note_told(latest, seen_at)
         if self._statuses is None or latest.status in self._statuses:
             self._unreported[event.id] = latest
             created = created_at(latest)
             if was_followed or created is None or created < self._floor:
                 self._out_of_reach.add(event.id)
+
+    def _note_told(self, event: ExecutionEvent, seen_at: datetime | None) -> None:
+        latest = _latest(event)
+        if seen_at is not None:
+            # As long as the event itself is younger than the floor, a look may show it again.
+            seen_at = max(seen_at, latest or created_at(event) or seen_at)
+        self._told[event.id] = _Told(seen_at, latest)
 
     @property
     def has_ended(self) -> bool:
@@ -280,6 +300,15 @@ class Journal:
 def _bytes_of(event: ExecutionEvent) -> int:
     """About how many bytes an event takes as JSON. Unlike JSON itself, this cannot fail for odd characters."""
     return len(ascii(event.model_dump(mode="json", exclude_unset=True)))
+
+
+def _passed(events: Iterable[ExecutionEvent], local_now: datetime) -> datetime | None:
+    """A moment that the server's clock has passed, as far as its events tell; no later than our clock says.
+
+    Our clock may be ahead, and the stamp of one odd event may be. Both would hide runs that are still to begin.
+    """
+    stamp = clock_at_least(None, events)
+    return min(stamp, local_now) if stamp is not None else None
 
 
 def _latest(event: ExecutionEvent) -> datetime | None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from airflow_provider_agents.api.calls import list_events
 from airflow_provider_agents.api.errors import PermanentError
 from airflow_provider_agents.feed.tickets import ACCOUNT
+from airflow_provider_agents.feed.waits import journal_from_now
 from airflow_provider_agents.runs.journal import Cursor, Journal
 from airflow_provider_agents.simulator import Fault, World
 
@@ -246,7 +247,8 @@ class Watching:
             record_lag=lambda rng: rng.uniform(0, SETTLE / 2),
             replica_lag=lambda rng: rng.uniform(0, SETTLE / 3),
             sort_by=sort_by,
-            clock_skew=self.rng.choice([0.0, 300.0, -300.0]),
+            clock_skew=self.rng.choice([0.0, 600.0, -600.0]),
+            date_header=self.rng.random() < 0.5,
         )
         self.scene = Scene(
             world,
@@ -255,7 +257,12 @@ class Watching:
             queue_seconds=lambda rng: rng.choice([0.0, 1.0, 90.0]),
             run_seconds=lambda rng: rng.choice([0.0, 2.0, 30.0, 400.0]),
         )
-        self.journal = from_now(self.scene, agent_id)
+        history = self.rng.choice([0, 0, 2, 300])
+        self.scene.sim.add_history("agent-1", history, every=5.0, run_seconds=2.0)
+        # A run that ended before the start and appears after it may be reported: that no run is lost matters more.
+        self.scene.clock.advance(60)
+        steps = journal_from_now(agent_id, settle=SETTLE, now=self.scene.clock)
+        self.journal = listen(self.scene, self.scene.client.follow(steps))
         self.scene.sweep()
         assert self.journal.ended() == []
         self.told, self.started, self.restarts = [], [], 0

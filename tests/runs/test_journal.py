@@ -299,3 +299,64 @@ def test_a_journal_from_now_follows_what_goes_on_and_reaches_back_as_far_as_reco
     book = Journal.from_now("a", SETTLE, at(100), [row("on"), row("over", "COMPLETED", ended=50.0)])
     assert [event.id for event in book.going_on] == ["on"]
     assert book.seek.floor == at(100 - SETTLE - 5)
+
+
+# --- a platform that does not tell its clock --------------------------------------------------------------------------
+
+
+def untimed_look(book, *events, local):
+    book.take(Look(events, None), at(local))
+    return [event.id for event in book.ended()]
+
+
+@pytest.mark.parametrize(
+    ("created", "local", "floor"),
+    [
+        (100, 110, 85),
+        (100, 700, 85),  # our clock is ahead: runs may still be created at what it says
+        (100, -500, 0),  # our clock is behind: the floor may lag
+        (100, 50, 35),
+        (86400, 110, 95),  # a stamp that cannot be true
+        (None, 700, 0),  # no event says how late it is
+    ],
+)
+def test_without_the_servers_clock_the_floor_is_never_ahead_of_what_events_and_our_own_clock_say(created, local, floor):
+    book = journal()
+    untimed_look(book, *([] if created is None else [row("e", created=created, started=None)]), local=local)
+    assert book.cursor().floor == at(floor) == book.seek.floor
+
+
+@pytest.mark.parametrize("skew", [-600.0, 0.0, 600.0])
+def test_without_the_servers_clock_each_run_is_reported_once_whatever_ours_says(skew):
+    book, reported = journal(), []
+    for number in range(100):
+        seconds = 10.0 * number
+        # Each run ends within ten seconds, and a look shows those of the last minute.
+        recent = [
+            row(f"e{began}", "COMPLETED", created=10.0 * began, started=10.0 * began, ended=10.0 * began + 5)
+            for began in range(max(0, number - 6), number)
+        ]
+        reported += untimed_look(book, *recent, local=seconds + skew)
+    assert sorted(reported) == sorted(f"e{began}" for began in range(99))
+
+
+@pytest.mark.parametrize("local", [-600.0, 110.0, 700.0])
+def test_without_the_servers_clock_a_journal_from_now_loses_nothing_and_repeats_nothing_that_was_shown(local):
+    over = row("over", "COMPLETED", created=90.0, ended=99.0)
+    book = Journal.from_now("a", SETTLE, None, [row("on", created=80.0), over], local_now=at(local))
+    soon = row("soon", "COMPLETED", created=101.0, started=101.0, ended=103.0)
+    assert untimed_look(book, over, soon, row("on", "FAILED", created=80.0, ended=104.0), local=local + 5) == [
+        "soon",
+        "on",
+    ]
+
+
+def test_a_journal_from_now_without_any_clock_or_event_reports_the_first_run_that_ever_ends():
+    book = Journal.from_now("a", SETTLE, None, [], local_now=at(3600))
+    first = row("first", "COMPLETED", created=5.0, started=5.0, ended=6.0)
+    assert untimed_look(book, first, local=3605) == ["first"]
+
+
+def test_a_journal_needs_one_clock_to_begin_with():
+    with pytest.raises(ValueError, match="server_now and local_now"):
+        Journal.from_now("a", SETTLE, None)
