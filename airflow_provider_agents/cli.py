@@ -535,7 +535,7 @@ def _run(args: Namespace, client: Client, attempt: _Attempt) -> ExitCode:
     error = error_of(verdict, submission, what_now=f"Look at the agent's runs with: {look}")
     if error is not None:
         _say(str(error))
-    elif len(verdict.events) > 1:
+    elif len(verdict.events) > 1 and not verdict.late:
         _say("The API does not tell which of these runs is the one that was started. All of them COMPLETED, so it did.")
     _print_run(args.output, submission, verdict.outcome, verdict.events)
     return {

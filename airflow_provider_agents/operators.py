@@ -492,7 +492,7 @@ class ExecuteAgentOperator(BaseOperator):
             self._show(context, own.id, hook)
             self._push(context, "usage", usage_of(own, try_number=context["ti"].try_number))
         if verdict.outcome == Outcome.COMPLETED and event is not None:
-            if len(ids) > 1:
+            if len(ids) > 1 and not verdict.late:
                 self.log.warning(
                     "The API does not tell which of the events %s is the run of %s. All of them COMPLETED, so it did.",
                     ", ".join(ids),

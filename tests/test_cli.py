@@ -398,6 +398,22 @@ def test_runs_that_cannot_be_told_apart_are_all_shown(platform, command, statuse
     assert [event["status"] for event in ended.found[0]["events"]] == statuses
 
 
+def test_a_run_that_appears_late_is_shown_with_one_warning(platform, command):
+    lags = iter([10_000_000.0])
+    change(platform, record_lag=lambda rng: next(lags, 0.0))
+
+    class Executions(list):
+        def append(self, execution):
+            super().append(execution)
+            theirs.append(platform.sim.start_scheduled_run("agent-1", after=100))
+
+    platform.sim.executions, theirs = Executions(), []
+    ended = command("run", "agent-1", "--wait", "--output", "json")
+    assert ended.code == 0
+    assert ended.err.count("No event of this run appeared within 30 seconds") == 1
+    assert [event["id"] for event in ended.found[0]["events"]] == theirs
+
+
 def test_a_lost_answer_is_looked_for_and_not_asked_for_again(platform, command):
     platform.sim.faults.append(Fault(kind="reset_after", method="POST"))
     ended = command("run", "agent-1", "--wait", "--output", "json")

@@ -331,6 +331,10 @@ def error_of(verdict: Verdict, submission: Submission, *, what_now: str) -> Agen
         case Outcome.FAILED:
             # What happened first: Airflow's page cuts long lines.
             which = "It is" if len(ids) == 1 else "One of them is"
+            if verdict.late:
+                which = (
+                    "It appeared late, and may be" if len(ids) == 1 else "They appeared late, and one of them may be"
+                )
             return AgentRunFailedError(f"E{_ends(verdict.events)[1:]}. {which} the run of {name}. {what_now}", **about)
         case Outcome.AMBIGUOUS if len(ids) == 1 and submission.unanswered:
             return AmbiguousAgentRunError(

@@ -356,6 +356,20 @@ def test_what_has_appeared_in_time_is_known_and_not_late():
     assert (wait.is_late, verdict.late, verdict.known_event) == (False, False, event(status="COMPLETED"))
 
 
+@pytest.mark.parametrize(
+    ("events", "words"),
+    [
+        ((event(status="FAILED"),), "It appeared late, and may be the run of agent a, requestId req."),
+        (
+            (event("a", "FAILED"), event("b", "FAILED")),
+            "They appeared late, and one of them may be the run of agent a, requestId req.",
+        ),
+    ],
+)
+def test_of_a_late_run_that_failed_no_more_is_said_than_is_known(events, words):
+    assert words in str(error_of(Verdict(Outcome.FAILED, events, late=True), SUBMISSION, what_now="Never."))
+
+
 def test_of_several_events_none_is_known():
     assert Verdict(Outcome.COMPLETED, (event("a"), event("b"))).known_event is None
     assert Verdict(Outcome.NOT_FOUND).known_event is None
