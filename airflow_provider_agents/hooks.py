@@ -151,7 +151,7 @@ class AgentsHook(BaseHook):
         return run_url_of(self.settings().run_url, agent_id=agent_id, event_id=event_id)
 
     def get_conn(self, warn_once: WarnOnce | None = None, window: RetryWindow | None = None) -> Client:
-        """A client of its own; the caller closes it.
+        """A client of its own; the caller closes it. It reads the connection again after a 401: the key may be rotated.
 
         Args:
             warn_once: which unreadable rows were logged already; by default, those that this hook's clients logged.
@@ -162,7 +162,26 @@ class AgentsHook(BaseHook):
         """
         from airflow_provider_agents.api.client import Client
 
-        return Client(self.settings(), warn_once=warn_once or self._warn_once, window=window)
+        return Client(
+            self.settings(), warn_once=warn_once or self._warn_once, window=window, renew=self._renewed
+        )
+
+    def _renewed(self) -> Settings | None:
+        """The connection, read again, if it has changed."""
+        before = self.settings()
+        found = self._look_up()
+        try:
+            after = before if isinstance(found, InvalidConnectionError) else settings_of(*found)
+        except InvalidConnectionError as error:
+            found, after = error, before
+        if isinstance(found, InvalidConnectionError):
+            # The 401 decides what becomes of the task.
+            self.log.warning("The API key was refused, and the connection cannot be read again. %s", found)
+        if after == before:
+            return None
+        self.log.info("The API key was refused. The connection has changed since; the request is repeated with it.")
+        self.__dict__["_connection"] = found
+        return after
 
     def _follow(self, steps: calls.Steps[T]) -> T:
         with self.get_conn() as client:

@@ -14,7 +14,6 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 from airflow_provider_agents.api.calls import check_agent_id
 from airflow_provider_agents.api.errors import (
     AgentsError,
-    AuthenticationError,
     InvalidArgumentError,
     TemporaryError,
     quote,
@@ -385,25 +384,18 @@ class ExecuteAgentOperator(BaseOperator):
             raise
 
     def _wait_on_worker(self, wait: Wait, hook: AgentsHook, deadline_at: datetime, context: Context) -> Verdict:
-        """Wait here until there is a verdict; a key that is rotated meanwhile is read again, as in the triggerer."""
+        """Wait here until there is a verdict."""
         with hook.get_conn() as client:
-            try:
-                return client.follow(
-                    wait_for_end(
-                        wait,
-                        poll_interval=self.poll_interval,
-                        deadline_at=deadline_at,
-                        now=now,
-                        say=self.log.log,
-                        on_known=lambda event: self._show(context, event.id, hook),
-                    )
+            return client.follow(
+                wait_for_end(
+                    wait,
+                    poll_interval=self.poll_interval,
+                    deadline_at=deadline_at,
+                    now=now,
+                    say=self.log.log,
+                    on_known=lambda event: self._show(context, event.id, hook),
                 )
-            except AuthenticationError:
-                renewed = connect(self.agents_conn_id, self.log.warning)
-                if renewed.settings() == hook.settings():
-                    raise
-        self.log.info("The API key was refused; the connection has another one now, so the wait goes on with that.")
-        return self._wait_on_worker(wait, renewed, deadline_at, context)
+            )
 
     def _defer_until_end(self, submission: Submission, memory: _Memory) -> NoReturn:
         deadline_at = self._deadline()

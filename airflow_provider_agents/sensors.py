@@ -20,6 +20,7 @@ from airflow_provider_agents.clock import now, sleep
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.links import RUN_URL_KEY, AgentRunLink
 from airflow_provider_agents.runs.matching import Look, Missing
+from airflow_provider_agents.runs.patience import Patience, is_refusal
 from airflow_provider_agents.runs.sought import FirstRun, Sought, check_bound, check_names, list_begun, read_moment
 from airflow_provider_agents.runs.submission import Submission, attached_to
 from airflow_provider_agents.runs.verdict import (
@@ -32,7 +33,7 @@ from airflow_provider_agents.runs.verdict import (
     is_terminal,
     own_event,
 )
-from airflow_provider_agents.runs.waiting import LateWarning, state_of
+from airflow_provider_agents.runs.waiting import LateWarning, in_words, state_of
 from airflow_provider_agents.tasks import (
     DEFER_MARGIN_SECONDS,
     Known,
@@ -57,6 +58,9 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.models import ExecutionEvent
 
 R = TypeVar("R")
+
+#: Seconds between two looks of one process after a refusal, with `mode="reschedule"`: twenty in the five minutes.
+_REFUSED_POKE_SECONDS = 15.0
 
 
 class _NotSoftError(AirflowFailException):
@@ -151,6 +155,8 @@ class AgentRunSensor(BaseSensorOperator):
         self._wait: Wait | None = None
         self._late_warning: LateWarning | None = None
         self._lacks_only_time = False
+        self._patient: Patience | None = None
+        self._began_at = now()
         self._told = ""
         self._known = Known()
         self._warn_once = WarnOnce()
@@ -229,7 +235,8 @@ class AgentRunSensor(BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Wait in the triggerer, or look from here."""
-        self.run_link = ""  # nothing of an earlier try
+        self.run_link, self._patient = "", None  # nothing of an earlier try
+        self._began_at = now()
         if not self.deferrable:
             return self._not_softly(lambda: super(AgentRunSensor, self).execute(context))
         self._not_softly(lambda: connect(self.agents_conn_id, self.log.warning))
@@ -245,12 +252,18 @@ class AgentRunSensor(BaseSensorOperator):
             timeout=timedelta(seconds=self.timeout + self.poke_interval + DEFER_MARGIN_SECONDS),
         )
 
-    def poke(self, context: Context) -> bool | PokeReturnValue:  # noqa: ARG002 - Airflow's
-        """Look once.
+    def poke(self, context: Context) -> bool | PokeReturnValue:
+        """Look once, with `mode="reschedule"` again after a refusal that is not believed yet.
 
         Raises:
             AirflowException: as the class says.
         """
+        while (done := self._poke_once(context)) is None:
+            sleep(_REFUSED_POKE_SECONDS)
+        return done
+
+    def _poke_once(self, context: Context) -> bool | PokeReturnValue | None:
+        """What Airflow's sensors expect; None if this process must look again."""
         try:
             sought, hook = self._sought(), AgentsHook(self.agents_conn_id)
             with hook.get_conn(self._warn_once) as client:
@@ -262,15 +275,34 @@ class AgentRunSensor(BaseSensorOperator):
             if self._wait is not None and self._wait.is_known:
                 self._show(sought.agent_id, self._wait.events[0].id, hook)
         except AgentsError as error:
-            if not error.is_retryable:
+            final = self._patience(context).failed(error, now())
+            if final is not None:
                 # Without its thirty lines of traceback: they push what it says, which is what helps, off the page.
-                raise _NotSoftError(str(error)) from error.with_traceback(None)
-            self.log.warning("%s Looking again.", error)
+                raise _NotSoftError(str(final)) from final.with_traceback(None)
+            self.log.warning("%s", in_words(error) if is_refusal(error) else f"{error} Looking again.")
+            if is_refusal(error) and self.reschedule and not self.deferrable:
+                # The next poke is another process's, which would know nothing of this refusal.
+                began_at = self._first_reschedule(context) or self._began_at
+                return False if now() >= began_at + timedelta(seconds=self.timeout) else None
             return False
+        self._patience(context).succeeded()
         if verdict is None:
             return False
         self._known = Known(submission=submission, verdict=verdict, base_url=base_url_of(hook))
         return PokeReturnValue(is_done=True, xcom_value=self._end(verdict, submission, sought.interval))
+
+    def _patience(self, context: Context) -> Patience:
+        """Which failure ends this try."""
+        if self._patient is None:
+            # A refused first poke fails the task, so a try that pokes again after a reschedule was not refused.
+            self._patient = Patience(answered=self.reschedule and self._first_reschedule(context) is not None)
+        return self._patient
+
+    @staticmethod
+    def _first_reschedule(context: Context) -> datetime | None:
+        """When this try began to look, if that was in an earlier process."""
+        first = getattr(context["ti"], "get_first_reschedule_date", lambda _: None)(context)
+        return first if isinstance(first, datetime) else None
 
     def _look(self, sought: Sought, client: Client) -> tuple[Verdict | None, Submission]:
         submission = self._wait.submission if self._wait is not None else sought.known(now())

@@ -490,6 +490,8 @@ class AgentSensorTrigger(BaseTrigger):
                     now=now,
                     say=self.log.log,
                     on_known=partial(herald.tell, feed, sought.agent_id),
+                    # A worker has looked before it deferred the task. Without a worker, the first refusal is believed.
+                    answered=self.deadline_at is not None,
                 )
                 link = _link_of(feed, submission, verdict)
         except (PermanentError, InvalidConnectionError, InvalidArgumentError) as error:

@@ -31,6 +31,7 @@ from airflow_provider_agents.api.bodies import BodyError, Intake, without
 from airflow_provider_agents.api.calls import Answer, Call, Once, Pause, Steps, follow, read_answer, unreadable
 from airflow_provider_agents.api.errors import (
     AgentsError,
+    AuthenticationError,
     InvalidConnectionError,
     NoAnswerError,
     NotSentError,
@@ -509,6 +510,7 @@ class Client:
         sleep: how to wait between tries, in seconds.
         clock: monotonic seconds.
         warn_once: which unreadable rows were logged already; another client may share it.
+        renew: called after a 401 of a step in `follow`; other settings, with which the step is repeated, or None.
     """
 
     def __init__(
@@ -518,6 +520,7 @@ class Client:
         attempts: int = retry.ATTEMPTS,
         window: retry.RetryWindow | None = None,
         transport: httpx.BaseTransport | None = None,
+        renew: Callable[[], Settings | None] = lambda: None,
         sleep: Callable[[float], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         warn_once: WarnOnce | None = None,
@@ -525,12 +528,17 @@ class Client:
         self._settings, self._attempts, self._window, self._clock = settings, attempts, window, clock
         self._sleep = sleep if sleep is not None else our_clock.sleep
         self._warn_once = warn_once if warn_once is not None else WarnOnce()
+        self._transport, self._renew = transport, renew
         self._cutter = _Cutter(over_a_network=transport is None)
+        self._http = self._opened(settings)
+
+    def _opened(self, settings: Settings) -> httpx.Client:
         # Whatever stands in for the network needs neither.
-        self._proxy = settings.proxy_in_use() if transport is None else None
-        tls = settings.tls_context() if transport is None else environment.unchecked_tls()
-        self._http = httpx.Client(
-            transport=transport,
+        over_a_network = self._transport is None
+        self._proxy = settings.proxy_in_use() if over_a_network else None
+        tls = settings.tls_context() if over_a_network else environment.unchecked_tls()
+        return httpx.Client(
+            transport=self._transport,
             event_hooks={"response": [_put_location_aside]},
             **_httpx_arguments(settings, self._proxy, tls),
         )
@@ -633,6 +641,18 @@ class Client:
 
     def take(self, step: Call[Any] | Once | Pause) -> Answer[Any] | None:
         """Do what a dialogue asks for next."""
+        try:
+            return self._take(step)
+        except AuthenticationError:
+            # A 401 has started nothing, so an execute may be repeated, too.
+            settings = self._renew()
+            if settings is None:
+                raise
+        http, self._http, self._settings = self._http, self._opened(settings), settings
+        http.close()
+        return self._take(step)
+
+    def _take(self, step: Call[Any] | Once | Pause) -> Answer[Any] | None:
         match step:
             case Pause(seconds):
                 self._sleep(seconds)

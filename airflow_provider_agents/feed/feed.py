@@ -22,6 +22,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import math
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -60,6 +61,16 @@ _NEVER = datetime.max.replace(tzinfo=UTC)
 #: For so many seconds a connection that cannot be read is tried again. Airflow also says "not found" while its own
 #: database or API server restarts, and whoever waits here has used the connection before.
 OPENING_PATIENCE_SECONDS = 300.0
+#: Seconds until the look-up of a connection is given up. Airflow took up to 15 for 500 look-ups at once.
+OPENING_SECONDS = 60.0
+#: Seconds until the closing of a client is given up: there is nothing left to say to the server.
+CLOSING_SECONDS = 10.0
+#: Seconds by which a poll that is under way may outlast a deadline. Airflow's own time limit comes 180 seconds after
+#: the deadline (`tasks.DEFER_MARGIN_SECONDS`), and must find the wait ended.
+LAST_LOOK_SECONDS = 60.0
+#: Seconds after which a poll asks for nothing more: a server that answers slowly for one agent, page by page, must not
+#: keep the others from their next look. At 25 requests a second, a poll of 7,500 pages takes as long.
+SWEEP_SECONDS = 300.0
 
 #: The metrics, in Airflow's own statistics; each is tagged with `conn_id`.
 METRIC_REQUESTS = "agents.feed.requests"
@@ -93,20 +104,30 @@ class _Line:
     def __init__(self, open_client: Callable[[], Awaitable[AsyncClient]], clock: Callable[[], float]) -> None:
         self._open_client, self._clock = open_client, clock
         self._client: AsyncClient | None = None
+        self._opening: Task[AsyncClient] | None = None
         # How many requests each open client has under way.
         self._busy: dict[AsyncClient, int] = {}
         self._lock = asyncio.Lock()
         self._failing_since: float | None = None
+        self._polls, self._read_again_in = 0, -1
+
+    def begin_poll(self) -> None:
+        """Allow one more look-up of the connection after a 401."""
+        self._polls += 1
 
     async def send(self, call: Call[T]) -> Answer[T]:
-        """Send once; after a 401 read the connection again, and send once more if it has changed."""
+        """Send once; after a 401 read the connection again, once in a poll, and resend if it has changed."""
         client = await self.client()
         try:
             return await self._send(client, call)
         except AuthenticationError:
             async with self._lock:
-                if self._client is client and not await self._renew(client):
-                    raise
+                if self._client is client:
+                    if self._read_again_in == self._polls:
+                        raise
+                    self._read_again_in = self._polls
+                    if not await self._renew(client):
+                        raise
         return await self._send(await self.client(), call)
 
     async def _send(self, client: AsyncClient, call: Call[T]) -> Answer[T]:
@@ -119,7 +140,11 @@ class _Line:
 
     async def _renew(self, refused: AsyncClient) -> bool:
         """Read the connection again; whether it has changed."""
-        renewed = await self._open()
+        try:
+            renewed = await self._open()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the 401 decides what becomes of the waits
+            log.warning("The API key was refused, and the connection cannot be read again. %s", _words(error))
+            return False
         changed = renewed.settings != refused.settings
         if changed:
             log.info("The API key was refused and the connection has changed since; going on with it.")
@@ -131,7 +156,7 @@ class _Line:
         """Close a client that has been replaced, once nobody uses it."""
         if client is not self._client and self._busy.get(client) == 0:
             del self._busy[client]
-            await client.aclose()
+            await _close(client)
 
     async def client(self, *, patient: bool = True) -> AsyncClient:
         """The client at hand, opened if there is none.
@@ -139,15 +164,15 @@ class _Line:
         Raises:
             NotSentError: it cannot be opened now, if that may pass and the caller is patient.
         """
-        if self._client is None:
-            async with self._lock:
-                if self._client is None:
-                    self._client = await self._open(patient=patient)
-        return self._client
-
-    async def _open(self, *, patient: bool = True) -> AsyncClient:
+        if self._client is not None:
+            return self._client
+        # All callers share one attempt: a look-up that hangs must not hang for each of them in turn.
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open(), context=contextvars.Context())
+            self._opening.add_done_callback(self._opened)
         try:
-            client = await self._open_client()
+            # A caller that is cancelled must not take the client from the others.
+            return await asyncio.shield(self._opening)
         except Exception as error:
             if isinstance(error, AgentsError) and not isinstance(error, MissingConnectionError):
                 raise
@@ -155,9 +180,17 @@ class _Line:
             self._failing_since = since = self._failing_since if self._failing_since is not None else now
             if not patient or now - since >= OPENING_PATIENCE_SECONDS:
                 raise
-            words = str(error) if isinstance(error, AgentsError) else f"It failed with {type(error).__name__}."
-            raise NotSentError(f"The connection could not be read. {words}") from error
-        self._failing_since = None
+            raise NotSentError(f"The connection could not be read. {_words(error)}") from error
+
+    def _opened(self, opening: Task[AsyncClient]) -> None:
+        self._opening = None
+        # The callers may all be gone, and an error that nobody has looked at is reported as a fault.
+        if not opening.cancelled() and opening.exception() is None:
+            self._client, self._failing_since = opening.result(), None
+
+    async def _open(self) -> AsyncClient:
+        async with asyncio.timeout(OPENING_SECONDS):
+            client = await self._open_client()
         self._busy[client] = 0
         return client
 
@@ -168,9 +201,25 @@ class _Line:
 
     async def aclose(self) -> None:
         """Close every client that was opened."""
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.gather(self._opening, return_exceptions=True)
         self._client = None
         while self._busy:
-            await self._busy.popitem()[0].aclose()
+            await _close(self._busy.popitem()[0])
+
+
+def _words(error: Exception) -> str:
+    """Why a connection cannot be read."""
+    if isinstance(error, TimeoutError):
+        return f"The look-up took longer than {OPENING_SECONDS:g} seconds."
+    return str(error) if isinstance(error, AgentsError) else f"It failed with {type(error).__name__}."
+
+
+async def _close(client: AsyncClient) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CLOSING_SECONDS):
+            await client.aclose()
 
 
 class _Gate:
@@ -254,6 +303,7 @@ class Feed:
         self._stats, self._tags = stats, {"conn_id": name}
         self._changed = asyncio.Event()
         self._task: Task[None] | None = None
+        self._ends_at = math.inf
         self._asked: dict[object, Task[Any]] = {}
 
     def _at(self) -> At:
@@ -282,6 +332,7 @@ class Feed:
         interval: float,
         deadline_at: datetime,
         tell: Callable[[Ticket[R], bool], None] = lambda *_: None,
+        answered: bool = True,
     ) -> R:
         """Wait until a subject has a result.
 
@@ -291,13 +342,19 @@ class Feed:
             deadline_at: when to give up, on our clock.
             tell: called in the caller's own context with True when there may be news, and with False after a few
                 minutes without any.
+            answered: whether the platform has answered a request for this subject before. If not, the first refusal
+                ends the wait.
 
         Raises:
             AgentsError: waiting is of no use.
         """
-        with self._joined(subject, interval, deadline_at) as (ticket, news):
+        with self._joined(subject, interval, deadline_at, answered=answered) as (ticket, news):
             while not ticket.over:
-                tell(ticket, await news.wait(SIGN_OF_LIFE_SECONDS))
+                left = (deadline_at - self.now()).total_seconds() + LAST_LOOK_SECONDS
+                if left <= 0.0:
+                    # The plan ends a wait at its deadline, but not while a poll is under way.
+                    return subject.expire()
+                tell(ticket, await news.wait(min(SIGN_OF_LIFE_SECONDS, left)))
             if ticket.error is not None:
                 # One error may end thousands of waits: each raises it with a traceback of its own.
                 raise ticket.error.with_traceback(None)
@@ -322,10 +379,14 @@ class Feed:
                 raise ticket.error.with_traceback(None)
 
     @contextlib.contextmanager
-    def _joined(self, subject: Subject[R], interval: float, deadline_at: datetime) -> Iterator[tuple[Ticket[R], _News]]:
+    def _joined(
+        self, subject: Subject[R], interval: float, deadline_at: datetime, *, answered: bool = True
+    ) -> Iterator[tuple[Ticket[R], _News]]:
         """A place in the plan for the length of a block."""
         news = _News(asyncio.get_running_loop())
-        ticket = self._plan.join(subject, interval=interval, deadline_at=deadline_at, wake=news.wake, at=self._at())
+        ticket = self._plan.join(
+            subject, interval=interval, deadline_at=deadline_at, wake=news.wake, at=self._at(), answered=answered
+        )
         try:
             self._start()
             yield ticket, news
@@ -339,6 +400,7 @@ class Feed:
             steps: the dialogue.
             patient: take a connection that is not found for one that cannot be read now.
         """
+        self._line.begin_poll()
         if not patient:
             await self._line.client(patient=False)
         return await follow(steps, self._take)
@@ -405,13 +467,15 @@ class Feed:
 
     async def _sweep(self, at: At) -> None:
         was_failing = self._plan.failing is not None
+        self._line.begin_poll()
+        self._ends_at = at.clock + SWEEP_SECONDS
         for stage in self._plan.sweep(at):
             await self._follow_all(stage)
         if self._stats is not None:
             self._stats.timing(METRIC_SWEEP, timedelta(seconds=self._clock() - at.clock), tags=self._tags)
             self._stats.gauge(METRIC_SUBSCRIBERS, len(self._plan.tickets), tags=self._tags)
         if self._plan.failing is not None and not was_failing:
-            log.warning("Connection %s: %s The runs go on; looking again.", self.name, self._plan.failing)
+            log.warning("Connection %s: %s The runs are still running; asking again.", self.name, self._plan.failing)
         elif self._plan.failing is None and was_failing:
             log.info("Connection %s: the API answers again.", self.name)
 
@@ -420,7 +484,7 @@ class Feed:
 
         async def work() -> None:
             for errand in errands:
-                await follow(errand, self._take)
+                await follow(errand, self._take_in_sweep)
 
         if len(stage) <= 1:
             await work()
@@ -428,6 +492,13 @@ class Feed:
         async with asyncio.TaskGroup() as group:
             for _ in range(min(CONCURRENT_ERRANDS, len(stage))):
                 group.create_task(work())
+
+    async def _take_in_sweep(self, step: Call[Any] | Once | Pause) -> Answer[Any] | None:
+        if isinstance(step, Call) and self._clock() >= self._ends_at:
+            raise NotSentError(
+                f"{step.what}: not asked for now, since this poll takes longer than {SWEEP_SECONDS:g} s."
+            )
+        return await self._take(step)
 
     async def _take(self, step: Call[Any] | Once | Pause) -> Answer[Any] | None:
         if isinstance(step, Pause):

@@ -34,7 +34,13 @@ from airflow_provider_agents.api.calls import (
     list_events,
     walk,
 )
-from airflow_provider_agents.api.errors import AuthenticationError, PermanentError, RateLimitedError, TemporaryError
+from airflow_provider_agents.api.errors import (
+    AgentsError,
+    AuthenticationError,
+    PermanentError,
+    RateLimitedError,
+    TemporaryError,
+)
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
 from airflow_provider_agents.feed import ways
 from airflow_provider_agents.feed.pace import FEW_RUNS, History
@@ -42,6 +48,7 @@ from airflow_provider_agents.feed.reader import RowCache
 from airflow_provider_agents.feed.schedule import Schedule
 from airflow_provider_agents.feed.tickets import ACCOUNT, At, Subject, Ticket, Trouble
 from airflow_provider_agents.runs.matching import TOLERANCE, Look, Seek, created_at, is_young, lies_before
+from airflow_provider_agents.runs.patience import is_refusal
 from airflow_provider_agents.runs.verdict import fresher, is_terminal
 
 if TYPE_CHECKING:
@@ -53,7 +60,7 @@ log = logging.getLogger(__name__)
 
 #: A sweep in which so many requests failed and none was answered is broken off.
 _HOPELESS_FAILURES = 3
-#: So many failed looks in a row are told to a subject. One is a blip.
+#: So many failed looks in a row are reported to a subject, as one is a blip. A refusal is reported at once.
 TROUBLE_LOOKS = 2
 #: A walk that was chosen on an estimate is broken off at this many times what the agents' own listings would cost, but
 #: never before `_LEAST_BUDGET` pages.
@@ -157,6 +164,7 @@ class _Sweep:
         shown: ids of events that were.
         missed: ids of events that a narrow listing ought to have shown, or that nobody could look for.
         looked: agents of whom there was a complete look, and the server's clock when it was begun.
+        heard: agents of which a listing showed a run, or whose own listing was answered.
         unanswered: whose look failed.
     """
 
@@ -170,16 +178,24 @@ class _Sweep:
         self.missed: set[str] = set()
         self.refused: set[str] = set()
         self.looked: dict[str, datetime | None] = {}
-        self.unanswered: dict[Ticket[Any], TemporaryError] = {}
+        self.heard: set[str] = set()
+        self.unanswered: dict[Ticket[Any], AgentsError] = {}
         self.answers = 0
         self.failures = 0
-        self.last_error: TemporaryError | None = None
+        self.refusal: PermanentError | None = None
+        self.shut: list[str] = []
+        self.last_error: AgentsError | None = None
 
     @property
     def is_hopeless(self) -> bool:
         """Whether to ask on is of no use for now."""
         error = self.last_error
-        if isinstance(error, RateLimitedError) or (error is not None and error.retry_after_seconds is not None):
+        if isinstance(error, RateLimitedError):
+            return True
+        if isinstance(error, TemporaryError) and error.retry_after_seconds is not None:
+            return True
+        if isinstance(error, AuthenticationError) and not self.answers:
+            # The key is everybody's.
             return True
         return self.failures >= _HOPELESS_FAILURES and not self.answers
 
@@ -230,6 +246,7 @@ class Plan:
         self._tickets: dict[Ticket[Any], None] = {}
         self._agents: Counter[str] = Counter()
         self._schedule = Schedule(self._quiet_until, jitter)
+        # Those whose last look failed, and those that no look has been answered for yet.
         self._failing: dict[Ticket[Any], None] = {}
         # What for: a ticket is in `_seekers` and `_sought`, or in `_tracks`.
         self._seekers: dict[str, dict[Ticket[Any], None]] = {}
@@ -247,7 +264,7 @@ class Plan:
         self._agent_rates: dict[str, float] = {}
         self._shut_until: dict[str, float] = {}
         #: Why the last sweep brought nothing; None if it brought something.
-        self.failing: TemporaryError | None = None
+        self.failing: AgentsError | None = None
         #: How far the server's clock is ahead of ours.
         self.server_ahead = timedelta()
 
@@ -259,7 +276,14 @@ class Plan:
         return self._tickets.keys()
 
     def join(
-        self, subject: Subject[R], *, interval: float, deadline_at: datetime, wake: Callable[[], None], at: At
+        self,
+        subject: Subject[R],
+        *,
+        interval: float,
+        deadline_at: datetime,
+        wake: Callable[[], None],
+        at: At,
+        answered: bool = True,
     ) -> Ticket[R]:
         """Wait for a subject, from the next sweep on.
 
@@ -269,9 +293,13 @@ class Plan:
             deadline_at: when to give up, on our clock.
             wake: called for news, while a page is read: it must not do more than make a note of it.
             at: now.
+            answered: whether the platform has answered a request for this subject before. If not, the first refusal
+                ends the wait.
         """
-        ticket = Ticket(next(self._numbers), subject, interval, deadline_at, wake)
+        ticket = Ticket(next(self._numbers), subject, interval, deadline_at, wake, answered=answered)
         self._tickets[ticket] = None
+        if not answered:
+            self._failing[ticket] = None
         self._agents[subject.agent_id] += 1
         self._schedule.join(ticket, at)
         self._index(ticket)
@@ -472,7 +500,9 @@ class Plan:
                 continue
             track.misses += 1
             early = track.misses < _MISSES_CYCLE and track.misses & (track.misses - 1) == 0
-            if early or track.misses % _MISSES_CYCLE == 0 or event_id in sweep.refused:
+            # After a failure only the agent's own listing says whether it still fails.
+            failing = not self._failing.keys().isdisjoint(track.tickets)
+            if early or track.misses % _MISSES_CYCLE == 0 or event_id in sweep.refused or failing:
                 lost.setdefault(track.agent_id, []).append(track)
         for agent_id, tracks in lost.items():
             # Of an event that does not say whose it is, there is nothing else to ask.
@@ -607,21 +637,17 @@ class Plan:
         """Follow a walk over the account; whether it came to its end."""
         try:
             yield from steps
-        except AuthenticationError as error:
-            look.break_off()
-            look.failed = True
-            self.fail_all(error)
-        except PermanentError as error:
-            # A key, or a gateway, that allows the agents' own listings only. If not even they work, those will tell.
-            look.break_off()
-            for ticket in sweep.seeking.get(ACCOUNT, ()):
-                self._end(ticket, error=error)
-            self._shut_until[way] = sweep.at.clock + ways.BELIEVED_SECONDS
-            log.info("Doing without the account's listing (%s): %s", way, error)
-        except TemporaryError as error:
+        except (TemporaryError, AuthenticationError) as error:
             look.break_off()
             look.failed = True
             self._failed(sweep, error, sweep.served)
+        except PermanentError as error:
+            # A key, or a gateway, that allows the agents' own listings only. If not even they work, those will tell.
+            look.break_off()
+            self._refused(sweep, error, sweep.seeking.get(ACCOUNT, ()))
+            sweep.shut.append(way)
+            self._shut_until[way] = sweep.at.clock + ways.BELIEVED_SECONDS
+            log.info("Doing without the account's listing (%s): %s", way, error)
         else:
             return True
         return False
@@ -678,15 +704,13 @@ class Plan:
             return
         try:
             yield from walk(self._rows.cached(call), enough)
-        except AuthenticationError as error:
-            self.fail_all(error)
+        except (TemporaryError, AuthenticationError) as error:
+            self._failed(sweep, error, self._followers(wanted - sweep.shown))
         except PermanentError as error:
             # Perhaps it is the narrowing that is refused; the agent's whole listing tells.
             log.info("A narrow listing was refused: %s", error)
             sweep.refused |= wanted
             sweep.missed |= wanted
-        except TemporaryError as error:
-            self._failed(sweep, error, self._followers(wanted - sweep.shown))
         else:
             sweep.missed |= wanted - sweep.shown
 
@@ -717,13 +741,10 @@ class Plan:
             return False
         try:
             yield from steps
-        except AuthenticationError as error:
-            self.fail_all(error)
-        except PermanentError as error:
-            for ticket in tuple(concerned()):
-                self._end(ticket, error=error)
-        except TemporaryError as error:
+        except (TemporaryError, AuthenticationError) as error:
             self._failed(sweep, error, concerned())
+        except PermanentError as error:
+            self._refused(sweep, error, concerned())
         else:
             return True
         return False
@@ -734,10 +755,16 @@ class Plan:
             if track is not None:
                 yield from tuple(track.tickets)
 
-    def _failed(self, sweep: _Sweep, error: TemporaryError, concerned: Iterable[Ticket[Any]]) -> None:
+    def _failed(self, sweep: _Sweep, error: AgentsError, concerned: Iterable[Ticket[Any]]) -> None:
+        """A failure that says something about the platform or the key, and so perhaps about other requests as well."""
         sweep.failures += 1
         sweep.last_error = error
         self._give_up(sweep, concerned)
+
+    def _refused(self, sweep: _Sweep, error: PermanentError, concerned: Iterable[Ticket[Any]]) -> None:
+        """A refusal of one listing. It says nothing about any other agent, whose listing is asked for all the same."""
+        sweep.refusal = error
+        sweep.unanswered.update(dict.fromkeys(concerned, error))
 
     def _give_up(self, sweep: _Sweep, concerned: Iterable[Ticket[Any]]) -> None:
         if sweep.last_error is not None:
@@ -750,6 +777,8 @@ class Plan:
     ) -> bool:
         """Tell everybody whom a page concerns; whether each event says whose it is."""
         sweep.answers += 1
+        if agent_id is not None:
+            sweep.heard.add(agent_id)
         if server_time is not None and sweep.answers == 1:
             ahead = server_time - sweep.at.now
             self.server_ahead = ahead if abs(ahead.total_seconds()) > _SAME_CLOCK_SECONDS else timedelta()
@@ -776,6 +805,7 @@ class Plan:
 
     def _note(self, sweep: _Sweep, agent_id: str, event: ExecutionEvent, server_time: datetime | None) -> None:
         """An event of an agent that somebody waits for."""
+        sweep.heard.add(agent_id)
         if event.completedAt is not None:
             self._history.note(agent_id, event)
         store = self._stores.get(agent_id)
@@ -854,9 +884,14 @@ class Plan:
         """Give looks, tell of failures, and end what is past its deadline."""
         yield from self._give_looks(sweep)
         handled = 0
-        in_vain = sweep.failures > 0 and (not sweep.answers or sweep.is_hopeless)
+        if not sweep.answers:
+            # Everything was refused, so the refusal says nothing about the account's listing in particular.
+            for way in sweep.shut:
+                self._shut_until.pop(way, None)
+        error = sweep.last_error or sweep.refusal
+        in_vain = error is not None and (not sweep.answers or sweep.is_hopeless)
         self._schedule.reckon(in_vain=in_vain)
-        self.failing = sweep.last_error if in_vain else None
+        self.failing = error if in_vain else None
         for ticket in self._note_failures(sweep):
             ticket.wake()
             handled += _EVENTS_A_LOOK
@@ -882,18 +917,27 @@ class Plan:
         for ticket, error in sweep.unanswered.items():
             if ticket.over:
                 continue
+            final = ticket.patience.failed(error, sweep.at.now)
+            if final is not None:
+                self._end(ticket, error=final)
+                continue
             self._failing[ticket] = None
             ticket.failed_looks += 1
             ticket.failing_since = ticket.failing_since or sweep.at.now
-            if ticket.failed_looks >= TROUBLE_LOOKS:
-                news = ticket.trouble is None
+            if ticket.failed_looks >= TROUBLE_LOOKS or is_refusal(error):
+                before = ticket.trouble
                 ticket.trouble = Trouble(ticket.failing_since, ticket.failed_looks, error)
-                if news:
+                if before is None or is_refusal(before.error) != is_refusal(error):
                     yield ticket
-        if not sweep.answers:
+        if not sweep.answers or not self._failing:
             return
+        served = set(sweep.served)
         for ticket in [ticket for ticket in self._failing if ticket not in sweep.unanswered]:
+            if ticket not in served and ticket.subject.agent_id not in sweep.heard:
+                # What was answered was asked for others.
+                continue
             del self._failing[ticket]
+            ticket.patience.succeeded()
             news = ticket.trouble is not None
             ticket.failed_looks, ticket.failing_since, ticket.trouble = 0, None, None
             if news:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from airflow_provider_agents.runs.patience import Patience
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from datetime import datetime
 
-    from airflow_provider_agents.api.errors import TemporaryError
+    from airflow_provider_agents.api.errors import AgentsError
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.runs.matching import Look, Seek
 
@@ -59,7 +61,7 @@ class Trouble:
 
     since: datetime
     looks: int
-    error: TemporaryError
+    error: AgentsError
 
 
 class Ticket(Generic[R]):
@@ -73,7 +75,8 @@ class Ticket(Generic[R]):
         over: whether there is a result or an error.
         result: what the subject said.
         error: why nothing can be said.
-        trouble: the failures so far, if there was more than one in a row.
+        trouble: the failures so far, if there was more than one in a row, or one that is a refusal.
+        patience: which failure ends the wait.
     """
 
     __slots__ = (
@@ -86,6 +89,7 @@ class Ticket(Generic[R]):
         "lane",
         "number",
         "over",
+        "patience",
         "result",
         "seek",
         "subject",
@@ -94,7 +98,14 @@ class Ticket(Generic[R]):
     )
 
     def __init__(
-        self, number: int, subject: Subject[R], interval: float, deadline_at: datetime, wake: Callable[[], None]
+        self,
+        number: int,
+        subject: Subject[R],
+        interval: float,
+        deadline_at: datetime,
+        wake: Callable[[], None],
+        *,
+        answered: bool = True,
     ) -> None:
         self.number = number
         self.subject = subject
@@ -105,6 +116,7 @@ class Ticket(Generic[R]):
         self.result: R | None = None
         self.error: Exception | None = None
         self.trouble: Trouble | None = None
+        self.patience = Patience(answered=answered)
         self.failed_looks = 0
         self.failing_since: datetime | None = None
         self.seek: Seek | None = None

@@ -7,15 +7,16 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from airflow_provider_agents.api.calls import Call, Steps, list_agent_events, list_events, walk
-from airflow_provider_agents.api.errors import TemporaryError
+from airflow_provider_agents.api.errors import PermanentError, TemporaryError
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
 from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.runs.journal import Journal
 from airflow_provider_agents.runs.matching import Look, Missing
+from airflow_provider_agents.runs.patience import Patience, is_refusal
 from airflow_provider_agents.runs.sought import FirstRun, list_begun
 from airflow_provider_agents.runs.submission import Submission, attached_to
 from airflow_provider_agents.runs.verdict import Outcome, Verdict, Wait, active_runs, is_active, state_of_event
-from airflow_provider_agents.runs.waiting import LateWarning, Pace, StillBusyError, state_of
+from airflow_provider_agents.runs.waiting import LateWarning, Pace, StillBusyError, in_words, state_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Sequence
@@ -41,10 +42,11 @@ class _Teller:
         self._trouble: Trouble | None = None
 
     def tell(self, state: str, trouble: Trouble | None, *, is_news: bool) -> None:
-        began, ended = trouble is not None and self._trouble is None, trouble is None and self._trouble is not None
         before, self._trouble = self._trouble, trouble
+        ended = trouble is None and before is not None
+        began = trouble is not None and (before is None or is_refusal(trouble.error) != is_refusal(before.error))
         if trouble is not None and began:
-            self._say(logging.WARNING, f"{trouble.error} The run goes on; looking again until it can be seen.")
+            self._say(logging.WARNING, in_words(trouble.error))
         elif trouble is not None and not is_news:
             self._say(
                 logging.WARNING,
@@ -67,6 +69,7 @@ async def wait_for_end(
     deadline_at: datetime,
     say: Say,
     on_known: Callable[[ExecutionEvent], None] = lambda _: None,
+    answered: bool = True,
 ) -> Verdict:
     """Wait until there is a verdict, or until a last look at the deadline.
 
@@ -77,9 +80,11 @@ async def wait_for_end(
         deadline_at: when to give up, on our clock. The run goes on after it.
         say: where changes of state and signs of life go.
         on_known: called at most once, when exactly one event is known to be the run's and the run goes on.
+        answered: whether the platform has answered a request for this run before. If not, the first refusal ends the
+            wait.
 
     Raises:
-        PermanentError: looking will not get better.
+        PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
         InvalidConnectionError: the connection cannot be used.
     """
     name, teller, late, known = wait.submission.name, _Teller(say), LateWarning(wait), False
@@ -97,7 +102,7 @@ async def wait_for_end(
             note_known()
 
     note_known()
-    verdict = await feed.watch(wait, interval=poll_interval, deadline_at=deadline_at, tell=tell)
+    verdict = await feed.watch(wait, interval=poll_interval, deadline_at=deadline_at, tell=tell, answered=answered)
     ends = [event.completedAt for event in verdict.events if event.completedAt is not None]
     feed.note_end(verdict.outcome, max(ends, default=None))
     return verdict
@@ -113,6 +118,7 @@ async def wait_for_sought(
     now: Clock,
     say: Say,
     on_known: Callable[[ExecutionEvent], None] = lambda _: None,
+    answered: bool = True,
 ) -> tuple[Submission, Verdict]:
     """Find the run that is sought, and wait until it is over. The arguments are those of `wait_for_end`.
 
@@ -121,14 +127,14 @@ async def wait_for_sought(
         no run began in the interval that is sought, and none can appear any more, no run was found.
 
     Raises:
-        PermanentError: looking will not get better.
+        PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
         InvalidConnectionError: the connection cannot be used.
     """
     submission, first = sought.known(now()), None
     if submission is None and sought.started_after is not None:
-        found = await _wait_for_first(
-            feed, sought, sought.started_after, rules.settle, Pace(poll_interval, deadline_at, now, say)
-        )
+        pace = Pace(poll_interval, deadline_at, now, say, Patience(answered=answered))
+        found = await _wait_for_first(feed, sought, sought.started_after, rules.settle, pace)
+        answered = True
         if found is None or isinstance(found, Missing):
             nothing = Submission(agent_id=sought.agent_id, taken_at=now())
             return nothing, Verdict(Outcome.TIMED_OUT if found is None else Outcome.NOT_FOUND)
@@ -144,7 +150,13 @@ async def wait_for_sought(
         if verdict is not None:
             return submission, verdict
     return submission, await wait_for_end(
-        feed, wait, poll_interval=poll_interval, deadline_at=deadline_at, say=say, on_known=on_known
+        feed,
+        wait,
+        poll_interval=poll_interval,
+        deadline_at=deadline_at,
+        say=say,
+        on_known=on_known,
+        answered=answered,
     )
 
 
@@ -160,7 +172,7 @@ async def _wait_for_first(
             look = await feed.ask_together(
                 ("first", agent_id, after, before), lambda: list_begun(agent_id, after, before, now=feed.now)
             )
-        except TemporaryError as error:
+        except (TemporaryError, PermanentError) as error:
             pause = pace.failed(error).seconds
         else:
             pause = pace.looked().seconds
@@ -209,7 +221,7 @@ async def wait_until_idle(
 
     Raises:
         StillBusyError: a run was still active at a last look at the deadline.
-        PermanentError: looking will not get better.
+        PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
         InvalidConnectionError: the connection cannot be used.
     """
     pace = Pace(poll_interval, deadline_at, now, say)
@@ -225,7 +237,7 @@ async def wait_until_idle(
         over = pace.is_over()
         try:
             active = await feed.ask_together(("active", agent_id), lambda: active_runs(agent_id))
-        except TemporaryError as error:
+        except (TemporaryError, PermanentError) as error:
             pause = pace.failed(error).seconds
         else:
             pause = pace.looked().seconds
@@ -291,7 +303,7 @@ async def sweeps_of(
     burst.
 
     Raises:
-        PermanentError: looking will not get better.
+        PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
         InvalidConnectionError: the connection cannot be used.
     """
     looks, trouble = journal.looks, False

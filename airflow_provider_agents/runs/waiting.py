@@ -1,7 +1,7 @@
 """How to wait: the same dialogue for a worker that sleeps and for a trigger that awaits.
 
 A failure that may pass never ends a wait: the run goes on, whatever we can see of it. It is waited out with growing
-pauses until the deadline; only what will not get better ends the wait at once.
+pauses until the deadline. A refusal ends the wait once `patience` says so.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from airflow_provider_agents.api.calls import Pause, Steps
-from airflow_provider_agents.api.errors import AgentsError, TemporaryError
+from airflow_provider_agents.api.errors import AgentsError, PermanentError, TemporaryError
+from airflow_provider_agents.runs.patience import REFUSED_SECONDS, Patience, is_refusal
 from airflow_provider_agents.runs.verdict import Verdict, Wait, active_runs, state_of_event
 
 if TYPE_CHECKING:
@@ -32,26 +33,44 @@ Say = Callable[[int, str], object]
 
 
 class Pace:
-    """When to look next: the interval, or longer after failures; never beyond the deadline."""
+    """When to look next: the interval, or longer after failures; never beyond the deadline.
 
-    def __init__(self, poll_interval: float, deadline_at: datetime, now: Clock, say: Say) -> None:
+    Args:
+        poll_interval: seconds between two looks.
+        deadline_at: when to give up, on our clock.
+        now: our clock.
+        say: where failures go.
+        patience: which failure ends the wait.
+    """
+
+    def __init__(
+        self, poll_interval: float, deadline_at: datetime, now: Clock, say: Say, patience: Patience | None = None
+    ) -> None:
         self._interval, self._deadline_at, self._now, self._say = poll_interval, deadline_at, now, say
+        self._patience = patience if patience is not None else Patience()
         self._failures = 0
         self._failing_since: datetime | None = None
         self._spoke_at = now()
-        self.last_error: TemporaryError | None = None
+        self.last_error: AgentsError | None = None
 
     def is_over(self) -> bool:
         """Whether the deadline has passed."""
         return self._now() >= self._deadline_at
 
-    def failed(self, error: TemporaryError) -> Pause:
-        """Say so, and how long to wait."""
-        self.last_error = error
+    def failed(self, error: AgentsError) -> Pause:
+        """Say so, and how long to wait.
+
+        Raises:
+            AgentsError: the failure ends the wait.
+        """
+        final = self._patience.failed(error, self._now())
+        if final is not None:
+            raise final from (error if final is not error else None)
+        before, self.last_error = self.last_error, error
         self._failures += 1
-        if self._failing_since is None:
-            self._failing_since = self._now()
-            self.speak(logging.WARNING, f"{error} The run goes on; looking again until it can be seen.")
+        if self._failing_since is None or (is_refusal(error) and not (before and is_refusal(before))):
+            self._failing_since = self._failing_since or self._now()
+            self.speak(logging.WARNING, in_words(error))
         else:
             self.sign_of_life(
                 logging.WARNING, f"Still no look at the run since {self._failing_since:%Y-%m-%d %H:%M:%S} UTC: {error}"
@@ -59,13 +78,15 @@ class Pace:
         longest = max(self._interval, _LONGEST_BACKOFF_SECONDS)
         backoff = min(self._interval * 2.0 ** min(self._failures - 1, 16), longest)
         backoff *= random.uniform(0.75, 1.25)  # noqa: S311 - jitter is no secret
-        return self._until_deadline(max(backoff, error.retry_after_seconds or 0.0))
+        asked_for = error.retry_after_seconds if isinstance(error, TemporaryError) else None
+        return self._until_deadline(max(backoff, asked_for or 0.0))
 
     def looked(self) -> Pause:
         """A look that was answered; how long to wait for the next."""
         if self._failing_since is not None:
             self.speak(logging.INFO, f"The API answers again after {self._failures} failed looks.")
         self._failures, self._failing_since, self.last_error = 0, None, None
+        self._patience.succeeded()
         return self._until_deadline(self._interval)
 
     def speak(self, level: int, message: str) -> None:
@@ -81,6 +102,13 @@ class Pace:
     def _until_deadline(self, seconds: float) -> Pause:
         # The last pause ends at the deadline, for one last look.
         return Pause(min(seconds, max(0.0, (self._deadline_at - self._now()).total_seconds())))
+
+
+def in_words(error: AgentsError) -> str:
+    """What to log of the first failure of several."""
+    if is_refusal(error):
+        return f"{error} Asking again: the wait ends only if the API says nothing else for {REFUSED_SECONDS:g} seconds."
+    return f"{error} The run goes on; looking again until it can be seen."
 
 
 def wait_for_end(
@@ -103,7 +131,7 @@ def wait_for_end(
         on_known: called once, when exactly one event is known to be the run's.
 
     Raises:
-        PermanentError: looking will not get better.
+        PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
     """
     pace = Pace(poll_interval, deadline_at, now, say)
     name, told, known = wait.submission.name, "", False
@@ -112,7 +140,7 @@ def wait_for_end(
         over, began_at = pace.is_over(), now()
         try:
             look = yield from wait.look()
-        except TemporaryError as error:
+        except (TemporaryError, PermanentError) as error:
             pause = pace.failed(error)
         else:
             pause = pace.looked()
@@ -178,7 +206,7 @@ def wait_until_idle(agent_id: str, *, poll_interval: float, deadline_at: datetim
 
     Raises:
         StillBusyError: a run was still active at a last look at the deadline.
-        PermanentError: looking will not get better.
+        PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
     """
     pace = Pace(poll_interval, deadline_at, now, say)
     told: frozenset[str] | None = None
@@ -187,7 +215,7 @@ def wait_until_idle(agent_id: str, *, poll_interval: float, deadline_at: datetim
         over = pace.is_over()
         try:
             active = yield from active_runs(agent_id)
-        except TemporaryError as error:
+        except (TemporaryError, PermanentError) as error:
             pause = pace.failed(error)
         else:
             pause = pace.looked()

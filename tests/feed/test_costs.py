@@ -12,6 +12,7 @@ from airflow_provider_agents.api.models import ExecutionEvent
 from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.feed.ways import BELIEVED_SECONDS
 from airflow_provider_agents.runs.journal import Journal
+from airflow_provider_agents.runs.patience import REFUSED_SECONDS
 from airflow_provider_agents.runs.submission import attached_to
 from airflow_provider_agents.runs.verdict import Rules, Wait
 from airflow_provider_agents.simulator import World
@@ -266,7 +267,11 @@ def test_a_watcher_that_may_not_list_the_account_is_told_so():
     deadline_at = scene.clock.now + timedelta(days=9)
     watcher = scene.driver.join(Journal.from_now(ACCOUNT, 10.0, scene.sim.now()), deadline_at=deadline_at)
     other = scene.waiting()
-    Gate(scene, lambda path, query: 403 if kind(path, query) == "account whole" else None).sweep(2)
+    gate = Gate(scene, lambda path, query: 403 if kind(path, query) == "account whole" else None)
+    gate.sweep()
+    assert "403" in str(watcher.trouble.error)
+    scene.clock.advance(REFUSED_SECONDS)
+    gate.sweep()
     assert "403" in str(watcher.error)
     assert not other.over
 

@@ -16,6 +16,7 @@ from airflow_provider_agents.api.errors import PermanentError
 from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.feed.waits import journal_from_now
 from airflow_provider_agents.runs.journal import Cursor, Journal
+from airflow_provider_agents.runs.patience import REFUSED_SECONDS
 from airflow_provider_agents.simulator import Fault, World
 
 FOREVER = datetime.max.replace(tzinfo=UTC)
@@ -130,6 +131,9 @@ def test_a_key_that_may_not_list_the_account_is_told_so(scene):
 
     scene.sim.handle = refusing
     ticket = scene.driver.join(Journal.from_now(ACCOUNT, SETTLE, scene.sim.now()), interval=5.0, deadline_at=FOREVER)
+    scene.sweep()
+    assert isinstance(ticket.trouble.error, PermanentError)
+    scene.clock.advance(REFUSED_SECONDS)
     scene.sweep()
     assert isinstance(ticket.error, PermanentError)
 

@@ -13,6 +13,7 @@ from airflow_provider_agents.api.models import ExecutionEvent
 from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.runs.journal import Journal
 from airflow_provider_agents.runs.matching import Seek
+from airflow_provider_agents.runs.patience import REFUSED_SECONDS
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
 from airflow_provider_agents.simulator import World
 
@@ -344,10 +345,13 @@ def test_an_event_without_a_time_is_not_lost_behind_one_with_a_time():
 def test_a_key_that_is_revoked_is_told_by_the_accounts_listing():
     scene = Scene(World(), agents=3, queue_seconds=0.0, run_seconds=1000.0)
     tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
-    asked = Gate(scene, lambda path, query: 401).sweep()
+    gate = Gate(scene, lambda path, query: 401)
+    # The key is the same for all listings, so one refusal is enough.
+    assert [path for path, _ in gate.sweep()] == [EVENTS]
+    assert [type(ticket.trouble.error) for ticket in tickets] == [AuthenticationError] * 3
+    scene.clock.advance(REFUSED_SECONDS)
+    gate.sweep()
     assert [type(ticket.error) for ticket in tickets] == [AuthenticationError] * 3
-    # There is nobody left to ask for.
-    assert [path for path, _ in asked] == [EVENTS]
 
 
 # --- how much, and how soon ------------------------------------------------------------------------------------------

@@ -8,8 +8,17 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from airflow_provider_agents.api.calls import Answer, Pause
-from airflow_provider_agents.api.errors import NotFoundError, RateLimitedError, ServerError
+from airflow_provider_agents.api.errors import (
+    AuthenticationError,
+    NotFoundError,
+    PaginationError,
+    PermissionDeniedError,
+    RateLimitedError,
+    RequestRejectedError,
+    ServerError,
+)
 from airflow_provider_agents.api.models import ExecutionEvent, Page
+from airflow_provider_agents.runs.patience import REFUSED_SECONDS
 from airflow_provider_agents.runs.submission import Submission, attached_to
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
 from airflow_provider_agents.runs.waiting import (
@@ -23,6 +32,16 @@ from airflow_provider_agents.runs.waiting import (
 
 T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)
 DOWN = ServerError("The API answers 503.", status_code=503)
+REFUSALS = [
+    kind(f"{status}: refused.", status_code=status)
+    for kind, status in (
+        (RequestRejectedError, 302),
+        (RequestRejectedError, 400),
+        (AuthenticationError, 401),
+        (PermissionDeniedError, 403),
+        (NotFoundError, 404),
+    )
+]
 
 
 def row(name="e", status="RUNNING", seconds=0.0):
@@ -218,11 +237,42 @@ def test_an_earlier_failure_is_not_told_of_at_the_deadline():
     assert not any("last look" in message for message in story.words)
 
 
-def test_what_will_not_get_better_ends_a_wait_at_once():
-    story = Story(NotFoundError("404."))
-    with pytest.raises(NotFoundError):
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("what", ["wait", "idle"])
+def test_a_refusal_ends_a_wait_after_five_minutes_of_nothing_else(refusal, what):
+    story = Story([row()], refusal)
+    with pytest.raises(
+        type(refusal), match=r"refused\. Every request since 2026-01-01 09:00:05 UTC was refused"
+    ) as end:
+        story.tell(getattr(story, what)())
+    assert end.value.status_code == refusal.status_code
+    assert REFUSED_SECONDS <= (story.now - T0).total_seconds() - 5 <= REFUSED_SECONDS + 150
+    assert [level for level, _ in story.said].count(logging.WARNING) in {1, 2}
+
+
+@pytest.mark.parametrize("other", [DOWN, [row()]], ids=["outage", "answer"])
+def test_a_refusal_that_is_not_the_only_answer_ends_no_wait(other):
+    refused = [NotFoundError("404: refused.", status_code=404)] * 2
+    story = Story([row()], *([*refused, other] * 40), [row(status="COMPLETED")])
+    assert story.tell(story.wait(seconds=10**6)).outcome == Outcome.COMPLETED
+    assert (story.now - T0).total_seconds() > REFUSED_SECONDS
+
+
+def test_a_refusal_is_reported_at_once_and_also_in_an_outage():
+    story = Story([row()], DOWN, NotFoundError("404: refused.", status_code=404), [row(status="COMPLETED")])
+    story.tell(story.wait())
+    warnings = [message for level, message in story.said if level == logging.WARNING]
+    assert [message.split(":")[0] for message in warnings] == [
+        str(DOWN).split(":")[0] + " The run goes on; looking again until it can be seen.",
+        "404",
+    ]
+
+
+def test_an_error_that_is_no_response_ends_a_wait_at_once():
+    story = Story([row()], PaginationError("The listing never ends."))
+    with pytest.raises(PaginationError):
         story.tell(story.wait())
-    assert story.pauses == []
+    assert story.pauses == [5.0]
 
 
 # --- what is known, in words -----------------------------------------------------------------------------------------
