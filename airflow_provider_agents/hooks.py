@@ -162,26 +162,20 @@ class AgentsHook(BaseHook):
         """
         from airflow_provider_agents.api.client import Client
 
-        return Client(
-            self.settings(), warn_once=warn_once or self._warn_once, window=window, renew=self._renewed
-        )
+        return Client(self.settings(), warn_once=warn_once or self._warn_once, window=window, renew=self._renewed)
 
     def _renewed(self) -> Settings | None:
         """The connection, read again, if it has changed."""
-        before = self.settings()
-        found = self._look_up()
-        try:
-            after = before if isinstance(found, InvalidConnectionError) else settings_of(*found)
-        except InvalidConnectionError as error:
-            found, after = error, before
+        found = read_settings(self.agents_conn_id, self.get_connection)
         if isinstance(found, InvalidConnectionError):
             # The 401 decides what becomes of the task.
             self.log.warning("The API key was refused, and the connection cannot be read again. %s", found)
-        if after == before:
+            return None
+        if found == self._settings:
             return None
         self.log.info("The API key was refused. The connection has changed since; the request is repeated with it.")
-        self.__dict__["_connection"] = found
-        return after
+        self._settings = found
+        return found
 
     def _follow(self, steps: calls.Steps[T]) -> T:
         with self.get_conn() as client:

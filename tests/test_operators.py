@@ -393,6 +393,54 @@ def test_a_key_that_is_revoked_while_a_worker_waits_fails_for_good(platform, tas
     assert [run(operator(), task)["id"]] == platform.executions()
 
 
+REFUSALS = (302, 400, 401, 403, 404)
+
+
+def refuse(platform, status, after, seconds):
+    """Refuse every request for a time that begins after some seconds."""
+    begin = platform.sim.clock() + timedelta(seconds=after)
+    end = begin + timedelta(seconds=seconds)
+    platform.sim.faults.append(Fault(kind="status", status=status, times=None, not_before=begin, not_after=end))
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+def test_refusals_for_some_minutes_fail_no_task_whose_run_is_under_way(platform, task, waiting, status, logged):
+    platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=900.0)
+    refuse(platform, status, after=120, seconds=240)
+    assert [run(operator(**waiting), task)["id"]] == platform.executions()
+    assert f": {status}." in logged()
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+def test_refusals_without_an_end_fail_a_task_after_five_minutes_and_name_its_run(platform, task, waiting, status):
+    platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=3600.0)
+    began = platform.sim.clock()
+    refuse(platform, status, after=120, seconds=1000)
+    with pytest.raises(AirflowFailException, match=f"{status}.*Every request since 2026-01-01 09:0. *"):
+        run(operator(**waiting), task)
+    assert 420 <= (platform.sim.clock() - began).total_seconds() <= 420 + 200
+    platform.pass_time(1200)
+    task.clear()
+    assert [run(operator(**waiting), task)["id"]] == platform.executions()
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+def test_a_refusal_before_the_start_fails_a_task_at_once(platform, task, waiting, status):
+    refuse(platform, status, after=0, seconds=1000)
+    with pytest.raises(AirflowFailException, match=f"{status}"):
+        run(operator(**waiting), task)
+    assert platform.slept == []
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+def test_refusals_for_some_minutes_fail_no_task_that_waits_for_an_idle_agent(platform, task, waiting, status):
+    platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=900.0)
+    platform.sim.start_scheduled_run("agent-1")
+    platform.sim.add_agent("agent-1")
+    refuse(platform, status, after=120, seconds=240)
+    assert [run(operator(if_running="wait", **waiting), task)["id"]] == platform.executions()
+
+
 # --- arguments ---
 
 

@@ -445,6 +445,89 @@ def test_what_may_pass_ends_nothing(platform, wait):
     assert wait(agent_id="agent-1", event_id=event_id)["id"] == event_id
 
 
+REFUSALS = (302, 400, 401, 403, 404)
+
+
+def refuse(platform, status, after, seconds):
+    """Refuse every request for a time that begins after some seconds."""
+    begin = platform.sim.clock() + timedelta(seconds=after)
+    end = begin + timedelta(seconds=seconds)
+    platform.sim.faults.append(Fault(kind="status", status=status, times=None, not_before=begin, not_after=end))
+
+
+@pytest.mark.parametrize("named", ["event", "moment"])
+@pytest.mark.parametrize("status", REFUSALS)
+def test_refusals_for_some_minutes_fail_no_sensor(platform, wait, status, named):
+    platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=900.0)
+    event_id = platform.sim.start_scheduled_run("agent-1")
+    refuse(platform, status, after=12 if named == "moment" else 120, seconds=240)
+    which = {"event_id": event_id} if named == "event" else {"started_after": NINE}
+    assert wait(agent_id="agent-1", **which)["id"] == event_id
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+def test_refusals_without_an_end_fail_a_sensor_after_five_minutes(platform, wait, status):
+    platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=3600.0)
+    event_id = platform.sim.start_scheduled_run("agent-1")
+    began = platform.sim.clock()
+    refuse(platform, status, after=120, seconds=3000)
+    with pytest.raises(AirflowFailException, match=f"{status}.*Every request since 2026-01-01 09:0. *"):
+        wait(agent_id="agent-1", event_id=event_id)
+    assert 420 <= (platform.sim.clock() - began).total_seconds() <= 420 + 200
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+def test_a_refusal_of_the_first_look_fails_a_sensor_at_once(platform, wait, status):
+    refuse(platform, status, after=0, seconds=1000)
+    with pytest.raises(AirflowFailException, match=f"{status}"):
+        wait(agent_id="agent-1", event_id="event-1")
+    assert platform.slept == []
+
+
+@pytest.mark.parametrize("way", ["poke", "reschedule"])
+def test_a_refused_sensor_keeps_its_timeout(platform, monkeypatch, way):
+    monkeypatch.setattr(
+        "airflow.sdk.bases.sensor.time",
+        SimpleNamespace(monotonic=lambda: datetime.now(UTC).timestamp(), sleep=time.sleep),
+    )
+
+    class Sensor(AgentRunSensor):
+        def __init__(self, **arguments):
+            super().__init__(**arguments)
+            self._arguments = arguments
+
+    platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=3600.0)
+    event_id = platform.sim.start_scheduled_run("agent-1")
+    refuse(platform, 404, after=30, seconds=3000)
+    with pytest.raises(AirflowSensorTimeout):
+        run(
+            platform,
+            Sensor(task_id="wait", mode=way, poke_interval=5.0, agent_id="agent-1", event_id=event_id, timeout=60),
+        )
+    assert sum(platform.slept) <= 90
+
+
+@newer_airflow
+@pytest.mark.parametrize("status", REFUSALS)
+def test_without_a_worker_the_first_refusal_fails_a_sensor_at_once_and_a_later_one_does_not(platform, status):
+    def started(**which):
+        op = AgentRunSensor(task_id="wait", agent_id="agent-1", start_from_trigger=True, poke_interval=5.0, **which)
+        return AgentSensorTrigger(**op.start_trigger_args.trigger_kwargs)
+
+    platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=900.0)
+    event_id = platform.sim.start_scheduled_run("agent-1")
+    for which in ({"event_id": event_id}, {"started_after": NINE}):
+        platform.sim.faults.clear()
+        refuse(platform, status, after=0, seconds=60)
+        began = platform.sim.clock()
+        event = asyncio.run(first_event(started(**which)))
+        assert str(status) in event.payload["error"]
+        assert (platform.sim.clock() - began).total_seconds() < 5
+        platform.sim.faults.clear()
+        refuse(platform, status, after=12, seconds=240)
+        assert asyncio.run(first_event(started(**which))).payload["outcome"] == "completed"
+
+
 # --- what it refuses when the DAG is parsed ---
 
 

@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import itertools
+import json
 import random
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -26,7 +29,15 @@ from airflow_provider_agents.api.errors import (
     TemporaryError,
 )
 from airflow_provider_agents.feed import feed as feed_module
-from airflow_provider_agents.feed.feed import SIGN_OF_LIFE_SECONDS, Feed, FeedClosedError, shared_feed
+from airflow_provider_agents.feed.feed import (
+    LAST_LOOK_SECONDS,
+    OPENING_SECONDS,
+    SIGN_OF_LIFE_SECONDS,
+    SWEEP_SECONDS,
+    Feed,
+    FeedClosedError,
+    shared_feed,
+)
 from airflow_provider_agents.feed.plan import Plan
 from airflow_provider_agents.runs.submission import submit
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
@@ -448,6 +459,159 @@ def test_when_the_server_asks_for_a_pause_nobody_asks_anything():
     assert refused_at
     next_at = min(at for at in scene.sent_at if at > refused_at[0])
     assert next_at - refused_at[0] >= 90.0
+
+
+# --- what has an end ---
+
+
+class Hanging(Scene):
+    """A scene in which the look-up of the connection hangs for a time."""
+
+    hangs = True
+
+    async def open_client(self):
+        if self.hangs:
+            self.look_ups += 1
+            await asyncio.Event().wait()
+        return await super().open_client()
+
+
+def test_a_look_up_that_hangs_is_given_up_and_tried_again():
+    scene = Hanging(agents=20)
+
+    async def main():
+        waits = [asyncio.ensure_future(scene.wait(agent_id)) for agent_id in scene.agents]
+        await asyncio.sleep(2 * OPENING_SECONDS)
+        scene.hangs = False
+        return await asyncio.gather(*waits)
+
+    assert {verdict.outcome for verdict in scene.run(main())} == {Outcome.COMPLETED}
+    # All that ask share an attempt.
+    assert scene.look_ups <= 4
+
+
+def test_a_look_up_that_hangs_for_good_ends_the_waits_and_blocks_no_other_connection():
+    hanging, other = Hanging(agents=2), Scene(agents=1)
+    other.loop.close()
+    other.loop, other.clock = hanging.loop, hanging.clock
+
+    async def main():
+        waits = [asyncio.ensure_future(hanging.wait(agent_id)) for agent_id in hanging.agents]
+        began = hanging.clock.now
+        async with shared_feed("another", lambda: Feed("another", other.open_client, now=hanging.clock)) as feed:
+            answer = await feed.ask(calls.one(calls.list_agents()))
+        assert hanging.clock.now - began < timedelta(seconds=5)
+        return answer, await asyncio.gather(*waits, return_exceptions=True)
+
+    answer, results = hanging.run(main())
+    assert answer.data
+    assert [type(result) for result in results] == [TimeoutError] * 2
+
+
+def test_a_client_that_does_not_close_holds_up_nothing():
+    scene = Scene()
+
+    class Stuck(Transport):
+        async def aclose(self):
+            self.closed = True
+            await asyncio.Event().wait()
+
+    async def open_client():
+        scene.transports.append(Stuck(scene))
+        return AsyncClient(scene.settings, transport=scene.transports[-1])
+
+    scene.open_client = open_client
+    assert scene.run(scene.wait()).outcome == Outcome.COMPLETED
+
+
+@pytest.mark.parametrize("slow", ["pages", "look-up", "rate"])
+def test_a_deadline_is_kept_whatever_a_poll_is_busy_with(slow):
+    scene = (Hanging if slow == "look-up" else Scene)(run_seconds=9 * 3600.0)
+    submission = scene.submitted()
+    if slow == "pages":
+        # A page after the other, each in good time, and none of them the last.
+        scene.sim.world = replace(scene.sim.world, empty_pages=500)
+        scene.latency = lambda: 40.0
+    if slow == "rate":
+        scene.settings = replace(scene.settings, max_requests_per_second=0.001)
+    deadline_at = scene.clock.now + timedelta(seconds=100)
+
+    async def main():
+        async with scene.held() as feed:
+            verdict = await feed.watch(Wait(submission, Rules()), interval=5.0, deadline_at=deadline_at)
+            # Its client closes in good time.
+            scene.latency = lambda: LATENCY
+            return verdict, scene.clock.now
+
+    verdict, ended_at = scene.run(main())
+    assert verdict.outcome == Outcome.TIMED_OUT
+    assert timedelta(0) <= ended_at - deadline_at <= timedelta(seconds=LAST_LOOK_SECONDS + 1)
+
+
+def test_a_slow_agent_keeps_nobody_from_the_next_look():
+    scene = Scene(agents=2, run_seconds=600.0)
+    inner, began = scene.sim.handle, scene.clock.now
+    tokens = itertools.count()
+
+    def handle(method, path, query, headers):
+        if path == "/v1/events":
+            return scene.sim._error(403, "no")
+        if "/agent-0/" in path:
+            reply = inner(method, path, {k: v for k, v in query.items() if k != "nextToken"}, headers)
+            body = json.loads(reply.body)
+            return replace(reply, body=json.dumps({**body, "data": [], "nextToken": f"t{next(tokens)}"}).encode())
+        return inner(method, path, query, headers)
+
+    async def main():
+        slow = asyncio.ensure_future(scene.wait("agent-0"))
+        well = asyncio.ensure_future(scene.wait("agent-1"))
+        await asyncio.sleep(0)
+        scene.sim.handle = handle
+        scene.latency = lambda: 5.0
+        verdict = await well
+        took = scene.clock.now - began
+        slow.cancel()
+        return verdict, took
+
+    verdict, took = scene.run(main())
+    assert verdict.outcome == Outcome.COMPLETED
+    assert took <= timedelta(seconds=600 + 2 * SWEEP_SECONDS)
+
+
+def test_a_refused_key_is_looked_up_once_in_a_poll():
+    scene = Scene(agents=40, run_seconds=9 * 3600.0)
+
+    async def main():
+        waits = [asyncio.ensure_future(scene.wait(agent_id)) for agent_id in scene.agents]
+        await asyncio.sleep(20.0)
+        asked = len(scene.sent_at)
+        scene.sim.api_keys = ()
+        results = await asyncio.gather(*waits, return_exceptions=True)
+        return results, scene.look_ups - 1, len(scene.sent_at) - asked
+
+    results, look_ups, requests = scene.run(main())
+    assert {type(result) for result in results} == {AuthenticationError}
+    # One in each poll, and the pauses between polls double.
+    assert look_ups <= 10
+    assert requests <= 20
+
+
+@pytest.mark.parametrize(
+    "error", [InvalidConnectionError("The connection has no API key."), RuntimeError("the database restarts")]
+)
+def test_a_connection_that_is_bad_while_the_key_is_refused_ends_nothing(error):
+    # Somebody edits it, in more than one step.
+    scene = Scene(agents=3, run_seconds=600.0)
+
+    async def main():
+        waits = [asyncio.ensure_future(scene.wait(agent_id)) for agent_id in scene.agents]
+        await asyncio.sleep(20.0)
+        scene.sim.api_keys = ("the-new-key",)
+        scene.opening = [error]
+        scene.settings = Settings(api_key="the-new-key", base_url="http://127.0.0.1")
+        return await asyncio.gather(*waits)
+
+    assert {verdict.outcome for verdict in scene.run(main())} == {Outcome.COMPLETED}
 
 
 # --- asking together ---
