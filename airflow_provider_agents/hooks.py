@@ -8,7 +8,7 @@ from urllib.parse import quote as percent_encode
 
 from airflow.providers.common.compat.sdk import BaseHook
 
-from airflow_provider_agents import _CONN_TYPE, _EXTRAS, _HIDDEN_FIELDS, _PLACEHOLDERS, _RELABELING
+from airflow_provider_agents import _CONN_TYPE, _EXTRAS, _HIDDEN_FIELDS, _PLACEHOLDERS, _RELABELING, validation
 from airflow_provider_agents.api import calls
 from airflow_provider_agents.api.errors import AgentsError, InvalidConnectionError
 from airflow_provider_agents.api.rows import WarnOnce
@@ -93,6 +93,7 @@ class AgentsHook(BaseHook):
         agents_conn_id: the Airflow connection.
 
     Raises:
+        InvalidArgumentError: this is no id of a connection.
         InvalidConnectionError: from the first method that needs the connection.
         AgentsError: from every method, the one that fits.
     """
@@ -105,6 +106,7 @@ class AgentsHook(BaseHook):
     def __init__(self, agents_conn_id: str = default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.agents_conn_id = agents_conn_id
+        validation.Arguments({"agents_conn_id": validation.connection_id}).check(self, parsing=True)
         self._warn_once = WarnOnce()
 
     @classmethod

@@ -10,7 +10,9 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator
+from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
+from airflow_provider_agents import validation
 from airflow_provider_agents.api.calls import check_agent_id
 from airflow_provider_agents.api.errors import (
     AgentsError,
@@ -38,6 +40,8 @@ from airflow_provider_agents.runs.verdict import (
     Wait,
     active_runs,
     error_of,
+    how_it_completed,
+    named,
     own_event,
     state_of_event,
     usage_of,
@@ -45,16 +49,12 @@ from airflow_provider_agents.runs.verdict import (
 from airflow_provider_agents.runs.waiting import wait_for_end, wait_until_idle
 from airflow_provider_agents.tasks import (
     DEFER_MARGIN_SECONDS,
-    TRIGGERS_END_TASKS,
+    WAITS_IN_TRIGGERER,
     Known,
     base_url_of,
-    check_appearance,
-    check_choice,
-    check_early,
-    check_end_from_trigger,
-    check_seconds,
+    began_at,
     connect,
-    lost_in_trigger,
+    fail_without_retry,
     start_window,
 )
 from airflow_provider_agents.triggers import (
@@ -68,7 +68,7 @@ from airflow_provider_agents.triggers import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_agents.api.client import Client
@@ -77,6 +77,35 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 IF_RUNNING = ("start", "attach", "wait", "skip", "fail")
+
+
+def _verdict_after_settling(task: Any) -> str | None:
+    return validation.ends_after_settling(task) if task.wait_for_completion else None
+
+
+def _ends_where_it_waits(task: Any) -> str | None:
+    if not task.end_from_trigger or (task.wait_for_completion and task.deferrable):
+        return None
+    return "end_from_trigger needs a task that waits in the triggerer: leave out wait_for_completion and deferrable."
+
+
+ARGUMENTS = validation.Arguments(
+    {
+        "agent_id": validation.agent_id,
+        "agents_conn_id": validation.connection_id,
+        "wait_for_completion": validation.switch,
+        "deferrable": validation.switch,
+        "poll_interval": validation.seconds,
+        "timeout": validation.seconds,
+        "if_running": validation.one_of(*IF_RUNNING),
+        "on_ambiguous": validation.one_of(*ON_AMBIGUOUS),
+        "settle": validation.seconds,
+        "appear_within": validation.seconds,
+        "durable": validation.switch,
+        "end_from_trigger": validation.switch,
+    },
+    relations=(validation.lost_after_settling, _verdict_after_settling, _ends_where_it_waits),
+)
 
 #: The key of the record in the task state store. Public: an operator of Airflow may look it up or delete it.
 RECORD_KEY = "agent_run"
@@ -102,8 +131,7 @@ def _without_vain_retries(
         except AgentsError as error:
             if error.is_retryable:
                 raise
-            # Without its thirty lines of traceback: they push what it says, which is what helps, off the page.
-            raise AirflowFailException(str(error)) from error.with_traceback(None)
+            raise fail_without_retry(error) from error.with_traceback(None)
 
     return wrapped  # type: ignore[return-value]  # mypy takes the wrapper's self for a keyword
 
@@ -170,28 +198,24 @@ class ExecuteAgentOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_early(agent_id)
         self.agent_id = agent_id
         self.agents_conn_id = agents_conn_id
         self.wait_for_completion = wait_for_completion
         self.deferrable = deferrable
-        self.poll_interval = check_seconds("poll_interval", poll_interval)
-        self.timeout = check_seconds("timeout", timeout)
-        self.if_running = check_choice("if_running", if_running, IF_RUNNING)
-        self.on_ambiguous = check_choice("on_ambiguous", on_ambiguous, ON_AMBIGUOUS)
-        self.settle = check_seconds("settle", settle)
-        self.appear_within = check_seconds("appear_within", appear_within)
-        check_appearance(self.settle, self.appear_within)
+        self.poll_interval: float = poll_interval
+        self.timeout: Any = timeout
+        self.if_running = if_running
+        self.on_ambiguous = on_ambiguous
+        self.settle = settle
+        self.appear_within = appear_within
         self.durable = durable
         self.end_from_trigger = end_from_trigger
-        if end_from_trigger:
-            if not (wait_for_completion and deferrable):
-                raise InvalidArgumentError(
-                    "end_from_trigger is for a task that waits in the triggerer: leave wait_for_completion and "
-                    "deferrable as they are."
-                )
-            check_end_from_trigger(self, "end_from_trigger")
+        if not validation.made_from_mapped(self):
+            ARGUMENTS.check(self, parsing=True)
+            if self.end_from_trigger:
+                validation.refuse_trigger_end(self, "end_from_trigger", overridden=("execute_complete",))
         self._under_way: Submission | Wait | None = None
+        self._began_at = now()
         self._known = Known()
         #: What `AgentRunLink` reads.
         self.run_link: str | None = None
@@ -201,26 +225,18 @@ class ExecuteAgentOperator(BaseOperator):
     @_without_vain_retries
     def execute(self, context: Context) -> dict[str, Any]:
         """Take up the run of an earlier try, or start one; then wait as told."""
+        ARGUMENTS.check(self)
         return self._run(context, deadline_at=None)
 
     @_without_vain_retries
-    def start_when_idle(
-        self, context: Context, event: Any = None, agent_id: str | None = None, agents_conn_id: str | None = None
-    ) -> dict[str, Any]:
+    def start_when_idle(self, context: Context, event: Any = None) -> dict[str, Any]:
         """Resume after `if_running="wait"`: the agent was idle a moment ago.
 
         Args:
             context: Airflow's.
             event: `AgentIdle.to_json()`.
-            agent_id: what this task deferred with; `dag.test()` leaves it out.
-            agents_conn_id: likewise.
         """
         idle = AgentIdle.from_json(event)
-        if agent_id is not None and (agent_id, agents_conn_id) != (idle.agent_id, idle.agents_conn_id):
-            raise UnknownTriggerEventError(
-                f"The trigger waited for agent {idle.agent_id} over connection {idle.agents_conn_id}, not for agent "
-                f"{agent_id} over connection {agents_conn_id}."
-            )
         self._keep_to(idle.agent_id, idle.agents_conn_id)
         if idle.error is not None and idle.for_good:
             raise AirflowFailException(idle.error)
@@ -231,6 +247,7 @@ class ExecuteAgentOperator(BaseOperator):
     def _run(self, context: Context, deadline_at: datetime | None) -> dict[str, Any]:
         agent_id = check_agent_id(self.agent_id)
         self.run_link = ""  # nothing of an earlier try
+        self._began_at = began_at(context)
         memory = _Memory(self, context)
         hook = connect(self.agents_conn_id, self.log.warning)
         self._known = Known(base_url=base_url_of(hook))
@@ -251,7 +268,7 @@ class ExecuteAgentOperator(BaseOperator):
             memory.save(Phase.ACCEPTED, submission)
             self._under_way = submission
             self._known = replace(self._known, submission=submission)
-            self.log.info("The run of %s is under way.", submission.name)
+            self.log.info("The run was accepted. %s", named(submission))
             self._push(context, "request_id", submission.request_id)
             self._show(context, submission.event_id, hook)
             if not self.wait_for_completion:
@@ -302,7 +319,7 @@ class ExecuteAgentOperator(BaseOperator):
         verdict = wait.take(client.follow(wait.look()), began_at)
         if verdict is not None and not self._is_still_wanted(verdict, record, memory):
             return None
-        self.log.info("Taking up the run of %s that an earlier try has started.", submission.name)
+        self.log.info("Waiting again for the run that an earlier try started. %s", named(submission))
         return submission
 
     def _is_still_wanted(self, verdict: Verdict, record: RunRecord, memory: _Memory) -> bool:
@@ -315,7 +332,7 @@ class ExecuteAgentOperator(BaseOperator):
             case Outcome.COMPLETED if record.ends_in_trigger and memory.is_cleared_since(record):
                 # A trigger cannot write the record, so this is all there is to tell that the task had ended. It looks
                 # the same if the run ended after a user had cleared the waiting task.
-                self.log.info("The run of %s has COMPLETED, and the task was cleared since.", submission.name)
+                self.log.info("The earlier run COMPLETED, and the task was cleared since. %s", named(submission))
                 return False
         return True
 
@@ -339,11 +356,13 @@ class ExecuteAgentOperator(BaseOperator):
                 self.log.log(level, "%s Waiting for that run; none is started.", busy)
                 return attached_to(active[0], agent_id, now())
             case "skip":
+                # Airflow shows no reason for a skip.
+                self.log.warning("The task is skipped (if_running='skip'): %s Nothing was started.", busy)
                 raise AirflowSkipException(f"{busy} Nothing was started.")
             case "fail":
                 raise AgentBusyError(f"{busy} Nothing was started.")
         if self.deferrable:
-            self.log.info("%s Waiting in the triggerer until it is idle.", busy)
+            self.log.info("%s %s", busy, WAITS_IN_TRIGGERER.format("until the agent is idle", deadline_at))
             self.defer(
                 trigger=AgentIdleTrigger(
                     agents_conn_id=self.agents_conn_id,
@@ -352,7 +371,7 @@ class ExecuteAgentOperator(BaseOperator):
                     deadline_at=deadline_at.isoformat(),
                 ),
                 method_name="start_when_idle",
-                kwargs={"agent_id": agent_id, "agents_conn_id": self.agents_conn_id},
+                kwargs={},
                 timeout=self._defer_timeout(deadline_at),
             )
         # With another client: this wait has pauses of its own after failures.
@@ -399,13 +418,14 @@ class ExecuteAgentOperator(BaseOperator):
 
     def _defer_until_end(self, submission: Submission, memory: _Memory) -> NoReturn:
         deadline_at = self._deadline()
-        ends_in_trigger = self.end_from_trigger and TRIGGERS_END_TASKS
-        lost = lost_in_trigger(self)
+        ends_in_trigger = self.end_from_trigger and validation.TRIGGERS_END_TASKS
+        lost = validation.lost_at_trigger_end(self, overridden=("execute_complete",))
         if ends_in_trigger and lost is not None:
             # It came after the task was made, so nobody could refuse it then.
             self.log.warning("A worker ends this task, not its trigger, which would lose %s.", lost)
             ends_in_trigger = False
-        memory.save(Phase.DEFERRED, submission, ends_in_trigger=ends_in_trigger)
+        memory.save(Phase.DEFERRED, submission, ends_in_trigger=ends_in_trigger, deadline_at=deadline_at)
+        self.log.info("%s %s", WAITS_IN_TRIGGERER.format("for the run", deadline_at), named(submission))
         self.defer(
             trigger=AgentRunTrigger(
                 agents_conn_id=self.agents_conn_id,
@@ -419,7 +439,8 @@ class ExecuteAgentOperator(BaseOperator):
                 show=self._show_early(submission) if memory.is_kept else [],
             ),
             method_name="execute_complete",
-            kwargs={"submission": submission.to_json()},
+            # The resume methods take what those of other providers take, so that a subclass can override them.
+            kwargs={},
             timeout=self._defer_timeout(deadline_at),
         )
         raise AssertionError("unreachable: defer raises")
@@ -446,53 +467,41 @@ class ExecuteAgentOperator(BaseOperator):
         return super().resume_execution(next_method, next_kwargs, context)
 
     @_without_vain_retries
-    def execute_complete(
-        self, context: Context, event: Any = None, submission: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
         """Resume when the trigger has seen the end.
 
         Args:
             context: Airflow's.
             event: `RunEnded.to_json()`.
-            submission: what this task deferred with; `dag.test()` leaves it out.
         """
         ended = RunEnded.from_json(event)
-        if submission is not None and Submission.from_json(submission) != ended.submission:
-            raise UnknownTriggerEventError(
-                f"The trigger reports the run of {ended.submission.name}, which is not the run of this task."
-            )
-        self._keep_to(ended.submission.agent_id, ended.agents_conn_id)
         memory = _Memory(self, context)
+        memory.refuse_another_run(ended.submission, ended.agents_conn_id)
+        self._keep_to(ended.submission.agent_id, ended.agents_conn_id)
         verdict = ended.verdict()
         hook = AgentsHook(self.agents_conn_id)
         self._known = Known(submission=ended.submission, verdict=verdict, base_url=base_url_of(hook))
         if verdict is None:
             memory.save(Phase.DETACHED, ended.submission)
             raise (AirflowFailException if ended.for_good else TemporaryError)(
-                f"The run of {ended.submission.name} goes on, but it cannot be waited for: {ended.error} "
-                f"{memory.next_try_while_running}"
+                f"The wait for the run has failed: {ended.error} The run is still running and cannot be cancelled. "
+                f"{memory.next_try_while_running} {named(ended.submission)}"
             )
         return self._end(context, ended.submission, verdict, memory, hook)
 
     def _end(
         self, context: Context, submission: Submission, verdict: Verdict, memory: _Memory, hook: AgentsHook
     ) -> dict[str, Any]:
-        ids = [event.id for event in verdict.events]
         event = verdict.event
         own = own_event(verdict, submission)
         if own is not None:
             self._show(context, own.id, hook)
             self._push(context, "usage", usage_of(own, try_number=context["ti"].try_number))
         if verdict.outcome == Outcome.COMPLETED and event is not None:
-            if len(ids) > 1 and not verdict.late:
-                self.log.warning(
-                    "The API does not tell which of the events %s is the run of %s. All of them COMPLETED, so it did.",
-                    ", ".join(ids),
-                    submission.name,
-                )
             result = event.to_json()
             memory.save(Phase.ENDED, submission, outcome=verdict.outcome, result=result, is_own=own is not None)
-            self.log.info("COMPLETED: event %s, the run of %s.", event.id, submission.name)
+            level = logging.INFO if len(verdict.events) == 1 else logging.WARNING
+            self.log.log(level, "%s", how_it_completed(verdict, submission))
             return result
         if verdict.outcome == Outcome.FAILED:
             memory.save(Phase.ENDED, submission, outcome=verdict.outcome)
@@ -506,20 +515,27 @@ class ExecuteAgentOperator(BaseOperator):
             what_now = memory.next_try_after_loss
         else:
             memory.save(Phase.DETACHED, submission)
-            what_now = memory.next_try_while_running
+            what_now = self._words_of_limit() + memory.next_try_while_running
         error = error_of(verdict, submission, what_now=what_now)
         raise error or AssertionError("unreachable: a COMPLETED verdict has an event")
 
     def on_kill(self) -> None:
         """Say that the run goes on. No I/O: this may run in a signal handler."""
-        if self._under_way is not None:
+        run = self._under_way
+        if run is not None:
             self.log.warning(
-                "The task was killed; the run of %s, if it was started, cannot be cancelled and goes on. A retry or "
-                "clear takes it up again (Airflow 3.3 and later).",
-                self._under_way.name,
+                "The task was killed. Its run cannot be cancelled and is still running, if it was started. A retry or "
+                "clear waits for the same run again (Airflow 3.3 and later). %s",
+                named(run.submission, run.events if run.is_known else ()) if isinstance(run, Wait) else named(run),
             )
 
     # --- small things ---
+
+    @property
+    def output(self) -> XComArg:
+        """The task's result, for the tasks after it."""
+        found = super().output
+        return found if self.multiple_outputs else _Output(operator=self, key=found.key)  # type: ignore[attr-defined]
 
     def _keep_to(self, agent_id: str, agents_conn_id: str) -> None:
         """Go on with what the task was deferred with: its templates were rendered again since."""
@@ -551,7 +567,21 @@ class ExecuteAgentOperator(BaseOperator):
         return Rules(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous)
 
     def _deadline(self) -> datetime:
-        return now() + timedelta(seconds=self.timeout)
+        """When to give up: the earlier of `timeout` and what is left of Airflow's `execution_timeout`."""
+        deadline_at = now() + timedelta(seconds=self.timeout)
+        limit = self.execution_timeout
+        if limit is None:
+            return deadline_at
+        if not self.deferrable:
+            # Airflow raises in the middle of a poll then. A moment earlier, the task ends with a poll and its verdict.
+            limit -= min(timedelta(seconds=_ALARM_MARGIN_SECONDS), limit / 10)
+        return min(deadline_at, self._began_at + limit)
+
+    def _words_of_limit(self) -> str:
+        limit = self.execution_timeout
+        if limit is None or limit.total_seconds() >= self.timeout:
+            return ""
+        return f"The deadline came from execution_timeout ({limit.total_seconds():g} s). "
 
     def _defer_timeout(self, deadline_at: datetime) -> timedelta:
         return max(deadline_at - now(), timedelta(0)) + timedelta(seconds=self.poll_interval + DEFER_MARGIN_SECONDS)
@@ -615,7 +645,23 @@ def _verdict_in(record: RunRecord) -> Verdict | None:
     ).verdict()
 
 
+class _Output(PlainXComArg):
+    """The task's result. A key that the task will not push is refused when the DAG is parsed."""
+
+    def __getitem__(self, item: str) -> XComArg:
+        if item not in _XCOM_KEYS:
+            raise InvalidArgumentError(
+                f"output[{item!r}] of task {self.operator.task_id!r} would be empty: it is no XCom of its own. Set "
+                "multiple_outputs=True to push each field of the event, or read the field in the next task."
+            )
+        return super().__getitem__(item)
+
+
 _SUBMITTED = "submitted"
+#: The XComs of a task without `multiple_outputs`.
+_XCOM_KEYS = ("return_value", "request_id", "event_id", RUN_URL_KEY, "usage")
+#: A task that waits on a worker ends by itself this many seconds before Airflow's `execution_timeout`: for one poll.
+_ALARM_MARGIN_SECONDS = 5.0
 #: Airflow's own name for the method that fails a deferred task on a worker (`TRIGGER_FAIL_REPR`).
 _AIRFLOW_FAILS = "__fail__"
 
@@ -673,10 +719,10 @@ class _Memory:
         record = RunRecord.from_json(value)
         if not record.belongs_to(agent_id, self._operator.agents_conn_id):
             self._operator.log.warning(
-                "An earlier try ran %s over connection %s. The task asks for something else now, so that run is left "
-                "alone; if it is not over, it goes on.",
-                record.submission.name,
+                "An earlier try started a run of another agent or over another connection. This run is left alone, and "
+                "is still running if it has not ended. connection=%s %s",
                 record.agents_conn_id,
+                named(record.submission),
             )
             return None
         return record
@@ -690,6 +736,7 @@ class _Memory:
         result: dict[str, Any] | None = None,
         is_own: bool = False,
         ends_in_trigger: bool = False,
+        deadline_at: datetime | None = None,
     ) -> None:
         """Write the record before the step that `phase` names.
 
@@ -710,13 +757,14 @@ class _Memory:
             result=result,
             is_own=is_own,
             ends_in_trigger=ends_in_trigger,
+            deadline_at=deadline_at,
         )
         try:
             self._write(record)
         except Exception:
             if phase == Phase.SUBMITTING:
                 raise
-            self._operator.log.exception("The record of the run of %s could not be kept.", submission.name)
+            self._operator.log.exception("The record of the run could not be kept. %s", named(submission))
 
     def note_resumed(self) -> RunRecord | None:
         """Note that a worker, and not the trigger, ends this try.
@@ -724,14 +772,38 @@ class _Memory:
         Returns:
             The record, if this try was deferred until its run ends.
         """
+        record = self._deferred_with()
+        if record is not None and record.ends_in_trigger:
+            self._write(record.changed(ends_in_trigger=False))
+        return record
+
+    def _deferred_with(self) -> RunRecord | None:
+        """The record that this try has written before it deferred until its run ends; None if there is none."""
         value = self._store.get(RECORD_KEY) if self._store is not None else None
         record = RunRecord.from_json(value) if value is not None else None
         # Any other record is an earlier try's, and this one was deferred until the agent is idle.
         if record is None or record.phase != Phase.DEFERRED or record.attempt.try_number != self._attempt.try_number:
             return None
-        if record.ends_in_trigger:
-            self._write(record.changed(phase=Phase.DETACHED, ends_in_trigger=False))
         return record
+
+    def refuse_another_run(self, submission: Submission, agents_conn_id: str) -> None:
+        """Refuse a trigger's report of another run than the one that this try has deferred for.
+
+        Without a record there is nothing to compare with. A record that cannot be read loses no run that is paid for.
+
+        Raises:
+            UnknownTriggerEventError: it is another run.
+        """
+        try:
+            record = self._deferred_with()
+        except Exception:
+            self._operator.log.exception("The record of the run could not be read. The trigger's report is believed.")
+            return
+        if record is not None and (record.submission, record.agents_conn_id) != (submission, agents_conn_id):
+            raise UnknownTriggerEventError(
+                "The trigger has reported another run than the one that this task waits for. The run is left as it is: "
+                f"clear the task to wait for it again. {named(record.submission)}; reported: {named(submission)}"
+            )
 
     def after_failed_deferral(self, record: RunRecord | None) -> str:
         """What has become of the run whose wait in the triggerer has failed, and what a new try will do.
@@ -740,8 +812,10 @@ class _Memory:
             record: what `note_resumed` gave.
         """
         if record is not None:
-            run = f"The run of {record.submission.name} is still running, or has ended unseen."
-            return f"{run} {self.next_try_while_running}"
+            return (
+                f"The run is still running, or has ended unseen. {self.next_try_while_running} "
+                f"{named(record.submission)}"
+            )
         if self._store is not None:
             return "It was a wait for an idle agent, and this try has started no run. A retry or clear asks again."
         return f"If this try has started a run, that run is still running. {self.next_try_while_running}"

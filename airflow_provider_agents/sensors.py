@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.sdk import (
+    AirflowException,
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
     BaseSensorOperator,
     PokeReturnValue,
 )
+from airflow.sdk.exceptions import AirflowRescheduleException, TaskDeferralError
 from airflow.triggers.base import StartTriggerArgs
 
-from airflow_provider_agents.api.errors import AgentsError, InvalidArgumentError, TemporaryError
+from airflow_provider_agents import validation
+from airflow_provider_agents.api.errors import (
+    AgentRunFailedError,
+    AgentRunNotFoundError,
+    AgentsError,
+    InvalidArgumentError,
+    TemporaryError,
+)
 from airflow_provider_agents.api.rows import WarnOnce
 from airflow_provider_agents.clock import now, sleep
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.links import RUN_URL_KEY, AgentRunLink
 from airflow_provider_agents.runs.matching import Look, Missing
 from airflow_provider_agents.runs.patience import Patience, is_refusal
-from airflow_provider_agents.runs.sought import FirstRun, Sought, check_bound, check_names, list_begun, read_moment
+from airflow_provider_agents.runs.sought import FirstRun, Sought, check_bound, check_names, list_begun
 from airflow_provider_agents.runs.submission import Submission, attached_to
 from airflow_provider_agents.runs.verdict import (
     ON_AMBIGUOUS,
@@ -30,21 +40,20 @@ from airflow_provider_agents.runs.verdict import (
     Verdict,
     Wait,
     error_of,
+    how_it_completed,
     is_terminal,
+    named,
     own_event,
 )
 from airflow_provider_agents.runs.waiting import LateWarning, in_words, state_of
 from airflow_provider_agents.tasks import (
     DEFER_MARGIN_SECONDS,
+    WAITS_IN_TRIGGERER,
     Known,
     base_url_of,
-    check_appearance,
-    check_choice,
-    check_early,
-    check_end_from_trigger,
-    check_seconds,
+    began_at,
     connect,
-    is_template,
+    fail_without_retry,
 )
 from airflow_provider_agents.triggers import AgentSensorTrigger, RunEnded
 
@@ -63,8 +72,69 @@ R = TypeVar("R")
 _REFUSED_POKE_SECONDS = 15.0
 
 
-class _NotSoftError(AirflowFailException):
-    """What `soft_fail` must not hide: no run has failed or is late, the task itself is wrong."""
+_MOMENTS = ("started_after", "started_before")
+
+
+def _named_run(sensor: Any) -> dict[str, Any]:
+    return {name: getattr(sensor, name) for name in ("submission", "event_id", *_MOMENTS)}
+
+
+def _names_one_run(sensor: Any) -> str | None:
+    """Exactly one argument names the run, and all of them fit together, as far as they are known."""
+    named = _named_run(sensor)
+    try:
+        check_names(**named)
+        if sensor.agent_id is None and sensor.submission is None:
+            return "agent_id is missing. Only a submission names its agent itself."
+        if not any(map(validation.known_later, (sensor.agent_id, *named.values()))):
+            Sought.of(agent_id=sensor.agent_id, **named)
+    except InvalidArgumentError as error:
+        return str(error)
+    return None
+
+
+def _skips_in_one_way(sensor: Any) -> str | None:
+    return (
+        "soft_fail and never_fail exclude each other. Leave one out."
+        if sensor.soft_fail and sensor.never_fail
+        else None
+    )
+
+
+def _decides_after_settling(sensor: Any) -> str | None:
+    """An event that is named by its id is decided at once."""
+    return None if sensor.event_id is not None else validation.ends_after_settling(sensor)
+
+
+ARGUMENTS = validation.Arguments(
+    {
+        "agent_id": validation.optional(validation.agent_id),
+        "submission": validation.optional(validation.submission),
+        "event_id": validation.optional(validation.event_id),
+        "started_after": validation.optional(validation.moment),
+        "started_before": validation.optional(validation.moment),
+        "agents_conn_id": validation.connection_id,
+        "deferrable": validation.switch,
+        "mode": validation.one_of("poke", "reschedule"),
+        "poke_interval": validation.seconds,
+        "timeout": validation.seconds,
+        "soft_fail": validation.switch,
+        "never_fail": validation.switch,
+        "settle": validation.seconds,
+        "appear_within": validation.seconds,
+        "on_ambiguous": validation.one_of(*ON_AMBIGUOUS),
+    },
+    relations=(_names_one_run, _skips_in_one_way, validation.lost_after_settling, _decides_after_settling),
+)
+#: The failures after which Airflow's sensors skip by themselves.
+_SKIPPED_BY_AIRFLOW = (AirflowException, TaskDeferralError)
+
+
+def _is_soft(failure: BaseException) -> bool:
+    """Whether a failure is one that `soft_fail` skips: the run failed, is late or was lost, or its wait broke."""
+    if isinstance(failure, AirflowSensorTimeout | TaskDeferralError):
+        return True
+    return isinstance(failure.__cause__, AgentRunFailedError | AgentRunNotFoundError)
 
 
 class AgentRunSensor(BaseSensorOperator):
@@ -75,7 +145,8 @@ class AgentRunSensor(BaseSensorOperator):
 
     Args:
         agent_id: the agent; may be left out with a `submission`. Templated.
-        submission: what an `ExecuteAgentOperator(wait_for_completion=False)` returned. Templated.
+        submission: what an `ExecuteAgentOperator(wait_for_completion=False)` returned, as a dict or as JSON text.
+            Templated.
         event_id: the event of the run. Templated.
         started_after: a moment with a time zone; the agent's first run that began then or later. For agents that the
             platform starts on a schedule of its own; `{{ data_interval_start }}` is the normal use. Templated.
@@ -89,6 +160,7 @@ class AgentRunSensor(BaseSensorOperator):
         timeout: seconds, or a `timedelta`, for one try; then the task fails, or is skipped with `soft_fail`.
         soft_fail: skip the task, instead of failing it, if the run failed or is late. A bad key, an unknown agent or a
             wrong `event_id` fails it all the same.
+        never_fail: skip the task after every failure, a bad key included.
         settle: seconds within which the event of a run appears. The first run after a moment is not told before.
         appear_within: seconds after acceptance after which a submission without an event counts as lost.
         on_ambiguous: as in `ExecuteAgentOperator`.
@@ -112,7 +184,7 @@ class AgentRunSensor(BaseSensorOperator):
         self,
         *,
         agent_id: str | None = None,
-        submission: dict[str, Any] | None = None,
+        submission: dict[str, Any] | str | None = None,
         event_id: str | None = None,
         started_after: datetime | str | None = None,
         started_before: datetime | str | None = None,
@@ -121,24 +193,25 @@ class AgentRunSensor(BaseSensorOperator):
         poke_interval: float | timedelta | None = None,
         timeout: float | timedelta = 86400.0,
         soft_fail: bool = False,
+        never_fail: bool = False,
         settle: float = 30.0,
         appear_within: float = 300.0,
         on_ambiguous: str = "all",
         start_from_trigger: bool = False,
         **kwargs: Any,
     ) -> None:
-        if deferrable and "mode" in kwargs:
-            raise InvalidArgumentError("mode is for a sensor that looks on a worker: leave out mode, or deferrable.")
-        super().__init__(
-            poke_interval=check_seconds("poke_interval", 5.0 if poke_interval is None else poke_interval),
-            timeout=check_seconds("timeout", timeout),
-            soft_fail=soft_fail,
-            **kwargs,
-        )
+        # A wrong value must not fail in Airflow's own constructor: for a mapped task that is retried.
+        mode = kwargs.pop("mode", None)
+        super().__init__(**kwargs)
         # A DAG's default arguments bring a mode as well.
-        self.deferrable = ("mode" not in kwargs and not self.reschedule) if deferrable is None else deferrable
-        if poke_interval is None and self.reschedule and not self.deferrable:
-            self.poke_interval = 60.0
+        is_deferred = mode is None and not self.reschedule
+        self.mode = self.mode if mode is None else mode
+        self.deferrable = is_deferred if deferrable is None else deferrable
+        on_worker = self.reschedule and self.deferrable is False
+        self.poke_interval: Any = (60.0 if on_worker else 5.0) if poke_interval is None else poke_interval
+        self.timeout: Any = timeout
+        self.soft_fail = soft_fail
+        self.never_fail = never_fail
         self.agent_id = agent_id
         self.submission = submission
         self.event_id = event_id
@@ -146,11 +219,16 @@ class AgentRunSensor(BaseSensorOperator):
         self.started_before = started_before
         self._is_bounded = started_before is not None
         self.agents_conn_id = agents_conn_id
-        self.settle = check_seconds("settle", settle)
-        self.appear_within = check_seconds("appear_within", appear_within)
-        check_appearance(self.settle, self.appear_within)
-        self.on_ambiguous = check_choice("on_ambiguous", on_ambiguous, ON_AMBIGUOUS)
-        self._check_early()
+        self.settle = settle
+        self.appear_within = appear_within
+        self.on_ambiguous = on_ambiguous
+        if deferrable is True and mode is not None:
+            raise InvalidArgumentError(
+                f"mode of task {self.task_id!r} is for a sensor that polls on a worker. Leave out mode, or deferrable."
+            )
+        if not validation.made_from_mapped(self):
+            ARGUMENTS.check(self, parsing=True)
+        validation.checked_switch(self, "start_from_trigger", start_from_trigger)
         self._first: FirstRun | None = None
         self._wait: Wait | None = None
         self._late_warning: LateWarning | None = None
@@ -165,35 +243,29 @@ class AgentRunSensor(BaseSensorOperator):
         if start_from_trigger:
             self._start_from_trigger()
 
-    def _check_early(self) -> None:
-        """Refuse what can never name a run, as far as it is known when the DAG is parsed."""
-        if self.agent_id is not None or self.submission is None:
-            check_early(self.agent_id)
-        # What a template or an XCom will bring counts as given; only what is plain is looked at.
-        named = {"submission": self.submission, "event_id": self.event_id}
-        moments = {"started_after": self.started_after, "started_before": self.started_before}
-        given = {name: value for name, value in (named | moments).items() if value is not None}
-        check_names(**named, **moments)
-        plain = {
-            name: value for name, value in given.items() if isinstance(value, datetime | dict) or not is_template(value)
-        }
-        for name, value in plain.items():
-            if name in moments:
-                read_moment(name, value)
-        if plain == given:
-            agent_id = self.agent_id if isinstance(self.agent_id, str) or self.submission is None else None
-            Sought.of(agent_id=agent_id, **named, **moments)
-
     def _start_from_trigger(self) -> None:
+        name = f"start_from_trigger of task {self.task_id!r}"
         if not self.deferrable:
-            raise InvalidArgumentError("start_from_trigger is for a deferrable sensor: leave out mode and deferrable.")
-        check_end_from_trigger(self, "start_from_trigger")
+            raise InvalidArgumentError(f"{name} needs a deferrable sensor. Leave out mode and deferrable.")
+        validation.refuse_trigger_end(
+            self,
+            "start_from_trigger",
+            overridden=("execute", "poke", "execute_complete"),
+            lost=validation.lost_at_trigger_start,
+        )
         arguments = self._trigger_arguments(deadline_at=None, end=True)
-        for name in self.template_fields:
-            if not isinstance(arguments[name], str | dict | None):
+        for field in self.template_fields:
+            value = arguments[field]
+            if not isinstance(value, str | dict | None):
                 raise InvalidArgumentError(
-                    f"start_from_trigger needs a {name} that is known when the DAG is parsed, or a template: an XCom "
-                    "is read by a worker only. Leave one of the two out."
+                    f"{name} needs a {field} that is known when the DAG is parsed, or a template. Only a worker can "
+                    "read an XCom: leave one of the two out."
+                )
+            hangs = validation.hangs_in_triggerer(value)
+            if hangs is not None:
+                raise InvalidArgumentError(
+                    f"{name} would never start: the template of {field} uses {hangs}, and Airflow does not answer that "
+                    "in the triggerer. Leave one of the two out."
                 )
         # On this instance and never on the class: mapped tasks would be started with the class's arguments.
         self.start_from_trigger = True
@@ -237,15 +309,19 @@ class AgentRunSensor(BaseSensorOperator):
         """Wait in the triggerer, or look from here."""
         self.run_link, self._patient = "", None  # nothing of an earlier try
         self._began_at = now()
+        self._end_softly(lambda: ARGUMENTS.check(self))
         if not self.deferrable:
-            return self._not_softly(lambda: super(AgentRunSensor, self).execute(context))
-        self._not_softly(lambda: connect(self.agents_conn_id, self.log.warning))
+            return self._end_softly(lambda: super(AgentRunSensor, self).execute(context))
+        self._end_softly(lambda: connect(self.agents_conn_id, self.log.warning))
         # A run that is over needs no trigger, and what cannot work is said at once. Also, a trigger that fires in the
         # instant in which it starts can overtake the scheduler's note of the deferral, which then fails the task.
-        done = self._not_softly(lambda: self.poke(context))
+        done = self._end_softly(lambda: self.poke(context))
         if isinstance(done, PokeReturnValue):
             return done.xcom_value
         deadline_at = now() + timedelta(seconds=self.timeout)
+        if self.execution_timeout is not None:
+            deadline_at = min(deadline_at, began_at(context) + self.execution_timeout)
+        self.log.info("%s agent=%s", WAITS_IN_TRIGGERER.format("for the run", deadline_at), self.agent_id)
         return self.defer(
             trigger=AgentSensorTrigger(**self._trigger_arguments(deadline_at=deadline_at, end=False)),
             method_name="execute_complete",
@@ -277,8 +353,7 @@ class AgentRunSensor(BaseSensorOperator):
         except AgentsError as error:
             final = self._patience(context).failed(error, now())
             if final is not None:
-                # Without its thirty lines of traceback: they push what it says, which is what helps, off the page.
-                raise _NotSoftError(str(final)) from final.with_traceback(None)
+                raise fail_without_retry(final) from final.with_traceback(None)
             self.log.warning("%s", in_words(error) if is_refusal(error) else f"{error} Looking again.")
             if is_refusal(error) and self.reschedule and not self.deferrable:
                 # The next poke is another process's, which would know nothing of this refusal.
@@ -374,43 +449,41 @@ class AgentRunSensor(BaseSensorOperator):
             hook = AgentsHook(ended.agents_conn_id)
             self._known = Known(submission=ended.submission, verdict=verdict, base_url=base_url_of(hook))
             if verdict is None:
-                raise (_NotSoftError if ended.for_good else TemporaryError)(ended.error or "The wait could not go on.")
+                failure = AirflowFailException if ended.for_good else TemporaryError
+                raise failure(ended.error or "The wait could not go on.")
             own = own_event(verdict, ended.submission)
             if own is not None:
                 self._show(ended.submission.agent_id, own.id, hook)
             return self._end(verdict, ended.submission, ended.interval)
 
-        return self._not_softly(end)
+        return self._end_softly(end)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """As Airflow's sensors do, but `soft_fail` does not hide what is not soft."""
-        return self._not_softly(lambda: super(AgentRunSensor, self).resume_execution(next_method, next_kwargs, context))
+        return self._end_softly(lambda: super(AgentRunSensor, self).resume_execution(next_method, next_kwargs, context))
 
     def _end(self, verdict: Verdict, submission: Submission, interval: str | None) -> dict[str, Any]:
         event = verdict.event
         if verdict.outcome == Outcome.COMPLETED and event is not None:
-            self.log.info("COMPLETED: event %s, the run of %s.", event.id, submission.name)
+            level = logging.INFO if len(verdict.events) == 1 else logging.WARNING
+            self.log.log(level, "%s", how_it_completed(verdict, submission))
             return event.to_json()
         error = error_of(verdict, submission, what_now="")
+        ids = named(submission)
         if verdict.outcome == Outcome.TIMED_OUT:
-            name = submission.name
-            if interval is not None:
-                name = f"agent {submission.agent_id}, the first that began {interval}"
-            self._late(str(error) if verdict.events else f"No run was over at the sensor's timeout: {name}.")
+            which = f" No run was known that began {interval}." if interval is not None else ""
+            raise AirflowSensorTimeout(
+                str(error) if verdict.events else f"The run was not finished at the sensor's timeout.{which} {ids}"
+            )
         if verdict.outcome == Outcome.NOT_FOUND and interval is not None:
-            self._late(
-                f"No run of agent {submission.agent_id} began {interval}, and none can appear any more. Look at the "
-                "agent's schedule and its runs."
+            raise AirflowSensorTimeout(
+                f"No run began {interval}, and none can appear any more. Look at the agent's schedule and at its runs. "
+                f"{ids}"
             )
-        if verdict.outcome == Outcome.FAILED and self.soft_fail:
-            raise AirflowSkipException(f"{error} Skipped, as soft_fail says.") from error
         if verdict.outcome == Outcome.NOT_FOUND and submission.event_id is not None:
-            words = (
-                f"Agent {submission.agent_id} has no event {submission.event_id}. Check both ids, and whose key it is."
-            )
-            raise _NotSoftError(words) from error
-        soft = verdict.outcome in {Outcome.FAILED, Outcome.NOT_FOUND}
-        raise (AirflowFailException if soft else _NotSoftError)(str(error)) from error
+            words = f"The agent has no such event. Check both ids, and whose key the connection has. {ids}"
+            raise AirflowFailException(words) from InvalidArgumentError(words)
+        raise AirflowFailException(str(error)) from error
 
     def _show(self, agent_id: str, event_id: str, hook: AgentsHook) -> None:
         """Say where to look at the run; Airflow pushes it when this process ends."""
@@ -422,26 +495,29 @@ class AgentRunSensor(BaseSensorOperator):
             self.log.info("Look at the run: %s", url)
             self.run_link = url
 
-    def _late(self, words: str) -> NoReturn:
-        if self.soft_fail:
-            raise AirflowSkipException(f"{words} Skipped, as soft_fail says.")
-        raise AirflowSensorTimeout(words)
-
-    def _not_softly(self, step: Callable[[], R]) -> R:
-        """Do a step; what `soft_fail` must not hide fails the task."""
+    def _end_softly(self, step: Callable[[], R]) -> R:
+        """Do a step. `soft_fail` and `never_fail` decide alike, whenever it fails and in whichever mode."""
         try:
             return step()
-        except AirflowSkipException as skip:
-            if isinstance(skip.__cause__, _NotSoftError) and self.soft_fail:
-                raise skip.__cause__ from skip.__cause__.__cause__
-            if isinstance(skip.__cause__, AirflowSkipException):
-                # Ours says why; Airflow's, around it, only that soft_fail is set.
-                raise skip.__cause__ from skip.__cause__.__cause__
+        except AirflowRescheduleException:
             raise
-        except AgentsError as error:
-            if error.is_retryable:
+        except AirflowSkipException as skip:
+            # Airflow itself skips after every failure around a poll, also where soft_fail must not hide it.
+            if not isinstance(skip.__cause__, _SKIPPED_BY_AIRFLOW) and not (self.never_fail is True and skip.__cause__):
+                self.log.warning("The task is skipped. %s", skip)
                 raise
-            raise _NotSoftError(str(error)) from error.with_traceback(None)
+            failure: BaseException = skip.__cause__
+        except AgentsError as error:
+            failure = error if error.is_retryable else fail_without_retry(error)
+        except Exception as error:  # noqa: BLE001 - as Airflow's sensors do for never_fail
+            failure = error
+        # A wrong value, such as a text, asks for nothing.
+        if not (self.never_fail is True or (self.soft_fail is True and _is_soft(failure))):
+            raise failure
+        option = "never_fail" if self.never_fail is True else "soft_fail"
+        # Airflow shows no reason for a skip.
+        self.log.warning("The task is skipped (%s). %s", option, failure)
+        raise AirflowSkipException(f"{failure} Skipped, as {option} says.") from failure
 
     # --- for Airflow's OpenLineage provider, which asks in a fork of this process: no I/O ---
 

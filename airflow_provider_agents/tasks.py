@@ -1,24 +1,22 @@
-"""What operators and sensors share: checks of arguments, and how a worker gets at the connection."""
+"""What operators and sensors share: how a worker gets at the connection, and what a task knows of its run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.triggers.base import BaseTrigger
+from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_agents.api.calls import check_agent_id
-from airflow_provider_agents.api.errors import InvalidArgumentError, MissingConnectionError, quote
+from airflow_provider_agents.api.errors import AgentsError, MissingConnectionError
 from airflow_provider_agents.api.retry import START_PATIENCE_SECONDS, RetryWindow
 from airflow_provider_agents.clock import now, sleep
 from airflow_provider_agents.hooks import AgentsHook
-from airflow_provider_agents.triggers import MOST_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from airflow.providers.common.compat.sdk import BaseOperator
+    from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_agents.runs.submission import Submission
@@ -27,89 +25,28 @@ if TYPE_CHECKING:
 #: Seconds by which Airflow's own deferral timeout comes after ours, so that the clean end wins: Airflow's would fail
 #: the task without a last look and without its verdict.
 DEFER_MARGIN_SECONDS = 180.0
-#: Airflow 3.3 brought, all at once, what the triggerer needs to end a task well, or to start one: `on_kill` is the part
-#: of it that can be seen.
-TRIGGERS_END_TASKS = hasattr(BaseTrigger, "on_kill")
+#: Logged before a task defers. Without a triggerer the log would end here, and nothing would tell why.
+WAITS_IN_TRIGGERER = (
+    "The triggerer waits {} from now on, until {:%Y-%m-%d %H:%M:%S} UTC. A triggerer must be running; its lines follow "
+    "here."
+)
 
 
-def is_template(value: object) -> bool:
-    """Whether a value is only known when the task runs."""
-    return not isinstance(value, str) or "{" in value
+def fail_without_retry(error: AgentsError) -> AirflowFailException:
+    """Airflow's failure without retries, for an error that would come again; the error stays its cause."""
+    failure = AirflowFailException(str(error))
+    # Without its thirty lines of traceback, which would push the text off Airflow's page.
+    failure.__cause__ = error.with_traceback(None)
+    return failure
 
 
-def check_early(agent_id: object) -> None:
-    """Refuse an agent's id when the DAG is parsed, as far as it is known then.
-
-    Raises:
-        InvalidArgumentError: it is none.
-    """
-    if agent_id is None or not is_template(agent_id):
-        check_agent_id(agent_id)
-
-
-def check_seconds(name: str, value: object) -> float:
-    """`value` as seconds: a number or a `timedelta`, above 0, a hundred years at most.
-
-    Raises:
-        InvalidArgumentError: it is anything else.
-    """
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= MOST_SECONDS:
-        raise InvalidArgumentError(
-            f"{name} must be a number of seconds above 0, and at most a hundred years, got {quote(repr(value), 60)}."
-        )
-    return float(seconds)
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
-    """`value`, if it is one of the choices.
-
-    Raises:
-        InvalidArgumentError: it is not.
-    """
-    if value not in choices:
-        raise InvalidArgumentError(f"{name} must be one of {', '.join(choices)}, got {quote(repr(value), 60)}.")
-    return str(value)
-
-
-def check_appearance(settle: float, appear_within: float) -> None:
-    """Refuse times that contradict each other.
-
-    Raises:
-        InvalidArgumentError: `appear_within` is the shorter one.
-    """
-    if appear_within < settle:
-        raise InvalidArgumentError(
-            f"appear_within ({appear_within:g}) must be at least settle ({settle:g}): until a run has settled, nothing "
-            "can be said about it."
-        )
-
-
-def lost_in_trigger(task: BaseOperator) -> str | None:
-    """What a task would lose if its trigger ended it, as far as the task itself shows it; None if nothing."""
-    if getattr(task, "outlets", None):
-        return "its outlets: the asset events would never come"
-    callbacks: Any = getattr(task, "on_success_callback", None)
-    if callbacks:
-        return "its on_success_callback: Airflow would not call it"
-    return None
-
-
-def check_end_from_trigger(task: BaseOperator, name: str) -> None:
-    """Refuse to end a task from its trigger where that cannot be done, or would lose something.
-
-    Args:
-        task: as its DAG has made it.
-        name: the argument that asks for it.
-
-    Raises:
-        InvalidArgumentError: saying why.
-    """
-    if not TRIGGERS_END_TASKS:
-        raise InvalidArgumentError(f"{name} needs Airflow 3.3 or newer; leave it out.")
-    lost = lost_in_trigger(task)
-    if lost is not None:
-        raise InvalidArgumentError(f"{name} would lose {lost}. Leave one of the two out.")
+def began_at(context: Context) -> datetime:
+    """When this try of a task began, on our clock. A resumed task began when it was first executed."""
+    start_date = getattr(context["ti"], "start_date", None)
+    if not isinstance(start_date, datetime):
+        return now()
+    # Airflow tells it on the system's clock, which is not ours in a test that skips time.
+    return now() - max(datetime.now(UTC) - start_date, timedelta())
 
 
 def start_window(say: Callable[[str], object]) -> RetryWindow:

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from airflow_provider_agents import validation
 from airflow_provider_agents.api.errors import (
     AgentsError,
     InvalidArgumentError,
@@ -30,7 +31,18 @@ from airflow_provider_agents.hooks import feed_of, run_url_of
 from airflow_provider_agents.links import RUN_URL_KEY
 from airflow_provider_agents.runs.sought import Sought, check_bound
 from airflow_provider_agents.runs.submission import Submission
-from airflow_provider_agents.runs.verdict import Outcome, Rules, Verdict, Wait, is_success, own_event, usage_of
+from airflow_provider_agents.runs.verdict import (
+    ON_AMBIGUOUS,
+    Outcome,
+    Rules,
+    Verdict,
+    Wait,
+    how_it_completed,
+    is_success,
+    named,
+    own_event,
+    usage_of,
+)
 from airflow_provider_agents.runs.waiting import StillBusyError
 
 if TYPE_CHECKING:
@@ -38,10 +50,6 @@ if TYPE_CHECKING:
 
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.feed.feed import Feed
-
-
-#: A hundred years. Beyond some thousands, no calendar could name the moment at which it ends.
-MOST_SECONDS = 100 * 365.25 * 86400
 
 
 class UnknownTriggerEventError(AgentsError):
@@ -260,8 +268,7 @@ def _event_of(
     # Airflow before 3.3 knows no such event; no task of ours asks for it there.
     from airflow.triggers.base import TaskSuccessEvent
 
-    ids = ", ".join(event.id for event in verdict.events)
-    trigger.log.info("COMPLETED: event %s, the run of %s. The task ends here, without a worker.", ids, submission.name)
+    trigger.log.info("%s The task ends here, without a worker.", how_it_completed(verdict, submission))
     own = own_event(verdict, submission)
     xcoms = {
         "return_value": event.to_json(),
@@ -283,6 +290,34 @@ def _error_event(agents_conn_id: str, submission: Submission, error: AgentsError
             for_good=not error.is_retryable,
         ).to_json()
     )
+
+
+_WAIT_ARGUMENTS: dict[str, validation.Check] = {
+    "agents_conn_id": validation.connection_id,
+    "poll_interval": validation.seconds,
+    "settle": validation.seconds,
+    "appear_within": validation.seconds,
+    "on_ambiguous": validation.one_of(*ON_AMBIGUOUS),
+    "end_with": validation.optional(validation.list_of("return_value", "event_id", "usage", RUN_URL_KEY)),
+    "show": validation.list_of("event_id", RUN_URL_KEY),
+}
+RUN_ARGUMENTS = validation.Arguments(
+    {**_WAIT_ARGUMENTS, "submission": validation.submission, "deadline_at": validation.deadline}
+)
+SENSOR_ARGUMENTS = validation.Arguments(
+    {
+        **_WAIT_ARGUMENTS,
+        "agent_id": validation.optional(validation.agent_id),
+        "submission": validation.optional(validation.submission),
+        "event_id": validation.optional(validation.event_id),
+        "started_after": validation.optional(validation.deadline),
+        "started_before": validation.optional(validation.deadline),
+        "deadline_at": validation.optional(validation.deadline),
+        "timeout": validation.seconds,
+    }
+)
+#: What Airflow renders in the triggerer, if a sensor starts there.
+_RENDERED = ("agents_conn_id", "agent_id", "submission", "event_id", "started_after", "started_before")
 
 
 class AgentRunTrigger(BaseTrigger):
@@ -326,8 +361,9 @@ class AgentRunTrigger(BaseTrigger):
         self.appear_within = appear_within
         self.on_ambiguous = on_ambiguous
         self.end_with = end_with
-        self.show = list(show)
+        self.show: Any = show
         self._wait: Wait | None = None
+        RUN_ARGUMENTS.check(self, parsing=True)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class path and the arguments, JSON types all."""
@@ -367,7 +403,7 @@ class AgentRunTrigger(BaseTrigger):
                 )
                 link = _link_of(feed, submission, verdict)
         except (PermanentError, InvalidConnectionError) as error:
-            self.log.error("The wait for the run of %s cannot go on: %s", submission.name, error)  # noqa: TRY400
+            self.log.error("The wait for the run has failed: %s %s", error, named(submission))  # noqa: TRY400
             yield _error_event(self.agents_conn_id, submission, error)
             return
         finally:
@@ -377,11 +413,14 @@ class AgentRunTrigger(BaseTrigger):
     async def on_kill(self) -> None:
         """Say that the run goes on. No I/O: Airflow cancels this after about a second."""
         # Airflow also calls this when it hands the trigger to another triggerer, so the words must hold then too.
+        wait = self._wait
+        submission = wait.submission if wait is not None else Submission.from_json(self.submission)
+        events = wait.events if wait is not None and wait.is_known else ()
         self.log.warning(
-            "This triggerer no longer waits for the run of %s, which cannot be cancelled and goes on. If the task was "
-            "cleared or is retried, it takes the same run up again (Airflow 3.3 and later); if the trigger was only "
-            "moved, another triggerer waits.",
-            (self._wait or Submission.from_json(self.submission)).name,
+            "This triggerer no longer waits for the run. The run cannot be cancelled and is still running. If the task "
+            "was cleared or is retried, it waits for the same run again (Airflow 3.3 and later); if the trigger was "
+            "only moved, another triggerer waits. %s",
+            named(submission, events),
         )
 
 
@@ -440,7 +479,8 @@ class AgentSensorTrigger(BaseTrigger):
         self.appear_within = appear_within
         self.on_ambiguous = on_ambiguous
         self.end_with = end_with
-        self.show = list(show)
+        self.show: Any = show
+        SENSOR_ARGUMENTS.check(self, parsing=True, templated=_RENDERED)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class path and the arguments, JSON types all."""
@@ -466,10 +506,11 @@ class AgentSensorTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event."""
-        unknown = Submission(agent_id=self.agent_id or "unknown", taken_at=now())
+        unknown = Submission(agent_id=str(self.agent_id or "unknown"), taken_at=now())
         herald = _Herald(self, self.show)
         try:
             # Templates are rendered by now, so this is the earliest that they can be read.
+            SENSOR_ARGUMENTS.check(self)
             check_bound(self.started_before, was_given=self._is_bounded)
             sought = Sought.of(
                 agent_id=self.agent_id,

@@ -26,15 +26,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from airflow_provider_agents import clock
-from airflow_provider_agents.api.calls import check_agent_id
-from airflow_provider_agents.api.errors import AgentsError, InvalidArgumentError
+from airflow_provider_agents import clock, validation
+from airflow_provider_agents.api.errors import AgentsError
 from airflow_provider_agents.api.models import Status
 from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.feed.waits import open_journal, sweeps_of
 from airflow_provider_agents.hooks import feed_of
 from airflow_provider_agents.runs.journal import Cursor
-from airflow_provider_agents.triggers import MOST_SECONDS, Payload
+from airflow_provider_agents.triggers import Payload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -75,6 +74,28 @@ _STORE_PATIENCE_SECONDS = 300.0
 _WATCH_AGAIN_SECONDS = 60.0
 
 
+def _final_statuses(value: object) -> list[str]:
+    """How a run has to end, each status once and in order: Airflow knows a watcher again by its arguments as JSON."""
+    statuses = list(value) if isinstance(value, list | tuple | set | frozenset) else []
+    if not statuses or not all(isinstance(one, str) and one for one in statuses):
+        raise ValueError(f'must be a list such as ["COMPLETED", "FAILED"], got {validation.shown(value)}.')
+    never = {Status.PENDING, Status.RUNNING}.intersection(statuses)
+    if never:
+        raise ValueError(f"must not contain {' or '.join(sorted(never))}: no run ends so.")
+    return sorted(set(statuses))
+
+
+ARGUMENTS = validation.Arguments(
+    {
+        "agent_id": validation.optional(validation.agent_id),
+        "statuses": _final_statuses,
+        "agents_conn_id": validation.connection_id,
+        "poll_interval": validation.seconds_from(1.0),
+        "settle": validation.seconds_from(0.0),
+    }
+)
+
+
 class AgentRunEventTrigger(BaseEventTrigger):
     """Tells an asset of every run that ends, whoever has started it.
 
@@ -106,22 +127,12 @@ class AgentRunEventTrigger(BaseEventTrigger):
         settle: float = 30.0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow has not annotated it
-        if agent_id is not None:
-            check_agent_id(agent_id)
-        if isinstance(statuses, str) or not statuses or not all(isinstance(one, str) and one for one in statuses):
-            raise InvalidArgumentError('statuses must be a list such as ["COMPLETED", "FAILED"].')
-        never = {Status.PENDING, Status.RUNNING}.intersection(statuses)
-        if never:
-            raise InvalidArgumentError(f"No run ends as {' or '.join(sorted(never))}: leave that out of statuses.")
-        for name, value, least in (("poll_interval", poll_interval, 1.0), ("settle", settle, 0.0)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= MOST_SECONDS:
-                raise InvalidArgumentError(f"{name} must be a number of seconds from {least:g} on, got {value!r}.")
-        # Airflow knows a watcher again by its arguments as JSON: equal ones must be the same text.
         self.agent_id = agent_id
-        self.statuses = sorted(set(statuses))
+        self.statuses = statuses
         self.agents_conn_id = agents_conn_id
-        self.poll_interval = float(poll_interval)
-        self.settle = float(settle)
+        self.poll_interval = poll_interval
+        self.settle = settle
+        ARGUMENTS.check(self, parsing=True)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class path and the arguments, JSON types all."""

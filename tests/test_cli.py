@@ -603,8 +603,8 @@ def test_a_bad_connection_is_one_line_and_code_1(platform, command, monkeypatch,
     [
         ("agent-9", "404. It does not exist, or the key does not own it."),
         ("[red]a[/red]", "events of agent [red]a[/red]: 404."),
-        ("..", "is a path, not the id of an agent"),
-        ("a\x1b[31m", "a control character"),
+        ("..", "the id of an agent and not a path"),
+        ("a\x1b[31m", "control characters"),
     ],
 )
 def test_an_agent_that_there_is_not_is_one_line_and_code_1(platform, command, arguments, agent_id, words):

@@ -16,8 +16,8 @@ from airflow_provider_agents.hooks import run_url_of
 from airflow_provider_agents.links import RUN_URL_KEY, AgentRunLink
 from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.sensors import AgentRunSensor
-from airflow_provider_agents.tasks import TRIGGERS_END_TASKS
 from airflow_provider_agents.triggers import AgentRunTrigger, AgentSensorTrigger
+from airflow_provider_agents.validation import TRIGGERS_END_TASKS
 
 RUN_URL = "https://app.example/{agent_id}/runs/{event_id}"
 AGENT_URL = "https://app.example/{agent_id}"
@@ -251,10 +251,10 @@ def test_a_failed_run_has_its_link(linked, task):
 def test_a_run_that_is_only_probably_ours_has_no_link(linked, task, supervisor):
     platform = linked()
     platform.sim.add_agent("agent-1", run_seconds=100.0)
-    op = operator(timeout=10.0)  # before the event is known to be the run's
+    op = operator(timeout=30.0)  # before the event is known to be the run's
     event = asyncio.run(first_event(deferred(op, task)))
     assert len(event.payload["events"]) == 1
-    op = operator(timeout=10.0)
+    op = operator(timeout=30.0)
     with pytest.raises(AgentRunTimeoutError):
         op.execute_complete(task.resumed(), event.payload)
     assert link_of(op) == ""

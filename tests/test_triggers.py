@@ -156,7 +156,7 @@ def test_clearing_a_task_while_its_trigger_waits_takes_the_same_run_up_again(pla
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"outlets": [1]}, "its outlets: the asset events would never come"),
+        ({"outlets": [1]}, "the asset events of its outlets"),
         ({"on_success_callback": print}, "its on_success_callback"),
         ({"on_success_callback": [print]}, "its on_success_callback"),
         ({"wait_for_completion": False}, "waits in the triggerer"),
@@ -175,11 +175,13 @@ def test_what_came_after_the_task_was_made_is_not_lost_either(platform, task, in
     with pytest.raises(TaskDeferred) as deferred:
         op.execute(task.context())
     assert deferred.value.trigger.end_with is None
-    assert "A worker ends this task, not its trigger, which would lose its outlets" in logged()
+    assert "A worker ends this task, not its trigger, which would lose the asset events of its outlets" in logged()
     assert task.store[RECORD_KEY]["ends_in_trigger"] is False
 
 
 def test_an_older_airflow_says_so(monkeypatch):
-    monkeypatch.setattr("airflow_provider_agents.tasks.TRIGGERS_END_TASKS", False)
-    with pytest.raises(InvalidArgumentError, match=r"end_from_trigger needs Airflow 3\.3 or newer; leave it out"):
+    monkeypatch.setattr("airflow_provider_agents.validation.TRIGGERS_END_TASKS", False)
+    with pytest.raises(
+        InvalidArgumentError, match=r"end_from_trigger of task 'run' needs Airflow 3\.3 or newer\. Leave it out"
+    ):
         ExecuteAgentOperator(task_id="run", agent_id="agent-1", end_from_trigger=True)

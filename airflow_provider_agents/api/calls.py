@@ -121,15 +121,17 @@ def check_agent_id(agent_id: object) -> str:
     if not isinstance(agent_id, str):
         raise InvalidArgumentError(f"agent_id must be text, got {type(agent_id).__name__}. Pass the agent's id.")
     if not agent_id:
-        raise InvalidArgumentError("agent_id is empty. Pass the agent's id, as `list_agents` shows it.")
+        raise InvalidArgumentError("agent_id must not be empty. Pass the agent's id; `airflow agents list` shows it.")
     if agent_id != agent_id.strip() or not agent_id.isprintable() or len(agent_id) > 1024:  # noqa: PLR2004 - docstring
         raise InvalidArgumentError(
-            f"agent_id {quote(agent_id, 60)!r} holds white space at an end, a control character, or is too long. "
-            "Pass the agent's id as it is."
+            "agent_id must be at most 1,024 characters, without blanks around them and control characters, got "
+            f"{quote(repr(agent_id), 60)}. Pass the agent's id as `airflow agents list` shows it."
         )
     # Percent-encoding hides a slash from us, but gateways decode it again before they resolve dot segments.
     if any(part in {".", ".."} for part in agent_id.replace("\\", "/").split("/")):
-        raise InvalidArgumentError(f"agent_id {quote(agent_id, 60)!r} is a path, not the id of an agent.")
+        raise InvalidArgumentError(
+            f"agent_id must be the id of an agent and not a path, got {quote(repr(agent_id), 60)}."
+        )
     return agent_id
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from airflow_provider_agents.api.errors import AgentsError, first_fault
 from airflow_provider_agents.runs.submission import Submission
@@ -85,6 +85,7 @@ class RunRecord(BaseModel):
         result: what the task returned, once `ended` well. A try that repeats the end returns it again.
         is_own: whether `result` is the event of the task's own run; if not, it may be another run's.
         ends_in_trigger: whether the trigger may have ended the task by itself.
+        deadline_at: when the task gives up, while it is deferred.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -98,6 +99,7 @@ class RunRecord(BaseModel):
     result: dict[str, Any] | None = None
     is_own: bool = False
     ends_in_trigger: bool = False
+    deadline_at: AwareDatetime | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""

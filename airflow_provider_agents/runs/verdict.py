@@ -318,65 +318,125 @@ def error_of(verdict: Verdict, submission: Submission, *, what_now: str) -> Agen
         submission: whose run it was.
         what_now: a sentence that says what a retry will do.
     """
-    ids = [event.id for event in verdict.events]
+    # What happened comes first and the ids last: Airflow's page cuts long lines.
+    events = verdict.events
+    ids = named(submission, events)
     about: dict[str, Any] = {
         "agent_id": submission.agent_id,
         "request_id": submission.request_id,
-        "event_ids": ids,
+        "event_ids": [event.id for event in events],
     }
-    name = submission.name
     match verdict.outcome:
         case Outcome.COMPLETED:
             return None
         case Outcome.FAILED:
-            # What happened first: Airflow's page cuts long lines.
-            which = "It is" if len(ids) == 1 else "One of them is"
-            if verdict.late:
-                which = (
-                    "It appeared late, and may be" if len(ids) == 1 else "They appeared late, and one of them may be"
-                )
-            return AgentRunFailedError(f"E{_ends(verdict.events)[1:]}. {which} the run of {name}. {what_now}", **about)
-        case Outcome.AMBIGUOUS if len(ids) == 1 and submission.unanswered:
+            return AgentRunFailedError(_joined(_how_it_failed(verdict, submission), what_now, ids), **about)
+        case Outcome.AMBIGUOUS if len(events) == 1 and submission.unanswered:
             return AmbiguousAgentRunError(
-                f"It cannot be told whether the run of {name} was started: nobody has seen the answer to its POST, and "
-                f"the run that has appeared since can be another's: {_ends(verdict.events)}. Look at this event to see "
-                "whose it is, and clear the task if a new run is wanted; on_ambiguous='all' would take it.",
+                "It is unknown whether this task's run was started: the answer to its POST was lost, and the run that "
+                f"has appeared since may be another party's ({_states(events)}). Look at this event to see whose it "
+                "is, and clear the task if a new run is wanted. With on_ambiguous='all' the task would take this run. "
+                f"{ids}",
                 **about,
             )
         case Outcome.AMBIGUOUS if verdict.late:
             return AmbiguousAgentRunError(
-                f"The run of {name} was accepted, but no event of it appeared within `settle`; what appeared later may "
-                f"be another run's: {_ends(verdict.events)}. Look at the agent's runs, and clear the task if a new run "
-                "is wanted. If the platform is slow, raise settle; on_ambiguous='all' would take a run that is late.",
+                "The run was accepted, but no event of it appeared within `settle`. What appeared later may be another "
+                f"run's ({_states(events)}). Look at the agent's runs, and clear the task if a new run is wanted; if "
+                f"the platform is slow, raise settle, or take a late run with on_ambiguous='all'. {ids}",
                 **about,
             )
         case Outcome.AMBIGUOUS:
             return AmbiguousAgentRunError(
-                f"The run of {name} cannot be told apart from others of the same agent that started at about the same "
-                f"time: {_ends(verdict.events)}. Look at these events to see how it ended; to avoid it, let only one "
-                "run of an agent start at a time (a pool, or if_running='wait').",
+                "This task's run cannot be told apart from other runs of the agent that started at about the same time "
+                f"({_states(events)}). Look at these events to see how the run ended. To avoid this, let one run of "
+                f"the agent start at a time: use a pool with one slot, or if_running='wait'. {ids}",
                 **about,
             )
         case Outcome.NOT_FOUND:
             return AgentRunNotFoundError(
-                f"The run of {name} was accepted, but no event of it has appeared. It may have started all the same: "
-                f"look at the agent's runs before you start another. {what_now}",
+                _joined(
+                    "The run was accepted, but no event of it has appeared. It may have started all the same: look at "
+                    "the agent's runs before you start another.",
+                    what_now,
+                    ids,
+                ),
                 **about,
             )
         case Outcome.TIMED_OUT:
-            seen = f"last seen as {_ends(verdict.events)}" if ids else "and no event of it had appeared"
-            return AgentRunTimeoutError(
-                f"The run of {name} was not over at the deadline, {seen}. It cannot be cancelled and goes on. "
-                f"{what_now}",
-                **about,
-            )
+            return AgentRunTimeoutError(_joined(_why_late(verdict), what_now, ids), **about)
 
 
-def _ends(events: Sequence[ExecutionEvent]) -> str:
+def named(submission: Submission, events: Sequence[ExecutionEvent] = ()) -> str:
+    """The ids of a run, for the end of a message: those of its submission, and of its event or of all candidates."""
+    pairs = {
+        "agent": submission.agent_id,
+        "request_id": submission.request_id,
+        "event": ",".join(event.id for event in events) or submission.event_id,
+    }
+    return " ".join(f"{key}={value}" for key, value in pairs.items() if value)
+
+
+def is_certain(submission: Submission, events: Sequence[ExecutionEvent]) -> bool:
+    """Whether an id says that this event is the run's. All else is inferred."""
+    return len(events) == 1 and matching.is_ours(submission.bounds, events[0])
+
+
+def how_it_completed(verdict: Verdict, submission: Submission) -> str:
+    """What to log of a run that COMPLETED. What is inferred is not said to be known."""
+    events = verdict.events
+    if verdict.late or submission.unanswered:
+        words = "A run COMPLETED that is taken as this task's. It may be another run."
+    elif len(events) > 1:
+        words = (
+            f"All {len(events)} runs that could be this task's COMPLETED, so this task's run did. The API does not "
+            "tell which one it is: the returned event may be another run's."
+        )
+    elif is_certain(submission, events):
+        words = "The run COMPLETED."
+    else:
+        words = "A run COMPLETED, the only one that fits this task's request."
+    return f"{words} {named(submission, events)}"
+
+
+def _how_it_failed(verdict: Verdict, submission: Submission) -> str:
+    if len(verdict.events) > 1:
+        return f"All {len(verdict.events)} runs that could be this task's have failed ({_states(verdict.events)})."
+    (event,) = verdict.events
+    how = "FAILED" if event.status == Status.FAILED else f"ended as {quote(event.status, 40)}"
+    why = f": {quote(str(event.error)).rstrip('.')}" if event.error else ""
+    if is_certain(submission, verdict.events):
+        inferred = ""
+    elif verdict.late:
+        inferred = " It appeared late, and may be another run."
+    else:
+        inferred = " It is the only run that fits this task's request."
+    return f"The run {how}{why}.{inferred}"
+
+
+def _why_late(verdict: Verdict) -> str:
+    if not verdict.events:
+        return (
+            "The run was not finished at the deadline: no event of it had appeared. It cannot be cancelled and may "
+            "still be running."
+        )
+    states = _states(verdict.events)
+    if all(is_terminal(event) for event in verdict.events):
+        return (
+            f"The deadline passed before it was certain which run is this task's ({states}): until `settle` has "
+            "passed, another run could still appear."
+        )
+    return f"The run was not finished at the deadline ({states}). It cannot be cancelled and is still running."
+
+
+def _states(events: Sequence[ExecutionEvent]) -> str:
     return "; ".join(
-        f"event {event.id} {state_of_event(event)}" + (f" ({quote(str(event.error))})" if event.error else "")
-        for event in events
+        state_of_event(event) + (f": {quote(str(event.error))}" if event.error else "") for event in events
     )
+
+
+def _joined(*sentences: str) -> str:
+    return " ".join(filter(None, sentences))
 
 
 def duration_of(event: ExecutionEvent) -> float | None:

@@ -25,6 +25,7 @@ from airflow_provider_agents.runs.verdict import (
     duration_of,
     error_of,
     fresher,
+    how_it_completed,
     is_success,
     is_terminal,
     usage_of,
@@ -174,8 +175,8 @@ def test_a_task_may_refuse_a_run_of_which_nobody_has_seen_the_answer():
     error = error_of(verdict, unanswered, what_now="")
     assert isinstance(error, AmbiguousAgentRunError)
     assert error.event_ids == ("a",)
-    assert "the run of agent a was started: nobody has seen the answer to its POST" in str(error)
-    assert "can be another's: event a RUNNING. Look" in str(error)
+    assert "this task's run was started: the answer to its POST was lost" in str(error)
+    assert "may be another party's (RUNNING). Look" in str(error)
     # With others beside it, those are what matters.
     several = take(Wait(unanswered, Rules(on_ambiguous="fail")), event("a"), event("b"))
     assert "cannot be told apart" in str(error_of(several, unanswered, what_now=""))
@@ -206,19 +207,20 @@ def test_a_run_without_an_event_is_not_found_and_one_at_its_deadline_timed_out()
         (
             Verdict(Outcome.FAILED, (event(status="FAILED", error="no luck"),)),
             AgentRunFailedError,
-            r"e FAILED \(no luck\)",
+            "The run FAILED: no luck.",
         ),
-        (Verdict(Outcome.AMBIGUOUS, (event("e", "FAILED"),)), AmbiguousAgentRunError, "event e FAILED"),
+        (Verdict(Outcome.AMBIGUOUS, (event("e", "FAILED"),)), AmbiguousAgentRunError, "(FAILED)"),
         (Verdict(Outcome.NOT_FOUND), AgentRunNotFoundError, "may have started all the same"),
         (Verdict(Outcome.TIMED_OUT), AgentRunTimeoutError, "no event of it had appeared"),
-        (Verdict(Outcome.TIMED_OUT, (event(),)), AgentRunTimeoutError, "last seen as event e RUNNING"),
+        (Verdict(Outcome.TIMED_OUT, (event(),)), AgentRunTimeoutError, "(RUNNING)"),
     ],
 )
 def test_each_end_but_success_is_an_error_of_its_own_that_names_the_run(verdict, error, words):
     found = error_of(verdict, SUBMISSION, what_now="A retry starts a new run.")
     assert type(found) is error
     assert words.replace("\\", "") in str(found)
-    assert "agent a, requestId req" in str(found)
+    ids = ",".join(each.id for each in verdict.events)
+    assert str(found).endswith("agent=a request_id=req" + (f" event={ids}" if ids else ""))
     assert "None" not in str(found)
     assert ("A retry starts a new run." in str(found)) == (error is not AmbiguousAgentRunError)
     assert (found.agent_id, found.request_id) == ("a", "req")
@@ -327,9 +329,9 @@ def test_a_task_may_refuse_a_run_that_appears_late(how):
     error = error_of(verdict, SUBMISSION, what_now="Never.")
     assert isinstance(error, AmbiguousAgentRunError)
     assert str(error) == (
-        "The run of agent a, requestId req was accepted, but no event of it appeared within `settle`; what appeared "
-        "later may be another run's: event e RUNNING. Look at the agent's runs, and clear the task if a new run is "
-        "wanted. If the platform is slow, raise settle; on_ambiguous='all' would take a run that is late."
+        "The run was accepted, but no event of it appeared within `settle`. What appeared later may be another run's "
+        "(RUNNING). Look at the agent's runs, and clear the task if a new run is wanted; if the platform is slow, "
+        "raise settle, or take a late run with on_ambiguous='all'. agent=a request_id=req event=e"
     )
 
 
@@ -359,10 +361,10 @@ def test_what_has_appeared_in_time_is_known_and_not_late():
 @pytest.mark.parametrize(
     ("events", "words"),
     [
-        ((event(status="FAILED"),), "It appeared late, and may be the run of agent a, requestId req."),
+        ((event(status="FAILED"),), "The run FAILED. It appeared late, and may be another run. Never. agent=a"),
         (
             (event("a", "FAILED"), event("b", "FAILED")),
-            "They appeared late, and one of them may be the run of agent a, requestId req.",
+            "All 2 runs that could be this task's have failed (FAILED; FAILED). Never. agent=a",
         ),
     ],
 )
@@ -424,10 +426,19 @@ def test_the_active_runs_of_an_agent_are_those_that_are_not_over():
 @pytest.mark.parametrize(
     ("events", "words"),
     [
-        ((event(status="FAILED", error="no"),), "Event e FAILED (no). It is the run of agent a, requestId req. Retry."),
+        (
+            (event(status="FAILED", error="no"),),
+            (
+                "The run FAILED: no. It is the only run that fits this task's request. Retry. "
+                "agent=a request_id=req event=e"
+            ),
+        ),
         (
             (event("x", "FAILED"), event("y", "CANCELLED")),
-            "Event x FAILED; event y CANCELLED. One of them is the run of agent a, requestId req. Retry.",
+            (
+                "All 2 runs that could be this task's have failed (FAILED; CANCELLED). Retry. "
+                "agent=a request_id=req event=x,y"
+            ),
         ),
     ],
 )
@@ -439,10 +450,34 @@ def test_a_failed_run_is_told_with_what_happened_first(events, words):
 def test_a_run_that_is_late_says_what_was_seen_of_it():
     seen = error_of(Verdict(Outcome.TIMED_OUT, (event(),)), SUBMISSION, what_now="")
     unseen = error_of(Verdict(Outcome.TIMED_OUT), SUBMISSION, what_now="")
-    assert "was not over at the deadline, last seen as event e RUNNING. It cannot be cancelled" in str(seen)
-    assert "was not over at the deadline, and no event of it had appeared. It cannot be cancelled" in str(unseen)
+    over = error_of(Verdict(Outcome.TIMED_OUT, (event(status="COMPLETED"),)), SUBMISSION, what_now="")
+    assert "not finished at the deadline (RUNNING). It cannot be cancelled and is still running." in str(seen)
+    assert "not finished at the deadline: no event of it had appeared. It cannot be cancelled and may" in str(unseen)
+    assert "before it was certain which run is this task's (COMPLETED)" in str(over)
+    assert "still running" not in str(over)
+
+
+def test_a_run_that_an_id_names_is_not_said_to_be_inferred():
+    named = event("req", "FAILED", error="quota.")
+    error = error_of(Verdict(Outcome.FAILED, (named,)), SUBMISSION, what_now="Retry.")
+    assert str(error) == "The run FAILED: quota. Retry. agent=a request_id=req event=req"
+
+
+@pytest.mark.parametrize(
+    ("events", "late", "words"),
+    [
+        ((event("req", "COMPLETED"),), False, "The run COMPLETED."),
+        ((event("e", "COMPLETED"),), False, "A run COMPLETED, the only one that fits this task's request."),
+        ((event("e", "COMPLETED"),), True, "A run COMPLETED that is taken as this task's. It may be another run."),
+        ((event("x", "COMPLETED"), event("y", "COMPLETED")), False, "the returned event may be another run's."),
+    ],
+)
+def test_what_is_inferred_of_a_run_that_completed_is_not_said_to_be_known(events, late, words):
+    said = how_it_completed(Verdict(Outcome.COMPLETED, events, late), SUBMISSION)
+    assert words in said
+    assert said.endswith(f"agent=a request_id=req event={','.join(each.id for each in events)}")
 
 
 def test_several_that_ended_differently_say_how_to_avoid_it():
     error = error_of(Verdict(Outcome.AMBIGUOUS, (event("x"), event("y"))), SUBMISSION, what_now="")
-    assert str(error).endswith("let only one run of an agent start at a time (a pool, or if_running='wait').")
+    assert "let one run of the agent start at a time: use a pool with one slot, or if_running='wait'." in str(error)

@@ -1,0 +1,375 @@
+"""Checks of what users write: every argument of every public class, by one mechanism.
+
+A class lists its arguments with one check each (`Arguments`). The list is applied twice: when the DAG is parsed, to
+the values that are known then, and again before anything is paid for. Templates, mapped values and cluster policies
+come in between. A wrong value is an `InvalidArgumentError`, which no retry can fix.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseTrigger
+
+from airflow_provider_agents.api.calls import check_agent_id
+from airflow_provider_agents.api.errors import InvalidArgumentError, quote
+from airflow_provider_agents.runs.submission import Submission
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import BaseOperator
+
+#: A hundred years, in seconds. A deadline some thousands of years away has no place in the calendar.
+MAX_SECONDS = 100 * 365.25 * 86400
+#: Airflow drops the id of a connection that does not match this (its `sanitize_conn_id`).
+_CONN_ID = re.compile(r"[\w#!()\-.:/\\]{1,200}")
+#: How Jinja marks its parts. A text with one of them is only known once it is rendered.
+_TEMPLATE_MARKS = ("{{", "{%", "{#")
+#: A length of time as people write it. Airflow's arguments are seconds or a `timedelta`.
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\w*\s*", re.IGNORECASE)
+_UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+#: Airflow 3.3 brought at once the parts that the triggerer needs to end a task well, or to start one. `on_kill` is the
+#: part that can be seen.
+TRIGGERS_END_TASKS = hasattr(BaseTrigger, "on_kill")
+#: What a template must not use where the triggerer renders it: Airflow never answers these requests there, so that the
+#: task would hang until its deferral timeout.
+_HANGS_IN_TRIGGERER = ("xcom_pull", "task_state_store")
+
+#: Returns the value to use. Raises `ValueError` with the rest of a sentence that begins with the argument's name.
+Check = Callable[[object], Any]
+#: What is wrong with the arguments together, as a sentence; None if nothing is.
+Relation = Callable[[Any], str | None]
+
+
+def known_later(value: object) -> bool:
+    """Whether a value is only known when the task runs: a template, an XCom, a callable, or a collection of these."""
+    match value:
+        case str():
+            return any(mark in value for mark in _TEMPLATE_MARKS)
+        case dict():
+            return any(known_later(one) for one in value.values())
+        case list() | tuple():
+            return any(known_later(one) for one in value)
+    return callable(value) or callable(getattr(value, "resolve", None))
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """The arguments of one public class.
+
+    Attributes:
+        checks: one for each argument, by its name.
+        relations: what has to hold between several of them.
+        identifiers: those that are ids, so that a rendered number is text again.
+    """
+
+    checks: Mapping[str, Check]
+    relations: Sequence[Relation] = ()
+    identifiers: frozenset[str] = frozenset({"agent_id", "agents_conn_id", "event_id"})
+
+    def check(self, owner: Any, *, parsing: bool = False, templated: Sequence[str] | None = None) -> None:
+        """Check the arguments, which are attributes of their owner, and put the checked values in their place.
+
+        Args:
+            owner: a task, a trigger or a hook.
+            parsing: leave out values of template fields that are only known when the task runs.
+            templated: the template fields; None for those of the owner.
+
+        Raises:
+            InvalidArgumentError: naming the argument, the owner, the value and what to write instead.
+        """
+        fields = templated if templated is not None else getattr(owner, "template_fields", ())
+        is_unclear = _has_own_delimiters(owner)
+        later = {name for name in fields if parsing and (is_unclear or known_later(getattr(owner, name)))}
+        for name, check in self.checks.items():
+            if name in later:
+                continue
+            value = getattr(owner, name)
+            if not parsing and name in self.identifiers and type(value) is int and value >= 0:
+                # With `render_template_as_native_obj` the text "12345" arrives as a number.
+                value = str(value)
+            try:
+                checked = check(value)
+            except ValueError as error:
+                raise InvalidArgumentError(f"{name} of {_name_of(owner)} {error}") from None
+            if checked is not getattr(owner, name):
+                setattr(owner, name, checked)
+        for relation in self.relations:
+            fault = relation(owner)
+            if fault is not None:
+                raise InvalidArgumentError(f"{fault} (in {_name_of(owner)})")
+
+
+def _has_own_delimiters(owner: Any) -> bool:
+    """Whether the DAG marks its templates in a way of its own, so that a template cannot be told from a text."""
+    dag = owner.dag if getattr(owner, "has_dag", lambda: False)() else None
+    return bool(getattr(dag, "jinja_environment_kwargs", None))
+
+
+def _name_of(owner: Any) -> str:
+    task_id = getattr(owner, "task_id", None)
+    return f"task {task_id!r}" if isinstance(task_id, str) else type(owner).__name__
+
+
+def shown(value: object) -> str:
+    """A value in a message: as it would be written in Python, so that blanks show, and short."""
+    try:
+        return quote(repr(value), 60)
+    except Exception:  # noqa: BLE001 - a user's class may raise anything here
+        return f"an object of {type(value).__name__}"
+
+
+# --- one value ------------------------------------------------------------------------------------------------------
+
+
+def optional(check: Check) -> Check:
+    """The same check, which also takes None."""
+    return lambda value: None if value is None else check(value)
+
+
+def switch(value: object) -> bool:
+    """True or False. Texts are refused: `"False"` would count as true."""
+    if isinstance(value, bool):
+        return value
+    spelled = value.strip().title() if isinstance(value, str) else ""
+    hint = f" Write {spelled} without quotes." if spelled in {"True", "False"} else ""
+    raise ValueError(f"must be True or False, got {shown(value)}.{hint}")
+
+
+def seconds(value: object) -> float:
+    """A number of seconds or a `timedelta`: above 0, a hundred years at most."""
+    return _seconds(value, lambda number: 0 < number <= MAX_SECONDS, "above 0")
+
+
+def seconds_from(least: float) -> Check:
+    """The same, from `least` on."""
+    return lambda value: _seconds(value, lambda number: least <= number <= MAX_SECONDS, f"from {least:g} on")
+
+
+def _seconds(value: object, in_range: Callable[[float], bool], words: str) -> float:
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    # The range also refuses NaN, which is in none.
+    if isinstance(number, bool) or not isinstance(number, int | float) or not in_range(number):
+        hint = ""
+        if isinstance(value, str) and (found := _DURATION.fullmatch(value)):
+            hint = f" Write {float(found[1]) * _UNIT_SECONDS[found[2].lower()]:g} without quotes."
+        raise ValueError(
+            f"must be a number of seconds or a timedelta, {words} and at most a hundred years, "
+            f"got {shown(value)}.{hint}"
+        )
+    return float(number)
+
+
+def one_of(*choices: str) -> Check:
+    """One of some texts."""
+
+    def check(value: object) -> str:
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}, got {shown(value)}.")
+        return str(value)
+
+    return check
+
+
+def agent_id(value: object) -> str:
+    """The id of an agent."""
+    try:
+        return check_agent_id(value)
+    except InvalidArgumentError as error:
+        raise ValueError(str(error).removeprefix("agent_id ")) from None
+
+
+def event_id(value: object) -> str:
+    """The id of an event, without blanks around it."""
+    if not isinstance(value, str) or not value.strip() or not value.strip().isprintable():
+        raise ValueError(f"must be the id of an event as text, got {shown(value)}.")
+    return value.strip()
+
+
+def connection_id(value: object) -> str:
+    """The id of an Airflow connection."""
+    if not isinstance(value, str) or not _CONN_ID.fullmatch(value):
+        raise ValueError(
+            f"must be the id of an Airflow connection (letters, digits and any of _-.:/#!()\\, at most 200), "
+            f"got {shown(value)}."
+        )
+    return value
+
+
+def moment(value: object) -> datetime:
+    """A moment with a time zone, as a `datetime` or as ISO 8601 text."""
+    found: datetime | None = None
+    if isinstance(value, datetime):
+        found = value
+    elif isinstance(value, str):
+        try:
+            found = datetime.fromisoformat(value.strip())
+        except ValueError:
+            found = None
+    if found is None or found.tzinfo is None:
+        raise ValueError(
+            "must be a moment with a time zone, as a datetime or ISO 8601 text such as 2026-01-01T09:00:00+00:00, "
+            f"got {shown(value)}."
+        )
+    return found
+
+
+def mapping(value: object) -> dict[str, Any]:
+    """A dict, or its text as JSON (`tojson`) or as Python writes it, which is what a plain template makes of a dict."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, str):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                found = read(value.strip())
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                continue
+            if isinstance(found, dict):
+                return found
+    raise ValueError(f"must be a dict, or a dict as JSON text, got {shown(value)}.")
+
+
+def submission(value: object) -> dict[str, Any]:
+    """A submission as a dict, or as the text that a template makes of one."""
+    found = mapping(value)
+    try:
+        Submission.from_json(found)
+    except InvalidArgumentError as error:
+        raise ValueError(f"is none. {error}") from None
+    return found
+
+
+def deadline(value: object) -> str:
+    """A moment with a time zone as ISO 8601 text, as a trigger carries it."""
+    if not isinstance(value, str):
+        raise ValueError(f"must be ISO 8601 text, got {shown(value)}.")  # noqa: TRY004 - every check raises the same
+    moment(value)
+    return value
+
+
+def list_of(*choices: str) -> Check:
+    """Some of some texts, in any order."""
+
+    def check(value: object) -> list[str]:
+        if not isinstance(value, list | tuple) or not all(isinstance(one, str) and one in choices for one in value):
+            raise ValueError(f"must be a list of {', '.join(choices)}, got {shown(value)}.")
+        return list(value)
+
+    return check
+
+
+# --- several values together ------------------------------------------------------------------------------------------
+
+
+def lost_after_settling(owner: Any) -> str | None:
+    """`appear_within` is at least `settle`."""
+    if owner.appear_within >= owner.settle:
+        return None
+    return (
+        f"appear_within ({owner.appear_within:g} s) must be at least settle ({owner.settle:g} s): until a run has "
+        "settled, nothing can be said about it."
+    )
+
+
+def ends_after_settling(owner: Any) -> str | None:
+    """A task waits at least for `settle`, so that it can have a verdict."""
+    limits = {"timeout": owner.timeout, "execution_timeout": _seconds_of(getattr(owner, "execution_timeout", None))}
+    for name, limit in limits.items():
+        if limit is not None and limit < owner.settle:
+            return (
+                f"{name} ({limit:g} s) must be at least settle ({owner.settle:g} s): before that there is no verdict, "
+                f"and the task would always fail. Raise {name}, or lower settle."
+            )
+    return None
+
+
+def _seconds_of(value: timedelta | None) -> float | None:
+    return value.total_seconds() if isinstance(value, timedelta) else None
+
+
+def checked_switch(owner: Any, name: str, value: object) -> bool:
+    """An argument that is no attribute of its owner, checked as a switch.
+
+    Raises:
+        InvalidArgumentError: it is none.
+    """
+    try:
+        return switch(value)
+    except ValueError as error:
+        raise InvalidArgumentError(f"{name} of {_name_of(owner)} {error}") from None
+
+
+# --- a task that ends, or starts, in its trigger ----------------------------------------------------------------------
+
+
+def made_from_mapped(task: BaseOperator) -> bool:
+    """Whether Airflow makes this task from a mapped one, on a worker.
+
+    An error there would be retried, so such a task checks its arguments only when it is executed.
+    """
+    return bool(getattr(task, "_BaseOperator__from_mapped", False))
+
+
+def refuse_trigger_end(
+    task: BaseOperator, name: str, *, overridden: Sequence[str], lost: Callable[..., str | None] | None = None
+) -> None:
+    """Refuse to end a task from its trigger where that cannot be done, or would lose something.
+
+    Args:
+        task: as its DAG has made it.
+        name: the argument that asks for it.
+        overridden: methods that would not be called.
+        lost: looks for more that would be lost.
+
+    Raises:
+        InvalidArgumentError: saying why.
+    """
+    if not TRIGGERS_END_TASKS:
+        raise InvalidArgumentError(f"{name} of {_name_of(task)} needs Airflow 3.3 or newer. Leave it out.")
+    for find in (lost_at_trigger_end, lost):
+        words = find(task, overridden=overridden) if find is not None else None
+        if words is not None:
+            raise InvalidArgumentError(f"{name} of {_name_of(task)} would lose {words}. Leave one of the two out.")
+
+
+def lost_at_trigger_end(task: BaseOperator, *, overridden: Sequence[str]) -> str | None:
+    """What a task would lose if its trigger ended it, as far as the task itself shows it; None if nothing.
+
+    Args:
+        task: as its DAG has made it.
+        overridden: methods that would not be called, so that a subclass must not bring its own.
+    """
+    given: tuple[tuple[str, str], ...] = (
+        ("outlets", "the asset events of its outlets"),
+        ("on_success_callback", "its on_success_callback"),
+        ("multiple_outputs", "its multiple_outputs"),
+        ("_post_execute_hook", "its post_execute"),
+    )
+    return _lost(task, given, (*overridden, "post_execute"))
+
+
+def lost_at_trigger_start(task: BaseOperator, *, overridden: Sequence[str]) -> str | None:
+    """What a task would lose in addition if it also started in its trigger."""
+    given = (("_pre_execute_hook", "its pre_execute"), ("on_execute_callback", "its on_execute_callback"))
+    return _lost(task, given, (*overridden, "pre_execute"))
+
+
+def _lost(task: BaseOperator, given: Sequence[tuple[str, str]], methods: Sequence[str]) -> str | None:
+    for name, words in given:
+        if getattr(task, name, None):
+            return words
+    for name in methods:
+        owner = next(one for one in type(task).__mro__ if name in vars(one))
+        if not owner.__module__.startswith(("airflow.", "airflow_provider_agents.")):
+            return f"the {name} of {owner.__name__}"
+    return None
+
+
+def hangs_in_triggerer(value: object) -> str | None:
+    """What of a template Airflow never answers in the triggerer; None if nothing is known to hang."""
+    return next((name for name in _HANGS_IN_TRIGGERER if isinstance(value, str) and name in value), None)
