@@ -21,6 +21,7 @@ from airflow_provider_agents.api.errors import (
     InvalidConnectionError,
     MissingConnectionError,
     quote,
+    quote_setting,
     without_frames,
 )
 
@@ -223,7 +224,9 @@ def _number(given: dict[str, Any], name: str, default: float) -> Any:
     try:
         return float(value)
     except ValueError:
-        raise InvalidConnectionError(f"The connection's {name} must be a number, got {quote(value, 40)!r}.") from None
+        raise InvalidConnectionError(
+            f"The connection's {name} must be a number, got {quote_setting(value, 40)}."
+        ) from None
 
 
 # --- what is wrong --------------------------------------------------------------------------------------------------

@@ -64,6 +64,15 @@ def test_a_host_that_is_no_url_is_told_whatever_the_port(connected, host):
         connected(json.dumps(value)).settings()
 
 
+@pytest.mark.parametrize("field", ["timeout", "max_requests_per_second", "auth_header", "verify", "run_url"])
+@pytest.mark.parametrize("separator", ["\\", ";", " ", "&amp;"])
+def test_a_value_that_runs_on_into_a_proxy_is_refused_without_its_password(connected, field, separator):
+    text = f"agents://:KEY@?{field}=x{separator}proxy={quote('http://user:secret@p.example', safe='')}"
+    with pytest.raises(InvalidConnectionError, match=field) as raised:
+        connected(text).settings()
+    assert "secret" not in str(raised.value)
+
+
 def test_extras_are_read_as_a_form_or_a_uri_writes_them(connected, tmp_path):
     bundle = tmp_path / "ca.pem"
     bundle.touch()

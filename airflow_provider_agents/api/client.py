@@ -36,6 +36,7 @@ from airflow_provider_agents.api.errors import (
     NoAnswerError,
     NotSentError,
     quote,
+    quote_setting,
     without_frames,
 )
 from airflow_provider_agents.api.rows import WarnOnce
@@ -112,7 +113,7 @@ class Settings:
         object.__setattr__(self, "base_url", _checked_base_url(self.base_url, allow_plain_http=self.allow_plain_http))
         if self.auth_header not in AUTH_HEADERS:
             raise InvalidConnectionError(
-                f"auth_header must be one of {', '.join(AUTH_HEADERS)}, got {quote(str(self.auth_header), 60)!r}."
+                f"auth_header must be one of {', '.join(AUTH_HEADERS)}, got {quote_setting(self.auth_header, 60)}."
             )
         if (
             isinstance(self.timeout_seconds, bool)
@@ -121,7 +122,7 @@ class Settings:
         ):
             raise InvalidConnectionError(
                 f"timeout must be a number of seconds above 0 and at most {MAX_TIMEOUT_SECONDS:g}, "
-                f"got {quote(repr(self.timeout_seconds), 60)}."
+                f"got {quote_setting(self.timeout_seconds, 60)}."
             )
         if (
             isinstance(self.max_requests_per_second, bool)
@@ -130,12 +131,12 @@ class Settings:
         ):
             raise InvalidConnectionError(
                 f"max_requests_per_second must be a number above 0 and at most {MAX_REQUESTS_PER_SECOND:g}, "
-                f"got {quote(repr(self.max_requests_per_second), 60)}."
+                f"got {quote_setting(self.max_requests_per_second, 60)}."
             )
         # Not Path.exists: it raises where a directory may not be read.
         if isinstance(self.verify, str) and not os.path.exists(self.verify):  # noqa: PTH110
             raise InvalidConnectionError(
-                f"verify names the CA bundle {quote(self.verify, 100)!r}, which does not exist on this machine."
+                f"verify names the CA bundle {quote_setting(self.verify, 100)}, which does not exist on this machine."
             )
         if self.proxy is not None:
             _check_proxy(
@@ -302,7 +303,7 @@ def _check_run_url(template: object) -> None:
     unknown = re.sub(r"\{(?:agent_id|event_id)\}", "", text)
     if "{" in unknown or "}" in unknown:
         raise InvalidConnectionError(
-            f"run_url knows {{agent_id}} and {{event_id}} and nothing else in braces, got {quote(text, 100)!r}."
+            f"run_url knows {{agent_id}} and {{event_id}} and nothing else in braces, got {quote_setting(text, 100)}."
         )
 
 

@@ -48,6 +48,18 @@ def quote(text: str, limit: int = QUOTE_LIMIT) -> str:
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
+def quote_setting(value: object, limit: int) -> str:
+    """A setting's value for an error message, or words in its place where it may hold a password.
+
+    In a URI that is written wrongly, a value runs on into the next field, such as a proxy with its password.
+    """
+    text = value if isinstance(value, str) else repr(value)
+    if "@" in text:
+        return "a value with an @, which may hold a password"
+    shown = quote(text, limit)
+    return repr(shown) if isinstance(value, str) else shown
+
+
 def first_fault(error: ValidationError) -> str:
     """Where and why a value does not fit its model, without the value: the place, then what is wrong there."""
     fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
