@@ -1,5 +1,7 @@
 """Hostile answers by the million, through everything that reads them: `make fuzz`.
 
+Some go to tasks that are played from their start to their end, with a judge who knows the truth: `episodes`.
+
 What is true of each, whatever it is: it is read, or ends in an error of this package; it costs a bounded amount of time
 and memory; no error and no log line shows the key or breaks its line; and what is handed on can be kept by Airflow.
 A failure prints the seed that repeats it.
@@ -367,18 +369,17 @@ class HostileScene(Scene):
             run_seconds=30.0,
         )
         self.fuzz, self.tally, self.share, self.answers = rng, tally, share, 0
-        honest = self.sim.handle
 
-        def handle(*request):
+        def spoilt(_, answer):
             self.answers += 1
-            reply = honest(*request)
+            reply = answer()
             if rng.random() >= self.share:
                 return reply
             # A refused key ends everything at once, so there is less of it.
             status, headers, body = hostile(rng, reply.status, dict(reply.headers), reply.body)
             return Reply(status if status != 401 or rng.random() < 0.1 else 503, printable(headers), body)
 
-        self.sim.handle = handle
+        self.sim.intercept(spoilt)
         self.sim.api_keys = (KEY,)
         tallied = CountingClient(
             Settings(api_key=KEY, base_url="http://127.0.0.1"),
@@ -623,9 +624,20 @@ def connections(rng, tally):
             os.environ[VARIABLE] = before
 
 
+def tasks(rng, tally):
+    """Tasks from their first try to their end, while the platform and Airflow misbehave for a while."""
+    from episodes import Episode
+
+    while True:
+        episode = Episode(rng, any_value, KEY)
+        tally.update(f"task {end}" for end in episode.play())
+        tally["answered to tasks"] += len(episode.sim.requests)
+        yield from range(len(episode.sim.requests))
+
+
 #: Each way with its share of the answers. Airflow masks each secret that it has ever read, by a pattern that grows with
 #: each: so there are few connections.
-WAYS = {reading: 0.7, feed: 0.17, worker: 0.03, transport: 0.099, connections: 0.001}
+WAYS = {reading: 0.67, feed: 0.17, worker: 0.03, tasks: 0.03, transport: 0.099, connections: 0.001}
 
 
 @contextmanager

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
-from fuzzing import SLOWEST_SECONDS, WAYS, connections, run
+from episodes import BYSTANDER, Episode
+from fuzzing import KEY, SLOWEST_SECONDS, WAYS, any_value, connections, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,3 +19,43 @@ def test_whatever_is_answered_is_read_or_ends_in_a_typed_error(way, seed):
     tally, _, slowest = run(way, answers, seed)
     assert sum(tally.values()) >= answers
     assert slowest < SLOWEST_SECONDS
+
+
+def start_again(episode):
+    episode.sim.handle("POST", "/v1/agents/agent-0/execute", {}, {"X-Api-Key": KEY})
+
+
+def take_anothers_event(episode):
+    episode.tasks[0].result = {"id": episode.sim.executions[1].event_id}
+
+
+def fail_without_a_reason(episode):
+    episode.tasks[0].state = "failed"
+
+
+def miss_a_report(episode):
+    episode.reported.difference_update(run.event_id for run, _ in episode.sim.runs() if run.agent_id == BYSTANDER)
+
+
+def print_the_key(episode):
+    episode.output.write(KEY)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        (start_again, "agent-0 was started twice"),
+        (take_anothers_event, "agent-0: success"),
+        (fail_without_a_reason, "agent-0: failed"),
+        (miss_a_report, "the watcher missed"),
+        (print_the_key, "fuzz-0123456789"),
+    ],
+)
+def test_the_judge_of_episodes_sees_each_kind_of_mistake(mistake, words):
+    seeds = (random.Random(seed) for seed in range(100))
+    episodes = (Episode(rng, any_value, KEY) for rng in seeds)
+    # One that ends well: with a watcher, and an agent that is not deleted.
+    episode = next(one for one in episodes if one.is_watched and one.play()[0] == "success")
+    mistake(episode)
+    with pytest.raises(AssertionError, match=words):
+        episode.judge()
