@@ -1,4 +1,4 @@
-"""The short form of `make faults`: kills in a real Airflow on PostgreSQL, one run for each task all the same."""
+"""The short form of `make faults`, in a real Airflow on PostgreSQL: one run for each task, and its own verdict."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 pytestmark = pytest.mark.system
 
 
-def test_no_kill_starts_a_second_run_or_changes_a_verdict(tmp_path):
-    names = ["post-acted", "triggerer"]
+def test_no_fault_starts_a_second_run_or_changes_a_verdict(tmp_path):
+    names = ["post-acted", "triggerer", "odd-rows"]
     tallies = faults.run(names, tries=2, seed=1, home=tmp_path)
     assert [tally.wrong for tally in tallies] == [[]] * len(names)
     assert all(tally.hits for tally in tallies)
