@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_agents import clock
 
-#: Seconds by which a wait ends late, as each real one does. Else, where a test has stopped the system's clock, rounding
-#: could leave the end of a wait in the future, and the next wait for it would be too short to change the time.
+#: Seconds by which a wait ends late, as each real one does. A test may stop the time of day while the clock of the
+#: event loop runs: without this, a wait for a time of day could end before that time, again and again.
 _LATE = 0.001
 #: So many rounds of the event loop in which nobody begins to wait or to work mean that nobody is about to. What hands
 #: on news without waiting for anything real takes a round for each pair of hands, of which there are never so many.
