@@ -25,6 +25,7 @@ from airflow_provider_agents.api.errors import (
     InvalidArgumentError,
     TemporaryError,
 )
+from airflow_provider_agents.api.retry import asked_pause
 from airflow_provider_agents.api.rows import WarnOnce
 from airflow_provider_agents.clock import now, sleep
 from airflow_provider_agents.hooks import AgentsHook
@@ -238,6 +239,7 @@ class AgentRunSensor(BaseSensorOperator):
         self._told = ""
         self._known = Known()
         self._warn_once = WarnOnce()
+        self._paused_until: datetime | None = None
         #: What `AgentRunLink` reads.
         self.run_link: str | None = None
         if start_from_trigger:
@@ -331,9 +333,13 @@ class AgentRunSensor(BaseSensorOperator):
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Look once, with `mode="reschedule"` again after a refusal that is not believed yet.
 
+        It does not look before the end of a pause that the server has asked for.
+
         Raises:
             AirflowException: as the class says.
         """
+        if self._paused_until is not None and now() < self._paused_until:
+            return False
         while (done := self._poke_once(context)) is None:
             sleep(_REFUSED_POKE_SECONDS)
         return done
@@ -354,6 +360,7 @@ class AgentRunSensor(BaseSensorOperator):
             final = self._patience(context).failed(error, now())
             if final is not None:
                 raise fail_without_retry(final) from final.with_traceback(None)
+            self._paused_until = now() + timedelta(seconds=asked_pause(error) or 0.0)
             self.log.warning("%s", in_words(error) if is_refusal(error) else f"{error} Looking again.")
             if is_refusal(error) and self.reschedule and not self.deferrable:
                 # The next poke is another process's, which would know nothing of this refusal.

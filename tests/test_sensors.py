@@ -102,6 +102,24 @@ def wait(request, platform, monkeypatch):
     return waited
 
 
+@pytest.mark.parametrize("fault", [{"status": 429}, {"status": 503}, {"kind": "html"}])
+def test_a_worker_keeps_the_pause_that_the_server_asks_for(platform, fault):
+    event_id = platform.sim.start_scheduled_run("agent-1")
+    asked = {"kind": "status", "times": 1, "headers": {"Retry-After": "600"}} | fault
+    platform.sim.faults.append(Fault(method="GET", **asked))
+    op = sensor("poke", agent_id="agent-1", event_id=event_id)
+    began_at, asked_before = datetime.now(UTC), len(platform.sim.requests)
+    assert op.poke({}) is False
+    first = len(platform.sim.requests)
+    assert first > asked_before
+    while (datetime.now(UTC) - began_at).total_seconds() < 590:
+        assert op.poke({}) is False
+        platform.pass_time(30)
+    assert len(platform.sim.requests) == first
+    platform.pass_time(30)
+    assert op.poke({}).xcom_value["id"] == event_id
+
+
 class LookUps:
     """Airflow's look-ups of the connection; some of them find none, as while its API server restarts."""
 
