@@ -256,9 +256,10 @@ def _failure(conn_id: str, error: Exception) -> InvalidConnectionError:
 
 
 def _wrong_in_environment(conn_id: str) -> InvalidConnectionError | None:
-    """Why Airflow does not find a connection that the environment has, or None if the environment has none.
+    """What is wrong with the environment variable of a connection that Airflow has not found; None if nothing is.
 
-    Airflow passes over a variable that it cannot read, and reports that the connection does not exist.
+    Airflow passes over a variable that it cannot read, and reports that the connection does not exist. It also reports
+    so while its API server restarts, so a variable is blamed for what is seen in it only.
     """
     variable = f"AIRFLOW_CONN_{conn_id.upper()}"
     text = os.environ.get(variable, "").strip()
@@ -270,31 +271,47 @@ def _wrong_in_environment(conn_id: str) -> InvalidConnectionError | None:
             f"The connection {conn_id!r} does not exist. The environment variable {other} is not read, because "
             f"Airflow looks for upper case. Rename it to {variable}."
         )
-    if text.startswith("{"):
-        reason = f"{_wrong_in_json(text)} {_JSON_FORM}"
-    else:
-        reason = (
-            "it is not a URI. In the key and in the host, percent-encode what URIs reserve, such as / ? # @ : [ ] %; "
-            'a port is a number. Or write it as JSON, which needs no encoding: {"conn_type": "agents", "password": '
-            '"KEY"}.'
-        )
+    reason = _wrong_in_json(text) if text.startswith("{") else _wrong_in_uri(text)
+    if reason is None:
+        return None
     return InvalidConnectionError(
         f"The connection {conn_id!r} cannot be read from the environment variable {variable}: {reason}"
     )
 
 
-def _wrong_in_json(text: str) -> str:
+def _wrong_in_json(text: str) -> str | None:
+    known = (*_TEXT_FIELDS, "port", "extra")
+    reason = None
     try:
         fields = json.loads(text)
     except json.JSONDecodeError as error:
         # Not its message, which can quote a character.
-        return f"it is not JSON at line {error.lineno}, column {error.colno}."
+        reason = f"it is not JSON at line {error.lineno}, column {error.colno}"
     except RecursionError:
-        return "it is not JSON."
-    known = (*_TEXT_FIELDS, "port", "extra")
-    for name, value in fields.items():
-        if name not in known:
-            return f"it has {_named(name, known)}."
-        if name in _TEXT_FIELDS and not isinstance(value, str | None):
-            return f"its {name} is not text."
-    return "its port or its extra is wrong."
+        reason = "it is not JSON"
+    else:
+        wrong = [name for name in _TEXT_FIELDS if not isinstance(fields.get(name), str | None)]
+        unknown = [name for name in fields if name not in known]
+        if unknown:
+            reason = f"it has {_named(unknown[0], known)}"
+        elif wrong:
+            reason = f"its {wrong[0]} is not text"
+        elif not re.fullmatch(r"(None)?|-?\d+", str(fields.get("port")).strip()):
+            reason = "its port is not a number"
+    return f"{reason}. {_JSON_FORM}" if reason is not None else None
+
+
+def _wrong_in_uri(text: str) -> str | None:
+    # As Airflow reads it: the host can have a scheme of its own, in front of the user name.
+    rest = text.partition("://")[2]
+    before, _, nested = rest.partition("://")
+    try:
+        port = urlsplit(rest if nested else f"//{rest}").port
+    except ValueError:
+        port = -1
+    if port != -1 and "://" not in nested and not (nested and set(before) & set("@:")):
+        return None
+    return (
+        "it is not a URI. In the key and in the host, percent-encode what URIs reserve, such as / ? # @ : [ ] %; "
+        'a port is a number. Or write it as JSON, which needs no encoding: {"conn_type": "agents", "password": "KEY"}.'
+    )

@@ -7,6 +7,7 @@ import json
 from urllib.parse import quote
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from conftest import connection
 from frames import variables
 from hypothesis import given
@@ -176,7 +177,7 @@ def test_a_key_that_a_uri_cannot_hold_is_explained_and_not_shown(connected, key)
         ('{"conn_type": "agents", "password": 1234567890}', "its password is not text"),
         ('{"conn_type": "agents", "password": "KEY", "host": ["x"]}', "its host is not text"),
         ('{"conn_type": 7, "password": "KEY"}', "its conn_type is not text"),
-        ('{"conn_type": "agents", "password": "KEY", "port": "abc"}', "its port or its extra is wrong"),
+        ('{"conn_type": "agents", "password": "KEY", "port": "abc"}', "its port is not a number"),
     ],
 )
 def test_a_variable_that_airflow_cannot_read_is_named_with_the_right_form(connected, value, words):
@@ -193,6 +194,28 @@ def test_a_variable_in_lower_case_is_found(monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_my_agents", "agents://:sk-0123456789@")
     with pytest.raises(InvalidConnectionError, match="Rename it to AIRFLOW_CONN_MY_AGENTS"):
         AgentsHook("my_agents").settings()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "agents://:sk-0123456789@",
+        "agents://https://:sk-0123456789@gateway.example:8443",
+        "agents://:sk-0123456789@https%3A%2F%2Fgateway.example:8443?timeout=3",
+        connection("https://gateway.example", "sk-0123456789"),
+        '{"password": "sk-0123456789", "port": "8443"}',
+    ],
+)
+def test_a_variable_in_order_is_not_blamed_for_a_look_up_that_fails(connected, monkeypatch, value):
+    def not_found(conn_id):
+        raise AirflowNotFoundException(value)
+
+    hook = connected(value)
+    assert hook.settings().api_key == "sk-0123456789"
+    hook = AgentsHook()
+    monkeypatch.setattr(hook, "get_connection", not_found, raising=False)
+    with pytest.raises(MissingConnectionError, match="does not exist, or cannot be read"):
+        hook.settings()
 
 
 def test_a_look_up_that_fails_otherwise_may_pass(monkeypatch):
