@@ -496,8 +496,10 @@ def run(args: Namespace) -> ExitCode:
         _say("Interrupted.")
         code = code_if_accepted = code_if_in_doubt = ExitCode.INTERRUPTED
     if attempt.run is not None and attempt.is_accepted:
+        from airflow_provider_agents.runs.verdict import named
+
         look = _how_to_look(args, attempt.run)
-        _say(f"The run of {attempt.run.name} goes on; it cannot be cancelled. Look at it with: {look}")
+        _say(f"The run is still running, and cannot be cancelled. {named(attempt.run)}. Look at it with: {look}")
         return code_if_accepted
     if attempt.run is not None and attempt.is_in_doubt:
         look = _how_to_look(args, attempt.run)
@@ -509,7 +511,7 @@ def run(args: Namespace) -> ExitCode:
 
 def _run(args: Namespace, client: Client, attempt: _Attempt) -> ExitCode:
     from airflow_provider_agents.runs.submission import submit
-    from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait, error_of
+    from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait, error_of, how_it_completed, named
     from airflow_provider_agents.runs.waiting import wait_for_end
 
     rules = Rules()
@@ -517,7 +519,7 @@ def _run(args: Namespace, client: Client, attempt: _Attempt) -> ExitCode:
     attempt.run = submission = client.follow(steps)
     attempt.is_accepted = True
     look = _how_to_look(args, submission)
-    _say(f"The run of {submission.name} was accepted.")
+    _say(f"The run was accepted. {named(submission)}")
     if not args.wait:
         _say(f"It cannot be cancelled. Look at it with: {look}")
         _print_run(args.output, submission, "submitted", ())
@@ -536,7 +538,7 @@ def _run(args: Namespace, client: Client, attempt: _Attempt) -> ExitCode:
     if error is not None:
         _say(str(error))
     elif len(verdict.events) > 1 and not verdict.late:
-        _say("The API does not tell which of these runs is the one that was started. All of them COMPLETED, so it did.")
+        _say(how_it_completed(verdict, submission))
     _print_run(args.output, submission, verdict.outcome, verdict.events)
     return {
         Outcome.COMPLETED: ExitCode.DONE,

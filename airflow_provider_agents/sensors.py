@@ -392,7 +392,7 @@ class AgentRunSensor(BaseSensorOperator):
         if submission is None:
             found = self._find_first(sought, client)
             if found is None or isinstance(found, Missing):
-                self._tell(f"No run of agent {sought.agent_id} is known yet that began {sought.interval}")
+                self._tell(f"No run is known yet that began {sought.interval}. agent={sought.agent_id}")
                 verdict = None if found is None else Verdict(Outcome.NOT_FOUND)
                 return verdict, Submission(agent_id=sought.agent_id, taken_at=now())
             first = found
@@ -413,7 +413,7 @@ class AgentRunSensor(BaseSensorOperator):
         # Where another process looks next, that one warns as well.
         if self._late_warning is not None and (verdict is not None or not (self.deferrable or self.reschedule)):
             self._late_warning.log_once(self.log.log)
-        self._tell(f"{state_of(self._wait)} (the run of {submission.name})")
+        self._tell(state_of(self._wait))
         return verdict, submission
 
     def _find_first(self, sought: Sought, client: Client) -> ExecutionEvent | Missing | None:
@@ -427,7 +427,7 @@ class AgentRunSensor(BaseSensorOperator):
     def _tell(self, state: str) -> None:
         if state != self._told:
             self._told = state
-            self.log.info("%s.", state)
+            self.log.info("%s", state)
 
     def _sought(self) -> Sought:
         check_bound(self.started_before, was_given=self._is_bounded)

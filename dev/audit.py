@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
-_REQUEST = re.compile(r"\brequestId ([\w-]+)")
-_EVENT = re.compile(r"\bevents? ((?:[\w-]+, )*[\w-]+)")
+_REQUEST = re.compile(r"\brequest_id=([\w-]+)")
+_EVENT = re.compile(r"\bevent=([\w,-]+)")
 #: A wait for a run without a name: the answer to its POST was lost.
-_UNNAMED = re.compile(r"The run of agent [\w-]+ is under way\.")
-_UNDECIDED = "cannot be told apart from others of the same agent"
+_UNNAMED = re.compile(r"The run was accepted\. agent=[\w-]+(?![\w-])(?! request_id=)")
+_UNDECIDED = "cannot be told apart from other runs of the agent"
 _ASSUMED = "it is taken as the one that was asked for"
-_SEVERAL = "The API does not tell which of the events"
+_SEVERAL = "COMPLETED, so this task's run did"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class Task:
 
     def with_log(self, text: str) -> Task:
         """The same, and what the log of one of its tries says."""
-        events = (event for found in _EVENT.findall(text) for event in found.split(", "))
+        events = (event for found in _EVENT.findall(text) for event in found.split(","))
         return replace(
             self,
             requests=self.requests.union(_REQUEST.findall(text)),

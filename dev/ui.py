@@ -279,7 +279,7 @@ def the_logs_tell_what_happened(person: Person) -> None:
     for dag_id, state, words, keys, picture in (
         ("wrong_key", "failed", "The API key of the connection is missing, wrong or revoked", "w", "log-wrong-key"),
         ("failing_report", "failed", "The site asked for a login that the agent does not have.", "wf", "log-failed"),
-        ("price_report", "success", "COMPLETED: event", "", "log-deferred"),
+        ("price_report", "success", "A run COMPLETED", "", "log-deferred"),
     ):
         ended = person.airflow.wait_for_dag_run(dag_id, person.runs[dag_id], 90)
         check(ended == state, f"{dag_id} is {ended}")

@@ -7,7 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from audit import Run, Task, audit
 
-from airflow_provider_agents.runs.submission import taken_for_ours
+from airflow_provider_agents.api.models import ExecutionEvent
+from airflow_provider_agents.runs.submission import Submission, taken_for_ours
+from airflow_provider_agents.runs.verdict import Outcome, Verdict, error_of, how_it_completed
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -144,12 +146,17 @@ def test_tasks_of_one_name_are_refused():
         audit([task(1), task(2)], [])
 
 
+SENT = Submission(agent_id="agent-1", request_id="req-1", taken_at=datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def events_of(*ids, status):
+    return tuple(ExecutionEvent(id=event_id, status=status) for event_id in ids)
+
+
 def test_the_log_of_every_try_tells_which_runs_a_task_knows():
-    first = '{"event": "The run of agent agent-1, requestId req-1 is under way."}\n'
-    failed = (
-        '"The run of agent agent-1, requestId req-1 failed: event event-1 FAILED (\\"no\\"). A retry starts a new run."'
-    )
-    second = "The run of agent agent-1, requestId req-2 is under way."
+    first = '{"event": "The run was accepted. agent=agent-1 request_id=req-1"}\n'
+    failed = f'"{error_of(Verdict(Outcome.FAILED, events_of("event-1", status="FAILED")), SENT, what_now="Retry.")}"'
+    second = "The run was accepted. agent=agent-1 request_id=req-2"
     known = task(state="success").with_log(first + failed).with_log(second)
     assert known.requests == {"req-1", "req-2"}
     assert known.events == {"event-1"}
@@ -158,14 +165,15 @@ def test_the_log_of_every_try_tells_which_runs_a_task_knows():
 
 def test_the_log_tells_of_a_run_without_a_name():
     known = task().with_log(
-        "The run of agent agent-1 is under way.\nThe run of agent agent-1 COMPLETED: event event-3."
+        "The run was accepted. agent=agent-1\nA run COMPLETED, the only one that fits. agent=agent-1 event=event-3"
     )
     assert (known.unnamed, known.events, known.requests) == (True, {"event-3"}, frozenset())
 
 
 def test_the_log_tells_of_events_that_cannot_be_told_apart():
-    several = "The API does not tell which of the events event-1, event-2 is the run of agent agent-1. All of them"
-    undecided = "The run of agent agent-1, requestId req-1 cannot be told apart from others of the same agent that"
+    events = events_of("event-1", "event-2", status="COMPLETED")
+    several = how_it_completed(Verdict(Outcome.COMPLETED, events), SENT)
+    undecided = str(error_of(Verdict(Outcome.AMBIGUOUS, events), SENT, what_now=""))
     assert task().with_log(several).several
     assert task().with_log(several).events == {"event-1", "event-2"}
     assert task().with_log(undecided).undecided

@@ -330,7 +330,7 @@ def test_a_run_is_started_and_its_request_named(platform, command):
         {"agentId": "agent-1", "requestId": started.request_id, "outcome": "submitted", "events": []}
     ]
     assert ended.err == (
-        f"The run of agent agent-1, requestId {started.request_id} was accepted.\n"
+        f"The run was accepted. agent=agent-1 request_id={started.request_id}\n"
         "It cannot be cancelled. Look at it with: "
         "python -m airflow_provider_agents runs agent-1 --since 2026-01-01T08:59:55Z\n"
     )
@@ -346,8 +346,8 @@ def test_a_run_that_is_waited_for_is_shown_as_it_ended(platform, command):
     assert found["outcome"] == "completed"
     assert [event["id"] for event in found["events"]] == [started.event_id]
     lines = ended.err.splitlines()
-    assert lines[0] == f"The run of agent agent-1, requestId {started.request_id} was accepted."
-    assert any(f"event {started.event_id} COMPLETED" in line for line in lines[1:])
+    assert lines[0] == f"The run was accepted. agent=agent-1 request_id={started.request_id}"
+    assert any("COMPLETED" in line and line.endswith(f"event={started.event_id}") for line in lines[1:])
 
 
 def test_the_run_before_is_never_taken_for_the_one_that_was_started(platform, command):
@@ -361,9 +361,15 @@ def test_the_run_before_is_never_taken_for_the_one_that_was_started(platform, co
 @pytest.mark.parametrize(
     ("agent", "knobs", "arguments", "code", "words"),
     [
-        ({"end_status": "FAILED"}, {}, [], 3, "It is the run of agent agent-1"),
-        ({"run_seconds": 9e4}, {}, ["--timeout", "10m"], 4, "was not over at the deadline, last seen as event"),
-        ({"run_seconds": 9e4}, {}, ["--timeout", "1h", "--poll-interval", "90"], 4, "cannot be cancelled and goes on"),
+        ({"end_status": "FAILED"}, {}, [], 3, "It is the only run that fits"),
+        ({"run_seconds": 9e4}, {}, ["--timeout", "10m"], 4, "not finished at the deadline"),
+        (
+            {"run_seconds": 9e4},
+            {},
+            ["--timeout", "1h", "--poll-interval", "90"],
+            4,
+            "cannot be cancelled and is still running",
+        ),
         ({}, {"record_lag": 9e4}, [], 6, "no event of it has appeared"),
         ({}, {"record_lag": 9e4}, ["--timeout", "5s"], 4, "no event of it had appeared"),
     ],
@@ -463,7 +469,7 @@ def test_a_key_that_is_revoked_meanwhile_leaves_a_run_that_goes_on(platform, com
     ended = command("run", "agent-1", "--wait")
     assert ended.code == 4
     (started,) = platform.sim.executions
-    assert f"requestId {started.request_id} goes on; it cannot be cancelled." in ended.err.splitlines()[-1]
+    assert f"request_id={started.request_id}" in ended.err.splitlines()[-1]
 
 
 def test_a_blip_ends_no_wait(platform, command):
@@ -488,7 +494,8 @@ def test_ctrl_c_while_waiting_says_that_the_run_goes_on_and_how_to_look(platform
     assert ended.out == ""
     (started,) = platform.sim.executions
     assert ended.err.endswith(
-        f"Interrupted.\nThe run of agent agent-1, requestId {started.request_id} goes on; it cannot be cancelled. "
+        "Interrupted.\nThe run is still running, and cannot be cancelled. "
+        f"agent=agent-1 request_id={started.request_id}. "
         "Look at it with: python -m airflow_provider_agents runs agent-1 --since 2026-01-01T08:59:55Z\n"
     )
     assert platform.sim.count("POST") == 1
@@ -540,7 +547,7 @@ def test_on_a_terminal_a_clock_runs_below_the_changes(platform, command, monkeyp
     assert ended.code == 0
     assert ended.found[0]["outcome"] == "completed"
     assert "waiting; Ctrl-C ends the waiting, not the run" in shown
-    assert f"event {platform.executions()[0]}" in shown
+    assert f"event={platform.executions()[0]}" in shown.replace("\r\n", "")
 
 
 @pytest.mark.parametrize("skew", [-1800.0, 1800.0])

@@ -87,7 +87,7 @@ async def wait_for_end(
         PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
         InvalidConnectionError: the connection cannot be used.
     """
-    name, teller, late, known = wait.submission.name, _Teller(say), LateWarning(wait), False
+    teller, late, known = _Teller(say), LateWarning(wait), False
 
     def note_known() -> None:
         nonlocal known
@@ -97,7 +97,7 @@ async def wait_for_end(
 
     def tell(ticket: Ticket[Verdict], is_news: bool) -> None:
         late.log_once(say)
-        teller.tell(f"{state_of(wait)} (the run of {name}).", ticket.trouble, is_news=is_news)
+        teller.tell(state_of(wait), ticket.trouble, is_news=is_news)
         if not ticket.over:
             note_known()
 

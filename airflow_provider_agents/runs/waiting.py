@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 from airflow_provider_agents.api.calls import Pause, Steps
 from airflow_provider_agents.api.errors import AgentsError, PermanentError, TemporaryError
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS, Patience, is_refusal
-from airflow_provider_agents.runs.verdict import Verdict, Wait, active_runs, state_of_event
+from airflow_provider_agents.runs.verdict import (
+    Verdict,
+    Wait,
+    active_runs,
+    is_certain,
+    is_terminal,
+    named,
+    state_of_event,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_agents.api.models import ExecutionEvent
@@ -134,7 +142,7 @@ def wait_for_end(
         PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
     """
     pace = Pace(poll_interval, deadline_at, now, say)
-    name, told, known = wait.submission.name, "", False
+    told, known = "", False
     late = LateWarning(wait)
     while True:
         over, began_at = pace.is_over(), now()
@@ -151,10 +159,10 @@ def wait_for_end(
                 on_known(wait.events[0])
             state = state_of(wait)
             if state != told:
-                pace.speak(logging.INFO, f"{state} (the run of {name}).")
+                pace.speak(logging.INFO, state)
                 told = state
             else:
-                pace.sign_of_life(logging.INFO, f"Still waiting. {state} (the run of {name}).")
+                pace.sign_of_life(logging.INFO, f"Still waiting. {state}")
             if verdict is not None:
                 return verdict
         if over:
@@ -186,15 +194,27 @@ class LateWarning:
 
 
 def state_of(wait: Wait) -> str:
-    """What is known of a run, in words that begin a sentence: Airflow's page cuts long lines."""
+    """What is known of a run, in sentences; the ids come last, since Airflow's page cuts long lines."""
     events = wait.events
+    states = ", ".join(map(state_of_event, events[:_NAMED]))
     if not events:
-        return "No event yet"
-    states = ", ".join(f"event {event.id} {state_of_event(event)}" for event in events[:_NAMED])
-    more = f" and {len(events) - _NAMED} more" if len(events) > _NAMED else ""
-    if wait.is_known:
-        return f"E{states[1:]}"
-    return f"{'One of ' if len(events) > 1 else 'Probably '}{states}{more}"
+        words = "No event of the run has appeared yet."
+    elif len(events) > 1:
+        words = f"{len(events)} runs could be this task's: {states}{', ...' if len(events) > _NAMED else ''}."
+    elif is_certain(wait.submission, events):
+        words = f"The run is {states}."
+    else:
+        words = f"The run that fits is {states}."
+    if events and wait.seek is not None and all(map(is_terminal, events)):
+        words += f" The task waits for {_until_settled(wait)}: until then another run could appear that fits."
+    return f"{words} {named(wait.submission, events[:_NAMED])}"
+
+
+def _until_settled(wait: Wait) -> str:
+    seek = wait.seek
+    if seek is None or seek.ripe_at is None:
+        return f"`settle` ({wait.rules.settle:g} s) to pass"
+    return f"`settle` ({wait.rules.settle:g} s) to pass, until {seek.ripe_at:%H:%M:%S} UTC at the latest"
 
 
 class StillBusyError(AgentsError):

@@ -191,8 +191,8 @@ def test_a_run_is_looked_at_every_interval_until_it_is_over():
     assert (verdict.outcome, verdict.event.status) == (Outcome.COMPLETED, "COMPLETED")
     assert set(story.pauses) == {5.0}
     assert story.said == [
-        (logging.INFO, "Event e RUNNING (the run of agent a, event e)."),
-        (logging.INFO, "Event e COMPLETED (the run of agent a, event e)."),
+        (logging.INFO, "The run is RUNNING. agent=a event=e"),
+        (logging.INFO, "The run is COMPLETED. agent=a event=e"),
     ]
 
 
@@ -206,7 +206,7 @@ def test_a_long_wait_gives_a_sign_of_life_every_five_minutes():
     story = Story([row()])
     verdict = story.tell(story.wait(seconds=910.0, poll_interval=100.0))
     assert verdict.outcome == Outcome.TIMED_OUT
-    still = (logging.INFO, "Still waiting. Event e RUNNING (the run of agent a, event e).")
+    still = (logging.INFO, "Still waiting. The run is RUNNING. agent=a event=e")
     assert story.said[1:] == [still] * 3
 
 
@@ -281,11 +281,13 @@ def test_an_error_that_is_no_response_ends_a_wait_at_once():
 @pytest.mark.parametrize(
     ("seen", "words"),
     [
-        (0, "No event yet"),
-        (1, "Probably event e0 RUNNING"),
-        (2, "One of event e0 RUNNING, event e1 RUNNING"),
-        (5, f"One of {', '.join(f'event e{number} RUNNING' for number in range(5))}"),
-        (7, f"One of {', '.join(f'event e{number} RUNNING' for number in range(5))} and 2 more"),
+        (0, "No event of the run has appeared yet. agent=a request_id=r"),
+        (1, "The run that fits is RUNNING. agent=a request_id=r event=e0"),
+        (2, "2 runs could be this task's: RUNNING, RUNNING. agent=a request_id=r event=e0,e1"),
+        (
+            7,
+            f"7 runs could be this task's: {'RUNNING, ' * 5}.... agent=a request_id=r event=e0,e1,e2,e3,e4",
+        ),
     ],
 )
 def test_what_is_known_of_a_run_is_told_before_it_is_certain(seen, words):
@@ -297,6 +299,18 @@ def test_what_is_known_of_a_run_is_told_before_it_is_certain(seen, words):
     look = story.tell(wait.look())
     wait.take(look, T0 + timedelta(seconds=2))
     assert state_of(wait) == words
+
+
+def test_a_finished_run_that_is_not_certain_yet_says_until_when_the_task_waits_and_why():
+    sent = Submission(agent_id="a", request_id="r", taken_at=T0, server_before=T0, server_after=T0)
+    wait = Wait(sent, Rules(settle=30.0), T0)
+    story = Story([row(status="COMPLETED", seconds=1)])
+    assert wait.take(story.tell(wait.look()), T0 + timedelta(seconds=2)) is None
+    assert state_of(wait) == (
+        f"The run that fits is COMPLETED. The task waits for `settle` (30 s) to pass, until "
+        f"{T0 + timedelta(seconds=31):%H:%M:%S} UTC at the latest: until then another run could appear that fits. "
+        "agent=a request_id=r event=e"
+    )
 
 
 @pytest.mark.parametrize("over", [True, False])

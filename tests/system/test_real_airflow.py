@@ -81,11 +81,18 @@ def test_a_deferred_run_hands_its_own_final_event_to_the_next_task(airflow, simu
 
 def test_the_log_tells_the_story_of_the_run_from_start_to_end(airflow, deferred_run):
     run_id, _, executions = deferred_run
-    log = wait_for_log(airflow, "agent_deferred", run_id, "run_agent", f"COMPLETED: event {executions[0]['eventId']}")
-    accepted = log.index(f"requestId {executions[0]['requestId']} is under way")
-    running = log.index(f"Probably event {executions[0]['eventId']}")
-    completed = log.index(f"COMPLETED: event {executions[0]['eventId']}")
-    assert accepted < running < completed
+    completed = "A run COMPLETED, the only one that fits this task's request."
+    log = wait_for_log(airflow, "agent_deferred", run_id, "run_agent", completed)
+    ids = f"agent=agent-123 request_id={executions[0]['requestId']}"
+    lines = (
+        f"The run was accepted. {ids}",
+        "The triggerer waits for the run from now on, until",
+        f"The run that fits is RUNNING. {ids} event={executions[0]['eventId']}",
+        "until then another run could appear that fits.",
+        f"{completed} {ids} event={executions[0]['eventId']}",
+    )
+    places = [log.index(line) for line in lines]
+    assert places == sorted(places)
     assert "Traceback" not in log
 
 
