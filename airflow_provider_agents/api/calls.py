@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Generic, Literal, NoReturn, TypeAlias, TypeVar
@@ -241,8 +241,48 @@ def list_events(
 # --- listings of more than one page ---------------------------------------------------------------------------------
 
 
+@dataclass(slots=True)
+class Place:
+    """How far a walk has got. A walk that failed in the middle can be resumed there.
+
+    Attributes:
+        token: the `nextToken` of the page to ask for next; None for the first page.
+        pages: pages read so far.
+        server_time: the server's clock when the first page was asked for, if it told.
+        is_done: the walk has come to its end.
+    """
+
+    token: str | None = None
+    pages: int = 0
+    server_time: datetime | None = None
+    is_done: bool = False
+    _weight: int = 0
+    _seen: set[str] = field(default_factory=set)
+
+    def take(self, page: Answer[Page[T]], what: str) -> None:
+        """Note a page that has a next one.
+
+        Raises:
+            PaginationError: its token came before, or the walk is too large.
+        """
+        token = page.value.nextToken
+        if token is None or token in self._seen:
+            raise PaginationError(f"{what}: the server sent the same nextToken twice, so the listing never ends.")
+        self._weight += page.weight
+        if self._weight > MAX_WALK_BYTES:
+            raise PaginationError(
+                f"{what}: the listing is larger than {MAX_WALK_BYTES:,} bytes after {self.pages} pages."
+            )
+        self._seen.add(token)
+        self.token = token
+
+
 def walk(
-    first: Call[Page[T]], enough: Callable[[Answer[Page[T]]], bool] | None = None, *, max_pages: int = MAX_PAGES
+    first: Call[Page[T]],
+    enough: Callable[[Answer[Page[T]]], bool] | None = None,
+    *,
+    max_pages: int = MAX_PAGES,
+    place: Place | None = None,
 ) -> Steps[Answer[list[T]]]:
     """All rows of a listing, in the server's order, page by page.
 
@@ -252,34 +292,27 @@ def walk(
         first: the call for the first page.
         enough: asked after each page, the last included; True ends the walk there.
         max_pages: the bound, in pages.
+        place: where to begin. It is moved along, so that after a failure another walk can resume there.
 
     Returns:
-        The rows, with the server's clock as the *first* page told it: what the rows say is no older than that.
+        The rows, with the server's clock as the *first* page told it: what the rows say is no older than that. A walk
+        that was resumed returns the rows of its own pages only.
 
     Raises:
         PaginationError: a token came twice, or the listing went on beyond `max_pages` or `MAX_WALK_BYTES`.
     """
-    call, rows, seen, weight = first, list[T](), set[str](), 0
-    server_time: datetime | None = None
-    for number in range(max_pages):
-        answer: Answer[Page[T]] = yield call
-        page = answer.value
-        if number == 0:
-            server_time = answer.server_time
-        rows.extend(page.data)
-        weight += answer.weight
-        token = page.nextToken
-        has_enough = enough is not None and enough(answer)
-        if not token or has_enough:
-            return Answer(rows, server_time)
-        if token in seen:
-            raise PaginationError(f"{first.what}: the server sent the same nextToken twice, so the listing never ends.")
-        if weight > MAX_WALK_BYTES:
-            raise PaginationError(
-                f"{first.what}: the listing is larger than {MAX_WALK_BYTES:,} bytes after {number + 1} pages."
-            )
-        seen.add(token)
-        call = replace(first, params=(*first.params, ("nextToken", token)))
+    place, rows = place if place is not None else Place(), list[T]()
+    while place.pages < max_pages:
+        params = first.params if place.token is None else (*first.params, ("nextToken", place.token))
+        answer: Answer[Page[T]] = yield replace(first, params=params)
+        if not place.pages:
+            place.server_time = answer.server_time
+        place.pages += 1
+        rows.extend(answer.value.data)
+        if (enough is not None and enough(answer)) or not answer.value.nextToken:
+            place.is_done = True
+            return Answer(rows, place.server_time)
+        place.take(answer, first.what)
     raise PaginationError(f"{first.what}: the listing goes on beyond {max_pages} pages.")
 
 
