@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import json
 import random
@@ -407,6 +408,37 @@ def test_what_ended_during_a_long_downtime_comes_in_bounded_events_some_seconds_
     assert len(flat(told)) == len(set(flat(told))) == 1290
     assert [len(ids) for ids in told] == [MOST_RUNS_AT_ONCE, MOST_RUNS_AT_ONCE, 1290 - 2 * MOST_RUNS_AT_ONCE]
     assert watch(platform, 60, state=state) == []
+
+
+def test_a_run_that_vanishes_is_given_up_once_and_the_log_names_it(platform, logged):
+    sim, state = platform.sim, AssetState()
+    sim.add_agent("gone", queue_seconds=0.0, run_seconds=36_000.0)
+    sim.add_agent("other", queue_seconds=0.0, run_seconds=3.0)
+    lost, others = sim.start_scheduled_run("gone"), []
+
+    def play():
+        sim.remove_agent("gone")
+        for minutes in range(10, 240, 10):
+            asyncio.get_running_loop().call_later(
+                60.0 * minutes, lambda: others.append(sim.start_scheduled_run("other"))
+            )
+
+    told = flat(watch(platform, 4 * 3600, state=state, then=play, poll_interval=30.0))
+    assert told == others
+    assert watch(platform, 4 * 3600, state=state, poll_interval=30.0) == []
+    (line,) = [line for line in logged().splitlines() if "gives it up" in line]
+    assert f"agent=gone event={lost}" in line
+
+
+def test_a_rate_limit_delays_what_ended_during_a_downtime_and_loses_nothing(platform):
+    sim, state = platform.sim, AssetState()
+    sim.add_agent("busy", queue_seconds=0.0, run_seconds=3.0)
+    watch(platform, 60, state=state)
+    platform.pass_time(400 * 12)
+    sim.add_history("busy", 390, every=12.0, run_seconds=3.0)
+    sim.world = dataclasses.replace(sim.world, rate_limit=(10, 60.0), page_rows=10)
+    told = flat(watch(platform, 1200, state=state))
+    assert len(told) == len(set(told)) == 390
 
 
 class Slow(AssetState):

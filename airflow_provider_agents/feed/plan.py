@@ -21,7 +21,7 @@ import logging
 import math
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +29,7 @@ from airflow_provider_agents.api.calls import (
     MAX_PAGES,
     Answer,
     Pause,
+    Place,
     Steps,
     list_agent_events,
     list_events,
@@ -47,7 +48,16 @@ from airflow_provider_agents.feed.pace import FEW_RUNS, History
 from airflow_provider_agents.feed.reader import RowCache
 from airflow_provider_agents.feed.schedule import Schedule
 from airflow_provider_agents.feed.tickets import ACCOUNT, At, Subject, Ticket, Trouble
-from airflow_provider_agents.runs.matching import TOLERANCE, Look, Seek, created_at, is_young, lies_before
+from airflow_provider_agents.feed.walks import Walks
+from airflow_provider_agents.runs.matching import (
+    TOLERANCE,
+    Look,
+    Seek,
+    clock_at_least,
+    created_at,
+    is_young,
+    lies_before,
+)
 from airflow_provider_agents.runs.patience import is_refusal
 from airflow_provider_agents.runs.verdict import fresher, is_terminal
 
@@ -55,9 +65,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+#: The way of asking that is the account's whole listing. The others are the statuses.
+_ACCOUNT = "account"
 #: A sweep in which so many requests failed and none was answered is broken off.
 _HOPELESS_FAILURES = 3
 #: So many failed looks in a row are reported to a subject, as one is a blip. A refusal is reported at once.
@@ -91,33 +104,6 @@ class _Track:
     event: ExecutionEvent
     tickets: dict[Ticket[Any], None] = field(default_factory=dict)
     misses: int = 0
-
-
-@dataclass(slots=True)
-class _AccountLook:
-    """How far the account's listings were read.
-
-    Attributes:
-        asked: pages so far.
-        ended: whether everything was asked for that was to be.
-        whole: whether all of it was read, too, and can be attributed.
-        failed: whether the server is in trouble, so that another way would fare no better.
-        server_time: the server's clock when the first page was asked for.
-    """
-
-    asked: int = 0
-    ended: bool = True
-    whole: bool = True
-    failed: bool = False
-    server_time: datetime | None = None
-
-    def is_of_use(self, sweep: _Sweep) -> bool:
-        """Whether to go on with it."""
-        return self.whole or (self.ended and ACCOUNT in sweep.seeking)
-
-    def break_off(self) -> None:
-        """Something was left out."""
-        self.ended = self.whole = False
 
 
 class _Rate:
@@ -155,6 +141,99 @@ class _Rate:
         return max(0.0, (self._oldest - floor).total_seconds()) / read
 
 
+@dataclass(slots=True, eq=False)
+class _AccountLook:
+    """How far one of the account's listings was read, over one sweep or several.
+
+    Attributes:
+        at: when the look was begun.
+        sweep: the number of the sweep in which it was begun. It is complete for those who sought before.
+        rate: how many runs begin, as far as the listing shows it.
+        place: how far the walk has got.
+        shown: ids of the events on the pages so far.
+        ended: whether everything was asked for that was to be.
+        whole: whether each row says whose it is, too.
+        server_time: the server's clock when the look was begun.
+        newest: what the clock that stamps events had passed by then, as far as the first page tells.
+    """
+
+    at: At
+    sweep: int
+    rate: _Rate
+    place: Place = field(default_factory=Place)
+    shown: set[str] = field(default_factory=set)
+    ended: bool = True
+    whole: bool = True
+    server_time: datetime | None = None
+    newest: datetime | None = None
+
+    @property
+    def pages(self) -> int:
+        """Pages so far."""
+        return self.place.pages
+
+    def is_of_use(self, sweep: _Sweep) -> bool:
+        """Whether to go on with it."""
+        return self.whole or (self.ended and ACCOUNT in sweep.seeking)
+
+    def break_off(self) -> None:
+        """Something was left out."""
+        self.ended = self.whole = False
+
+    def next_listing(self, rate: _Rate) -> _AccountLook:
+        """The same look, at the first page of its next listing."""
+        return replace(self, rate=rate, place=Place(), shown=set())
+
+
+@dataclass(slots=True, eq=False)
+class _AgentLook:
+    """How far one agent's listings were read, over one sweep or several. Its attributes are as above.
+
+    Attributes:
+        pending: how far the walk over its events that are PENDING has got.
+        listed: how far the one over all of them has.
+    """
+
+    at: At
+    sweep: int
+    rate: _Rate
+    pending: Place = field(default_factory=Place)
+    listed: Place = field(default_factory=Place)
+    newest: datetime | None = None
+
+    @property
+    def pages(self) -> int:
+        """Pages so far."""
+        return self.pending.pages + self.listed.pages
+
+    @property
+    def server_time(self) -> datetime | None:
+        """The server's clock when the look was begun."""
+        return self.pending.server_time
+
+
+@dataclass(slots=True, eq=False)
+class _Search:
+    """How far one agent's whole listing was searched for some events, over one sweep or several.
+
+    Attributes:
+        at: when the search was begun.
+        owner: the agent whose own listing it is; None for the account's, narrowed to the agent.
+        wanted: ids of the events.
+        place: how far the walk has got.
+    """
+
+    at: At
+    owner: str | None
+    wanted: frozenset[str]
+    place: Place = field(default_factory=Place)
+
+    @property
+    def pages(self) -> int:
+        """Pages so far."""
+        return self.place.pages
+
+
 class _Sweep:
     """What one sweep is for, and what it has learnt so far.
 
@@ -163,13 +242,15 @@ class _Sweep:
         due: the followed events that are to be shown.
         shown: ids of events that were.
         missed: ids of events that a narrow listing ought to have shown, or that nobody could look for.
-        looked: agents of whom there was a complete look, and the server's clock when it was begun.
+        read: the account's listings that were read to their end, by their way.
+        failed: the ways that failed, where another way would fare no better.
+        looked: agents of whom there was a complete look.
         heard: agents of which a listing showed a run, or whose own listing was answered.
         unanswered: whose look failed.
     """
 
-    def __init__(self, at: At) -> None:
-        self.at = at
+    def __init__(self, at: At, number: int) -> None:
+        self.at, self.number = at, number
         self.served: list[Ticket[Any]] = []
         self.expiring: list[Ticket[Any]] = []
         self.seeking: dict[str, list[Ticket[Any]]] = {}
@@ -177,7 +258,9 @@ class _Sweep:
         self.shown: set[str] = set()
         self.missed: set[str] = set()
         self.refused: set[str] = set()
-        self.looked: dict[str, datetime | None] = {}
+        self.read: dict[str, _AccountLook] = {}
+        self.failed: set[str] = set()
+        self.looked: dict[str, _AccountLook | _AgentLook] = {}
         self.heard: set[str] = set()
         self.unanswered: dict[Ticket[Any], AgentsError] = {}
         self.answers = 0
@@ -199,16 +282,29 @@ class _Sweep:
             return True
         return self.failures >= _HOPELESS_FAILURES and not self.answers
 
+    def has_sought_before(self, sweep: int) -> bool:
+        """Whether anyone who seeks now did so before another sweep."""
+        return any(
+            ticket.seeking_since < sweep for tickets in self.seeking.values() for ticket in tickets if not ticket.over
+        )
+
     def not_shown(self) -> Iterator[_Track]:
         """What is still to be shown, as far as somebody still waits for it."""
         return (track for event_id, track in self.due.items() if event_id not in self.shown and track.tickets)
 
-    def floor(self) -> datetime | None:
-        """The oldest moment that a complete look must reach back to; None if there is no end, or nobody seeks."""
-        if ACCOUNT in self.seeking:
-            # The account must be listed for it. Whoever needs older events asks their agents.
-            return _oldest_floor(self.seeking[ACCOUNT])
-        return _oldest_floor(itertools.chain.from_iterable(self.seeking.values()))
+    def floor(self, before: int | None = None) -> datetime | None:
+        """The oldest moment that a complete look must reach back to; None if there is no end, or nobody seeks.
+
+        Args:
+            before: of those alone who sought before this sweep.
+        """
+        # The account must be listed for its own seekers. Whoever needs older events asks their agents.
+        seeking = [self.seeking[ACCOUNT]] if ACCOUNT in self.seeking else self.seeking.values()
+        return _oldest_floor(
+            ticket
+            for ticket in itertools.chain.from_iterable(seeking)
+            if before is None or ticket.seeking_since < before
+        )
 
 
 def _breathe() -> Steps[None]:
@@ -263,6 +359,10 @@ class Plan:
         self._agent_pages: dict[str, int] = {}
         self._agent_rates: dict[str, float] = {}
         self._shut_until: dict[str, float] = {}
+        self._walks = Walks()
+        self._sweeps = 0
+        # Followed events that an answered search in their agent's whole listing did not show, until they are shown.
+        self._absent: set[str] = set()
         #: Why the last sweep brought nothing; None if it brought something.
         self.failing: AgentsError | None = None
         #: How far the server's clock is ahead of ours.
@@ -340,6 +440,7 @@ class Plan:
         """Note what a subject seeks or follows now."""
         subject = ticket.subject
         ticket.seek = seek = subject.seek
+        ticket.seeking_since = self._sweeps
         if seek is not None:
             self._seekers.setdefault(subject.agent_id, {})[ticket] = None
             self._stores.setdefault(subject.agent_id, {})
@@ -357,6 +458,7 @@ class Plan:
                 track = self._tracks[event.id] = _Track(owner, event)
             else:
                 track.event = fresher(track.event, event)
+                track.agent_id = track.agent_id or ticket.subject.agent_id
             track.tickets[ticket] = None
         if before:
             self._unfollow(ticket, set(before).difference(ticket.following))
@@ -366,8 +468,12 @@ class Plan:
             track = self._tracks.get(event_id)
             if track is not None:
                 track.tickets.pop(ticket, None)
-                if not track.tickets:
-                    del self._tracks[event_id]
+                self._drop_unless_followed(track)
+
+    def _drop_unless_followed(self, track: _Track) -> None:
+        if not track.tickets:
+            self._tracks.pop(track.event.id, None)
+            self._absent.discard(track.event.id)
 
     def _reindex(self, ticket: Ticket[Any]) -> None:
         """Note what has changed of it."""
@@ -443,7 +549,8 @@ class Plan:
 
         The errands of a stage may be followed at once, in any order. They raise nothing that the API has answered.
         """
-        sweep = _Sweep(at)
+        self._sweeps += 1
+        sweep = _Sweep(at, self._sweeps)
         served = self._schedule.begin(at)
         sweep.expiring = self._schedule.expired(at)
         sweep.served = [*served.union(sweep.expiring)]
@@ -460,19 +567,20 @@ class Plan:
 
     def _stages(self, sweep: _Sweep) -> Generator[list[Steps[None]], None, None]:
         account, active, budget = self._choose(sweep)
-        look, follow = _AccountLook(), _AccountLook()
         queued = any(track.event.startedAt is None for track in sweep.due.values())
         if account or active or (queued and self._is_open(Status.PENDING, sweep.at)):
             # Before everything else: what begins after this answer is in those that follow.
-            yield [self._list_status(sweep, Status.PENDING, look, budget)]
-            follow.failed = look.failed
+            yield [self._list_status(sweep, Status.PENDING, budget)]
+        pending = sweep.read.get(Status.PENDING)
         yield [
-            *([self._list_account(sweep, look, budget)] if account and look.is_of_use(sweep) else []),
-            *([self._list_status(sweep, Status.RUNNING, follow, budget)] if active and not follow.failed else []),
+            *([self._list_account(sweep, pending, budget)] if account and pending and pending.is_of_use(sweep) else []),
+            *([self._list_status(sweep, Status.RUNNING, budget)] if active and not sweep.failed else []),
         ]
+        is_sought = not (account and sweep.failed & {Status.PENDING, _ACCOUNT})
+        is_followed = not sweep.failed & {Status.PENDING, Status.RUNNING}
         yield [
-            *(() if account and look.failed else self._seek_by_agent(sweep)),
-            *(() if follow.failed else self._follow_by_window(sweep, after_active=active)),
+            *(self._seek_by_agent(sweep) if is_sought else ()),
+            *(self._follow_by_window(sweep, after_active=active) if is_followed else ()),
         ]
         yield list(self._find_lost(sweep))
 
@@ -502,12 +610,15 @@ class Plan:
             early = track.misses < _MISSES_CYCLE and track.misses & (track.misses - 1) == 0
             # After a failure only the agent's own listing says whether it still fails.
             failing = not self._failing.keys().isdisjoint(track.tickets)
-            if early or track.misses % _MISSES_CYCLE == 0 or event_id in sweep.refused or failing:
+            under_way = self._walks.is_under_way(("search", track.agent_id))
+            if early or track.misses % _MISSES_CYCLE == 0 or event_id in sweep.refused or failing or under_way:
                 lost.setdefault(track.agent_id, []).append(track)
         for agent_id, tracks in lost.items():
-            # Of an event that does not say whose it is, there is nothing else to ask.
             if agent_id != ACCOUNT:
                 yield self._find(sweep, agent_id, tracks)
+            else:
+                # Of an event that does not say whose it is, there is nothing else to ask.
+                self._absent.update(track.event.id for track in tracks)
 
     def _is_open(self, way: str, at: At) -> bool:
         return self._shut_until.get(way, -math.inf) <= at.clock
@@ -527,7 +638,7 @@ class Plan:
         everything = ACCOUNT in sweep.seeking
         if everything:
             by_agent, by_account = math.inf, 1.0
-        elif floor is not None and status_open and self._is_open("account", at):
+        elif floor is not None and status_open and self._is_open(_ACCOUNT, at):
             seconds = (at.now + self.server_ahead - floor).total_seconds()
             by_account = ways.pages(seconds * rate) if rate is not None else 1
 
@@ -567,138 +678,184 @@ class Plan:
             ),
             self._rows_per_second.at(sweep.at.clock),
             self._agent_rates.get,
-            whole_account=self._is_open("account", sweep.at),
+            whole_account=self._is_open(_ACCOUNT, sweep.at),
         )
 
     # --- errands ------------------------------------------------------------------------------------------------
 
-    def _list_status(self, sweep: _Sweep, status: Status, look: _AccountLook, budget: int) -> Steps[None]:
+    def _rate(self, sweep: _Sweep) -> _Rate:
+        return _Rate(sweep.at.now + self.server_ahead)
+
+    def _list_status(self, sweep: _Sweep, status: Status, budget: int) -> Steps[None]:
         """All of the account's events with a status."""
-        pages = 0
 
-        def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
-            nonlocal pages
-            pages += 1
-            return self._take_page(sweep, look, answer, break_off=pages >= budget)
+        def steps(look: _AccountLook) -> Steps[Any]:
+            # What an earlier sweep has read of this walk counts as shown.
+            sweep.shown |= look.shown
 
-        call = self._rows.cached(list_events(status=status))
-        if (yield from self._over_account(sweep, status, walk(call, enough), look)):
-            self._pages[status].measured(pages if look.whole else _BUDGET_FACTOR * pages, sweep.at.clock)
+            def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
+                look.server_time = look.place.server_time
+                look.shown.update(event.id for event in answer.value.data)
+                return self._take_page(sweep, look, answer, break_off=look.pages >= budget)
 
-    def _list_account(self, sweep: _Sweep, look: _AccountLook, budget: int) -> Steps[None]:
-        """The account's events down to the oldest that anybody seeks."""
-        floor, pages = sweep.floor(), 0
-        rate = _Rate(sweep.at.now + self.server_ahead)
+            return walk(self._rows.cached(list_events(status=status)), enough, place=look.place)
 
-        def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
-            nonlocal pages
-            pages += 1
-            rate.note(answer.value.data)
-            if any(lies_before(event, floor) for event in answer.value.data):
-                self._take_page(sweep, look, answer)
-                return True
-            # What is still to come is known better after each page.
-            too_far = pages * (rate.share_missing(floor)) > budget
-            return self._take_page(sweep, look, answer, break_off=too_far)
+        walking = self._walks.go(
+            status,
+            sweep.at,
+            lambda: _AccountLook(sweep.at, sweep.number, self._rate(sweep)),
+            steps,
+            # Without the server's clock, the look's second listing must tell when the look was begun.
+            is_of_use=lambda look: look.server_time is not None or status != Status.PENDING,
+        )
+        look = yield from self._over_account(sweep, status, walking)
+        if look is not None:
+            sweep.read[status] = look
+            self._pages[status].measured(look.pages if look.whole else _BUDGET_FACTOR * look.pages, sweep.at.clock)
 
-        call = self._rows.cached(list_events())
-        if not (yield from self._over_account(sweep, "account", walk(call, enough), look)):
+    def _list_account(self, sweep: _Sweep, pending: _AccountLook, budget: int) -> Steps[None]:
+        """The account's events down to the oldest that anybody seeks.
+
+        Args:
+            sweep: for whom.
+            pending: the look so far, which has read the events that are PENDING.
+            budget: the most pages.
+        """
+
+        def steps(look: _AccountLook) -> Steps[Any]:
+            floor = sweep.floor(look.sweep)
+
+            def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
+                if look.pages == 1:
+                    look.newest = clock_at_least(None, answer.value.data)
+                look.rate.note(answer.value.data)
+                if any(lies_before(event, floor) for event in answer.value.data):
+                    self._take_page(sweep, look, answer)
+                    return True
+                # What is still to come is known better after each page.
+                too_far = look.pages * look.rate.share_missing(floor) > budget
+                return self._take_page(sweep, look, answer, break_off=too_far)
+
+            return walk(self._rows.cached(list_events()), enough, place=look.place)
+
+        walking = self._walks.go(
+            _ACCOUNT,
+            sweep.at,
+            lambda: pending.next_listing(self._rate(sweep)),
+            steps,
+            is_of_use=lambda look: look.is_of_use(sweep) and sweep.has_sought_before(look.sweep),
+        )
+        look = yield from self._over_account(sweep, _ACCOUNT, walking)
+        if look is None:
             return
-        if rate.per_second is not None:
-            self._rows_per_second.measured(rate.per_second, sweep.at.clock)
+        if look.rate.per_second is not None:
+            self._rows_per_second.measured(look.rate.per_second, sweep.at.clock)
+        floor = sweep.floor(look.sweep)
         for agent_id, tickets in sweep.seeking.items():
             if agent_id == ACCOUNT:
                 is_complete = look.ended
             else:
                 # With the account's own floor, the listing may have ended above theirs.
                 deep = floor is None or all(
-                    ticket.over or ticket.seek is None or _reaches(floor, ticket.seek) for ticket in tickets
+                    ticket.over or ticket.seek is None or _reaches(floor, ticket.seek)
+                    for ticket in tickets
+                    if ticket.seeking_since < look.sweep
                 )
                 is_complete = look.whole and deep
             if is_complete:
-                sweep.looked[agent_id] = look.server_time
+                sweep.looked[agent_id] = look
 
     def _take_page(
         self, sweep: _Sweep, look: _AccountLook, answer: Answer[Page[ExecutionEvent]], *, break_off: bool = False
     ) -> bool:
         """Take in a page of the account's; whether to break off here."""
-        if look.asked == 0:
-            look.server_time = answer.server_time
-        look.asked += 1
         look.whole &= self._take_events(sweep, answer.value.data, answer.server_time)
         if break_off and answer.value.nextToken:
             look.break_off()
             return True
         return False
 
-    def _over_account(
-        self, sweep: _Sweep, way: str, steps: Steps[Any], look: _AccountLook
-    ) -> Generator[Any, Any, bool]:
-        """Follow a walk over the account; whether it came to its end."""
+    def _over_account(self, sweep: _Sweep, way: str, steps: Steps[T]) -> Generator[Any, Any, T | None]:
+        """Follow a walk over the account to its end; None if it did not come to it."""
         try:
-            yield from steps
+            return (yield from steps)
         except (TemporaryError, AuthenticationError) as error:
-            look.break_off()
-            look.failed = True
+            sweep.failed.add(way)
             self._failed(sweep, error, sweep.served)
         except PermanentError as error:
             # A key, or a gateway, that allows the agents' own listings only. If not even they work, those will tell.
-            look.break_off()
             self._refused(sweep, error, sweep.seeking.get(ACCOUNT, ()))
             sweep.shut.append(way)
             self._shut_until[way] = sweep.at.clock + ways.BELIEVED_SECONDS
             log.info("Doing without the account's listing (%s): %s", way, error)
-        else:
-            return True
-        return False
+        return None
 
     def _seek_agent(self, sweep: _Sweep, agent_id: str, tickets: list[Ticket[Any]]) -> Steps[None]:
         """One agent's events down to the oldest that anybody seeks, after those that are PENDING."""
-        floor, pages = _oldest_floor(tickets), 0
-        rate = _Rate(sweep.at.now + self.server_ahead)
-        server_time: datetime | None = None
 
-        def pending(answer: Answer[Page[ExecutionEvent]]) -> bool:
-            nonlocal pages, server_time
-            pages += 1
-            if pages == 1:
-                server_time = answer.server_time
+        def take(answer: Answer[Page[ExecutionEvent]]) -> bool:
             self._take_events(sweep, answer.value.data, answer.server_time, agent_id)
             return False
 
-        def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
-            nonlocal pages
-            pages += 1
-            rate.note(answer.value.data)
-            self._take_events(sweep, answer.value.data, answer.server_time, agent_id)
-            # Those whose ids were shown have what they want; after everybody's, the rest is of no use.
-            if all(ticket.seek is None for ticket in tickets):
-                return True
-            return any(lies_before(event, floor) for event in answer.value.data)
+        def steps(look: _AgentLook) -> Steps[None]:
+            served = [ticket for ticket in tickets if ticket.seeking_since < look.sweep]
+            floor = _oldest_floor(served)
 
-        def steps() -> Steps[None]:
-            yield from walk(self._rows.cached(list_agent_events(agent_id, status=Status.PENDING)), pending)
-            yield from walk(self._rows.cached(list_agent_events(agent_id)), enough)
+            def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
+                if look.listed.pages == 1:
+                    look.newest = clock_at_least(None, answer.value.data)
+                look.rate.note(answer.value.data)
+                take(answer)
+                # Those whose ids were shown have what they want; after everybody's, the rest is of no use.
+                if all(ticket.seek is None for ticket in served):
+                    return True
+                return any(lies_before(event, floor) for event in answer.value.data)
 
-        if (yield from self._over_agent(sweep, steps(), lambda: tickets)):
+            if not look.pending.is_done:
+                pending = self._rows.cached(list_agent_events(agent_id, status=Status.PENDING))
+                yield from walk(pending, take, place=look.pending)
+            yield from walk(self._rows.cached(list_agent_events(agent_id)), enough, place=look.listed)
+
+        walking = self._walks.go(
+            ("look", agent_id),
+            sweep.at,
+            lambda: _AgentLook(sweep.at, sweep.number, self._rate(sweep)),
+            steps,
+            is_of_use=lambda look: (
+                # As above.
+                (look.server_time is not None or look.listed.pages > 0)
+                and any(ticket.seeking_since < look.sweep for ticket in tickets)
+            ),
+        )
+        look = yield from self._over_agent(sweep, walking, lambda: tickets)
+        if look is not None:
             if agent_id in self._agents:
-                self._agent_pages[agent_id] = max(1, pages - 1)
-                if rate.per_second is not None:
-                    self._agent_rates[agent_id] = rate.per_second
-            sweep.looked[agent_id] = server_time
+                self._agent_pages[agent_id] = max(1, look.pages - 1)
+                if look.rate.per_second is not None:
+                    self._agent_rates[agent_id] = look.rate.per_second
+            sweep.looked[agent_id] = look
+
+    def _of_account(self, event_ids: Iterable[str]) -> bool:
+        """Whether only watchers of the whole account follow these events."""
+        tracks = [self._tracks[event_id] for event_id in event_ids if event_id in self._tracks]
+        return all(ticket.subject.agent_id == ACCOUNT for track in tracks for ticket in track.tickets)
 
     def _look_through(self, sweep: _Sweep, window: ways.Window) -> Steps[None]:
         """A narrow listing that shows some followed events."""
         wanted = set(window.event_ids)
+        # The account can be listed for its watchers; an agent's own listing may be refused, if it was deleted.
+        owner = None if self._of_account(wanted) else window.agent_id
 
         def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
-            self._take_events(sweep, answer.value.data, answer.server_time, window.agent_id)
+            self._take_events(sweep, answer.value.data, answer.server_time, owner)
             return wanted <= sweep.shown
 
-        if window.agent_id is None:
-            call = list_events(started_after=window.after, started_before=window.before)
+        if owner is None:
+            call = list_events(
+                agent_id=window.agent_id or None, started_after=window.after, started_before=window.before
+            )
         else:
-            call = list_agent_events(window.agent_id, started_after=window.after, started_before=window.before)
+            call = list_agent_events(owner, started_after=window.after, started_before=window.before)
         if sweep.is_hopeless:
             self._give_up(sweep, self._followers(wanted))
             return
@@ -716,44 +873,69 @@ class Plan:
 
     def _find(self, sweep: _Sweep, agent_id: str, tracks: list[_Track]) -> Steps[None]:
         """Followed events that no narrow listing showed, in their agent's whole one."""
-        missing = {track.event.id for track in tracks}
-        created = [created_at(track.event) for track in tracks]
-        known = [moment for moment in created if moment is not None]
-        floor = min(known) - TOLERANCE if known and len(known) == len(created) else None
+        by_id = {track.event.id: track for track in tracks}
+        owner = None if self._of_account(by_id) else agent_id
+        call = list_events(agent_id=agent_id) if owner is None else list_agent_events(agent_id)
+        missing: set[str] = set()
 
-        def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
-            self._take_events(sweep, answer.value.data, answer.server_time, agent_id)
-            missing.difference_update(event.id for event in answer.value.data)
-            return not missing or any(lies_before(event, floor) for event in answer.value.data)
+        def still_missing(search: _Search) -> set[str]:
+            return {event_id for event_id in search.wanted if event_id in by_id and event_id not in sweep.shown}
 
-        yield from self._over_agent(
-            sweep,
-            walk(self._rows.cached(list_agent_events(agent_id)), enough),
-            lambda: tuple(self._followers(missing)),
-        )
+        def steps(search: _Search) -> Steps[Any]:
+            missing.clear()
+            missing.update(still_missing(search))
+            created = [created_at(by_id[event_id].event) for event_id in missing]
+            known = [moment for moment in created if moment is not None]
+            floor = min(known) - TOLERANCE if known and len(known) == len(created) else None
+
+            def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
+                self._take_events(sweep, answer.value.data, answer.server_time, owner)
+                missing.difference_update(event.id for event in answer.value.data)
+                return not missing or any(lies_before(event, floor) for event in answer.value.data)
+
+            return walk(self._rows.cached(call), enough, place=search.place)
+
+        def walking() -> Steps[bool]:
+            try:
+                yield from self._walks.go(
+                    ("search", agent_id),
+                    sweep.at,
+                    lambda: _Search(sweep.at, owner, frozenset(by_id)),
+                    steps,
+                    # Another listing has other tokens.
+                    is_of_use=lambda search: search.owner == owner and bool(still_missing(search)),
+                )
+            except PermanentError as error:
+                if owner is not None or isinstance(error, AuthenticationError):
+                    raise
+                # For a watcher of the account that is an answer: the account has no such agent.
+                log.info("The account's listing does not show agent %s: %s", agent_id, error)
+            return True
+
+        if (yield from self._over_agent(sweep, walking(), lambda: tuple(self._followers(missing)))):
+            self._absent |= missing
 
     def _over_agent(
-        self, sweep: _Sweep, steps: Steps[Any], concerned: Callable[[], Iterable[Ticket[Any]]]
-    ) -> Generator[Any, Any, bool]:
-        """Follow a walk over one agent's listing; whether it came to its end."""
+        self, sweep: _Sweep, steps: Steps[T], concerned: Callable[[], Iterable[Ticket[Any]]]
+    ) -> Generator[Any, Any, T | None]:
+        """Follow a walk over one agent's listing to its end; None if it did not come to it."""
         if sweep.is_hopeless:
             self._give_up(sweep, concerned())
-            return False
+            return None
         try:
-            yield from steps
+            return (yield from steps)
         except (TemporaryError, AuthenticationError) as error:
             self._failed(sweep, error, concerned())
         except PermanentError as error:
             self._refused(sweep, error, concerned())
-        else:
-            return True
-        return False
+        return None
 
     def _followers(self, event_ids: Iterable[str]) -> Iterator[Ticket[Any]]:
+        """Who waits for some events, but for watchers of the account: what one agent answers is no matter of theirs."""
         for event_id in event_ids:
             track = self._tracks.get(event_id)
             if track is not None:
-                yield from tuple(track.tickets)
+                yield from (ticket for ticket in tuple(track.tickets) if ticket.subject.agent_id != ACCOUNT)
 
     def _failed(self, sweep: _Sweep, error: AgentsError, concerned: Iterable[Ticket[Any]]) -> None:
         """A failure that says something about the platform or the key, and so perhaps about other requests as well."""
@@ -794,6 +976,7 @@ class Plan:
             track = self._tracks.get(event.id)
             if track is not None:
                 track.misses = 0
+                self._absent.discard(event.id)
                 if event is not track.event:
                     self._update(sweep, track, event)
             if owner in self._agents:
@@ -820,11 +1003,11 @@ class Plan:
         for ticket in tuple(self._sought.get(name, ())):
             if ticket.subject.agent_id == agent_id and ticket.seek is not None:
                 self._echoes |= ticket.seek.ripe_at is not None
-                self._show(ticket, look, sweep.at)
+                self._show(ticket, look, sweep.at, sweep.at)
 
-    def _show(self, ticket: Ticket[Any], look: Look, at: At) -> None:
+    def _show(self, ticket: Ticket[Any], look: Look, began: At, at: At) -> None:
         """Give a look to a subject that seeks."""
-        result = ticket.subject.take(look, at.now)
+        result = ticket.subject.take(look, began.now)
         if result is not None:
             self._end(ticket, result=result)
         elif ticket.subject.seek is not ticket.seek:
@@ -851,25 +1034,29 @@ class Plan:
                 self._schedule.replace(ticket, sweep.at)
             if (latest.status, latest.unreadable) != (before.status, before.unreadable):
                 ticket.wake()
-        if not track.tickets:
-            self._tracks.pop(latest.id, None)
+        self._drop_unless_followed(track)
 
     # --- the end of a sweep -------------------------------------------------------------------------------------
 
     def _give_looks(self, sweep: _Sweep) -> Steps[None]:
         """Give those who seek what was seen of their agents."""
         handled, early = 0, 0
-        for agent_id, server_time in sweep.looked.items():
+        for agent_id, read in sweep.looked.items():
             look: Look | None = None
+            server_time = read.server_time
+            if server_time is None and read.sweep < sweep.number:
+                # What later pages say of the time is of no use: the look is as old as its first page.
+                server_time = read.newest
             for ticket in sweep.seeking.get(agent_id, ()):
                 seek, store = ticket.seek, self._stores.get(agent_id)
-                if ticket.over or seek is None or store is None:
+                # Of a look over several sweeps, whoever has joined meanwhile was not shown the first pages.
+                if ticket.over or seek is None or store is None or ticket.seeking_since >= read.sweep:
                     continue
-                is_ripe = seek.is_ripe(sweep.at.now, server_time)
+                is_ripe = seek.is_ripe(read.at.now, server_time)
                 # Before, a look decides nothing; what it shows is only good to know, so it is given to a few.
                 if is_ripe or early < _EVENTS_EARLY:
-                    look = look or Look(tuple(store.values()), server_time)
-                    self._show(ticket, look, sweep.at)
+                    look = look or Look(tuple(store.values()), server_time, frozenset(self._absent))
+                    self._show(ticket, look, read.at, sweep.at)
                     handled += _EVENTS_A_LOOK + len(look.events)
                     if not is_ripe:
                         early += _EVENTS_A_LOOK + len(look.events)
@@ -883,6 +1070,7 @@ class Plan:
     def _conclude(self, sweep: _Sweep) -> Steps[None]:
         """Give looks, tell of failures, and end what is past its deadline."""
         yield from self._give_looks(sweep)
+        self._walks.expire(sweep.at)
         handled = 0
         if not sweep.answers:
             # Everything was refused, so the refusal says nothing about the account's listing in particular.

@@ -92,6 +92,7 @@ class Ticket(Generic[R]):
         "patience",
         "result",
         "seek",
+        "seeking_since",
         "subject",
         "trouble",
         "wake",
@@ -120,6 +121,8 @@ class Ticket(Generic[R]):
         self.failed_looks = 0
         self.failing_since: datetime | None = None
         self.seek: Seek | None = None
+        # The number of the plan's last sweep when it began to seek.
+        self.seeking_since = 0
         self.following: tuple[str, ...] = ()
         # Where `schedule` keeps it, once it has been looked at.
         self.lane: Any = None

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from contextlib import aclosing
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from airflow_provider_agents.api.calls import Call, Steps, list_agent_events, list_events, walk
+from airflow_provider_agents.api.calls import Answer, Call, Steps, list_agent_events, list_events, walk
 from airflow_provider_agents.api.errors import PermanentError, TemporaryError
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
 from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.runs.journal import Journal
-from airflow_provider_agents.runs.matching import Look, Missing
+from airflow_provider_agents.runs.matching import TOLERANCE, Look, Missing, clock_at_least, lies_before
 from airflow_provider_agents.runs.patience import Patience, is_refusal
 from airflow_provider_agents.runs.sought import FirstRun, list_begun
 from airflow_provider_agents.runs.submission import Submission, attached_to
@@ -288,9 +289,18 @@ def journal_from_now(
         server_now = server_now or listed.server_time
         seen.update((event.id, event) for event in listed.value)
     if server_now is None:
-        # Without the server's clock, its newest events say at least how late it is.
-        listed = yield from walk(list_all(None), lambda _: True)
-        seen.update((event.id, event) for event in listed.value)
+        # Without the server's clock, its newest events say at least how late it is. What has ended by then is not
+        # reported, so all of it must be known.
+        rows: list[ExecutionEvent] = []
+
+        def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
+            rows.extend(answer.value.data)
+            stamp = clock_at_least(None, rows)
+            floor = min(stamp, now()) - timedelta(seconds=settle) - TOLERANCE if stamp is not None else None
+            return any(lies_before(event, floor) for event in answer.value.data)
+
+        yield from walk(list_all(None), enough)
+        seen.update((event.id, event) for event in rows)
     return Journal.from_now(agent_id, settle, server_now, seen.values(), local_now=now(), statuses=statuses)
 
 
@@ -317,6 +327,13 @@ async def sweeps_of(
                     say(logging.INFO, "The API answers again.")
             if journal.looks != looks:
                 looks = journal.looks
+                for event in journal.lost():
+                    say(
+                        logging.WARNING,
+                        "No listing has shown a run for an hour: its agent was deleted, or the platform keeps it no "
+                        "longer. The watcher gives it up, and its end is not reported. "
+                        f"agent={event.agentId or 'unknown'} event={event.id}",
+                    )
                 yield journal.ended()
                 while journal.has_ended:
                     await feed.sleep(poll_interval)

@@ -11,6 +11,8 @@ is followed until it is. The cursor holds just that: the floor, what is followed
 The cursor names a run as reported only after `ended` has returned the run. Until then the cursor keeps the run within
 reach of a restart: its floor stays below the run, or the run is still among those that are followed.
 
+A followed run that no listing shows any more is given up after an hour, and named by `lost`.
+
 An event that is there and cannot be read is followed like a run that goes on, so that it is told once it can be read,
 however far the floor has moved by then. One without a readable id cannot be, which whoever reads it has to say.
 """
@@ -34,6 +36,12 @@ if TYPE_CHECKING:
 #: logs each asset event, sends it through a pipe, stores it in one row and loads it in every DAG run that it starts. An
 #: event as the API's page shows it takes about 500 bytes, so both limits stand for about a quarter of a megabyte.
 MOST_RUNS_AT_ONCE, MOST_BYTES_AT_ONCE = 500, 256 * 1024
+#: A followed run that no listing shows any more is given up after so long. What hides a run for a while (a replica that
+#: lags, a row that is written anew) takes seconds or minutes; what takes an hour is a deleted agent, or a platform that
+#: keeps runs for a limited time. To look for such a run costs up to two requests in each sweep.
+LOST_AFTER = timedelta(hours=1)
+#: Between two looks no more than this counts as time in which the run was not shown: an outage says nothing.
+_MOST_BETWEEN_LOOKS = timedelta(minutes=5)
 _OLDEST = datetime.min.replace(tzinfo=UTC)
 #: A journal begins this long before our clock where nothing tells the server's and there is no event. No clock is so
 #: far off.
@@ -41,13 +49,21 @@ _EMPTY_HISTORY = timedelta(days=1)
 
 
 class Followed(BaseModel):
-    """A run that had not ended: what is needed to find it again."""
+    """A run that had not ended: what is needed to find it again.
+
+    Attributes:
+        agent_id: the agent, if the event said so.
+        started_at: as the event said.
+        created_at: as the event said.
+        absent_seconds: for how long no listing has shown the run.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     agent_id: str | None = None
     started_at: AwareDatetime | None = None
     created_at: AwareDatetime | None = None
+    absent_seconds: float = 0.0
 
 
 class Cursor(BaseModel):
@@ -128,6 +144,15 @@ class Journal:
         # show stays among the followed runs of the cursor.
         self._unreported: dict[str, ExecutionEvent] = {}
         self._out_of_reach: set[str] = set()
+        # For how long each followed run was not shown, by looks in which it ought to have been.
+        self._absent = {
+            event_id: timedelta(seconds=known.absent_seconds)
+            for event_id, known in cursor.followed.items()
+            if known.absent_seconds > 0.0
+        }
+        self._absent_before: frozenset[str] = frozenset()
+        self._lost: list[ExecutionEvent] = []
+        self._looked_at: datetime | None = None
         #: How many complete looks there were.
         self.looks = 0
 
@@ -183,6 +208,7 @@ class Journal:
             told.seen_at = told.seen_at or max(server_now, told.latest or server_now)
         for event in look.events:
             self._take_event(event, server_now)
+        self._count_absent(look.absent, began_at)
         self._floor = max(self._floor, server_now - self._behind)
         # A new one each time: what is followed has changed, or might have.
         self._seek = Seek(floor=self._floor, ids=(), ripe_at=None)
@@ -194,9 +220,10 @@ class Journal:
     def _take_event(self, event: ExecutionEvent, server_now: datetime) -> None:
         known = self._told.get(event.id)
         if known is not None:
-            if created_at(event) is None:
-                # Nothing else says that it is old, so it is remembered as long as it is shown.
-                known.seen_at = server_now
+            known.latest = _latest(event)
+            if self._is_new(event):
+                # Without its id nothing would say that it is known, so the id is remembered as long as it is shown.
+                known.seen_at = max(known.seen_at or server_now, server_now)
         elif event.unreadable is not None and not self._is_to_be_followed(event):
             pass
         elif not is_terminal(event) or event.id in self._followed:
@@ -206,6 +233,19 @@ class Journal:
         elif self._is_new(event):
             self._note(event, server_now)
         # Else it stands on the same page as what is young, and was over long ago.
+
+    def _count_absent(self, absent: frozenset[str], began_at: datetime) -> None:
+        passed = began_at - self._looked_at if self._looked_at is not None else timedelta()
+        self._looked_at = began_at
+        for event_id in self._absent_before - absent:
+            self._absent.pop(event_id, None)
+        self._absent_before = absent.intersection(self._followed)
+        for event_id in self._absent_before:
+            seconds = self._absent.get(event_id, timedelta()) + min(max(passed, timedelta()), _MOST_BETWEEN_LOOKS)
+            self._absent[event_id] = seconds
+            if seconds >= LOST_AFTER:
+                self._lost.append(self._followed.pop(event_id))
+                del self._absent[event_id]
 
     def _is_new(self, event: ExecutionEvent) -> bool:
         """Whether an event that has ended was not known to any look before.
@@ -224,6 +264,8 @@ class Journal:
     def update(self, event: ExecutionEvent) -> None:
         """A followed run has changed."""
         if event.id in self._followed:
+            # It was shown, and no earlier process has known that.
+            self._absent.pop(event.id, None)
             self._note(event, None)
 
     def expire(self) -> None:
@@ -238,6 +280,7 @@ class Journal:
         if not is_terminal(latest):
             self._followed[event.id] = latest
             return
+        self._absent.pop(event.id, None)
         was_followed = self._followed.pop(event.id, None) is not None
         self._note_told(latest, seen_at)
         if self._statuses is None or latest.status in self._statuses:
@@ -275,6 +318,11 @@ class Journal:
             self._out_of_reach.discard(event.id)
         return sorted(chosen, key=lambda event: (event.completedAt is None, event.completedAt, event.id))
 
+    def lost(self) -> list[ExecutionEvent]:
+        """The followed runs that were given up since this was last asked, as they were last seen."""
+        found, self._lost = self._lost, []
+        return found
+
     def cursor(self) -> Cursor:
         """How far it has come with what `ended` has returned."""
         held = [created_at(event) for event in self._unreported.values() if event.id not in self._out_of_reach]
@@ -283,7 +331,12 @@ class Journal:
         return Cursor(
             floor=floor,
             followed={
-                event.id: Followed(agent_id=event.agentId, started_at=event.startedAt, created_at=event.createdAt)
+                event.id: Followed(
+                    agent_id=event.agentId,
+                    started_at=event.startedAt,
+                    created_at=event.createdAt,
+                    absent_seconds=self._absent.get(event.id, timedelta()).total_seconds(),
+                )
                 for event in followed
             },
             told=tuple(

@@ -110,10 +110,12 @@ class Look:
     Attributes:
         events: as they were read.
         server_time: the server's clock when the look was begun.
+        absent: ids of followed events that no listing shows any more in which they ought to stand.
     """
 
     events: tuple[ExecutionEvent, ...]
     server_time: datetime | None
+    absent: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -368,6 +368,46 @@ def test_a_listing_of_large_pages_ends_at_the_stated_weight():
         steps.send(calls.Answer(Page(data=(), nextToken="last"), None, weight))
 
 
+def test_a_walk_resumes_where_another_one_has_stopped():
+    place = calls.Place()
+    steps = calls.walk(LISTING, place=place)
+    next(steps)
+    for number in range(1, 4):
+        steps.send(calls.Answer(Page(data=(), nextToken=str(number)), datetime(2026, 1, number, tzinfo=UTC)))
+    with pytest.raises(RateLimitedError):
+        steps.throw(RateLimitedError("429"))
+    assert (place.token, place.pages, place.is_done) == ("3", 3, False)
+    answer, asked = drive(calls.walk(LISTING, place=place), lambda params: {"data": rows("z"), "nextToken": None})
+    assert [params.get("nextToken") for params in asked] == ["3"]
+    # The rows are those of its own pages, and no older than the first page of all.
+    assert [event.id for event in answer.value] == ["z"]
+    assert answer.server_time == place.server_time == datetime(2026, 1, 1, tzinfo=UTC)
+    assert place.is_done
+
+
+@pytest.mark.parametrize("token", ["1", "2"])
+def test_a_token_that_came_before_a_walk_was_resumed_ends_it_too(token):
+    place = calls.Place()
+    for number in (1, 2):
+        steps = calls.walk(LISTING, place=place)
+        next(steps)
+        steps.send(calls.Answer(Page(data=(), nextToken=str(number)), None))
+        steps.close()
+    with pytest.raises(PaginationError, match="same nextToken twice"):
+        drive(calls.walk(LISTING, place=place), lambda params: {"data": [], "nextToken": token})
+
+
+def test_a_resumed_walk_is_bounded_as_a_whole():
+    place = calls.Place()
+    for number in range(4):
+        steps = calls.walk(LISTING, max_pages=5, place=place)
+        next(steps)
+        steps.send(calls.Answer(Page(data=(), nextToken=f"token {number}"), None))
+        steps.close()
+    with pytest.raises(PaginationError, match="beyond 5 pages"):
+        drive(calls.walk(LISTING, max_pages=5, place=place), lambda params: {"data": [], "nextToken": "token 4"})
+
+
 @given(st.integers(1, 30), st.integers(1, 7), st.integers(0, 40))
 def test_the_newest_rows_are_gathered_over_as_many_pages_as_that_takes(count, page_size, total):
     ids = [f"e{n}" for n in range(total)]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from datetime import UTC, datetime
 
 import pytest
-from driving import Scene, examples
+from driving import Gate, Scene, examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -241,16 +242,196 @@ def test_what_is_no_cursor_is_not_taken_for_one(value):
     assert Cursor.from_json(value) is None
 
 
+# --- what one agent answers ---
+
+
+def follow_one_of_each(scene, interval=5.0):
+    """A watcher of the account that follows a long run of each agent; the runs, by agent."""
+    journal = listen(scene, Journal.from_now(ACCOUNT, SETTLE, scene.sim.now()), interval)
+    scene.sweep()
+    runs = {agent_id: scene.sim.start_scheduled_run(agent_id) for agent_id in scene.agents}
+    scene.sweep(3)
+    return journal, runs
+
+
+def of_agent(agent_id):
+    """Whether a request is for one agent: its own listings, and the account's where they are narrowed to it."""
+    return lambda path, query: f"/agents/{agent_id}/" in path or query.get("agentId") == agent_id
+
+
+@pytest.mark.parametrize("status", [302, 400, 403, 404, 429, 500, 503])
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_what_one_agent_answers_keeps_a_watcher_of_the_account_from_no_other(status, is_listed):
+    scene = Scene(agents=3, queue_seconds=1.0, run_seconds=600.0)
+    journal, runs = follow_one_of_each(scene)
+    (ticket,) = scene.plan.tickets
+    if not is_listed:
+        scene.sim.remove_agent("agent-0")
+    theirs = of_agent("agent-0")
+    Gate(scene, lambda path, query: status if theirs(path, query) else None)
+    told = []
+    for _ in range(300):
+        scene.sweep()
+        told += ids(journal.ended())
+    assert not ticket.over
+    assert set(told) >= {runs["agent-1"], runs["agent-2"]}
+    later = scene.sim.start_scheduled_run("agent-1")
+    scene.clock.advance(600)
+    scene.sweep(3)
+    assert later in ids(journal.ended())
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_run_is_told_though_its_agents_own_listing_is_refused(status):
+    scene = Scene(agents=3, queue_seconds=1.0, run_seconds=600.0)
+    journal, runs = follow_one_of_each(scene)
+    Gate(scene, lambda path, _query: status if "/agents/agent-0/" in path else None)
+    told = []
+    for _ in range(140):
+        scene.sweep()
+        told += ids(journal.ended())
+    assert sorted(told) == sorted(runs.values())
+
+
+def test_a_wait_for_a_run_of_a_refused_agent_does_not_end_a_watcher_that_follows_it_too():
+    scene = Scene(agents=2, queue_seconds=1.0, run_seconds=600.0)
+    journal, runs = follow_one_of_each(scene)
+    (watching,) = scene.plan.tickets
+    waiting = scene.waiting("agent-0")
+    scene.sweep(3)
+    Gate(scene, lambda path, _query: 404 if "/agents/agent-0/" in path else None)
+    told = []
+    for _ in range(300):
+        scene.sweep()
+        told += ids(journal.ended())
+    assert waiting.over
+    assert not watching.over
+    assert set(runs.values()) <= set(told)
+
+
+def hours(scene, journal, count, interval=60.0):
+    """The ids of what is told and of what is given up in so many hours of sweeps."""
+    told, lost = [], []
+    for _ in range(int(count * 3600 / interval)):
+        scene.sweep()
+        told += ids(journal.ended())
+        lost += ids(journal.lost())
+    return told, lost
+
+
+def vanishing(scene):
+    """A watcher that follows a run of each agent; agent-0 has been deleted."""
+    journal, runs = follow_one_of_each(scene, interval=60.0)
+    scene.sim.remove_agent("agent-0")
+    return journal, runs
+
+
+def test_a_followed_run_that_no_listing_shows_any_more_is_given_up_after_an_hour():
+    scene = Scene(agents=2, queue_seconds=1.0, run_seconds=7200.0)
+    journal, runs = vanishing(scene)
+    assert hours(scene, journal, 0.9) == ([], [])
+    assert hours(scene, journal, 0.2) == ([], [runs["agent-0"]])
+    assert [event.id for event in journal.going_on] == [runs["agent-1"]]
+    assert hours(scene, journal, 1.5) == ([runs["agent-1"]], [])
+    assert len(scene.sweep(10)) <= 10 * 3
+
+
+def test_the_hour_is_counted_over_restarts():
+    scene = Scene(agents=2, queue_seconds=1.0, run_seconds=72_000.0)
+    journal, runs = vanishing(scene)
+    lost = []
+    for _ in range(4):
+        lost += hours(scene, journal, 0.3)[1]
+        # Nobody looks for a day, which says nothing about the run.
+        scene.clock.advance(86_400)
+        scene = scene.again()
+        cursor = json.loads(json.dumps(journal.cursor().to_json()))
+        journal = listen(scene, Journal(ACCOUNT, SETTLE, Cursor.from_json(cursor)), 60.0)
+    assert lost == [runs["agent-0"]]
+
+
+def test_a_run_that_is_shown_again_starts_the_hour_anew():
+    scene = Scene(agents=2, queue_seconds=1.0, run_seconds=20_000.0)
+    journal, runs = follow_one_of_each(scene, interval=60.0)
+    for _ in range(4):
+        scene.sim.hide(runs["agent-0"])
+        assert hours(scene, journal, 0.7) == ([], [])
+        scene.sim.restore(runs["agent-0"])
+        assert hours(scene, journal, 0.4) == ([], [])
+
+
+def test_an_outage_does_not_count_towards_the_hour():
+    scene = Scene(agents=2, queue_seconds=1.0, run_seconds=72_000.0)
+    journal, _ = vanishing(scene)
+    gate = Gate(scene)
+    hours(scene, journal, 0.5)
+    gate.refuse = lambda _path, _query: 503
+    scene.clock.advance(36_000)
+    scene.sweep(20)
+    gate.refuse = lambda _path, _query: None
+    assert hours(scene, journal, 0.3) == ([], [])
+
+
+# --- more than a rate limit allows at once ---
+
+
+def limited(scene, requests=12, page_rows=5):
+    """So many requests a minute, and so many rows on a page."""
+    scene.sim.world = dataclasses.replace(scene.sim.world, rate_limit=(requests, 60.0), page_rows=page_rows)
+
+
+@pytest.mark.parametrize("sort_by", ["createdAt", "startedAt", "updatedAt"])
+@pytest.mark.parametrize("agent_id", [ACCOUNT, "agent-0"])
+def test_more_than_a_rate_limit_allows_at_once_is_caught_up_with_in_parts(sort_by, agent_id):
+    scene = Scene(World(request_id="absent", sort_by=sort_by), agents=1, queue_seconds=0.0, run_seconds=60.0)
+    journal = from_now(scene, agent_id)
+    scene.sweep()
+    scene = scene.again()
+    started = []
+    for _ in range(200):
+        started.append(scene.sim.start_scheduled_run("agent-0"))
+        scene.clock.advance(5)
+    limited(scene)
+    journal = listen(scene, Journal(agent_id, SETTLE, journal.cursor()))
+    began, told = scene.clock.now, []
+    while not told:
+        # What goes on meanwhile is told, too.
+        started.append(scene.sim.start_scheduled_run("agent-0"))
+        scene.sweep()
+        told += ids(journal.ended())
+    # 40 pages and two more in each part; a pause may be twice as long as the limit asks for.
+    assert (scene.clock.now - began).total_seconds() <= 8 * 120
+    for _ in range(40):
+        scene.sweep()
+        told += ids(journal.ended())
+    assert sorted(told) == sorted(started)
+
+
+def test_more_active_runs_than_a_rate_limit_allows_at_once_are_followed_in_parts():
+    scene = Scene(World(request_id="absent"), agents=4, queue_seconds=0.0, run_seconds=3600.0)
+    journal = from_now(scene)
+    scene.sweep()
+    started = [scene.sim.start_scheduled_run(f"agent-{number % 4}") for number in range(100)]
+    scene.sweep(2)
+    limited(scene)
+    told = []
+    for _ in range(200):
+        scene.sweep()
+        told += ids(journal.ended())
+    assert sorted(told) == sorted(started)
+
+
 class Watching:
     """A watcher's life: it keeps its cursor one sweep late, and is restarted now and then."""
 
-    def __init__(self, seed, agent_id, sort_by):
+    def __init__(self, seed, agent_id, sort_by, page_rows):
         self.rng, self.agent_id = random.Random(seed), agent_id
         world = World(
             request_id="absent",
             record_lag=lambda rng: rng.uniform(0, SETTLE / 2),
             replica_lag=lambda rng: rng.uniform(0, SETTLE / 3),
             sort_by=sort_by,
+            page_rows=page_rows,
             clock_skew=self.rng.choice([0.0, 600.0, -600.0]),
             date_header=self.rng.random() < 0.5,
         )
@@ -287,11 +468,16 @@ class Watching:
             self.told.extend(ids(self.journal.ended()))
             self.cursors = [*self.cursors[1:], self.journal.cursor()]
 
+    def limit(self):
+        """Allow so few requests a minute that a look takes more than one sweep."""
+        self.scene.sim.world = dataclasses.replace(self.scene.sim.world, rate_limit=(self.rng.randrange(4, 9), 60.0))
+
     def fault(self):
         self.scene.sim.faults.append(Fault(kind=self.rng.choice(["reset_before", "html", "truncated"])))
 
     def wait(self):
         self.scene.sim.faults.clear()
+        self.scene.sim.world = dataclasses.replace(self.scene.sim.world, rate_limit=None)
         self.scene.waiting(self.rng.choice(self.scene.agents))
         self._note(self.scene.sim.executions[-1].agent_id, self.scene.sim.executions[-1].event_id)
 
@@ -310,20 +496,21 @@ class Watching:
 @given(
     seed=st.integers(0, 2**32),
     steps=st.lists(
-        st.sampled_from(["run", "run", "run", "sweep", "sweep", "sweep", "fault", "wait", "restart", "pause"]),
+        st.sampled_from(["run", "run", "run", "sweep", "sweep", "sweep", "fault", "wait", "restart", "pause", "limit"]),
         min_size=5,
         max_size=60,
     ),
     agent_id=st.sampled_from([ACCOUNT, "agent-1"]),
     sort_by=st.sampled_from(["startedAt", "createdAt"]),
+    page_rows=st.sampled_from([None, 2, 5]),
 )
-def test_over_restarts_every_run_is_told_and_repeated_only_after_one(seed, steps, agent_id, sort_by):
-    watching = Watching(seed, agent_id, sort_by)
+def test_over_restarts_every_run_is_told_and_repeated_only_after_one(seed, steps, agent_id, sort_by, page_rows):
+    watching = Watching(seed, agent_id, sort_by, page_rows)
     for step in steps:
         getattr(watching, step)()
     watching.scene.sim.faults.clear()
     watching.scene.clock.advance(600)
-    for _ in range(40):
+    for _ in range(60):
         watching.sweep()
     told = watching.told
     assert set(told) == set(watching.started)

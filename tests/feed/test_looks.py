@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import timedelta
 
 import pytest
@@ -695,3 +696,111 @@ def test_nothing_is_due_right_after_a_sweep():
     scene.waiting()
     scene.sweep()
     assert not scene.plan.is_due(scene.driver.at())
+
+
+# --- looks that take several sweeps ---
+
+
+def limited(scene, requests=10):
+    """So many requests a minute, and five rows on a page."""
+    scene.sim.world = dataclasses.replace(scene.sim.world, rate_limit=(requests, 60.0), page_rows=5)
+
+
+def busy(scene, runs=100, every=5.0):
+    """Let runs of the first agent begin and end; their ids."""
+    started = []
+    for _ in range(runs):
+        started.append(scene.sim.start_scheduled_run("agent-0"))
+        scene.clock.advance(every)
+    return started
+
+
+@pytest.mark.parametrize("sort_by", ["createdAt", "startedAt", "updatedAt"])
+@pytest.mark.parametrize("agent_id", ["agent-0", ACCOUNT])
+def test_a_look_over_several_sweeps_shows_all_that_was_created_before_its_first_page(agent_id, sort_by):
+    scene = Scene(World(request_id="absent", sort_by=sort_by), queue_seconds=1.0, run_seconds=3.0)
+    started = busy(scene)
+    limited(scene)
+    witness = Witness(agent_id)
+    watch(scene, witness)
+    began = scene.clock.now
+    while not witness.looks:
+        scene.sweep()
+        started += busy(scene, 1)
+    (look,) = witness.looks
+    assert began <= look.server_time <= began + timedelta(seconds=2)
+    assert {run for run in started if scene.sim.truth(run).accepted_at < look.server_time} <= set(states(look))
+    # 20 pages, and what is PENDING once or in each part.
+    assert len(scene.sim.requests) <= 20 + 2 * 4
+
+
+@pytest.mark.parametrize("agent_id", ["agent-0", ACCOUNT])
+def test_who_joins_while_a_look_is_under_way_is_given_a_later_one(agent_id):
+    scene = Scene(World(request_id="absent"), queue_seconds=1.0, run_seconds=3.0)
+    busy(scene)
+    limited(scene)
+    first, second = Witness(agent_id), Witness(agent_id)
+    watch(scene, first)
+    scene.sweep()
+    assert not first.looks
+    scene.clock.advance(1)
+    joined = scene.clock.now
+    watch(scene, second)
+    while not first.looks:
+        scene.sweep()
+    assert not second.looks
+    while not second.looks:
+        scene.sweep()
+    assert first.looks[0].server_time < joined <= second.looks[0].server_time
+    assert len(second.looks[0].events) >= 100
+
+
+def test_a_look_is_begun_anew_once_those_who_waited_for_it_have_left():
+    scene = Scene(World(request_id="absent"), queue_seconds=1.0, run_seconds=3.0)
+    busy(scene)
+    limited(scene)
+    gone = watch(scene, Witness())
+    scene.sweep()
+    scene.driver.plan.leave(gone)
+    second = Witness()
+    watch(scene, second)
+    joined = scene.clock.now
+    while not second.looks:
+        scene.sweep()
+    assert second.looks[0].server_time >= joined
+    assert len(second.looks[0].events) >= 100
+
+
+def test_a_wait_of_long_standing_on_a_busy_agent_is_decided_after_a_restart_under_a_rate_limit():
+    scene = Scene(World(request_id="absent"), queue_seconds=1.0, run_seconds=3.0)
+    submission = scene.submitted()
+    (mine,) = [done.event_id for done in scene.sim.executions]
+    scene.clock.advance(60)
+    busy(scene, 200)
+    limited(scene)
+    ticket = scene.driver.join(Wait(submission, Rules()), deadline_at=scene.clock.now + timedelta(hours=9))
+    began = scene.clock.now
+    scene.driver.wait_for(ticket)
+    assert ticket.result.event.id == mine
+    # 41 pages, ten a minute; a pause after a failure is at most twice the limit's.
+    assert scene.clock.now - began < timedelta(minutes=10)
+
+
+def test_a_search_for_a_run_that_no_narrow_listing_shows_is_continued_under_a_rate_limit():
+    scene = Scene(World(request_id="absent"), queue_seconds=1.0, run_seconds=3.0)
+    scene.sim.add_agent("agent-0", queue_seconds=0.0, run_seconds=1500.0)
+    wanted = scene.sim.start_scheduled_run("agent-0")
+    event = scene.client.send(list_events()).value.data[0]
+    assert event.id == wanted
+    scene.sim.add_agent("agent-0", queue_seconds=1.0, run_seconds=3.0)
+    scene.clock.advance(60)
+    busy(scene, 300)
+    limited(scene)
+    Gate(scene, lambda _path, query: 400 if "startedAfter" in query or "status" in query else None)
+    witness = Witness(following=[event])
+    watch(scene, witness)
+    began = scene.clock.now
+    while not witness.updates:
+        scene.sweep()
+    assert witness.updates[-1].status == "COMPLETED"
+    assert scene.clock.now - began < timedelta(minutes=20)
