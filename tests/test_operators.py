@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import time
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, TaskDeferred
+from airflow.sdk import DAG
 from conftest import KEY, Task, connection, needs_airflow
 
 from airflow_provider_agents.api.errors import (
@@ -1108,3 +1109,78 @@ def test_a_killed_trigger_says_that_the_run_goes_on(platform, task, logged):
 def test_a_task_killed_before_it_started_anything_says_nothing(logged):
     operator().on_kill()
     assert logged() == ""
+
+
+# --- Airflow's execution_timeout ---
+
+
+def test_execution_timeout_ends_the_wait_cleanly_and_the_text_names_it(platform, task, waiting):
+    platform.sim.add_agent("agent-1", run_seconds=9000.0)
+    began_at = platform.sim.clock()
+    limit = timedelta(seconds=100)
+    with pytest.raises(
+        AgentRunTimeoutError, match=r"is still running. The deadline came from execution_timeout \(100 s"
+    ):
+        run(operator(execution_timeout=limit, **waiting), task)
+    assert timedelta(seconds=90) <= platform.sim.clock() - began_at <= timedelta(seconds=110)
+    # A retry waits for the same run, with a time of its own.
+    with pytest.raises(AgentRunTimeoutError):
+        run(operator(execution_timeout=limit, **waiting), task)
+    assert len(platform.executions()) == 1
+
+
+def test_what_is_left_of_execution_timeout_counts_from_the_start_of_the_try(platform, task):
+    context = task.context()
+    context["ti"].start_date = platform.sim.clock() - timedelta(seconds=60)
+    with pytest.raises(TaskDeferred) as deferred:
+        operator(deferrable=True, execution_timeout=timedelta(seconds=100)).execute(context)
+    deadline_at = platform.sim.clock() + timedelta(seconds=40)
+    assert datetime.fromisoformat(deferred.value.trigger.deadline_at) == deadline_at
+    assert datetime.fromisoformat(task.store[RECORD_KEY]["deadline_at"]) == deadline_at
+
+
+def test_the_shorter_timeout_is_the_deadline(platform, task):
+    with pytest.raises(TaskDeferred) as deferred:
+        operator(deferrable=True, timeout=50, execution_timeout=timedelta(seconds=100)).execute(task.context())
+    assert datetime.fromisoformat(deferred.value.trigger.deadline_at) == platform.sim.clock() + timedelta(seconds=50)
+
+
+# --- what the log says around a wait ---
+
+
+def test_the_log_says_who_waits_and_until_when_before_the_task_defers(platform, task, logged):
+    with pytest.raises(TaskDeferred):
+        operator(deferrable=True, timeout=3600).execute(task.context())
+    assert "The triggerer waits for the run from now on, until 2026-01-01 10:00:00 UTC. A triggerer must be" in logged()
+
+
+def test_the_reason_for_a_skip_is_a_line_of_the_log(platform, task, logged):
+    platform.sim.start_scheduled_run("agent-1")
+    with pytest.raises(AirflowSkipException):
+        run(operator(if_running="skip"), task)
+    assert "The task is skipped (if_running='skip'): Agent agent-1 is busy" in logged()
+
+
+# --- one field of the event ---
+
+
+def test_a_field_of_the_output_that_would_be_empty_is_refused_when_the_dag_is_parsed():
+    with DAG("d", schedule=None):
+        op = operator()
+        with pytest.raises(
+            InvalidArgumentError, match=r"output\['status'\] of task 'run' would be empty.*multiple_outputs"
+        ):
+            op.output["status"]
+        assert op.output["usage"].key == "usage"
+        with pytest.raises(InvalidArgumentError):
+            f"{op.output['finalModel']}"
+        assert operator(task_id="several", multiple_outputs=True).output["status"].key == "status"
+
+
+def test_the_output_serves_as_any_other_task_s():
+    with DAG("d", schedule=None) as dag:
+        first = operator(task_id="first")
+        second = operator(task_id="second", agent_id=first.output)
+        ExecuteAgentOperator.partial(task_id="mapped").expand(agent_id=first.output)
+    assert first.task_id in second.upstream_task_ids
+    assert first.task_id in dag.get_task("mapped").upstream_task_ids

@@ -325,6 +325,62 @@ def test_a_key_that_is_revoked_while_it_is_waited_for_fails_whatever_is_soft(pla
 # --- how it ends ---
 
 
+FAILING = {
+    "its run failed": lambda sim: sim.start_scheduled_run("failing"),
+    "its run fails later": lambda sim: sim.start_scheduled_run("failing", after=30),
+    "there is no such event": lambda _: "no-such-event",
+    "the key is refused": lambda sim: (sim.faults.append(Fault(kind="status", status=401, times=None)), "event-1")[1],
+}
+
+
+@pytest.mark.parametrize("why", FAILING)
+@pytest.mark.parametrize("option", ["never_fail", "soft_fail", None])
+def test_soft_fail_and_never_fail_decide_alike_on_the_first_poll_and_later(platform, wait, logged, why, option):
+    platform.sim.add_agent("failing", queue_seconds=0.0, run_seconds=10.0, end_status="FAILED", error="quota")
+    event_id = FAILING[why](platform.sim)
+    if why == "its run failed":
+        platform.pass_time(60)
+    skips = option == "never_fail" or (option == "soft_fail" and "run fail" in why)
+    with pytest.raises(AirflowSkipException if skips else AirflowFailException) as caught:
+        wait(agent_id="failing", event_id=event_id, **({option: True} if option else {}))
+    # A subclass would stand in the user's log under a name that is documented nowhere.
+    assert type(caught.value) in {AirflowSkipException, AirflowFailException}
+    if skips:
+        assert f"Skipped, as {option} says." in str(caught.value)
+        assert f"The task is skipped ({option}). " in logged()
+
+
+def test_a_run_that_is_late_is_skipped_by_never_fail_in_each_mode(platform, wait):
+    platform.sim.add_agent("slow", run_seconds=9000.0)
+    event_id = platform.sim.start_scheduled_run("slow")
+    with pytest.raises(AirflowSkipException, match="Skipped, as never_fail says."):
+        wait(agent_id="slow", event_id=event_id, timeout=100, never_fail=True)
+
+
+AS_TEXT = {"a dict": lambda one: one, "tojson": json.dumps, "a plain template": str}
+
+
+@pytest.mark.parametrize("rendered", AS_TEXT)
+def test_a_submission_that_a_template_has_rendered_is_waited_for(platform, task, wait, rendered):
+    submission = ExecuteAgentOperator(task_id="run", agent_id="agent-1", wait_for_completion=False).execute(
+        task.context()
+    )
+    assert wait(submission=AS_TEXT[rendered](submission))["id"] == platform.executions()[0]
+
+
+@newer_airflow
+@pytest.mark.parametrize("rendered", AS_TEXT)
+def test_a_submission_that_is_rendered_in_the_triggerer_is_waited_for(platform, task, monkeypatch, rendered):
+    monkeypatch.setattr(AgentSensorTrigger, "task_instance", None, raising=False)
+    submission = ExecuteAgentOperator(task_id="run", agent_id="agent-1", wait_for_completion=False).execute(
+        task.context()
+    )
+    op = AgentRunSensor(task_id="wait", submission="{{ params.submission }}", start_from_trigger=True)
+    op.start_trigger_args.trigger_kwargs["submission"] = AS_TEXT[rendered](submission)
+    event = in_the_triggerer(op)
+    assert event.xcoms["return_value"]["id"] == platform.executions()[0]
+
+
 def test_a_failed_run_fails_without_retries(platform, wait):
     platform.sim.add_agent("agent-1", end_status="FAILED", error="out of luck")
     event_id = platform.sim.start_scheduled_run("agent-1")
@@ -775,3 +831,57 @@ def test_parsing_a_dag_with_a_sensor_loads_no_http_client():
 
 def test_the_hook_is_the_operators(platform):
     assert AgentRunSensor(task_id="wait", agent_id="a", event_id="e").agents_conn_id == AgentsHook.default_conn_name
+
+
+@newer_airflow
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ti.xcom_pull(task_ids='start', key='event_id') }}",
+        "{{ task_instance.xcom_pull('start') }}",
+        "{{ task_state_store.get('agent_run') }}",
+    ],
+)
+@pytest.mark.parametrize("name", ["event_id", "agent_id", "agents_conn_id"])
+def test_a_template_that_hangs_in_the_triggerer_is_refused(name, template):
+    arguments = {"agent_id": "agent-1", "event_id": "e", name: template}
+    with pytest.raises(InvalidArgumentError, match=f"would never start: the template of {name} uses"):
+        AgentRunSensor(task_id="wait", start_from_trigger=True, **arguments)
+    AgentRunSensor(task_id="wait", **arguments)
+
+
+class _OwnPoke(AgentRunSensor):
+    def poke(self, context):
+        return super().poke(context)
+
+
+class _OwnPreExecute(AgentRunSensor):
+    def pre_execute(self, context):
+        pass
+
+
+@newer_airflow
+@pytest.mark.parametrize(
+    ("made", "arguments", "lost"),
+    [
+        (AgentRunSensor, {"pre_execute": print}, "pre_execute"),
+        (AgentRunSensor, {"post_execute": print}, "post_execute"),
+        (AgentRunSensor, {"on_execute_callback": print}, "on_execute_callback"),
+        (AgentRunSensor, {"on_success_callback": print}, "on_success_callback"),
+        (AgentRunSensor, {"multiple_outputs": True}, "multiple_outputs"),
+        (_OwnPoke, {}, "the poke of _OwnPoke"),
+        (_OwnPreExecute, {}, "the pre_execute of _OwnPreExecute"),
+    ],
+)
+def test_what_a_task_without_a_worker_would_lose_is_refused(made, arguments, lost):
+    with pytest.raises(InvalidArgumentError, match=f"start_from_trigger of task 'wait' would lose .*{lost}"):
+        made(task_id="wait", agent_id="agent-1", event_id="e", start_from_trigger=True, **arguments)
+
+
+def test_execution_timeout_bounds_a_deferred_sensor(platform):
+    platform.sim.add_agent("slow", run_seconds=9000.0)
+    event_id = platform.sim.start_scheduled_run("slow")
+    op = sensor(agent_id="slow", event_id=event_id, execution_timeout=timedelta(seconds=100))
+    with pytest.raises(TaskDeferred) as deferred:
+        run_to_deferral(op)
+    assert datetime.fromisoformat(deferred.value.trigger.deadline_at) == NINE + timedelta(seconds=100)
