@@ -179,7 +179,8 @@ def test_airflow_lists_the_provider_with_all_that_it_brings(found):
     }
     triggers = [trigger for trigger in found["triggers"] if trigger["package_name"] == NAME]
     assert [(trigger["class"], trigger["integration_name"]) for trigger in triggers] == [
-        ("airflow_provider_agents.triggers", "Agents")
+        ("airflow_provider_agents.triggers", "Agents"),
+        ("airflow_provider_agents.watchers", "Agents"),
     ]
     info = airflow_provider_agents.get_provider_info()
     links = {link["extra_link_class_name"] for link in found["links"]}
@@ -199,10 +200,11 @@ def test_the_metadata_leaves_out_nothing_that_the_wheel_brings(built):
     # A module that a later change adds must not be forgotten here.
     names = set(files_in(built[1]))
     info = airflow_provider_agents.get_provider_info()
-    for kind in ("operators", "sensors", "hooks", "triggers"):
-        named = {module for entry in info[kind] for module in entry["python-modules"]}
-        assert named == {f"airflow_provider_agents.{kind}"}
-        assert f"airflow_provider_agents/{kind}.py" in names
+    modules = {kind: [kind] for kind in ("operators", "sensors", "hooks")} | {"triggers": ["triggers", "watchers"]}
+    for kind, expected in modules.items():
+        named = [module for entry in info[kind] for module in entry["python-modules"]]
+        assert named == [f"airflow_provider_agents.{module}" for module in expected]
+        assert names.issuperset(f"airflow_provider_agents/{module}.py" for module in expected)
     assert ("airflow_provider_agents/links.py" in names) == ("extra-links" in info)
 
 
