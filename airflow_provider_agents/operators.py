@@ -538,11 +538,11 @@ class ExecuteAgentOperator(BaseOperator):
         return found if self.multiple_outputs else _Output(operator=self, key=found.key)  # type: ignore[attr-defined]
 
     def _keep_to(self, agent_id: str, agents_conn_id: str) -> None:
-        """Go on with what the task was deferred with: its templates were rendered again since."""
+        """Use the values that the task was deferred with: its templates have been rendered again since."""
         if (self.agent_id, self.agents_conn_id) == (agent_id, agents_conn_id):
             return
         self.log.warning(
-            "The task was deferred with agent %s and connection %s, and goes on with them. Its arguments have changed "
+            "The task was deferred with agent %s and connection %s, and keeps using them. Its arguments have changed "
             "since: agent_id=%s agents_conn_id=%s",
             agent_id,
             agents_conn_id,

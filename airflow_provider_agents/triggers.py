@@ -280,7 +280,7 @@ def _event_of(
 
 
 def _error_event(agents_conn_id: str, submission: Submission, error: AgentsError) -> TriggerEvent:
-    """What to tell a worker where the wait could not go on."""
+    """The event of a wait that has ended without a verdict."""
     return TriggerEvent(
         RunEnded(
             agents_conn_id=agents_conn_id,
