@@ -673,7 +673,7 @@ class _Memory:
         self._operator = operator
         self._store: Any = context.get("task_state_store") if operator.durable else None
         self._attempt = Attempt(
-            try_number=context["ti"].try_number,
+            try_number=getattr(context["ti"], "try_number", 0),
             max_tries=getattr(context["ti"], "max_tries", 0) or 0,
             clear_number=getattr(context.get("dag_run"), "clear_number", None),
         )
