@@ -27,7 +27,7 @@ from virtual_time import VirtualLoop
 from airflow_provider_agents.api.errors import AgentsError
 from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.simulator import Fault, Simulator, World, mock_transport
-from airflow_provider_agents.tasks import TRIGGERS_END_TASKS
+from airflow_provider_agents.validation import TRIGGERS_END_TASKS
 
 #: The phases of the record that were written; a machine that never gets to one proves nothing about it.
 PHASES = set()
@@ -154,7 +154,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         deferrable=st.booleans(),
         end_from_trigger=st.booleans(),
         fuse=st.none() | st.integers(1, 40),
-        timeout=st.sampled_from([5.0, 120.0, 600.0]),
+        timeout=st.sampled_from([30.0, 120.0, 600.0]),
     )
     def start_a_try(self, deferrable, end_from_trigger, fuse, timeout):
         context = self.task.context()

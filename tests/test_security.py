@@ -368,7 +368,7 @@ def run_triggers():
         submission=Submission(agent_id="agent-1", taken_at=now(), accepted_at=now()).to_json(),
         settle=5.0,
         appear_within=30.0,
-        on_ambiguous="share",
+        on_ambiguous="all",
         poll_interval=5.0,
         deadline_at=deadline_at,
     )
