@@ -60,7 +60,7 @@ class Submission(BaseModel):
         known_event_ids: events that were there before the POST and are young enough to be mistaken for its run.
         taken_at: our clock when the snapshot before the POST was begun.
         sent_at: our clock just before the POST; None before it, and once it is known that the POST started nothing.
-        accepted_at: our clock when the answer came or was given up.
+        accepted_at: our clock when the answer came or was given up; for people, since nothing is decided by it.
         server_before: the server's clock (`Date`) in the snapshot: the run's event was created at or after this.
         server_after: the server's clock in the 202.
         newest_known_at: when the youngest event of the snapshot was created; stands in for a missing `Date`.
