@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from contextlib import AbstractContextManager
 
 
@@ -104,6 +104,21 @@ async def asleep(seconds: float) -> None:
         await done
     finally:
         timer.cancel()
+
+
+@contextlib.asynccontextmanager
+async def timeout(seconds: float) -> AsyncIterator[None]:
+    """Give up a block on an event loop after so many seconds.
+
+    Raises:
+        TimeoutError: it was given up.
+    """
+    async with asyncio.timeout(None) as scope:
+        timer = call_later(max(0.0, seconds), lambda: scope.reschedule(0.0))
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 def loop_time() -> float:

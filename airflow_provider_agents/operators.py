@@ -46,7 +46,7 @@ from airflow_provider_agents.runs.verdict import (
     state_of_event,
     usage_of,
 )
-from airflow_provider_agents.runs.waiting import wait_for_end, wait_until_idle
+from airflow_provider_agents.runs.waiting import Pace, wait_for_end, wait_until_idle
 from airflow_provider_agents.tasks import (
     DEFER_MARGIN_SECONDS,
     WAITS_IN_TRIGGERER,
@@ -113,6 +113,10 @@ RECORD_KEY = "agent_run"
 _RECORD_OUTLIVES = timedelta(days=30)
 #: The store keeps 64 KB without a complaint; a result beyond this is looked up again rather than stored.
 _LARGEST_STORED_RESULT = 48 * 1024
+
+#: With `if_running="wait"`, a task's turn to start is made longer up to this after turns that were too short, in
+#: seconds. A cluster that takes longer to resume a task has no free worker slots.
+_LONGEST_HOLD_SECONDS = 3600.0
 
 
 class AgentBusyError(AgentsError):
@@ -226,7 +230,7 @@ class ExecuteAgentOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Take up the run of an earlier try, or start one; then wait as told."""
         ARGUMENTS.check(self)
-        return self._run(context, deadline_at=None)
+        return self._run(context)
 
     @_without_vain_retries
     def start_when_idle(self, context: Context, event: Any = None) -> dict[str, Any]:
@@ -242,9 +246,9 @@ class ExecuteAgentOperator(BaseOperator):
             raise AirflowFailException(idle.error)
         if idle.error is not None:
             raise AgentBusyError(idle.error)
-        return self._run(context, deadline_at=idle.deadline_at)
+        return self._run(context, idle)
 
-    def _run(self, context: Context, deadline_at: datetime | None) -> dict[str, Any]:
+    def _run(self, context: Context, idle: AgentIdle | None = None) -> dict[str, Any]:
         agent_id = check_agent_id(self.agent_id)
         self.run_link = ""  # nothing of an earlier try
         self._began_at = began_at(context)
@@ -262,7 +266,7 @@ class ExecuteAgentOperator(BaseOperator):
                     return taken_up
                 submission = taken_up
             if submission is None:
-                submission = self._attach_or_make_way(agent_id, client, hook, deadline_at or self._deadline())
+                submission = self._attach_or_make_way(agent_id, client, hook, idle)
             if submission is None:
                 submission = self._submit(agent_id, memory, client)
             memory.save(Phase.ACCEPTED, submission)
@@ -337,12 +341,14 @@ class ExecuteAgentOperator(BaseOperator):
         return True
 
     def _attach_or_make_way(
-        self, agent_id: str, client: Client, hook: AgentsHook, deadline_at: datetime
+        self, agent_id: str, client: Client, hook: AgentsHook, idle: AgentIdle | None
     ) -> Submission | None:
         """Do what `if_running` says: a run to attach to, or None once a new one may be started."""
         if self.if_running == "start":
             return None
         active = client.follow(active_runs(agent_id))
+        if not active and idle is not None and idle.is_stale(now()):
+            self._queue_again(idle)
         if not active:
             return None
         busy = f"Agent {agent_id} is busy: event {active[0].id} is {state_of_event(active[0])}."
@@ -361,27 +367,44 @@ class ExecuteAgentOperator(BaseOperator):
                 raise AirflowSkipException(f"{busy} Nothing was started.")
             case "fail":
                 raise AgentBusyError(f"{busy} Nothing was started.")
+        deadline_at = idle.deadline_at if idle is not None else self._deadline()
         if self.deferrable:
             self.log.info("%s %s", busy, WAITS_IN_TRIGGERER.format("until the agent is idle", deadline_at))
-            self.defer(
-                trigger=AgentIdleTrigger(
-                    agents_conn_id=self.agents_conn_id,
-                    agent_id=agent_id,
-                    poll_interval=self.poll_interval,
-                    deadline_at=deadline_at.isoformat(),
-                ),
-                method_name="start_when_idle",
-                kwargs={},
-                timeout=self._defer_timeout(deadline_at),
-            )
+            self._defer_until_idle(agent_id, deadline_at, idle.hold_seconds if idle is not None else self.settle)
         # With another client: this wait has pauses of its own after failures.
         with hook.get_conn() as waiting:
-            waiting.follow(
-                wait_until_idle(
-                    agent_id, poll_interval=self.poll_interval, deadline_at=deadline_at, now=now, say=self.log.log
-                )
-            )
+            waiting.follow(wait_until_idle(agent_id, Pace(self.poll_interval, deadline_at, now, self.log.log)))
         return None
+
+    def _queue_again(self, idle: AgentIdle) -> NoReturn:
+        """Give up a turn to start that has lasted too long: another task may start its run just now.
+
+        Raises:
+            AgentBusyError: the deadline has passed.
+        """
+        words = f"This task's turn to start agent {idle.agent_id} ended before a worker resumed the task."
+        if now() >= idle.deadline_at:
+            raise AgentBusyError(f"{words} Its deadline has passed, and nothing was started.")
+        # On a cluster that takes long to resume a task, the next turn would end the same way.
+        hold_seconds = min(2 * idle.hold_seconds, max(self.settle, _LONGEST_HOLD_SECONDS))
+        self.log.warning("%s Waiting for another turn of %g seconds.", words, hold_seconds)
+        self._defer_until_idle(idle.agent_id, idle.deadline_at, hold_seconds)
+
+    def _defer_until_idle(self, agent_id: str, deadline_at: datetime, hold_seconds: float) -> NoReturn:
+        self.defer(
+            trigger=AgentIdleTrigger(
+                agents_conn_id=self.agents_conn_id,
+                agent_id=agent_id,
+                poll_interval=self.poll_interval,
+                deadline_at=deadline_at.isoformat(),
+                settle=self.settle,
+                hold_seconds=hold_seconds,
+            ),
+            method_name="start_when_idle",
+            kwargs={},
+            timeout=self._defer_timeout(deadline_at),
+        )
+        raise AssertionError("unreachable: defer raises")
 
     def _submit(self, agent_id: str, memory: _Memory, client: Client) -> Submission:
         memory.warn_if_forgetful()

@@ -139,6 +139,8 @@ class AgentIdle(Payload):
         agents_conn_id: the connection over which the agent was asked for.
         agent_id: the agent.
         deadline_at: the deadline that the task set itself, so that a second wait does not start a new one.
+        released_at: since when it is this task's turn to start a run, on the triggerer's clock.
+        hold_seconds: for how long no other task is released.
         error: why the agent is not known to be idle.
         for_good: whether asking again would fail the same way.
     """
@@ -147,8 +149,14 @@ class AgentIdle(Payload):
     agents_conn_id: str
     agent_id: str
     deadline_at: AwareDatetime
+    released_at: AwareDatetime | None = None
+    hold_seconds: float = 0.0
     error: str | None = None
     for_good: bool = False
+
+    def is_stale(self, now: datetime) -> bool:
+        """Whether another task may have been released since."""
+        return self.released_at is None or now - self.released_at > timedelta(seconds=self.hold_seconds)
 
 
 def _link_to(feed: Feed, agent_id: str, event_id: str | None) -> str | None:
@@ -554,19 +562,35 @@ class AgentSensorTrigger(BaseTrigger):
 class AgentIdleTrigger(BaseTrigger):
     """Waits until no run of an agent is active and yields one `AgentIdle`.
 
+    Of all that wait for an agent over one connection in one triggerer, one at a time is released, first come, first
+    served.
+
     Args:
         agents_conn_id: the connection.
         agent_id: the agent.
         poll_interval: seconds between two looks.
         deadline_at: when to give up, as ISO 8601 text with an offset.
+        settle: as in `ExecuteAgentOperator`.
+        hold_seconds: for how long no other is released after this one, unless its run is seen.
     """
 
-    def __init__(self, *, agents_conn_id: str, agent_id: str, poll_interval: float, deadline_at: str) -> None:
+    def __init__(
+        self,
+        *,
+        agents_conn_id: str,
+        agent_id: str,
+        poll_interval: float,
+        deadline_at: str,
+        settle: float,
+        hold_seconds: float,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow has not annotated it
         self.agents_conn_id = agents_conn_id
         self.agent_id = agent_id
         self.poll_interval = poll_interval
         self.deadline_at = deadline_at
+        self.settle = settle
+        self.hold_seconds = hold_seconds
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class path and the arguments, JSON types all."""
@@ -577,6 +601,8 @@ class AgentIdleTrigger(BaseTrigger):
                 "agent_id": self.agent_id,
                 "poll_interval": self.poll_interval,
                 "deadline_at": self.deadline_at,
+                "settle": self.settle,
+                "hold_seconds": self.hold_seconds,
             },
         )
 
@@ -584,6 +610,7 @@ class AgentIdleTrigger(BaseTrigger):
         """Wait, and yield one event."""
         deadline_at = datetime.fromisoformat(self.deadline_at)
         error: AgentsError | None = None
+        released_at: datetime | None = None
         try:
             async with feed_of(self.agents_conn_id) as feed:
                 await wait_until_idle(
@@ -591,9 +618,12 @@ class AgentIdleTrigger(BaseTrigger):
                     self.agent_id,
                     poll_interval=self.poll_interval,
                     deadline_at=deadline_at,
+                    settle=self.settle,
+                    hold_seconds=self.hold_seconds,
                     now=now,
                     say=self.log.log,
                 )
+                released_at = now()
         except (PermanentError, InvalidConnectionError, TemporaryError, StillBusyError) as failure:
             error = failure
         yield TriggerEvent(
@@ -601,6 +631,8 @@ class AgentIdleTrigger(BaseTrigger):
                 agents_conn_id=self.agents_conn_id,
                 agent_id=self.agent_id,
                 deadline_at=deadline_at,
+                released_at=released_at,
+                hold_seconds=self.hold_seconds,
                 error=str(error) if error is not None else None,
                 for_good=error is not None and not error.is_retryable,
             ).to_json()

@@ -126,7 +126,12 @@ def test_the_triggers_paths_and_arguments_are_public_and_survive_a_round_trip():
         settle=30.0, appear_within=300.0, on_ambiguous="all",
     )  # fmt: skip
     idle = AgentIdleTrigger(
-        agents_conn_id="c", agent_id="a", poll_interval=5.0, deadline_at="2026-01-02T09:00:00+00:00"
+        agents_conn_id="c",
+        agent_id="a",
+        poll_interval=5.0,
+        deadline_at="2026-01-02T09:00:00+00:00",
+        settle=30.0,
+        hold_seconds=30.0,
     )
     sensor = AgentSensorTrigger(
         agents_conn_id="c", agent_id="a", submission=None, event_id="e", started_after=None, poll_interval=5.0,

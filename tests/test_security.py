@@ -373,7 +373,12 @@ def run_triggers():
         deadline_at=deadline_at,
     )
     idle = triggers.AgentIdleTrigger(
-        agents_conn_id="agents_default", agent_id="agent-1", poll_interval=5.0, deadline_at=deadline_at
+        agents_conn_id="agents_default",
+        agent_id="agent-1",
+        poll_interval=5.0,
+        deadline_at=deadline_at,
+        settle=30.0,
+        hold_seconds=30.0,
     )
     return [asyncio.run(all_events(trigger)) for trigger in (wait, idle)]
 

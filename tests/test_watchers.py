@@ -163,9 +163,9 @@ def test_a_refused_key_ends_no_watch(platform, monkeypatch, logged):
     platform.sim.api_keys = ("another",)
 
     def mend():
-        asyncio.get_running_loop().call_later(30.0, lambda: setattr(platform.sim, "api_keys", (KEY,)))
+        asyncio.get_running_loop().call_later(900.0, lambda: setattr(platform.sim, "api_keys", (KEY,)))
 
-    assert len(flat(watch(platform, 120, state=state, then=mend))) == 1
+    assert len(flat(watch(platform, 1200, state=state, then=mend))) == 1
     assert "The watch cannot go on" in logged()
 
 

@@ -34,12 +34,14 @@ from airflow_provider_agents.api.errors import (
     AgentsError,
     AuthenticationError,
     MissingConnectionError,
+    NoAnswerError,
     NotSentError,
     RateLimitedError,
     TemporaryError,
 )
 from airflow_provider_agents.feed.plan import Plan
 from airflow_provider_agents.feed.tickets import At, Subject, Ticket
+from airflow_provider_agents.runs.waiting import LAST_LOOK_SECONDS
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Task
@@ -65,9 +67,6 @@ OPENING_PATIENCE_SECONDS = 300.0
 OPENING_SECONDS = 60.0
 #: Seconds until the closing of a client is given up: there is nothing left to say to the server.
 CLOSING_SECONDS = 10.0
-#: Seconds by which a poll that is under way may outlast a deadline. Airflow's own time limit comes 180 seconds after
-#: the deadline (`tasks.DEFER_MARGIN_SECONDS`), and must find the wait ended.
-LAST_LOOK_SECONDS = 60.0
 #: Seconds after which a poll asks for nothing more: a server that answers slowly for one agent, page by page, must not
 #: keep the others from their next look. At 25 requests a second, a poll of 7,500 pages takes as long.
 SWEEP_SECONDS = 300.0
@@ -237,7 +236,7 @@ class _Gate:
         return max(0.0, slot - now)
 
 
-class _News:
+class News:
     """Whether there is news. Thousands wait on one each, so it is a bare future and a bare timer."""
 
     __slots__ = ("_loop", "_there", "_waiter")
@@ -247,6 +246,7 @@ class _News:
         self._waiter: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
+        """There is news."""
         self._there = True
         self._end_wait()
 
@@ -381,9 +381,9 @@ class Feed:
     @contextlib.contextmanager
     def _joined(
         self, subject: Subject[R], interval: float, deadline_at: datetime, *, answered: bool = True
-    ) -> Iterator[tuple[Ticket[R], _News]]:
+    ) -> Iterator[tuple[Ticket[R], News]]:
         """A place in the plan for the length of a block."""
-        news = _News(asyncio.get_running_loop())
+        news = News(asyncio.get_running_loop())
         ticket = self._plan.join(
             subject, interval=interval, deadline_at=deadline_at, wake=news.wake, at=self._at(), answered=answered
         )
@@ -393,28 +393,52 @@ class Feed:
         finally:
             self._plan.leave(ticket)
 
-    async def ask(self, steps: Steps[R], *, patient: bool = False) -> R:
-        """Follow a dialogue through the shared client. Pauses are slept.
+    async def ask(
+        self, steps: Steps[R], *, patient: bool = False, rest: Callable[[Pause], Awaitable[None]] | None = None
+    ) -> R:
+        """Follow a dialogue through the shared client.
 
         Args:
             steps: the dialogue.
             patient: take a connection that is not found for one that cannot be read now.
+            rest: how to spend a pause; it is slept by default.
         """
         self._line.begin_poll()
         if not patient:
             await self._line.client(patient=False)
-        return await follow(steps, self._take)
 
-    async def ask_together(self, key: object, steps: Callable[[], Steps[R]]) -> R:
-        """As `ask`, but all who ask for the same key while an answer is under way share it."""
+        async def take(step: Call[Any] | Once | Pause) -> Answer[Any] | None:
+            if not isinstance(step, Pause):
+                return await self._take(step)
+            await (self._take(step) if rest is None else rest(step))
+            self._line.begin_poll()
+            return None
+
+        return await follow(steps, take)
+
+    async def ask_together(self, key: object, steps: Callable[[], Steps[R]], *, deadline_at: datetime) -> R:
+        """As `ask`, but all who ask for the same key while an answer is under way share it.
+
+        Args:
+            key: what is asked for.
+            steps: makes the dialogue.
+            deadline_at: when to give up, on our clock; a last answer may come a minute later.
+
+        Raises:
+            NoAnswerError: the answer was not there in time.
+        """
         task = self._asked.get(key)
         if task is None:
             task = self._asked[key] = asyncio.create_task(
                 self.ask(steps(), patient=True), context=contextvars.Context()
             )
             task.add_done_callback(lambda done: self._answered(key, done))
-        # One that is cancelled must not take the answer from the others.
-        result: R = await asyncio.shield(task)
+        try:
+            async with our_clock.timeout((deadline_at - self.now()).total_seconds() + LAST_LOOK_SECONDS):
+                # One that is cancelled must not take the answer from the others.
+                result: R = await asyncio.shield(task)
+        except TimeoutError:
+            raise NoAnswerError("The API has not answered in full before the deadline.") from None
         return result
 
     def _answered(self, key: object, task: Task[Any]) -> None:

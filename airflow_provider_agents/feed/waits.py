@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import aclosing
 from datetime import timedelta
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
-from airflow_provider_agents.api.calls import Answer, Call, Steps, list_agent_events, list_events, walk
+from airflow_provider_agents.api.calls import Answer, Call, Pause, Steps, list_agent_events, list_events, walk
 from airflow_provider_agents.api.errors import PermanentError, TemporaryError
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
+from airflow_provider_agents.clock import timeout
+from airflow_provider_agents.feed.feed import SIGN_OF_LIFE_SECONDS, News
+from airflow_provider_agents.feed.queues import StartQueue
 from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.runs.journal import Journal
 from airflow_provider_agents.runs.matching import TOLERANCE, Look, Missing, clock_at_least, lies_before
 from airflow_provider_agents.runs.patience import Patience, is_refusal
 from airflow_provider_agents.runs.sought import FirstRun, list_begun
 from airflow_provider_agents.runs.submission import Submission, attached_to
-from airflow_provider_agents.runs.verdict import Outcome, Verdict, Wait, active_runs, is_active, state_of_event
-from airflow_provider_agents.runs.waiting import LateWarning, Pace, StillBusyError, in_words, state_of
+from airflow_provider_agents.runs.verdict import Outcome, Verdict, Wait, is_active
+from airflow_provider_agents.runs.waiting import (
+    LAST_LOOK_SECONDS,
+    BusyPause,
+    LateWarning,
+    Pace,
+    StillBusyError,
+    in_words,
+    state_of,
+)
+from airflow_provider_agents.runs.waiting import wait_until_idle as idle_steps
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Sequence
@@ -171,7 +185,9 @@ async def _wait_for_first(
         over = pace.is_over()
         try:
             look = await feed.ask_together(
-                ("first", agent_id, after, before), lambda: list_begun(agent_id, after, before, now=feed.now)
+                ("first", agent_id, after, before),
+                lambda: list_begun(agent_id, after, before, now=feed.now),
+                deadline_at=pace.deadline_at,
             )
         except (TemporaryError, PermanentError) as error:
             pause = pace.failed(error).seconds
@@ -213,20 +229,57 @@ class _Busy:
         return False
 
 
-async def wait_until_idle(
-    feed: Feed, agent_id: str, *, poll_interval: float, deadline_at: datetime, now: Clock, say: Say
-) -> None:
-    """Wait until no run of the agent is active.
+#: Seconds after which an agent is asked for again although the runs that it is busy with are followed. A run that has
+#: vanished, with its agent or from a queue, never ends.
+_ASK_AGAIN_SECONDS = 60.0
+_queues: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str], StartQueue]] = WeakKeyDictionary()
 
-    Those that are active are followed with everything else; the agent itself is asked again once they are over.
+
+def _queue_of(feed: Feed, agent_id: str, now: Clock) -> StartQueue:
+    """The queue for an agent. It outlives the feed, which is closed as soon as the last task is released."""
+    queues = _queues.setdefault(asyncio.get_running_loop(), {})
+    for key in [key for key, queue in queues.items() if not queue.is_of_use(now())]:
+        del queues[key]
+    return queues.setdefault((feed.name, agent_id), StartQueue())
+
+
+async def wait_until_idle(
+    feed: Feed,
+    agent_id: str,
+    *,
+    poll_interval: float,
+    deadline_at: datetime,
+    settle: float,
+    hold_seconds: float,
+    now: Clock,
+    say: Say,
+) -> None:
+    """Wait until no run of the agent is active, and until it is this task's turn to start one.
+
+    The runs that are active are followed with everything else.
+
+    Args:
+        feed: of the agent's connection.
+        agent_id: the agent.
+        poll_interval: seconds between two looks.
+        deadline_at: when to give up, on our clock.
+        settle: seconds within which the event of a run appears.
+        hold_seconds: for how long no other task is released after this one, unless its run is seen.
+        now: our clock.
+        say: where changes of state and signs of life go.
 
     Raises:
-        StillBusyError: a run was still active at a last look at the deadline.
+        StillBusyError: the agent was not idle at the deadline, or other tasks came first.
         PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
         InvalidConnectionError: the connection cannot be used.
     """
-    pace = Pace(poll_interval, deadline_at, now, say)
-    active: list[ExecutionEvent] = []
+    queue, task, news = _queue_of(feed, agent_id, now), object(), News(asyncio.get_running_loop())
+    pace = Pace(poll_interval, deadline_at, now, say, queue.patience)
+
+    def may_start(active: Sequence[ExecutionEvent]) -> str | None:
+        if active:
+            queue.see_active_run(settle, now())
+        return "a task that came first was just released" if queue.is_taken(now()) else None
 
     def tell(ticket: Ticket[bool], is_news: bool) -> None:  # noqa: ARG001 - the pace knows when to speak
         if ticket.trouble is not None:
@@ -234,28 +287,48 @@ async def wait_until_idle(
         elif not ticket.over:
             pace.sign_of_life(logging.INFO, f"Still waiting for agent {agent_id} to become idle.")
 
-    while True:
-        over = pace.is_over()
-        try:
-            active = await feed.ask_together(("active", agent_id), lambda: active_runs(agent_id))
-        except (TemporaryError, PermanentError) as error:
-            pause = pace.failed(error).seconds
-        else:
-            pause = pace.looked().seconds
-            if not active:
-                return
-        if over:
-            reason = pace.last_error or f"event {active[0].id} is {state_of_event(active[0])}"
-            raise StillBusyError(
-                f"Agent {agent_id} was not seen idle before the deadline ({reason}). Nothing was started."
-            )
+    async def rest(pause: Pause) -> None:
         # A row without an id cannot be followed.
-        if pace.last_error is not None or any(event.lacks_id for event in active):
-            await feed.sleep(pause)
-            continue
-        ids = ", ".join(sorted(event.id for event in active)[:5])
-        pace.speak(logging.INFO, f"Agent {agent_id} is busy with {ids}; waiting.")
-        await feed.watch(_Busy(agent_id, active), interval=poll_interval, deadline_at=deadline_at, tell=tell)
+        if not isinstance(pause, BusyPause) or any(event.lacks_id for event in pause.active):
+            await feed.sleep(pause.seconds)
+            return
+        ask_again_at = now() + timedelta(seconds=max(_ASK_AGAIN_SECONDS, poll_interval))
+        await feed.watch(
+            _Busy(agent_id, pause.active),
+            interval=poll_interval,
+            deadline_at=min(deadline_at, ask_again_at),
+            tell=tell,
+        )
+
+    queue.join(task, news.wake)
+    try:
+        await _wait_for_turn(queue, task, agent_id, pace, news, now)
+        async with timeout((deadline_at - now()).total_seconds() + LAST_LOOK_SECONDS):
+            await feed.ask(idle_steps(agent_id, pace, may_start=may_start), patient=True, rest=rest)
+        queue.release(hold_seconds, now())
+    except TimeoutError:
+        raise StillBusyError(
+            f"Agent {agent_id} was not seen idle before the deadline (the API has not answered in full). Nothing was "
+            "started."
+        ) from None
+    finally:
+        queue.leave(task)
+
+
+async def _wait_for_turn(queue: StartQueue, task: object, agent_id: str, pace: Pace, news: News, now: Clock) -> None:
+    """Wait until no other task comes first."""
+    if not queue.is_first(task):
+        pace.speak(logging.INFO, f"Waiting for agent {agent_id}. Tasks that come first: {queue.ahead_of(task)}.")
+    while not queue.is_first(task):
+        if pace.is_over():
+            raise StillBusyError(
+                f"Agent {agent_id} was not free before the deadline. Tasks that came first and still wait for it: "
+                f"{queue.ahead_of(task)}. Nothing was started."
+            )
+        await news.wait(min((pace.deadline_at - now()).total_seconds(), SIGN_OF_LIFE_SECONDS))
+        pace.sign_of_life(
+            logging.INFO, f"Still waiting for agent {agent_id}. Tasks that come first: {queue.ahead_of(task)}."
+        )
 
 
 async def open_journal(

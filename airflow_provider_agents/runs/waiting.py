@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from airflow_provider_agents.api.calls import Pause, Steps
-from airflow_provider_agents.api.errors import AgentsError, PermanentError, TemporaryError
+from airflow_provider_agents.api.errors import AgentsError, NoAnswerError, PermanentError, TemporaryError
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS, Patience, is_refusal
 from airflow_provider_agents.runs.verdict import (
     Verdict,
@@ -31,10 +32,15 @@ if TYPE_CHECKING:
 
 #: A wait that has nothing to report says so this often, so that a log of a long run is not taken for a dead task.
 SIGN_OF_LIFE_SECONDS = 300.0
+#: Seconds by which a look that is under way may outlast a deadline. Airflow's own time limit comes 180 seconds after
+#: the deadline (`tasks.DEFER_MARGIN_SECONDS`), and must find the wait ended.
+LAST_LOOK_SECONDS = 60.0
 #: Pauses after failures grow to this many poll intervals, and to no more than two minutes.
 _LONGEST_BACKOFF_SECONDS = 120.0
 #: Events that a log line names one by one: Airflow's page cuts long lines.
 _NAMED = 5
+
+R = TypeVar("R")
 
 #: (level, message), such as `logger.log`.
 Say = Callable[[int, str], object]
@@ -54,7 +60,7 @@ class Pace:
     def __init__(
         self, poll_interval: float, deadline_at: datetime, now: Clock, say: Say, patience: Patience | None = None
     ) -> None:
-        self._interval, self._deadline_at, self._now, self._say = poll_interval, deadline_at, now, say
+        self._interval, self.deadline_at, self._now, self._say = poll_interval, deadline_at, now, say
         self._patience = patience if patience is not None else Patience()
         self._failures = 0
         self._failing_since: datetime | None = None
@@ -63,7 +69,28 @@ class Pace:
 
     def is_over(self) -> bool:
         """Whether the deadline has passed."""
-        return self._now() >= self._deadline_at
+        return self._now() >= self.deadline_at
+
+    def bounded(self, look: Steps[R]) -> Steps[R]:
+        """The same look, given up `LAST_LOOK_SECONDS` after the deadline: a listing can have many slow pages.
+
+        Raises:
+            NoAnswerError: it was given up.
+        """
+        ends_at = self.deadline_at + timedelta(seconds=LAST_LOOK_SECONDS)
+        try:
+            step = next(look)
+            while True:
+                if self._now() >= ends_at:
+                    raise NoAnswerError("The API has not answered in full before the deadline.")
+                try:
+                    answer = yield step
+                except AgentsError as error:
+                    step = look.throw(error)
+                else:
+                    step = look.send(answer)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]  # a generator's return value is untyped
 
     def failed(self, error: AgentsError) -> Pause:
         """Say so, and how long to wait.
@@ -109,7 +136,7 @@ class Pace:
 
     def _until_deadline(self, seconds: float) -> Pause:
         # The last pause ends at the deadline, for one last look.
-        return Pause(min(seconds, max(0.0, (self._deadline_at - self._now()).total_seconds())))
+        return Pause(min(seconds, max(0.0, (self.deadline_at - self._now()).total_seconds())))
 
 
 def in_words(error: AgentsError) -> str:
@@ -147,7 +174,7 @@ def wait_for_end(
     while True:
         over, began_at = pace.is_over(), now()
         try:
-            look = yield from wait.look()
+            look = yield from pace.bounded(wait.look())
         except (TemporaryError, PermanentError) as error:
             pause = pace.failed(error)
         else:
@@ -221,34 +248,53 @@ class StillBusyError(AgentsError):
     """The agent did not become idle before the deadline. Nothing was started."""
 
 
-def wait_until_idle(agent_id: str, *, poll_interval: float, deadline_at: datetime, now: Clock, say: Say) -> Steps[None]:
-    """Look until no run of the agent is active.
+@dataclass(frozen=True, slots=True)
+class BusyPause(Pause):
+    """A pause that may end as soon as one of these runs is not active any more."""
+
+    active: tuple[ExecutionEvent, ...] = ()
+
+
+def wait_until_idle(
+    agent_id: str,
+    pace: Pace,
+    *,
+    may_start: Callable[[Sequence[ExecutionEvent]], str | None] = lambda _: None,
+) -> Steps[None]:
+    """Look until no listing shows an active run of the agent.
+
+    Args:
+        agent_id: the agent.
+        pace: when to look.
+        may_start: called with the active runs after each look; why to wait although there is none, or None.
 
     Raises:
-        StillBusyError: a run was still active at a last look at the deadline.
+        StillBusyError: the agent was not idle at a last look at the deadline.
         PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
     """
-    pace = Pace(poll_interval, deadline_at, now, say)
     told: frozenset[str] | None = None
-    active: list[ExecutionEvent] = []
+    reason: object = None
     while True:
         over = pace.is_over()
         try:
-            active = yield from active_runs(agent_id)
+            active = yield from pace.bounded(active_runs(agent_id))
         except (TemporaryError, PermanentError) as error:
-            pause = pace.failed(error)
+            reason, pause = error, pace.failed(error)
         else:
             pause = pace.looked()
-            if not active:
+            reason = may_start(active)
+            if not active and reason is None:
                 return
             ids = frozenset(event.id for event in active)
-            if ids != told:
+            if active:
+                reason = f"event {active[0].id} is {state_of_event(active[0])}"
+                pause = BusyPause(pause.seconds, tuple(active))
+            if ids and ids != told:
                 pace.speak(logging.INFO, f"Agent {agent_id} is busy with {', '.join(sorted(ids)[:5])}; waiting.")
-                told = ids
             else:
                 pace.sign_of_life(logging.INFO, f"Still waiting for agent {agent_id} to become idle.")
+            told = ids
         if over:
-            reason = pace.last_error or f"event {active[0].id} is {state_of_event(active[0])}"
             raise StillBusyError(
                 f"Agent {agent_id} was not seen idle before the deadline ({reason}). Nothing was started."
             )

@@ -25,12 +25,12 @@ from airflow_provider_agents.api.errors import (
     AuthenticationError,
     InvalidConnectionError,
     MissingConnectionError,
+    NoAnswerError,
     RateLimitedError,
     TemporaryError,
 )
 from airflow_provider_agents.feed import feed as feed_module
 from airflow_provider_agents.feed.feed import (
-    LAST_LOOK_SECONDS,
     OPENING_SECONDS,
     SIGN_OF_LIFE_SECONDS,
     SWEEP_SECONDS,
@@ -41,6 +41,7 @@ from airflow_provider_agents.feed.feed import (
 from airflow_provider_agents.feed.plan import Plan
 from airflow_provider_agents.runs.submission import submit
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
+from airflow_provider_agents.runs.waiting import LAST_LOOK_SECONDS
 from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, World, mock_transport
 
 KEY = "test-key"
@@ -617,19 +618,40 @@ def test_a_connection_that_is_bad_while_the_key_is_refused_ends_nothing(error):
 # --- asking together ---
 
 
+def ask_agents(feed, seconds=3600.0):
+    deadline_at = feed.now() + timedelta(seconds=seconds)
+    return feed.ask_together("agents", lambda: calls.one(calls.list_agents()), deadline_at=deadline_at)
+
+
+def test_an_answer_that_others_wait_for_longer_is_given_up_at_the_deadline():
+    scene = Scene()
+
+    async def main():
+        async with scene.held() as feed:
+            scene.latency = lambda: 50.0
+            patient = asyncio.ensure_future(ask_agents(feed))
+            began = scene.clock.now
+            with pytest.raises(NoAnswerError):
+                await ask_agents(feed, seconds=10.0)
+            scene.latency = lambda: LATENCY
+            took = scene.clock.now - began
+            return await patient, took
+
+    page, took = scene.run(main())
+    assert page.data
+    assert timedelta(seconds=10) <= took <= timedelta(seconds=10 + LAST_LOOK_SECONDS)
+
+
 def test_who_asks_the_same_at_the_same_time_shares_the_answer():
     scene = Scene()
 
     async def main():
         async with scene.held() as feed:
-            asked = [
-                asyncio.ensure_future(feed.ask_together("agents", lambda: calls.one(calls.list_agents())))
-                for _ in range(30)
-            ]
+            asked = [asyncio.ensure_future(ask_agents(feed)) for _ in range(30)]
             await asyncio.sleep(LATENCY)
             asked[0].cancel()
             answers = await asyncio.gather(*asked, return_exceptions=True)
-            again = await feed.ask_together("agents", lambda: calls.one(calls.list_agents()))
+            again = await ask_agents(feed)
             return answers, again
 
     answers, again = scene.run(main())
@@ -645,13 +667,13 @@ def test_an_answer_that_everybody_has_given_up_on_may_be_an_error():
     async def main():
         async with scene.held() as feed:
             scene.sim.faults.append(Fault(kind="reset_before"))
-            asked = asyncio.ensure_future(feed.ask_together("agents", lambda: calls.one(calls.list_agents())))
+            asked = asyncio.ensure_future(ask_agents(feed))
             await asyncio.sleep(LATENCY)
             asked.cancel()
             await asyncio.sleep(10.0)
             scene.sim.faults.append(Fault(kind="reset_before"))
             with pytest.raises(TemporaryError):
-                await feed.ask_together("agents", lambda: calls.one(calls.list_agents()))
+                await ask_agents(feed)
 
     scene.run(main())
 

@@ -108,9 +108,7 @@ class Story:
         )
 
     def idle(self, *, seconds=3600.0, poll_interval=5.0):
-        return wait_until_idle(
-            "a", poll_interval=poll_interval, deadline_at=T0 + timedelta(seconds=seconds), now=self.clock, say=self.say
-        )
+        return wait_until_idle("a", self.pace(poll_interval=poll_interval, seconds=seconds))
 
 
 # --- the pace --------------------------------------------------------------------------------------------------------
