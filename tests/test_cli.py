@@ -608,8 +608,8 @@ def test_a_bad_connection_is_one_line_and_code_1(platform, command, monkeypatch,
 @pytest.mark.parametrize(
     ("agent_id", "words"),
     [
-        ("agent-9", "404. It does not exist, or the key does not own it."),
-        ("[red]a[/red]", "events of agent [red]a[/red]: 404."),
+        ("agent-9", "404: The agent does not exist, or the key does not own it."),
+        ("[red]a[/red]", "Request: listing the events of agent [red]a[/red]."),
         ("..", "the id of an agent and not a path"),
         ("a\x1b[31m", "control characters"),
     ],
@@ -706,7 +706,7 @@ def test_a_check_names_the_proxy_that_is_in_use(platform, command, monkeypatch):
     ended = command("check", "--output", "json")
     through = "through the proxy 127.0.0.1:1"
     assert details(ended)["connection"].endswith(f"{through} (the environment variable HTTPS_PROXY)")
-    assert f"no connection to gateway.example:443 {through}" in details(ended)["server"]
+    assert f"No connection to gateway.example:443 {through}" in details(ended)["server"]
     assert "geheim" not in ended.out + ended.err
 
 
@@ -715,7 +715,7 @@ def test_a_check_of_a_server_that_is_not_there_says_so(platform, command, monkey
     ended = command("check", "--output", "json")
     assert ended.code == 1
     assert list(results(ended).values()) == ["ok", "failed", "not tried", "not tried", "not tried"]
-    assert "no connection to 127.0.0.1" in details(ended)["server"]
+    assert "No connection to 127.0.0.1" in details(ended)["server"]
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_testing_a_good_connection_says_so_and_starts_nothing(platform):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (connection("http://127.0.0.1:1"), "no connection to 127.0.0.1"),
+        (connection("http://127.0.0.1:1"), "No connection to 127.0.0.1"),
         (connection("gateway.example"), "has no scheme"),
         (connection("https://gateway.example", password=""), "no API key"),
         ("{", "it is not JSON at line 1, column 2"),

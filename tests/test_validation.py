@@ -197,7 +197,7 @@ def test_digits_that_native_rendering_has_made_a_number_are_an_id_again(platform
 @pytest.mark.parametrize(
     "template",
     ["{{ params.agent }}", "{% if x %}a{% endif %}", "agent-{{ ds }}", lambda context, jinja_env: "agent-1"],
-    ids=str,
+    ids=["text", "block", "part", "callable"],
 )
 def test_a_template_is_not_judged_before_it_is_rendered(template):
     assert ExecuteAgentOperator(task_id="run", agent_id=template).agent_id is template

@@ -267,11 +267,13 @@ class Place:
         """
         token = page.value.nextToken
         if token is None or token in self._seen:
-            raise PaginationError(f"{what}: the server sent the same nextToken twice, so the listing never ends.")
+            raise PaginationError(
+                f"The server sent the same nextToken twice, so the listing never ends. Request: {what}."
+            )
         self._weight += page.weight
         if self._weight > MAX_WALK_BYTES:
             raise PaginationError(
-                f"{what}: the listing is larger than {MAX_WALK_BYTES:,} bytes after {self.pages} pages."
+                f"The listing is larger than {MAX_WALK_BYTES:,} bytes after {self.pages} pages. Request: {what}."
             )
         self._seen.add(token)
         self.token = token
@@ -313,7 +315,7 @@ def walk(
             place.is_done = True
             return Answer(rows, place.server_time)
         place.take(answer, first.what)
-    raise PaginationError(f"{first.what}: the listing goes on beyond {max_pages} pages.")
+    raise PaginationError(f"The listing goes on beyond {max_pages} pages. {asked(first)}")
 
 
 def newest(first: Call[Page[T]], count: int) -> Steps[list[T]]:
@@ -434,6 +436,11 @@ def read_answer(call: Call[T], status_code: int, headers: Mapping[str, str], bod
     raise unreadable(call, status_code, headers, f"is not what the API describes: {reason}. {newer}")
 
 
+def asked(call: Call[Any]) -> str:
+    """The end of a message: what was asked."""
+    return f"Request: {call.what}."
+
+
 def unreadable(call: Call[Any], status_code: int, headers: Mapping[str, str], reason: str) -> UnreadableAnswerError:
     """The error for a success that cannot be read.
 
@@ -444,7 +451,7 @@ def unreadable(call: Call[Any], status_code: int, headers: Mapping[str, str], re
         reason: goes on from "the answer", to the end of its last sentence.
     """
     return UnreadableAnswerError(
-        f"{call.what}: the answer ({status_code}) {reason}",
+        f"The answer ({status_code}) {reason} {asked(call)}",
         status_code=status_code,
         retry_after_seconds=read_retry_after(headers.get("retry-after"), read_http_date(headers.get("date"))),
     )
@@ -464,59 +471,66 @@ def _words(body: bytes) -> str:
     for _ in range(3):
         if isinstance(value, dict):
             value = next((value[key] for key in ("message", "error", "detail", "title") if value.get(key)), None)
-    return f" The server says: {quote(value)}" if isinstance(value, str) and value.strip() else ""
+    return f" The server says: {quote(value).rstrip('.')}." if isinstance(value, str) and value.strip() else ""
 
 
 def _what_is_missing(call: Call[Any]) -> str:
     if call.path in {"/v1/agents", "/v1/events"}:
         return "The API is not there. Check the connection's host: it must be the API's base URL."
     return (
-        "It does not exist, or the key does not own it. Check the agent's id, and the connection's host if every call "
-        "says so."
+        "The agent does not exist, or the key does not own it. Check the agent's id (`airflow agents list` shows the "
+        "agents of the key), and the connection's host if every request is answered so."
     )
 
 
 def _raise_for_status(
     call: Call[Any], status_code: int, headers: Mapping[str, str], body: bytes, server_time: datetime | None
 ) -> NoReturn:
-    start, words = f"{call.what}: {status_code}.", _words(body)
+    words = _words(body)
+
+    def said(text: str, words: str = words) -> str:
+        # What happened comes first: Airflow's page cuts long lines.
+        return f"{status_code}: {text}{words} {asked(call)}"
+
     retry_after = read_retry_after(headers.get("retry-after"), server_time)
     match status_code:
         case 401:
             raise AuthenticationError(
-                f"{start} The API key of the connection is missing, wrong or revoked. "
-                f"Put a valid key in the connection's password (API key).{words}",
+                said(
+                    "The API key of the connection is missing, wrong or revoked. "
+                    "Put a valid key in the connection's password (API key)."
+                ),
                 status_code=status_code,
             )
         case 403:
             raise PermissionDeniedError(
-                f"{start} The API key is valid but may not do this. Use a key that owns the agent.{words}",
+                said("The API key is valid but may not do this. Use a key that owns the agent."),
                 status_code=status_code,
             )
         case 404:
-            raise NotFoundError(
-                f"{start} {_what_is_missing(call)}{words}",
-                status_code=status_code,
-            )
+            raise NotFoundError(said(_what_is_missing(call)), status_code=status_code)
         case 429:
-            raise RateLimitedError(f"{start} Too many requests for now.{words}", retry_after_seconds=retry_after)
+            raise RateLimitedError(said("Too many requests for now."), retry_after_seconds=retry_after)
         case 408 | 425:
             raise ServerError(
-                f"{start} The server did not take the request in time.{words}",
+                said("The server did not take the request in time."),
                 status_code=status_code,
                 retry_after_seconds=retry_after,
             )
         case _ if 300 <= status_code < 400:  # noqa: PLR2004 - HTTP's own classes
             raise RequestRejectedError(
-                f"{start} The server redirects to {quote(headers.get('location') or 'nowhere', 100)!r}, and the key "
-                "is not sent after a redirect. Set the connection's host to the address the API really has.",
+                said(
+                    f"The server redirects to {quote(headers.get('location') or 'nowhere', 100)!r}, and the key is not "
+                    "sent after a redirect. Set the connection's host to the address the API really has.",
+                    words="",
+                ),
                 status_code=status_code,
             )
         case _ if status_code >= 500 and status_code not in {501, 505}:  # noqa: PLR2004 - HTTP's own classes
             raise ServerError(
-                f"{start} The server, or a gateway before it, failed.{words}",
+                said("The server, or a gateway before it, failed."),
                 status_code=status_code,
                 retry_after_seconds=retry_after,
             )
         case _:
-            raise RequestRejectedError(f"{start} The server refuses the request.{words}", status_code=status_code)
+            raise RequestRejectedError(said("The server refuses the request."), status_code=status_code)

@@ -28,7 +28,7 @@ from airflow_provider_agents import __version__
 from airflow_provider_agents import clock as our_clock
 from airflow_provider_agents.api import environment, retry
 from airflow_provider_agents.api.bodies import BodyError, Intake, without
-from airflow_provider_agents.api.calls import Answer, Call, Once, Pause, Steps, follow, read_answer, unreadable
+from airflow_provider_agents.api.calls import Answer, Call, Once, Pause, Steps, asked, follow, read_answer, unreadable
 from airflow_provider_agents.api.errors import (
     AgentsError,
     AuthenticationError,
@@ -353,17 +353,17 @@ def _our_error(error: Exception, call: Call[Any], settings: Settings, proxy: env
         place += f" through the proxy {proxy.address}"
     if isinstance(error, _NOT_SENT):
         hint = _what_to_check(words, settings, proxy)
-        return NotSentError(f"{call.what}: no connection to {place} ({words}). {hint}")
+        return NotSentError(f"No connection to {place} ({words}). {hint} {asked(call)}")
     match error:
         case httpx.UnsupportedProtocol() | httpx.LocalProtocolError() | httpx.InvalidURL():
             # Their text may quote a header's value.
-            return InvalidConnectionError(f"{call.what}: the connection's settings make no valid HTTP request.")
+            return InvalidConnectionError(f"The connection's settings make no valid HTTP request. {asked(call)}")
         case httpx.TimeoutException():
             return NoAnswerError(
-                f"{call.what}: no answer from {place} within {settings.timeout_seconds:g} seconds ({words})."
+                f"No answer from {place} within {settings.timeout_seconds:g} seconds ({words}). {asked(call)}"
             )
         case _:
-            return NoAnswerError(f"{call.what}: the answer from {place} was lost ({words}).")
+            return NoAnswerError(f"The answer from {place} was lost ({words}). {asked(call)}")
 
 
 def _what_to_check(words: str, settings: Settings, proxy: environment.Proxy | None) -> str:
@@ -384,8 +384,8 @@ def _what_to_check(words: str, settings: Settings, proxy: environment.Proxy | No
 
 def _too_slow(call: Call[Any], settings: Settings) -> NoAnswerError:
     return NoAnswerError(
-        f"{call.what}: the answer was not there in full after {settings.whole_request_seconds:g} seconds, and was "
-        "given up: it came too slowly."
+        f"The answer came too slowly: it was not complete after {settings.whole_request_seconds:g} seconds, and was "
+        f"given up. {asked(call)}"
     )
 
 

@@ -111,7 +111,7 @@ def test_a_time_without_a_zone_is_refused():
     ],
 )
 def test_each_status_has_its_error_that_names_the_call_and_the_status(status, error):
-    with pytest.raises(error, match=f"listing the events of agent agent-1: {status}[.]"):
+    with pytest.raises(error, match=f"^{status}: .*Request: listing the events of agent agent-1[.]$"):
         read(LISTING, status)
 
 
@@ -146,7 +146,7 @@ def test_a_byte_order_mark_hides_neither_a_page_nor_the_words_of_an_error():
     ],
 )
 def test_a_404_names_the_agent_only_where_one_was_asked_for(call, words):
-    with pytest.raises(NotFoundError, match=f"404. .*{words}") as caught:
+    with pytest.raises(NotFoundError, match=f"404: .*{words}") as caught:
         read(call, 404)
     assert ("agent's id" in str(caught.value)) == (call.path not in {"/v1/agents", "/v1/events"})
 

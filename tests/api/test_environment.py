@@ -212,7 +212,7 @@ def test_a_proxy_that_wants_a_password_is_named(environment, proxy, send, base_u
     with pytest.raises(NotSentError) as caught:
         send(base_url=base_url, proxy=None if by == "HTTPS_PROXY" else url, allow_plain_http=True)
     message = str(caught.value)
-    assert f"no connection to {NOWHERE} through the proxy 127.0.0.1:{proxy.port} (407" in message
+    assert f"No connection to {NOWHERE} through the proxy 127.0.0.1:{proxy.port} (407" in message
     assert by.replace("HTTPS", "HTTPS" if base_url.startswith("https") else "HTTP") in message
     assert f"http://USER:PASSWORD@127.0.0.1:{proxy.port}" in message
     assert "pass-word" not in "\n".join(variables(caught.value))
@@ -230,12 +230,12 @@ def test_a_proxy_that_cannot_be_reached_is_named(environment, send, chosen, word
     environment(chosen)
     with pytest.raises(NotSentError, match=words) as caught:
         send(base_url="https://api.example", proxy=None if chosen else f"http://u:pass-word@{NOWHERE}")
-    assert f"no connection to api.example:443 through the proxy {NOWHERE}" in str(caught.value)
+    assert f"No connection to api.example:443 through the proxy {NOWHERE}" in str(caught.value)
     assert "pass-word" not in "\n".join(variables(caught.value))
 
 
 def test_without_a_proxy_the_port_that_nothing_listens_at_is_named(send):
-    with pytest.raises(NotSentError, match=r"no connection to 127.0.0.1:1 .*host and port"):
+    with pytest.raises(NotSentError, match=r"No connection to 127.0.0.1:1 .*host and port"):
         send(base_url=f"http://{NOWHERE}")
 
 

@@ -137,8 +137,8 @@ def test_a_failed_run_fails_the_try_and_a_retry_starts_a_new_one(airflow, simula
 @pytest.mark.parametrize(
     ("dag_id", "words"),
     [
-        ("system_wrong_key", "401. The API key of the connection is missing, wrong or revoked"),
-        ("system_unknown_agent", "404. It does not exist, or the key does not own it"),
+        ("system_wrong_key", "401: The API key of the connection is missing, wrong or revoked"),
+        ("system_unknown_agent", "404: The agent does not exist, or the key does not own it"),
         (
             "system_missing_connection",
             "The connection 'not_there' does not exist, or cannot be read. Create it under Admin",
