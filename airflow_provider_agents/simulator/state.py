@@ -839,9 +839,6 @@ class Simulator:
             case _:
                 return Reply(status, headers)
 
-    #: Under its former name.
-    _error = error
-
     def _check_rate(self) -> None:
         if self.world.rate_limit is None:
             return

@@ -420,7 +420,7 @@ def test_never_more_requests_than_the_connection_allows(ceiling):
     handle = scene.sim.handle
 
     def agents_only(method, path, query, headers):
-        return scene.sim._error(403, "not yours") if path == "/v1/events" else handle(method, path, query, headers)
+        return scene.sim.error(403, "not yours") if path == "/v1/events" else handle(method, path, query, headers)
 
     scene.sim.handle = agents_only
     submissions = [scene.submitted(agent_id) for agent_id in scene.agents]
@@ -444,7 +444,7 @@ def test_when_the_server_asks_for_a_pause_nobody_asks_anything():
     def refuse_once(*request):
         scene.sim.handle = handle
         refused_at.append(scene.loop.time())
-        return scene.sim._error(429, "slowly", {"Retry-After": "90"})
+        return scene.sim.error(429, "slowly", {"Retry-After": "90"})
 
     async def main():
         waits = [asyncio.ensure_future(scene.wait(agent_id)) for agent_id in scene.agents]
@@ -556,7 +556,7 @@ def test_a_slow_agent_keeps_nobody_from_the_next_look():
 
     def handle(method, path, query, headers):
         if path == "/v1/events":
-            return scene.sim._error(403, "no")
+            return scene.sim.error(403, "no")
         if "/agent-0/" in path:
             reply = inner(method, path, {k: v for k, v in query.items() if k != "nextToken"}, headers)
             body = json.loads(reply.body)

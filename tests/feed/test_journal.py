@@ -128,7 +128,7 @@ def test_a_key_that_may_not_list_the_account_is_told_so(scene):
     handle = scene.sim.handle
 
     def refusing(method, path, query, headers):
-        return scene.sim._error(403, "not yours") if path == "/v1/events" else handle(method, path, query, headers)
+        return scene.sim.error(403, "not yours") if path == "/v1/events" else handle(method, path, query, headers)
 
     scene.sim.handle = refusing
     ticket = scene.driver.join(Journal.from_now(ACCOUNT, SETTLE, scene.sim.now()), interval=5.0, deadline_at=FOREVER)

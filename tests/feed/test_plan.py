@@ -80,7 +80,7 @@ def test_a_key_that_may_not_read_the_account_reads_its_agents(way):
 
     def refusing(method, path, query, headers):
         if path == "/v1/events" and query.get("status", "account") == way:
-            return scene.sim._error(403, "not yours")
+            return scene.sim.error(403, "not yours")
         return handle(method, path, query, headers)
 
     scene.sim.handle = refusing
@@ -96,7 +96,7 @@ def test_a_window_that_is_refused_does_not_hide_a_run(caplog):
 
     def refusing(method, path, query, headers):
         if "startedAfter" in query:
-            return scene.sim._error(400, "no such filter")
+            return scene.sim.error(400, "no such filter")
         return handle(method, path, query, headers)
 
     scene.sim.handle = refusing
