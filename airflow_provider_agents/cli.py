@@ -325,13 +325,11 @@ def _agent_row(agent: Agent) -> dict[str, str]:
 
 
 def _run_rows(events: Sequence[ExecutionEvent]) -> list[dict[str, str]]:
-    from airflow_provider_agents.runs.matching import created_at
-
     rows = [
         {
             "event": event.id,
             "status": event.status if event.unreadable is None else "unreadable",
-            "created (UTC)": _clock_time(created_at(event)),
+            "created (UTC)": _clock_time(event.createdAt or event.startedAt),
             "took": _length((event.completedAt - event.startedAt).total_seconds())
             if event.startedAt is not None and event.completedAt is not None
             else "",
@@ -426,7 +424,7 @@ def newest_runs(
     The API's own `startedAfter` is not used: a run that waits to begin may have no `startedAt`, and then be left out.
     """
     from airflow_provider_agents.api import calls
-    from airflow_provider_agents.runs.matching import created_at, is_young, lies_before
+    from airflow_provider_agents.runs.matching import is_young, lies_before
 
     def enough() -> Callable[[Answer[Page[ExecutionEvent]]], bool]:
         left = limit
@@ -446,7 +444,7 @@ def newest_runs(
         listed = yield from calls.walk(call, enough())
         found.update((event.id, event) for event in listed.value if is_young(event, since))
     undated = datetime.max.replace(tzinfo=UTC)
-    return sorted(found.values(), key=lambda event: created_at(event) or undated, reverse=True)[:limit]
+    return sorted(found.values(), key=lambda event: event.created_by or undated, reverse=True)[:limit]
 
 
 # --- run ------------------------------------------------------------------------------------------------------------

@@ -771,3 +771,29 @@ def test_airflows_own_command_line_has_the_commands(tmp_path):
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603 - our own
     assert done.returncode == 0, done.stderr
     assert [agent["name"] for agent in json.loads(done.stdout)] == [STRANGE]
+
+
+# --- rows that cannot be read ----------------------------------------------------------------------------------------
+
+
+def test_a_run_whose_row_cannot_be_read_is_listed_with_the_reason(platform, command):
+    odd = platform.sim.add_row("agent-1", {"status": None})
+    head, *rows = columns(command("runs", "agent-1"))
+    row = next(dict(zip(head, row, strict=True)) for row in rows if row[0] == odd)
+    assert (row["status"], row["error"]) == ("unreadable", "status: Input should be a valid string")
+    assert {"id": odd, "status": None}.items() <= command("runs", "agent-1", "--output", "json").found[0].items()
+
+
+def test_an_agent_with_odd_fields_is_listed_as_it_was_sent(platform, command):
+    platform.sim.add_agent("agent-2", name="name-2")
+    platform.sim.intercept(lambda _, answer: replace(reply := answer(), body=reply.body.replace(b'"name-2"', b"7")))
+    assert {agent["id"]: agent["name"] for agent in command("list", "--output", "json").found}["agent-2"] == 7
+    assert ["agent-2", "-", "ACTIVE", "-"] in columns(command("list"))
+
+
+def test_check_names_the_rows_that_cannot_be_read(platform, command):
+    odd = platform.sim.add_row("agent-1", {"status": None})
+    ended = command("check", "--output", "json")
+    assert ended.code == 1
+    assert ended.found[-1]["result"] == "failed"
+    assert f"1 of 4 on the first page cannot be read: event {odd} (status: " in ended.found[-1]["detail"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import ModuleType
 
@@ -142,3 +143,32 @@ def test_airflow_lists_the_form_without_a_warning():
     assert manager.field_behaviours["agents"]["relabeling"] == {"password": "API key", "host": "Base URL"}
     assert "extra__agents__auth_header" in manager.connection_form_widgets
     assert KEY not in repr(manager.field_behaviours["agents"])
+
+
+# --- rows that cannot be read ---
+
+
+def test_a_listing_leaves_no_row_out_and_says_which_cannot_be_read(platform, caplog):
+    hook = AgentsHook()
+    odd = platform.sim.add_row("agent-1", {"status": None})
+    nameless = platform.sim.add_row("agent-1", {"id": 7})
+    for events in (
+        hook.list_agent_events("agent-1"),
+        hook.list_events(),
+        asyncio.run(hook.alist_agent_events("agent-1")),
+        asyncio.run(hook.alist_events()),
+    ):
+        unreadable = [event for event in events if event.unreadable is not None]
+        assert len(events) == 5
+        assert {event.status for event in unreadable} == {"RUNNING"}
+        assert sorted((event.id == odd, event.lacks_id) for event in unreadable) == [(False, True), (True, False)]
+        assert nameless not in {event.id for event in events}
+    # Once for the hook's own clients, and once for each time an event loop was started for it.
+    assert caplog.text.count(f"event={odd}") == 3
+
+
+def test_an_agent_with_odd_fields_is_listed_and_read(platform):
+    platform.sim.add_agent("agent-2", name="name-2")
+    platform.sim.intercept(lambda _, answer: replace(reply := answer(), body=reply.body.replace(b'"name-2"', b"7")))
+    assert {agent.id: agent.name for agent in AgentsHook().list_agents()}["agent-2"] is None
+    assert AgentsHook().get_agent("agent-2").to_json()["name"] == 7

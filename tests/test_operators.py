@@ -1184,3 +1184,88 @@ def test_the_output_serves_as_any_other_task_s():
         ExecuteAgentOperator.partial(task_id="mapped").expand(agent_id=first.output)
     assert first.task_id in second.upstream_task_ids
     assert first.task_id in dag.get_task("mapped").upstream_task_ids
+
+
+# --- rows that cannot be read ---
+
+ODD = [
+    {"userId": 7},
+    {"finalModel": {"name": "m"}},
+    {"updatedAt": 1767258000000},
+    {"status": None},
+    {"agentId": 7},
+    {"id": 7},
+    {"createdAt": 7, "startedAt": 7, "completedAt": 7},
+    "no object",
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_an_odd_row_of_the_agents_history_neither_keeps_a_run_from_starting_nor_delays_its_end(
+    platform, task, waiting, odd
+):
+    platform.sim.add_row("agent-1", odd, age=3600.0)
+    event = run(operator(**waiting), task)
+    assert [event["id"]] == platform.executions()
+    assert sum(platform.slept) < 60
+
+
+@pytest.mark.parametrize("odd", [*ODD[3:4], *ODD[-2:]], ids=repr)
+def test_a_run_whose_own_row_cannot_be_read_ends_at_the_deadline_and_says_why(platform, task, waiting, odd):
+    platform.sim.corrupt(None, odd)
+    with pytest.raises(
+        AgentRunTimeoutError, match=r"deadline \(unreadable: .+: .+\)\. It cannot be cancelled .* event=[\w-]+$"
+    ):
+        run(operator(timeout=600, **waiting), task)
+    platform.sim.restore(None)
+    event = run(operator(timeout=600, **waiting), task)
+    assert [event["id"]] == platform.executions()
+
+
+def test_an_old_row_that_only_a_deep_listing_shows_does_not_delay_the_end(platform, task, waiting):
+    # A snapshot reads fifty rows at once, the shared poll two hundred.
+    for age in range(3600, 3700):
+        platform.sim.add_row("agent-1", "no object" if age % 7 == 0 else {}, age=float(age))
+    event = run(operator(**waiting), task)
+    assert [event["id"]] == platform.executions()
+    assert sum(platform.slept) < 60
+
+
+def test_a_row_that_cannot_be_read_is_logged_once_for_a_task(platform, task, caplog):
+    odd = platform.sim.add_row("agent-1", {"status": None}, age=1.0)
+    run(operator(poll_interval=1.0), task)
+    assert caplog.text.count(f"agent=agent-1 event={odd}") == 1
+
+
+def test_attach_prefers_a_run_that_can_be_read(platform, task, waiting):
+    platform.sim.add_row("agent-1", {"status": None, "completedAt": None})
+    theirs = platform.sim.start_scheduled_run("agent-1")
+    assert run(operator(if_running="attach", **waiting), task)["id"] == theirs
+
+
+def test_attach_to_a_run_that_cannot_be_read_says_so(platform, task, waiting, logged):
+    theirs = platform.sim.start_scheduled_run("agent-1")
+    platform.sim.corrupt(theirs, {"status": None, "completedAt": None})
+    with pytest.raises(AgentRunTimeoutError, match=rf"\(unreadable: status: .* event={theirs}$"):
+        run(operator(if_running="attach", timeout=60, **waiting), task)
+    assert f"is busy: event {theirs} is unreadable: status: " in logged()
+    platform.sim.restore(theirs)
+    assert run(operator(if_running="attach", **waiting), task)["id"] == theirs
+    assert platform.executions() == []
+
+
+@pytest.mark.parametrize("if_running", ["attach", "wait", "fail"])
+def test_a_row_without_an_id_keeps_a_careful_task_from_starting_and_says_why(platform, task, waiting, if_running):
+    platform.sim.add_row("agent-1", {"id": 7, "completedAt": None})
+    with pytest.raises(
+        AgentsError, match=r"event no-id-\w+ is unreadable: id: .*Nothing was started|nothing was started"
+    ):
+        run(operator(if_running=if_running, timeout=60, **waiting), task)
+    assert platform.executions() == []
+
+
+def test_an_agent_is_idle_once_the_row_that_could_not_be_read_names_its_end(platform, task, waiting):
+    theirs = platform.sim.start_scheduled_run("agent-1")
+    platform.sim.corrupt(theirs, {"id": 7})
+    event = run(operator(if_running="wait", timeout=600, **waiting), task)
+    assert [event["id"]] == platform.executions()

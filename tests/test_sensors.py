@@ -885,3 +885,31 @@ def test_execution_timeout_bounds_a_deferred_sensor(platform):
     with pytest.raises(TaskDeferred) as deferred:
         run_to_deferral(op)
     assert datetime.fromisoformat(deferred.value.trigger.deadline_at) == NINE + timedelta(seconds=100)
+
+
+# --- rows that cannot be read ---
+
+
+def test_an_event_whose_row_cannot_be_read_is_waited_for_and_the_time_out_says_why(platform, wait, logged):
+    theirs = platform.sim.start_scheduled_run("agent-1")
+    platform.sim.corrupt(theirs, {"status": None})
+    with pytest.raises(AirflowSensorTimeout) as late:
+        wait(agent_id="agent-1", event_id=theirs, timeout=300)
+    # On a worker, the words of the error are Airflow's.
+    assert "unreadable: status: " in str(late.value) + logged()
+    assert theirs in str(late.value) + logged()
+    platform.sim.restore(theirs)
+    assert wait(agent_id="agent-1", event_id=theirs)["id"] == theirs
+
+
+def test_a_row_whose_begin_cannot_be_read_hides_no_first_run(platform, wait):
+    platform.sim.add_row("agent-1", {"startedAt": 7})
+    theirs = platform.sim.start_scheduled_run("agent-1")
+    assert wait(agent_id="agent-1", started_after=NINE)["id"] == theirs
+
+
+def test_a_row_that_cannot_be_read_is_logged_once_for_all_pokes(platform, caplog):
+    theirs = platform.sim.start_scheduled_run("agent-1")
+    odd = platform.sim.add_row("agent-1", {"status": None})
+    run(platform, sensor("poke", agent_id="agent-1", event_id=theirs, poke_interval=1.0))
+    assert caplog.text.count(f"event={odd}") == 1

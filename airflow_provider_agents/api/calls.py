@@ -37,6 +37,7 @@ from airflow_provider_agents.api.models import (
     Agent,
     ExecutionEvent,
     Page,
+    UnreadableEvent,
     is_plausible,
     read_agent,
     read_event,
@@ -250,12 +251,14 @@ class Place:
         pages: pages read so far.
         server_time: the server's clock when the first page was asked for, if it told.
         is_done: the walk has come to its end.
+        latest: the latest time of the last row that stands where its times say.
     """
 
     token: str | None = None
     pages: int = 0
     server_time: datetime | None = None
     is_done: bool = False
+    latest: datetime | None = None
     _weight: int = 0
     _seen: set[str] = field(default_factory=set)
 
@@ -304,18 +307,48 @@ def walk(
         PaginationError: a token came twice, or the listing went on beyond `max_pages` or `MAX_WALK_BYTES`.
     """
     place, rows = place if place is not None else Place(), list[T]()
+    # Where a status is asked for, all may be rows that have not begun, which stand anywhere.
+    is_ordered = all(name != "status" for name, _ in first.params)
     while place.pages < max_pages:
         params = first.params if place.token is None else (*first.params, ("nextToken", place.token))
         answer: Answer[Page[T]] = yield replace(first, params=params)
         if not place.pages:
             place.server_time = answer.server_time
         place.pages += 1
+        if is_ordered:
+            answer = _dated(answer, place)
         rows.extend(answer.value.data)
         if (enough is not None and enough(answer)) or not answer.value.nextToken:
             place.is_done = True
             return Answer(rows, place.server_time)
         place.take(answer, first.what)
     raise PaginationError(f"The listing goes on beyond {max_pages} pages. {asked(first)}")
+
+
+def _dated(page: Answer[Page[T]], place: Place) -> Answer[Page[T]]:
+    """The next page of a listing, newest first, in which rows that name no time are dated by the rows before them.
+
+    The API does not say which time it sorts by, so a row is no younger than the latest time of a row before it.
+    """
+    rows = page.value.data
+    before, place.latest = place.latest, next(filter(None, map(_latest_time, reversed(rows))), place.latest)
+    if not any(isinstance(row, UnreadableEvent) for row in rows):
+        return page
+    dated: list[T] = []
+    for row in rows:
+        if isinstance(row, UnreadableEvent) and row.created_by is None:
+            dated.append(row.dated(before))
+        else:
+            dated.append(row)
+            before = _latest_time(row) or before
+    return replace(page, value=page.value.model_copy(update={"data": tuple(dated)}))
+
+
+def _latest_time(row: object) -> datetime | None:
+    """The latest time of a row that stands where its times say; None if it may stand anywhere."""
+    if not isinstance(row, ExecutionEvent) or row.startedAt is None or row.changed_at is None:
+        return None
+    return max(filter(None, (row.createdAt, row.startedAt, row.changed_at)))
 
 
 def newest(first: Call[Page[T]], count: int) -> Steps[list[T]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Self, TypeVar
@@ -33,7 +34,7 @@ from airflow_provider_agents.api.bodies import rows_of, storable
 from airflow_provider_agents.api.errors import first_fault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 T = TypeVar("T")
 
@@ -192,6 +193,16 @@ class ExecutionEvent(Row):
     updatedAt: OptionalTimestamp = None
     requestId: OptionalIdentifier = None
 
+    @property
+    def changed_at(self) -> datetime | None:
+        """When the record changed last, as far as it says."""
+        return self.updatedAt or self.completedAt
+
+    @property
+    def created_by(self) -> datetime | None:
+        """When the event was created, or else a moment by which it was."""
+        return self.createdAt or self.startedAt or self.completedAt or self.updatedAt
+
 
 class _StandIn(Row):
     """Stands in for a row that cannot be read, with every field that can be read."""
@@ -242,6 +253,19 @@ class UnreadableEvent(_StandIn, ExecutionEvent):
 
     status: Annotated[str, BeforeValidator(lambda _: Status.RUNNING)] = Status.RUNNING
 
+    _created_by: datetime | None = PrivateAttr(default=None)
+
+    @property
+    def created_by(self) -> datetime | None:
+        """As of any event; of a row that names no time, as its place in a listing says."""
+        return super().created_by or self._created_by
+
+    def dated(self, created_by: datetime | None) -> Self:
+        """The same, with a moment by which the event was created, for a row that names no time."""
+        copy = self.model_copy()
+        copy._created_by = created_by  # noqa: SLF001 - our own
+        return copy
+
     def after(self, earlier: ExecutionEvent) -> Self:
         """The same state, with what only an earlier state of the event says, and what never changes."""
         missing = {
@@ -249,7 +273,9 @@ class UnreadableEvent(_StandIn, ExecutionEvent):
             for name in ("agentId", "createdAt", "startedAt", "requestId")
             if getattr(self, name) is None and getattr(earlier, name) is not None
         }
-        return self.model_copy(update=missing) if missing else self
+        later = self.model_copy(update=missing) if missing else self
+        # A listing in which the row stands behind old ones may have put it there for want of a begin.
+        return later.dated(None) if earlier.unreadable is not None and earlier.created_by is None else later
 
 
 def read_agent(row: object) -> Agent:
@@ -295,4 +321,18 @@ class Page(Wire, Generic[T]):
         """
         rows = rows_of(value)
         page = cls.model_validate({**value, "data": ()})
-        return page.model_copy(update={"data": tuple(map(read_row, rows))})
+        return page.model_copy(update={"data": _told_apart(map(read_row, rows))})
+
+
+def _told_apart(rows: Iterable[T]) -> tuple[T, ...]:
+    """The rows of a page, in which those that are the same and have no id are numbered: one of them may be new."""
+    made_up: Counter[str] = Counter()
+    told_apart: list[T] = []
+    for row in rows:
+        if isinstance(row, _StandIn) and row.lacks_id:
+            made_up[row.id] += 1
+            if made_up[row.id] > 1:
+                told_apart.append(row.model_copy(update={"id": f"{row.id}-{made_up[row.id]}"}))
+                continue
+        told_apart.append(row)
+    return tuple(told_apart)

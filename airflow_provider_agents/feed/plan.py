@@ -54,7 +54,6 @@ from airflow_provider_agents.runs.matching import (
     Look,
     Seek,
     clock_at_least,
-    created_at,
     is_young,
     lies_before,
 )
@@ -884,7 +883,7 @@ class Plan:
         def steps(search: _Search) -> Steps[Any]:
             missing.clear()
             missing.update(still_missing(search))
-            created = [created_at(by_id[event_id].event) for event_id in missing]
+            created = [by_id[event_id].event.created_by for event_id in missing]
             known = [moment for moment in created if moment is not None]
             floor = min(known) - TOLERANCE if known and len(known) == len(created) else None
 

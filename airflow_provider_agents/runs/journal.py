@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from airflow_provider_agents.api.models import ExecutionEvent, Status
-from airflow_provider_agents.runs.matching import TOLERANCE, Look, Seek, clock_at_least, created_at, is_young
+from airflow_provider_agents.runs.matching import TOLERANCE, Look, Seek, clock_at_least, is_young
 from airflow_provider_agents.runs.verdict import fresher, is_terminal
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ class Journal:
     def _ended_before_the_watch(self, event: ExecutionEvent) -> bool:
         if self._since is None:
             return False
-        ended = event.completedAt or event.updatedAt or created_at(event)
+        ended = event.completedAt or event.updatedAt or event.created_by
         return ended is None or ended < self._since
 
     def update(self, event: ExecutionEvent) -> None:
@@ -285,7 +285,7 @@ class Journal:
         self._note_told(latest, seen_at)
         if self._statuses is None or latest.status in self._statuses:
             self._unreported[event.id] = latest
-            created = created_at(latest)
+            created = latest.created_by
             if was_followed or created is None or created < self._floor:
                 self._out_of_reach.add(event.id)
 
@@ -293,7 +293,7 @@ class Journal:
         latest = _latest(event)
         if seen_at is not None:
             # As long as the event itself is younger than the floor, a look may show it again.
-            seen_at = max(seen_at, latest or created_at(event) or seen_at)
+            seen_at = max(seen_at, latest or event.created_by or seen_at)
         self._told[event.id] = _Told(seen_at, latest)
 
     @property
@@ -308,7 +308,7 @@ class Journal:
         """
         chosen: list[ExecutionEvent] = []
         size = 0
-        for event in sorted(self._unreported.values(), key=lambda event: (created_at(event) or _OLDEST, event.id)):
+        for event in sorted(self._unreported.values(), key=lambda event: (event.created_by or _OLDEST, event.id)):
             size += _bytes_of(event)
             if chosen and (len(chosen) >= MOST_RUNS_AT_ONCE or size > MOST_BYTES_AT_ONCE):
                 break
@@ -325,7 +325,7 @@ class Journal:
 
     def cursor(self) -> Cursor:
         """How far it has come with what `ended` has returned."""
-        held = [created_at(event) for event in self._unreported.values() if event.id not in self._out_of_reach]
+        held = [event.created_by for event in self._unreported.values() if event.id not in self._out_of_reach]
         floor = min([self._floor, *(created for created in held if created is not None)])
         followed = (*self._followed.values(), *(self._unreported[event_id] for event_id in self._out_of_reach))
         return Cursor(
@@ -365,5 +365,5 @@ def _passed(events: Iterable[ExecutionEvent], local_now: datetime) -> datetime |
 
 
 def _latest(event: ExecutionEvent) -> datetime | None:
-    created, ended = created_at(event), event.completedAt
+    created, ended = event.created_by, event.completedAt
     return max(created, ended) if created is not None and ended is not None else None

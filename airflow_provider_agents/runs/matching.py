@@ -166,12 +166,6 @@ class Missing:
 Match = NotYet | Found | Several | Missing
 
 
-def created_at(event: ExecutionEvent) -> datetime | None:
-    """When the event was created, or else the earliest later moment that it names."""
-    moments = (event.createdAt, event.startedAt, event.completedAt, event.updatedAt)
-    return next((moment for moment in moments if moment is not None), None)
-
-
 def clock_at_least(server_time: datetime | None, events: Iterable[ExecutionEvent]) -> datetime | None:
     """A moment that the clock which stamps events has passed; None if nothing tells.
 
@@ -188,22 +182,19 @@ def clock_at_least(server_time: datetime | None, events: Iterable[ExecutionEvent
 
 def is_young(event: ExecutionEvent, floor: datetime | None) -> bool:
     """Whether an event is young enough to be mistaken for one created after `floor`."""
-    created = created_at(event)
-    return floor is None or created is None or created >= floor
+    created_by = event.created_by
+    return floor is None or created_by is None or created_by >= floor
 
 
 def lies_before(event: ExecutionEvent, floor: datetime | None) -> bool:
     """Whether all that follows this row, newest first, is older than `floor`.
 
-    The API does not say which timestamp it sorts by, so all of them must be older. A row without `startedAt` says
-    nothing: it may stand at the very top or bottom, outside the order. Nor does an unreadable row that lacks a time.
+    The API does not say which timestamp it sorts by, so all of them must be older. A row that does not say when it
+    began, or when it changed last, says nothing: it may stand anywhere, the top and the bottom included.
     """
-    if floor is None or event.startedAt is None:
+    if floor is None or event.startedAt is None or event.changed_at is None:
         return False
-    moments = (event.createdAt, event.startedAt, event.updatedAt or event.completedAt)
-    if event.unreadable is not None and None in moments:
-        return False
-    return all(moment < floor for moment in moments if moment is not None)
+    return all(moment < floor for moment in (event.createdAt, event.startedAt, event.changed_at) if moment is not None)
 
 
 def is_ours(bounds: Bounds, event: ExecutionEvent) -> bool:
@@ -224,8 +215,8 @@ def _could_be_ours(bounds: Bounds, event: ExecutionEvent) -> bool:
 
 def _oldest_first(events: Iterable[ExecutionEvent]) -> tuple[ExecutionEvent, ...]:
     def age(event: ExecutionEvent) -> tuple[bool, float, str]:
-        created = created_at(event)
-        return created is None, created.timestamp() if created is not None else 0.0, event.id
+        created_by = event.created_by
+        return created_by is None, created_by.timestamp() if created_by is not None else 0.0, event.id
 
     return tuple(sorted(events, key=age))
 
@@ -325,6 +316,9 @@ def look(agent_id: str, bounds: Bounds, wanted: Collection[str] = ()) -> Steps[L
         pending = yield from walk(list_agent_events(agent_id, status=Status.PENDING, limit=_PAGE_ROWS))
         queued, server_time = pending.value, pending.server_time
     listed = yield from walk(list_agent_events(agent_id, limit=_PAGE_ROWS), enough)
-    # The later answer stands: a run may have moved on between the two.
-    events = {event.id: event for event in (*queued, *listed.value)}
+    # The later answer stands: a run may have moved on between the two. Unless its row cannot be read: what has not
+    # begun may stand behind rows that are old.
+    unreadable = (event for event in listed.value if event.unreadable is not None)
+    readable = (event for event in listed.value if event.unreadable is None)
+    events = {event.id: event for event in (*unreadable, *queued, *readable)}
     return Look(tuple(events.values()), server_time if seeking else listed.server_time)

@@ -59,7 +59,7 @@ def is_active(event: ExecutionEvent) -> bool:
 
 def state_of_event(event: ExecutionEvent) -> str:
     """The status of an event in words, or why its row cannot be read."""
-    return quote(event.status, 40) if event.unreadable is None else f"unreadable ({event.unreadable})"
+    return quote(event.status, 40) if event.unreadable is None else f"unreadable: {event.unreadable}"
 
 
 def active_runs(agent_id: str) -> Steps[list[ExecutionEvent]]:
@@ -230,12 +230,7 @@ class Wait:
         """
         if not self._chosen:
             # A row that could not be read for a moment must not hold the wait for longer than that.
-            shown = {event.id for event in look.events}
-            self._seen = {
-                event_id: event
-                for event_id, event in self._seen.items()
-                if event.unreadable is None or event_id in shown
-            }
+            self._seen = {event_id: event for event_id, event in self._seen.items() if event.unreadable is None}
         for event in look.events:
             if not self._chosen or event.id in self._going_on:
                 self._seen[event.id] = fresher(self._seen.get(event.id), event)

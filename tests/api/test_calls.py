@@ -442,3 +442,47 @@ def test_retry_after_a_date_without_the_servers_clock_uses_ours():
     moment = datetime.now(UTC) + timedelta(seconds=600)
     seconds = calls.read_retry_after(moment.strftime("%a, %d %b %Y %H:%M:%S GMT"), None)
     assert 590 < seconds <= 600
+
+
+# --- the place of a row that names no time ---
+
+
+def old(name, day, **fields):
+    times = dict.fromkeys(("createdAt", "startedAt", "updatedAt"), f"2026-01-{day:02}T00:00:00Z")
+    return {"id": name, "status": "COMPLETED", **times, **fields}
+
+
+def walked(listing, *pages):
+    """The rows of a walk over these pages, and the moments by which they were created."""
+    steps = calls.walk(listing)
+    call = next(steps)
+    try:
+        for number, rows in enumerate(pages, 1):
+            token = str(number) if number < len(pages) else None
+            call = steps.send(read(call, 200, {"data": list(rows), "nextToken": token}))
+    except StopIteration as end:
+        return [(event.id, event.created_by) for event in end.value.value]
+    raise AssertionError("the walk goes on")
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_a_row_that_names_no_time_is_dated_by_the_rows_before_it_in_its_listing(size):
+    rows = [
+        {"id": "first", "status": None},
+        old("a", 9),
+        {"id": "x", "status": None},
+        old("b", 8, updatedAt="2026-01-10T00:00:00Z"),
+        old("queued", 2, startedAt=None),
+        {"id": "y", "status": "RUNNING", "createdAt": 7},
+        old("z", 1, status=None),
+    ]
+    pages = [rows[start : start + size] for start in range(0, len(rows), size)]
+    dates = dict(walked(LISTING, *pages))
+    assert dates["first"] is None
+    assert [dates[name].day for name in ("a", "x", "b", "y", "z")] == [9, 9, 8, 10, 1]
+
+
+def test_a_row_of_a_listing_by_status_is_not_dated():
+    # What has not begun may stand behind rows that are old.
+    rows = [old("a", 9), {"id": "x", "status": None}]
+    assert walked(calls.list_events(status="PENDING"), rows)[1] == ("x", None)

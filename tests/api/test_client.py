@@ -432,3 +432,12 @@ def test_a_dialogue_pauses_repeats_nothing_it_wants_once_and_is_told_of_failures
     assert client.do("follow", dialogue()) == 0
     assert client.slept == [2.5]
     assert len(server.requests) == 2
+
+
+def test_a_row_that_cannot_be_read_is_logged_once_by_a_client(face, caplog):
+    client = face(
+        Server(httpx.Response(200, json={"data": [{"id": "e", "status": None}, {"id": "f", "status": "RUNNING"}]}))
+    )
+    for _ in range(3):
+        assert len(client.do("send", calls.list_events()).value.data) == 2
+    assert ["event=e" in line for line in caplog.messages if "cannot be read" in line] == [True]

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from airflow_provider_agents.api import calls
 from airflow_provider_agents.api.bodies import storable
-from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent
+from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent, Page, read_agent, read_event
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -116,3 +116,90 @@ def test_an_agent_and_an_acceptance_keep_the_apis_names_and_what_is_not_document
     assert Agent.model_validate(agent).to_json() == agent
     accepted = {"requestId": "r", "agentId": "a", "message": "started"}
     assert Accepted.model_validate(accepted).to_json() == accepted
+
+
+# --- odd values -------------------------------------------------------------------------------------------------------
+
+WHOLE = {
+    "id": "e",
+    "agentId": "a",
+    "userId": "u",
+    "status": "COMPLETED",
+    "startedAt": "2026-01-01T09:00:00Z",
+    "completedAt": "2026-01-01T09:01:00Z",
+    "error": None,
+    "finalModel": "m",
+    "browserStepCount": 1,
+    "browserSessionSeconds": 1,
+    "createdAt": "2026-01-01T09:00:00Z",
+    "updatedAt": "2026-01-01T09:01:00Z",
+    "requestId": "r",
+}
+NEEDED = {"id", "status", "createdAt", "startedAt", "completedAt"}
+#: Values that no field of a row has, but `error`.
+ODD = [True, [], {}, [1], {"a": 1}]
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*WHOLE, "x", "__type"]), inner),
+    max_leaves=5,
+)
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+@pytest.mark.parametrize("field", [*sorted(WHOLE.keys() - NEEDED)])
+def test_an_odd_value_in_a_field_that_no_verdict_needs_counts_as_absent_and_is_handed_on(field, odd):
+    sent = WHOLE | {field: odd}
+    event = read_event(sent)
+    assert event.unreadable is None
+    assert getattr(event, field) == (odd if field == "error" else None)
+    assert event.status == "COMPLETED"
+    assert event.to_json() == sent
+
+
+@pytest.mark.parametrize("odd", [*ODD, 7], ids=repr)
+@pytest.mark.parametrize("field", sorted(NEEDED))
+def test_an_odd_value_in_a_needed_field_makes_a_row_that_says_why_and_keeps_the_rest(field, odd):
+    sent = WHOLE | {field: odd}
+    event, whole = read_event(sent), read_event(WHOLE)
+    assert str(event.unreadable).startswith(f"{field}: ")
+    assert event.lacks_id == (field == "id")
+    assert event.status == "RUNNING"
+    assert event.to_json() == sent
+    kept = WHOLE.keys() - {"status", field}
+    assert {name: getattr(event, name) for name in kept} == {name: getattr(whole, name) for name in kept}
+
+
+@pytest.mark.parametrize("odd", [*ODD, 7], ids=repr)
+@pytest.mark.parametrize("field", ["name", "baseUrl", "status", "schedule", "createdAt", "updatedAt"])
+def test_an_agent_needs_its_id_alone(field, odd):
+    agent = read_agent({"id": "a", field: odd})
+    assert (agent.id, agent.unreadable, getattr(agent, field)) == ("a", None, None)
+    assert agent.to_json() == {"id": "a", field: odd}
+    assert str(read_agent({"id": odd}).unreadable).startswith("id: ")
+
+
+@given(json_values | st.fixed_dictionaries({}, optional=dict.fromkeys(WHOLE, json_values)))
+def test_any_value_is_read_as_a_row_and_is_the_same_once_it_was_handed_on(value):
+    for read in (read_event, read_agent):
+        row = read(value)
+        again = read(json.loads(json.dumps(row.to_json())))
+        assert (again.id, again.lacks_id, again.unreadable is None) == (row.id, row.lacks_id, row.unreadable is None)
+        assert row.id
+
+
+def test_a_row_without_an_id_has_the_same_made_up_id_while_its_run_is_under_way():
+    queued = {"id": None, "status": "PENDING", "createdAt": "2026-01-01T09:00:00Z"}
+    over = queued | {"status": "COMPLETED", "completedAt": "2026-01-01T09:01:00Z"}
+    other = queued | {"createdAt": "2026-01-01T09:00:01Z"}
+    assert read_event(queued).id == read_event(over).id != read_event(other).id
+    assert read_event({"status": "RUNNING"}).id == read_event({"status": "RUNNING"}).id != read_event({}).id
+
+
+def test_rows_of_a_page_that_are_the_same_and_have_no_id_are_told_apart():
+    def ids(*rows):
+        return {event.id for event in Page[ExecutionEvent].of({"data": list(rows)}, read_event).data}
+
+    before = ids(None, 7, None, WHOLE)
+    assert len(before) == 4
+    # The new one stands before the others.
+    assert len(ids(None, None, 7, None, WHOLE) - before) == 1

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from airflow_provider_agents.api.calls import Answer
-from airflow_provider_agents.api.models import ExecutionEvent, Page
+from airflow_provider_agents.api.models import ExecutionEvent, Page, read_event
 from airflow_provider_agents.runs import matching
 from airflow_provider_agents.runs.matching import Bounds, Found, Missing, NotYet, Seek, Several
 
@@ -199,7 +199,8 @@ def test_where_the_event_is_known_nothing_but_it_decides():
         # What follows may be as old, and just young enough.
         ({"createdAt": at(-5), "startedAt": at(-5)}, False),
         ({"createdAt": at(-60)}, False),  # without a start it may stand anywhere
-        ({"startedAt": at(-60)}, True),
+        ({"startedAt": at(-60)}, False),  # and so it may without its last change
+        ({"startedAt": at(-60), "completedAt": at(-50)}, True),
     ],
 )
 def test_a_row_ends_a_look_only_if_every_time_it_bears_is_too_old(fields, before):
@@ -280,3 +281,87 @@ def test_a_look_for_known_events_asks_for_nothing_pending_and_ends_when_it_has_t
 def test_a_look_for_an_event_that_is_gone_ends_where_everything_is_too_old():
     _, asked = look(replace(BOUNDS, event_id="gone"), [event("a")], [old("x")], [old("y")])
     assert len(asked) == 2
+
+
+# --- rows that cannot be read ----------------------------------------------------------------------------------------
+
+
+def unreadable(name="odd", **fields):
+    """An event whose row has no status."""
+    times = {key: value.isoformat() if isinstance(value, datetime) else value for key, value in fields.items()}
+    return read_event({"id": name, **times})
+
+
+@pytest.mark.parametrize("fields", [{}, {"createdAt": at(1)}, {"createdAt": 7, "startedAt": at(90)}, {"requestId": 7}])
+@pytest.mark.parametrize("others", [[], [event("a")]])
+def test_a_candidate_that_cannot_be_read_holds_the_verdict(fields, others):
+    assert isinstance(match([*others, unreadable(**fields)], 10_000), NotYet)
+
+
+def test_a_late_event_that_cannot_be_read_holds_the_verdict_too():
+    late = unreadable(createdAt=at(200))
+    assert match([late], 10_000) == NotYet((late,))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"createdAt": at(-60)},
+        {"createdAt": at(200)},
+        {"startedAt": at(-60)},
+        {"completedAt": at(-60)},
+        {"updatedAt": at(-60)},
+        {"requestId": "req-2"},
+    ],
+)
+def test_what_can_be_read_of_a_row_rules_its_event_out(fields):
+    assert match([event("a"), unreadable(**fields)], 33) == Found(event("a"), certain=False)
+
+
+def test_a_row_that_was_there_before_and_cannot_be_read_is_never_ours():
+    assert match([event("a"), unreadable("old")], 33) == Found(event("a"), certain=False)
+
+
+def test_an_event_with_our_id_is_ours_though_its_row_cannot_be_read():
+    ours = unreadable(requestId="req-1")
+    assert match([event("a"), ours], 2) == Found(ours, certain=True)
+
+
+def test_an_event_without_an_id_is_a_candidate_whatever_request_it_names():
+    nameless = read_event({"status": "RUNNING", "requestId": "req-1"})
+    assert match([event("a"), nameless], 10_000) == NotYet((event("a"), nameless))
+
+
+def test_an_event_without_a_creation_time_may_be_ours_however_late_it_began():
+    assert match([event("a"), event("b", None, startedAt=at(5000))], 6000) == Several(
+        (event("a"), event("b", None, startedAt=at(5000)))
+    )
+
+
+@pytest.mark.parametrize("odd", [{"startedAt": 7}, {"updatedAt": 7, "completedAt": None}, {"startedAt": []}])
+def test_a_row_whose_times_cannot_be_read_never_ends_a_look(odd):
+    old = {name: at(-60).isoformat() for name in ("createdAt", "startedAt", "completedAt", "updatedAt")}
+    assert matching.lies_before(read_event({"id": "x", "status": "RUNNING", **old}), BOUNDS.floor)
+    assert not matching.lies_before(read_event({"id": "x", "status": "RUNNING", **old, **odd}), BOUNDS.floor)
+
+
+def look_at(pending, listed):
+    """What a look makes of the two listings."""
+    steps = matching.look("a", replace(BOUNDS, request_id=None))
+    next(steps)
+    date = at(60)
+    steps.send(Answer(Page[ExecutionEvent].of({"data": pending}, read_event), date))
+    try:
+        steps.send(Answer(Page[ExecutionEvent].of({"data": listed}, read_event), date))
+    except StopIteration as end:
+        return {event.id: event for event in end.value.events}
+    raise AssertionError("the look goes on")
+
+
+def test_a_row_that_has_not_begun_and_cannot_be_read_is_not_old_for_standing_behind_old_ones():
+    times = dict.fromkeys(("createdAt", "startedAt", "updatedAt"), at(-60).isoformat())
+    rows = [{"id": "a", "status": "COMPLETED", **times}, {"id": "odd", "status": None}]
+    assert look_at([], rows)["odd"].created_by == at(-60)
+    assert look_at(rows[1:], rows)["odd"].created_by is None
+    over = {"id": "odd", "status": "COMPLETED", **times}
+    assert look_at(rows[1:], [rows[0], over])["odd"].unreadable is None

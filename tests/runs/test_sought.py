@@ -319,3 +319,26 @@ def test_the_run_that_is_found_is_the_first_of_its_interval_and_only_an_empty_on
         # Known at the latest one look after `settle`; of none, when the clock that is farthest off says so.
         assert seconds <= 100 + 2 * CLOCK_ALLOWANCE.total_seconds() + 600
     assert found == (inside[0][1] if inside else Missing())
+
+
+# --- rows that cannot be read ----------------------------------------------------------------------------------------
+
+
+def unreadable(**row):
+    return read_event({"status": None, "createdAt": T0.isoformat()} | row)
+
+
+def test_a_row_that_cannot_be_read_counts_if_its_begin_can_be():
+    odd = unreadable(id="odd", startedAt=at(1).isoformat())
+    assert Search().look(begun("a", 2), odd, seconds=60) == "odd"
+
+
+@pytest.mark.parametrize("started_at", [None, 7, at(-0.5).isoformat()])
+@pytest.mark.parametrize("event_id", ["odd", None])
+def test_a_row_whose_begin_is_not_known_or_before_the_moment_hides_no_first_run(started_at, event_id):
+    assert Search().look(begun("a", 2), unreadable(id=event_id, startedAt=started_at), seconds=60) == "a"
+
+
+def test_a_first_run_without_an_id_is_waited_for():
+    odd = unreadable(id=None, startedAt=at(1).isoformat())
+    assert Search().look(begun("a", 2), odd, seconds=60) is None

@@ -63,9 +63,24 @@ def worlds(draw):
 
 
 def run_once(
-    world, *, seed, every=None, offset=0.0, strangers=(), faults=(), on_ambiguous="all", deferred=False, skew=0.0
+    world,
+    *,
+    seed,
+    every=None,
+    offset=0.0,
+    strangers=(),
+    faults=(),
+    on_ambiguous="all",
+    deferred=False,
+    skew=0.0,
+    odd=None,
+    is_delayed=False,
 ):
-    """One submission and its wait in a world; what came out, and the truth about it."""
+    """One submission and its wait in a world; what came out, and the truth about it.
+
+    With `odd`, a function of the simulator and of a row, each row is what it returns. That may delay the verdict only
+    where `is_delayed`.
+    """
     clock = ManualClock()
     sim = Simulator(clock, world=world, seed=seed)
     sim.add_agent("agent", schedule_every=every, schedule_offset=offset)
@@ -83,6 +98,8 @@ def run_once(
     start = clock.now
     sleep(rng.uniform(0, 90))
     sim.faults.extend(faults)
+    if odd is not None:
+        sim.corrupt(None, lambda row: odd(sim, row))
     client = Client(
         Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim), sleep=sleep
     )
@@ -94,7 +111,7 @@ def run_once(
         return clock.now + timedelta(seconds=skew)
 
     wait = Wait(submission, Rules(settle=SETTLE, appear_within=300.0, on_ambiguous=on_ambiguous), other_clock())
-    deadline_at = other_clock() + timedelta(hours=2)
+    deadline_at = other_clock() + timedelta(seconds=7200 if odd is None else 1800)
     began_at = clock.now
     if deferred:
         # As in a triggerer: with others, whose runs are of no concern to ours.
@@ -114,8 +131,8 @@ def run_once(
                 wait, poll_interval=5.0, deadline_at=deadline_at, now=other_clock, say=lambda level, message: None
             )
         )
-    ends = [sim.truth(event.id).ended_at for event in verdict.events]
-    if verdict.outcome in {Outcome.COMPLETED, Outcome.FAILED}:
+    if verdict.outcome in {Outcome.COMPLETED, Outcome.FAILED} and not is_delayed:
+        ends = [sim.truth(event.id).ended_at for event in verdict.events]
         # However far off a clock is: no later than by `settle`, a replica's lag and a few looks.
         latest = max(max(ends) - timedelta(seconds=world.clock_skew), began_at + timedelta(seconds=SETTLE))
         assert clock.now - latest <= timedelta(seconds=90)
@@ -293,3 +310,76 @@ def test_a_run_that_begins_between_the_two_listings_of_a_look_is_in_one_of_them(
     clock.advance(2)
     seen = follow_slowly(client, clock, steps)
     assert first in (seen.known_event_ids if step == "snapshot" else {event.id for event in seen.events})
+
+
+# --- rows that cannot be read ----------------------------------------------------------------------------------------
+
+FIELDS = ["id", "agentId", "userId", "status", "error", "finalModel", "browserStepCount", "requestId"]
+FIELDS += ["startedAt", "completedAt", "createdAt", "updatedAt"]
+#: Anything but another moment or another status, which would be a lie that can be read.
+any_json = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text("abc", max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=2),
+    max_leaves=4,
+)
+#: What becomes of a row: some fields are others, or all of it is.
+changes = st.dictionaries(st.sampled_from(FIELDS), any_json, min_size=1, max_size=4) | any_json
+
+
+def changed(row, change):
+    return {**row, **change} if isinstance(change, dict) else change
+
+
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    world=worlds(),
+    seed=st.integers(0, 2**32),
+    history=st.lists(changes, min_size=1, max_size=5),
+    deferred=st.sampled_from([0, 1, 2]),
+)
+def test_odd_rows_of_an_agents_history_neither_keep_its_run_from_starting_nor_from_ending(
+    world, seed, history, deferred
+):
+    old = []
+
+    def odd(sim, row):
+        old.extend(run.event_id for run, _ in sim.runs() if not sim.executions and run.event_id not in old)
+        return changed(row, history[old.index(row["id"]) % len(history)]) if row["id"] in old else row
+
+    sim, submission, verdict = run_once(world, seed=seed, deferred=deferred, odd=odd)
+    mine = sim.event_of(submission.request_id)
+    assert {event.id for event in verdict.events} == {mine}
+    assert verdict.outcome == (Outcome.COMPLETED if sim.final_status(mine) == "COMPLETED" else Outcome.FAILED)
+
+
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    world=worlds(),
+    seed=st.integers(0, 2**32),
+    strangers=st.lists(st.floats(0, 150), max_size=3),
+    odd_ones=st.lists(st.none() | changes, min_size=1, max_size=8),
+    until=st.none() | st.floats(0, 600),
+    deferred=st.sampled_from([0, 1, 2]),
+)
+def test_odd_rows_of_any_run_never_make_a_verdict_wrong(world, seed, strangers, odd_ones, until, deferred):
+    began = []
+
+    def odd(sim, row):
+        began.append(sim.clock())
+        change = odd_ones[sum(row["id"].encode()) % len(odd_ones)]
+        is_over = until is not None and (sim.clock() - began[0]).total_seconds() > until
+        return row if change is None or is_over else changed(row, change)
+
+    sim, submission, verdict = run_once(
+        world, seed=seed, strangers=strangers, deferred=deferred, odd=odd, is_delayed=True
+    )
+    mine = sim.event_of(submission.request_id)
+    if verdict.outcome == Outcome.COMPLETED:
+        assert sim.final_status(mine) == "COMPLETED"
+    if verdict.outcome == Outcome.TIMED_OUT:
+        assert any(event.unreadable is not None for event in verdict.events)
+        assert until is None

@@ -423,3 +423,64 @@ def test_a_server_whose_clock_is_ahead_does_not_shorten_the_look_for_a_lost_run(
     began_at = scene.clock.now
     assert scene.find(lost) is None
     assert scene.clock.now - began_at >= timedelta(seconds=SETTLE)
+
+
+# --- rows that cannot be read ----------------------------------------------------------------------------------------
+
+ODD = [
+    {"status": None},
+    {"createdAt": 7, "startedAt": 7, "completedAt": 7},
+    {"id": 7},
+    {"id": None, "createdAt": None},
+    7,
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+@pytest.mark.parametrize("age", [1.0, 3600.0])
+def test_a_row_that_was_there_before_and_cannot_be_read_is_no_candidate(odd, age):
+    scene = Scene()
+    scene.sim.add_row("a", odd, age=age)
+    submission = scene.submit()
+    scene.clock.advance(SETTLE)
+    look = scene.client.follow(matching.look("a", submission.bounds))
+    (ours,) = matching.candidates(submission.bounds, look.events, within=SETTLE)
+    assert ours.id == scene.sim.executions[0].event_id
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_no_second_run_is_started_beside_a_row_that_cannot_be_read(odd):
+    scene = Scene()
+    scene.fault("reset_after")
+    scene.sim.corrupt(None, odd)
+    assert scene.submit().unanswered
+    assert len(scene.sim.executions) == 1
+    assert scene.clock.now - T0 >= timedelta(seconds=SETTLE)
+
+
+def test_a_row_that_turns_out_to_be_old_is_no_run_of_a_lost_post():
+    scene = Scene()
+    scene.fault("reset_before", times=1)
+    old = scene.sim.add_row("a", {}, age=3600.0)
+
+    def corrupt_for_a_while():
+        scene.sim.corrupt(old, 7)
+        if len(scene.slept) > 3:
+            scene.sim.restore(old)
+
+    scene.meanwhile = corrupt_for_a_while
+    submission = scene.submit()
+    assert not submission.unanswered
+    assert len(scene.sim.executions) == 1
+
+
+@pytest.mark.parametrize(
+    "body", [{"data": {"requestId": odd, "agentId": odd, "message": odd}} for odd in (7, [], {})] + [{}, 7]
+)
+def test_an_accepted_run_is_not_lost_over_the_body_of_the_answer(body):
+    scene = Scene()
+    scene.sim.add_fault(Fault(kind="status", status=202, body=json.dumps(body), worked=True, method="POST"))
+    submission = scene.submit()
+    assert (submission.request_id, submission.unanswered) == (None, False)
+    assert submission.accepted_at == T0
+    assert len(scene.sim.executions) == 1

@@ -13,7 +13,7 @@ from airflow_provider_agents.api.errors import (
     AgentRunTimeoutError,
     AmbiguousAgentRunError,
 )
-from airflow_provider_agents.api.models import ExecutionEvent
+from airflow_provider_agents.api.models import ExecutionEvent, read_event
 from airflow_provider_agents.runs.matching import Look
 from airflow_provider_agents.runs.submission import Submission, attached_to, submit
 from airflow_provider_agents.runs.verdict import (
@@ -26,10 +26,12 @@ from airflow_provider_agents.runs.verdict import (
     error_of,
     fresher,
     how_it_completed,
+    is_active,
     is_success,
     is_terminal,
     usage_of,
 )
+from airflow_provider_agents.runs.waiting import state_of
 from airflow_provider_agents.simulator import ManualClock, Simulator, World, mock_transport
 
 T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)
@@ -481,3 +483,85 @@ def test_what_is_inferred_of_a_run_that_completed_is_not_said_to_be_known(events
 def test_several_that_ended_differently_say_how_to_avoid_it():
     error = error_of(Verdict(Outcome.AMBIGUOUS, (event("x"), event("y"))), SUBMISSION, what_now="")
     assert "let one run of the agent start at a time: use a pool with one slot, or if_running='wait'." in str(error)
+
+
+# --- rows that cannot be read ----------------------------------------------------------------------------------------
+
+
+def unreadable(name="e", **fields):
+    """An event whose row has no status."""
+    times = {key: value.isoformat() if isinstance(value, datetime) else value for key, value in fields.items()}
+    return read_event({"id": name, **times})
+
+
+@pytest.mark.parametrize("status", ["PENDING", "COMPLETED", "FAILED", "CANCELLED", None])
+@pytest.mark.parametrize("completed_at", [7, "2026-01-01T09:00:00Z"])
+def test_a_row_that_cannot_be_read_is_not_over_whatever_it_says(status, completed_at):
+    odd = read_event({"id": "e", "status": status, "completedAt": completed_at, "startedAt": 7})
+    assert not is_terminal(odd)
+    assert is_active(odd) == (completed_at == 7)
+
+
+def test_a_row_that_cannot_be_read_takes_no_end_back_and_keeps_what_was_known():
+    over = event(status="COMPLETED", updatedAt=at(5))
+    assert fresher(over, unreadable(updatedAt=at(9))) is over
+    begun = event(startedAt=at(2), agentId="a", requestId="r", updatedAt=at(3))
+    later = fresher(begun, unreadable(updatedAt=at(4)))
+    assert later.unreadable is not None
+    assert (later.createdAt, later.startedAt, later.agentId, later.requestId) == (at(1), at(2), "a", "r")
+    assert fresher(begun, unreadable(updatedAt=at(2))) is begun
+    assert fresher(later, over) is over
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_run_whose_row_cannot_be_read_is_waited_for_until_it_can_be(named):
+    wait = Wait(SUBMISSION, Rules())
+    fields = {"createdAt": at(1), **({"requestId": "req"} if named else {})}
+    assert take(wait, unreadable(**fields)) is None
+    assert take(wait, unreadable(**fields), seconds=9000.0) is None
+    assert take(wait, event(status="COMPLETED", **fields), seconds=9001.0).outcome == Outcome.COMPLETED
+
+
+@pytest.mark.parametrize("odd", [unreadable("b"), read_event({"status": "RUNNING"}), read_event(None)])
+def test_another_row_that_cannot_be_read_holds_the_verdict_only_as_long_as_it_is_shown(odd):
+    wait = Wait(SUBMISSION, Rules())
+    assert take(wait, event(status="COMPLETED"), odd) is None
+    verdict = take(wait, event(status="COMPLETED"), seconds=40.0)
+    assert (verdict.outcome, [each.id for each in verdict.events]) == (Outcome.COMPLETED, ["e"])
+
+
+@pytest.mark.parametrize("odd", [unreadable("b"), unreadable("b", createdAt=at(200))])
+def test_a_wait_that_was_held_says_by_which_event_and_why(odd):
+    wait = Wait(SUBMISSION, Rules())
+    assert take(wait, odd, seconds=9000.0) is None
+    assert f"is unreadable: {odd.unreadable}. agent=a request_id=req event=b" in state_of(wait)
+    error = error_of(wait.expire(), SUBMISSION, what_now="Retry.")
+    assert f"was not finished at the deadline (unreadable: {odd.unreadable})." in str(error)
+    assert str(error).endswith("event=b")
+    assert error.event_ids == ("b",)
+
+
+@pytest.mark.parametrize(
+    ("odd", "active"),
+    [
+        ({"status": None, "completedAt": None}, True),
+        ({"completedAt": 7}, True),
+        ({"id": 7, "completedAt": None}, True),
+        (7, True),
+        ({"status": None}, False),
+        ({"id": 7}, False),
+        ({"userId": 7, "finalModel": {}, "updatedAt": 7, "agentId": [], "requestId": 7}, False),
+    ],
+    ids=repr,
+)
+def test_an_agent_is_busy_with_a_row_that_cannot_be_read_unless_it_names_its_end(odd, active):
+    clock = ManualClock(T0)
+    sim = Simulator(clock, world=World(queue_seconds=0.0, run_seconds=100.0))
+    sim.add_agent("a")
+    running = sim.start_scheduled_run("a")
+    sim.add_row("a", odd)
+    client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim))
+    busy = client.follow(active_runs("a"))
+    # What can be read comes first: it is what an attached task waits for.
+    assert busy[0].id == running
+    assert [event.unreadable is not None for event in busy[1:]] == [True] * active
