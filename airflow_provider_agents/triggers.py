@@ -324,6 +324,16 @@ SENSOR_ARGUMENTS = validation.Arguments(
         "timeout": validation.seconds,
     }
 )
+IDLE_ARGUMENTS = validation.Arguments(
+    {
+        "agents_conn_id": validation.connection_id,
+        "agent_id": validation.agent_id,
+        "poll_interval": validation.seconds,
+        "deadline_at": validation.deadline,
+        "settle": validation.seconds,
+        "hold_seconds": validation.seconds,
+    }
+)
 #: What Airflow renders in the triggerer, if a sensor starts there.
 _RENDERED = ("agents_conn_id", "agent_id", "submission", "event_id", "started_after", "started_before")
 
@@ -591,6 +601,7 @@ class AgentIdleTrigger(BaseTrigger):
         self.deadline_at = deadline_at
         self.settle = settle
         self.hold_seconds = hold_seconds
+        IDLE_ARGUMENTS.check(self, parsing=True)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class path and the arguments, JSON types all."""
@@ -637,3 +648,12 @@ class AgentIdleTrigger(BaseTrigger):
                 for_good=error is not None and not error.is_retryable,
             ).to_json()
         )
+
+
+def __getattr__(name: str) -> Any:
+    """The watcher's names, which also work from here, where a DAG author looks for a trigger first."""
+    if name in {"AgentRunEventTrigger", "CURSOR_KEY", "finished_runs"}:
+        from airflow_provider_agents import watchers
+
+        return getattr(watchers, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,7 @@ from airflow_provider_agents.api.errors import InvalidArgumentError
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.sensors import AgentRunSensor
-from airflow_provider_agents.triggers import AgentRunTrigger, AgentSensorTrigger
+from airflow_provider_agents.triggers import AgentIdleTrigger, AgentRunTrigger, AgentSensorTrigger
 from airflow_provider_agents.watchers import AgentRunEventTrigger
 
 SUBMISSION = {"version": 1, "agent_id": "agent-1", "taken_at": "2026-01-01T09:00:00Z"}
@@ -132,6 +132,13 @@ SENSOR_TRIGGER = Case(
      "timeout": "seconds", "end_with": "names", "show": "names"},
     optional=("agent_id", "deadline_at", "end_with", *NAMED),
 )  # fmt: skip
+IDLE_TRIGGER = Case(
+    AgentIdleTrigger,
+    {"agents_conn_id": "c", "agent_id": "a", "poll_interval": 5.0, "deadline_at": "2026-01-02T09:00:00+00:00",
+     "settle": 30.0, "hold_seconds": 30.0},
+    {"agents_conn_id": "connection", "agent_id": "agent id", "poll_interval": "seconds", "deadline_at": "moment",
+     "settle": "seconds", "hold_seconds": "seconds"},
+)  # fmt: skip
 WATCHER = Case(
     AgentRunEventTrigger,
     {},
@@ -140,7 +147,7 @@ WATCHER = Case(
     optional=("agent_id",),
 )  # fmt: skip
 HOOK = Case(AgentsHook, {}, {"agents_conn_id": "connection"})
-CASES = [OPERATOR, SENSOR, RUN_TRIGGER, SENSOR_TRIGGER, WATCHER, HOOK]
+CASES = [OPERATOR, SENSOR, RUN_TRIGGER, SENSOR_TRIGGER, IDLE_TRIGGER, WATCHER, HOOK]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.made.__name__)
