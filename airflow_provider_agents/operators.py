@@ -64,6 +64,7 @@ from airflow_provider_agents.triggers import (
     RunEnded,
     UnknownTriggerEventError,
 )
+from airflow_provider_agents.version_compat import TRIGGERS_END_TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -441,7 +442,7 @@ class ExecuteAgentOperator(BaseOperator):
 
     def _defer_until_end(self, submission: Submission, memory: _Memory) -> NoReturn:
         deadline_at = self._deadline()
-        ends_in_trigger = self.end_from_trigger and validation.TRIGGERS_END_TASKS
+        ends_in_trigger = self.end_from_trigger and TRIGGERS_END_TASKS
         lost = validation.lost_at_trigger_end(self, overridden=("execute_complete",))
         if ends_in_trigger and lost is not None:
             # It came after the task was made, so nobody could refuse it then.

@@ -14,7 +14,6 @@ from airflow.providers.common.compat.sdk import (
     BaseSensorOperator,
     PokeReturnValue,
 )
-from airflow.sdk.exceptions import AirflowRescheduleException, TaskDeferralError
 from airflow.triggers.base import StartTriggerArgs
 
 from airflow_provider_agents import validation
@@ -57,6 +56,7 @@ from airflow_provider_agents.tasks import (
     fail_without_retry,
 )
 from airflow_provider_agents.triggers import AgentSensorTrigger, RunEnded
+from airflow_provider_agents.version_compat import AirflowRescheduleException, TaskDeferralError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

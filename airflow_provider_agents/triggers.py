@@ -44,6 +44,7 @@ from airflow_provider_agents.runs.verdict import (
     usage_of,
 )
 from airflow_provider_agents.runs.waiting import StillBusyError
+from airflow_provider_agents.version_compat import TRIGGERS_END_TASKS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
@@ -194,7 +195,7 @@ class _Herald:
 
     def __init__(self, trigger: BaseTrigger, keys: Collection[str]) -> None:
         self._keys, self._log = keys, trigger.log
-        self._task: Any = getattr(trigger, "task_instance", None) if hasattr(BaseTrigger, "on_kill") else None
+        self._task: Any = getattr(trigger, "task_instance", None) if TRIGGERS_END_TASKS else None
         self._hushed = False
 
     def tell(self, feed: Feed, agent_id: str, event: ExecutionEvent) -> None:

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.triggers.base import BaseTrigger
-
 from airflow_provider_agents.api.calls import check_agent_id
 from airflow_provider_agents.api.errors import InvalidArgumentError, quote
 from airflow_provider_agents.runs.submission import Submission
+from airflow_provider_agents.version_compat import TRIGGERS_END_TASKS
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator
@@ -33,9 +32,6 @@ _TEMPLATE_MARKS = ("{{", "{%", "{#")
 #: A length of time as people write it. Airflow's arguments are seconds or a `timedelta`.
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\w*\s*", re.IGNORECASE)
 _UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-#: Airflow 3.3 brought at once the parts that the triggerer needs to end a task well, or to start one. `on_kill` is the
-#: part that can be seen.
-TRIGGERS_END_TASKS = hasattr(BaseTrigger, "on_kill")
 #: What a template must not use where the triggerer renders it: Airflow never answers these requests there, so that the
 #: task would hang until its deferral timeout.
 _HANGS_IN_TRIGGERER = ("xcom_pull", "task_state_store")

@@ -17,7 +17,7 @@ from airflow_provider_agents.links import RUN_URL_KEY, AgentRunLink
 from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.sensors import AgentRunSensor
 from airflow_provider_agents.triggers import AgentRunTrigger, AgentSensorTrigger
-from airflow_provider_agents.validation import TRIGGERS_END_TASKS
+from airflow_provider_agents.version_compat import TRIGGERS_END_TASKS
 
 RUN_URL = "https://app.example/{agent_id}/runs/{event_id}"
 AGENT_URL = "https://app.example/{agent_id}"

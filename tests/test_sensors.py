@@ -41,7 +41,7 @@ from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.sensors import AgentRunSensor
 from airflow_provider_agents.simulator import Fault, World
 from airflow_provider_agents.triggers import AgentSensorTrigger, RunEnded
-from airflow_provider_agents.validation import TRIGGERS_END_TASKS
+from airflow_provider_agents.version_compat import TRIGGERS_END_TASKS
 
 NINE = datetime(2026, 1, 1, 9, tzinfo=UTC)
 WAYS = ("deferrable", "poke", "reschedule")

@@ -30,7 +30,7 @@ from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.sensors import AgentRunSensor
 from airflow_provider_agents.testing import SkippedTime
-from airflow_provider_agents.validation import TRIGGERS_END_TASKS
+from airflow_provider_agents.version_compat import TRIGGERS_END_TASKS
 from airflow_provider_agents.watchers import AgentRunEventTrigger
 
 ROOT = Path(__file__).parents[1]

@@ -100,7 +100,7 @@ class Tries:
     """
 
     def __init__(self, task: BaseOperator, time: SkippedTime) -> None:
-        from airflow_provider_agents.validation import TRIGGERS_END_TASKS
+        from airflow_provider_agents.version_compat import TRIGGERS_END_TASKS
 
         self._task, self._time = task, time
         # The store came with the same release.
