@@ -441,6 +441,15 @@ def test_a_rate_limit_delays_what_ended_during_a_downtime_and_loses_nothing(plat
     assert len(told) == len(set(told)) == 390
 
 
+@pytest.mark.parametrize("retry_after", ["seconds", "absent"])
+def test_a_watcher_starts_though_more_is_active_than_a_rate_limit_allows_to_list_at_once(platform, retry_after):
+    sim = platform.sim
+    sim.add_agent("busy", queue_seconds=0.0, run_seconds=1200.0)
+    started = [sim.start_scheduled_run("busy") for _ in range(40)]
+    sim.world = dataclasses.replace(sim.world, rate_limit=(6, 60.0), page_rows=4, retry_after=retry_after)
+    assert sorted(flat(watch(platform, 3600, state=AssetState()))) == sorted(started)
+
+
 class Slow(AssetState):
     """Each request takes a few seconds, before it has its effect and after it."""
 

@@ -6,11 +6,11 @@ import asyncio
 import logging
 from contextlib import aclosing
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 from airflow_provider_agents.api.calls import Answer, Call, Pause, Steps, list_agent_events, list_events, walk
-from airflow_provider_agents.api.errors import PermanentError, TemporaryError
+from airflow_provider_agents.api.errors import AgentsError, PermanentError, RateLimitedError, TemporaryError
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
 from airflow_provider_agents.clock import timeout
 from airflow_provider_agents.feed.feed import SIGN_OF_LIFE_SECONDS, News
@@ -44,6 +44,13 @@ if TYPE_CHECKING:
     from airflow_provider_agents.runs.submission import Clock
     from airflow_provider_agents.runs.verdict import Rules
     from airflow_provider_agents.runs.waiting import Say
+
+R = TypeVar("R")
+
+
+#: Seconds until a request that was over a rate limit is repeated, where the server names no pause. Most limits are per
+#: minute.
+_LIMIT_SECONDS = 60.0
 
 
 class _Teller:
@@ -343,7 +350,27 @@ async def open_journal(
     """
     if cursor is not None:
         return Journal(agent_id, settle, cursor, statuses=statuses)
-    return await feed.ask(journal_from_now(agent_id, settle=settle, now=feed.now, statuses=statuses))
+    return await feed.ask(_within_limit(journal_from_now(agent_id, settle=settle, now=feed.now, statuses=statuses)))
+
+
+def _within_limit(steps: Steps[R]) -> Steps[R]:
+    """The same dialogue, in which a request over the rate limit is repeated after a pause.
+
+    Its listings may be longer than the limit allows at once. To begin them anew would never end.
+    """
+    step = next(steps)
+    while True:
+        try:
+            try:
+                answer = yield step
+            except RateLimitedError as error:
+                yield Pause(error.retry_after_seconds or _LIMIT_SECONDS)
+            except AgentsError as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(answer)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]  # a generator's return value is untyped
 
 
 def journal_from_now(
