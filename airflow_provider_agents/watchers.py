@@ -252,7 +252,7 @@ class _Checkpoints:
                 if number in values:
                     continue
                 try:
-                    async with asyncio.timeout(_STORE_SECONDS):
+                    async with clock.timeout(_STORE_SECONDS):
                         values[number] = {key: await store.aget(key) for key in (self._key, self._shared_key)}
                 except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the watch
                     self._log.warning("The state of the asset cannot be read (%s); trying again.", _words(error))
@@ -305,7 +305,7 @@ class _Checkpoints:
 
     async def _write_to(self, store: Any, value: dict[str, Any]) -> bool:
         try:
-            async with asyncio.timeout(_STORE_SECONDS):
+            async with clock.timeout(_STORE_SECONDS):
                 await store.aset(self._key, value)
                 await store.aset(self._shared_key, value)
         except Exception as error:  # noqa: BLE001 - the same
