@@ -10,6 +10,9 @@ import difflib
 import json
 import os
 import re
+import threading
+from concurrent.futures import Future
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -40,23 +43,47 @@ _TEXT_FIELDS = ("conn_type", "description", "host", "login", "password", "schema
 _JSON_FORM = 'Write it like {"conn_type": "agents", "password": "KEY"}.'
 _LARGEST_PORT = 65535
 _UNNAMED = "a field that is not known"
+#: Seconds until a worker gives up a look-up. A secrets backend answers within some seconds, and has no limit of ours.
+LOOK_UP_SECONDS = 60.0
 
 
 # --- reading it -----------------------------------------------------------------------------------------------------
 
 
-def read_settings(conn_id: str, get_connection: Callable[[str], Connection]) -> Settings | InvalidConnectionError:
+def read_settings(
+    conn_id: str, get_connection: Callable[[str], Connection], *, within_seconds: float = LOOK_UP_SECONDS
+) -> Settings | InvalidConnectionError:
     """The settings that a connection stands for, or what is wrong with it. Never raises.
 
     Args:
         conn_id: the connection.
         get_connection: Airflow's look-up.
+        within_seconds: when to give it up.
     """
     try:
-        connection = get_connection(conn_id)
+        connection = _within(within_seconds, lambda: get_connection(conn_id))
         return _settings_of(connection, connection.extra_dejson)
     except Exception as error:  # noqa: BLE001 - whatever Airflow raises, its frames can hold the key
         return _failure(conn_id, error)
+
+
+def _within(seconds: float, look_up: Callable[[], Connection]) -> Connection:
+    """The result of a look-up, which runs in a thread of its own: a secrets backend can hang.
+
+    Raises:
+        TimeoutError: there is none yet. The thread is left alone, as nothing can end it.
+        Exception: what the look-up raised.
+    """
+    ended: Future[Connection] = Future()
+
+    def run() -> None:
+        try:
+            ended.set_result(look_up())
+        except BaseException as error:  # noqa: BLE001 - it is raised where the result is read
+            ended.set_exception(error)
+
+    threading.Thread(target=copy_context().run, args=(run,), daemon=True).start()
+    return ended.result(seconds)
 
 
 async def aread_settings(conn_id: str) -> Settings | InvalidConnectionError:

@@ -46,7 +46,7 @@ from airflow_provider_agents.runs.verdict import (
     state_of_event,
     usage_of,
 )
-from airflow_provider_agents.runs.waiting import Pace, wait_for_end, wait_until_idle
+from airflow_provider_agents.runs.waiting import Pace, bounded, wait_for_end, wait_until_idle
 from airflow_provider_agents.tasks import (
     DEFER_MARGIN_SECONDS,
     WAITS_IN_TRIGGERER,
@@ -321,7 +321,7 @@ class ExecuteAgentOperator(BaseOperator):
         # trigger.
         wait = Wait(submission, self._rules())
         began_at = now()
-        verdict = wait.take(client.follow(wait.look()), began_at)
+        verdict = wait.take(client.follow(bounded(wait.look(), self._deadline(), now=now)), began_at)
         if verdict is not None and not self._is_still_wanted(verdict, record, memory):
             return None
         self.log.info("Waiting again for the run that an earlier try started. %s", named(submission))
@@ -347,7 +347,7 @@ class ExecuteAgentOperator(BaseOperator):
         """Do what `if_running` says: a run to attach to, or None once a new one may be started."""
         if self.if_running == "start":
             return None
-        active = client.follow(active_runs(agent_id))
+        active = client.follow(bounded(active_runs(agent_id), self._deadline(), now=now))
         if not active and idle is not None and idle.is_stale(now()):
             self._queue_again(idle)
         if not active:

@@ -45,7 +45,7 @@ from airflow_provider_agents.runs.verdict import (
     named,
     own_event,
 )
-from airflow_provider_agents.runs.waiting import LateWarning, in_words, state_of
+from airflow_provider_agents.runs.waiting import LateWarning, bounded, in_words, state_of
 from airflow_provider_agents.tasks import (
     DEFER_MARGIN_SECONDS,
     WAITS_IN_TRIGGERER,
@@ -235,7 +235,7 @@ class AgentRunSensor(BaseSensorOperator):
         self._late_warning: LateWarning | None = None
         self._lacks_only_time = False
         self._patient: Patience | None = None
-        self._began_at = now()
+        self._began_at = self._deadline = now()
         self._told = ""
         self._known = Known()
         self._warn_once = WarnOnce()
@@ -346,6 +346,7 @@ class AgentRunSensor(BaseSensorOperator):
 
     def _poke_once(self, context: Context) -> bool | PokeReturnValue | None:
         """What Airflow's sensors expect; None if this process must look again."""
+        self._deadline = (self._first_reschedule(context) or self._began_at) + timedelta(seconds=self.timeout)
         try:
             sought, hook = self._sought(), AgentsHook(self.agents_conn_id)
             with hook.get_conn(self._warn_once) as client:
@@ -364,8 +365,7 @@ class AgentRunSensor(BaseSensorOperator):
             self.log.warning("%s", in_words(error) if is_refusal(error) else f"{error} Looking again.")
             if is_refusal(error) and self.reschedule and not self.deferrable:
                 # The next poke is another process's, which would know nothing of this refusal.
-                began_at = self._first_reschedule(context) or self._began_at
-                return False if now() >= began_at + timedelta(seconds=self.timeout) else None
+                return False if now() >= self._deadline else None
             return False
         self._patience(context).succeeded()
         if verdict is None:
@@ -403,7 +403,11 @@ class AgentRunSensor(BaseSensorOperator):
             self._wait = Wait(submission, rules, began_at)
             self._late_warning = LateWarning(self._wait)
         # A run that was just shown need not be looked for again.
-        look = Look((first,), None) if first is not None else client.follow(self._wait.look())
+        look = (
+            Look((first,), None)
+            if first is not None
+            else client.follow(bounded(self._wait.look(), self._deadline, now=now))
+        )
         verdict = self._wait.take(look, began_at)
         self._lacks_only_time = (
             self._wait.seek is not None
@@ -420,7 +424,13 @@ class AgentRunSensor(BaseSensorOperator):
         if sought.started_after is None:
             raise AssertionError("unreachable: a run is known, or sought by its begin")
         self._first = self._first or FirstRun(sought.started_before, self.settle)
-        look = client.follow(list_begun(sought.agent_id, sought.started_after, sought.started_before, now=now))
+        look = client.follow(
+            bounded(
+                list_begun(sought.agent_id, sought.started_after, sought.started_before, now=now),
+                self._deadline,
+                now=now,
+            )
+        )
         self._lacks_only_time = look.server_time is None and bool(look.events) and is_terminal(look.events[0])
         return self._first.take(look)
 

@@ -175,8 +175,9 @@ def _link_of(feed: Feed, submission: Submission, verdict: Verdict) -> str | None
 #: XComs that the triggers of an event loop push at once. Each is a write to Airflow's database by the one process that
 #: also hands triggers their work, so a thousand runs that are identified in one sweep must not come down on it at once.
 _PUSHES_AT_ONCE = 4
-#: Seconds until a push is given up.
-_PUSH_SECONDS = 30.0
+#: Seconds until a push is given up, and until the wait for a turn to push is: a push takes some 25 ms, so a thousand
+#: have had their turns after ten seconds.
+_PUSH_SECONDS, _TURN_SECONDS = 30.0, 120.0
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 #: What is under way: a loop holds its tasks weakly.
 _pushes: set[asyncio.Task[None]] = set()
@@ -224,9 +225,11 @@ class _Herald:
         from airflow.providers.common.compat.sdk import XCom
         from airflow.sdk.bases.xcom import BaseXCom
 
-        loop = asyncio.get_running_loop()
+        turns = _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_PUSHES_AT_ONCE))
         try:
-            async with _turns.setdefault(loop, asyncio.Semaphore(_PUSHES_AT_ONCE)):
+            async with asyncio.timeout(_TURN_SECONDS):
+                await turns.acquire()
+            try:
                 for key, value in xcoms.items():
                     # A backend of the deployment's own may block, which nothing in a triggerer may. A link is read
                     # without it.
@@ -241,6 +244,8 @@ class _Herald:
                             run_id=self._task.run_id,
                             map_index=self._task.map_index,
                         )
+            finally:
+                turns.release()
         except Exception as error:  # noqa: BLE001 - whatever it is, the wait goes on
             words = ", ".join(xcoms)
             self._log.warning(

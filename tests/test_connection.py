@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from urllib.parse import quote
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_agents.api.errors import InvalidConnectionError, MissingConnectionError
-from airflow_provider_agents.connection import aread_settings
+from airflow_provider_agents.connection import aread_settings, read_settings
 from airflow_provider_agents.hooks import AgentsHook
 
 VARIABLE = "AIRFLOW_CONN_AGENTS_DEFAULT"
@@ -342,3 +343,19 @@ def outcome(read):
         return read()
     except InvalidConnectionError as error:
         return error
+
+
+def test_a_look_up_that_hangs_on_a_worker_is_given_up_and_can_be_repeated():
+    answered = threading.Event()
+
+    def hang(_conn_id):
+        answered.wait()
+        raise AssertionError("nobody reads this")
+
+    try:
+        found = read_settings("agents_default", hang, within_seconds=0.01)
+    finally:
+        answered.set()
+    assert isinstance(found, MissingConnectionError)
+    assert found.is_retryable
+    assert "(TimeoutError)" in str(found)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 from airflow.sdk import DAG
-from conftest import connection
+from conftest import Task, connection
 
 from airflow_provider_agents.api.errors import AgentRunFailedError, AgentRunTimeoutError
 from airflow_provider_agents.hooks import run_url_of
@@ -383,6 +383,29 @@ def test_a_push_that_is_never_answered_delays_nothing(linked, task, supervisor, 
     event = asyncio.run(first_event(deferred(operator(), task)))
     assert event.payload["outcome"] == "completed"
     assert sum(platform.slept) < 50
+
+
+@newer_airflow
+def test_pushes_that_are_never_answered_hold_up_no_other_for_long(linked, supervisor, in_a_task, logged):
+    platform = linked()
+    triggers = []
+    for number in range(40):
+        platform.sim.add_agent(f"agent-{number}", queue_seconds=0.0, run_seconds=3600.0)
+        triggers.append(deferred(operator(agent_id=f"agent-{number}"), Task()))
+
+    async def never():
+        await asyncio.get_running_loop().create_future()
+
+    async def main():
+        waits = [asyncio.ensure_future(first_event(trigger)) for trigger in triggers]
+        await asyncio.sleep(300)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+
+    supervisor.before_push = never
+    asyncio.run(main())
+    assert logged().count("Not pushed while the task is deferred") == 40
 
 
 @newer_airflow

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -38,6 +39,7 @@ from airflow_provider_agents.api.errors import (
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.runs.submission import Submission
+from airflow_provider_agents.runs.waiting import LAST_LOOK_SECONDS
 from airflow_provider_agents.sensors import AgentRunSensor
 from airflow_provider_agents.simulator import Fault, World
 from airflow_provider_agents.triggers import AgentSensorTrigger, RunEnded
@@ -579,6 +581,24 @@ def test_a_refused_sensor_keeps_its_timeout(platform, monkeypatch, way):
             Sensor(task_id="wait", mode=way, poke_interval=5.0, agent_id="agent-1", event_id=event_id, timeout=60),
         )
     assert sum(platform.slept) <= 90
+
+
+def test_a_look_of_many_slow_pages_puts_off_no_timeout_of_a_sensor_on_a_worker(platform, wait):
+    if wait.way == "deferrable":
+        pytest.skip("the time of an event loop does not move with that of the answers")
+    event_id = platform.sim.start_scheduled_run("agent-1")
+    platform.sim.world = replace(platform.sim.world, endless_tokens=True)
+    handle = platform.sim.handle
+
+    def slowly(*request):
+        platform.traveller.shift(timedelta(seconds=15))
+        return handle(*request)
+
+    platform.sim.handle = slowly
+    began = platform.sim.clock()
+    with pytest.raises(AirflowSensorTimeout):
+        wait(agent_id="agent-1", event_id=event_id, timeout=60)
+    assert (platform.sim.clock() - began).total_seconds() <= 60 + LAST_LOOK_SECONDS + 30
 
 
 @newer_airflow

@@ -60,7 +60,7 @@ class Pace:
     def __init__(
         self, poll_interval: float, deadline_at: datetime, now: Clock, say: Say, patience: Patience | None = None
     ) -> None:
-        self._interval, self.deadline_at, self._now, self._say = poll_interval, deadline_at, now, say
+        self._interval, self.deadline_at, self.now, self._say = poll_interval, deadline_at, now, say
         self._patience = patience if patience is not None else Patience()
         self._failures = 0
         self._failing_since: datetime | None = None
@@ -69,28 +69,7 @@ class Pace:
 
     def is_over(self) -> bool:
         """Whether the deadline has passed."""
-        return self._now() >= self.deadline_at
-
-    def bounded(self, look: Steps[R]) -> Steps[R]:
-        """The same look, given up `LAST_LOOK_SECONDS` after the deadline: a listing can have many slow pages.
-
-        Raises:
-            NoAnswerError: it was given up.
-        """
-        ends_at = self.deadline_at + timedelta(seconds=LAST_LOOK_SECONDS)
-        try:
-            step = next(look)
-            while True:
-                if self._now() >= ends_at:
-                    raise NoAnswerError("The API has not answered in full before the deadline.")
-                try:
-                    answer = yield step
-                except AgentsError as error:
-                    step = look.throw(error)
-                else:
-                    step = look.send(answer)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]  # a generator's return value is untyped
+        return self.now() >= self.deadline_at
 
     def failed(self, error: AgentsError) -> Pause:
         """Say so, and how long to wait.
@@ -98,13 +77,13 @@ class Pace:
         Raises:
             AgentsError: the failure ends the wait.
         """
-        final = self._patience.failed(error, self._now())
+        final = self._patience.failed(error, self.now())
         if final is not None:
             raise final from (error if final is not error else None)
         before, self.last_error = self.last_error, error
         self._failures += 1
         if self._failing_since is None or (is_refusal(error) and not (before and is_refusal(before))):
-            self._failing_since = self._failing_since or self._now()
+            self._failing_since = self._failing_since or self.now()
             self.speak(logging.WARNING, in_words(error))
         else:
             self.sign_of_life(
@@ -126,17 +105,39 @@ class Pace:
 
     def speak(self, level: int, message: str) -> None:
         """Say something new."""
-        self._spoke_at = self._now()
+        self._spoke_at = self.now()
         self._say(level, message)
 
     def sign_of_life(self, level: int, message: str) -> None:
         """Say it if nothing was said for long."""
-        if self._now() - self._spoke_at >= timedelta(seconds=SIGN_OF_LIFE_SECONDS):
+        if self.now() - self._spoke_at >= timedelta(seconds=SIGN_OF_LIFE_SECONDS):
             self.speak(level, message)
 
     def _until_deadline(self, seconds: float) -> Pause:
         # The last pause ends at the deadline, for one last look.
-        return Pause(min(seconds, max(0.0, (self.deadline_at - self._now()).total_seconds())))
+        return Pause(min(seconds, max(0.0, (self.deadline_at - self.now()).total_seconds())))
+
+
+def bounded(look: Steps[R], deadline_at: datetime, *, now: Clock) -> Steps[R]:
+    """The same look, given up `LAST_LOOK_SECONDS` after a deadline: a listing can have many slow pages.
+
+    Raises:
+        NoAnswerError: it was given up.
+    """
+    ends_at = deadline_at + timedelta(seconds=LAST_LOOK_SECONDS)
+    try:
+        step = next(look)
+        while True:
+            if now() >= ends_at:
+                raise NoAnswerError("The API has not answered in full before the deadline.")
+            try:
+                answer = yield step
+            except AgentsError as error:
+                step = look.throw(error)
+            else:
+                step = look.send(answer)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]  # a generator's return value is untyped
 
 
 def in_words(error: AgentsError) -> str:
@@ -174,7 +175,7 @@ def wait_for_end(
     while True:
         over, began_at = pace.is_over(), now()
         try:
-            look = yield from pace.bounded(wait.look())
+            look = yield from bounded(wait.look(), deadline_at, now=now)
         except (TemporaryError, PermanentError) as error:
             pause = pace.failed(error)
         else:
@@ -277,7 +278,7 @@ def wait_until_idle(
     while True:
         over = pace.is_over()
         try:
-            active = yield from pace.bounded(active_runs(agent_id))
+            active = yield from bounded(active_runs(agent_id), pace.deadline_at, now=pace.now)
         except (TemporaryError, PermanentError) as error:
             reason, pause = error, pace.failed(error)
         else:

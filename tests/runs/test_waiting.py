@@ -22,9 +22,11 @@ from airflow_provider_agents.runs.patience import REFUSED_SECONDS
 from airflow_provider_agents.runs.submission import Submission, attached_to
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
 from airflow_provider_agents.runs.waiting import (
+    LAST_LOOK_SECONDS,
     SIGN_OF_LIFE_SECONDS,
     Pace,
     StillBusyError,
+    bounded,
     state_of,
     wait_for_end,
     wait_until_idle,
@@ -271,6 +273,48 @@ def test_an_error_that_is_no_response_ends_a_wait_at_once():
     with pytest.raises(PaginationError):
         story.tell(story.wait())
     assert story.pauses == [5.0]
+
+
+# --- a look that takes long ---
+
+
+class Dripping(Story):
+    """Each page takes a while, and there is always another one."""
+
+    def __init__(self, seconds):
+        super().__init__([row()])
+        self.seconds, self.pages = seconds, 0
+
+    def answer(self, call):
+        self.now += timedelta(seconds=self.seconds)
+        self.pages += 1
+        return Answer(Page[ExecutionEvent](data=(), nextToken=f"t{self.pages}"), self.now)
+
+
+@pytest.mark.parametrize("page_seconds", [1.0, 20.0, 50.0])
+def test_a_look_of_many_slow_pages_puts_off_no_deadline(page_seconds):
+    story = Dripping(page_seconds)
+    assert story.tell(story.wait(seconds=100.0)).outcome == Outcome.TIMED_OUT
+    assert 100 <= (story.now - T0).total_seconds() <= 100 + LAST_LOOK_SECONDS + 2 * page_seconds
+    story = Dripping(page_seconds)
+    with pytest.raises(StillBusyError, match="has not answered in full"):
+        story.tell(story.idle(seconds=100.0))
+    assert (story.now - T0).total_seconds() <= 100 + LAST_LOOK_SECONDS + 2 * page_seconds
+
+
+def test_a_bounded_look_hands_on_answers_and_failures():
+    def look():
+        try:
+            yield "first"
+        except ServerError:
+            return (yield "second")
+
+    steps = bounded(look(), T0 + timedelta(hours=1), now=lambda: T0)
+    assert next(steps) == "first"
+    assert steps.throw(DOWN) == "second"
+    with pytest.raises(StopIteration) as end:
+        steps.send("answer")
+    assert end.value.value == "answer"
 
 
 # --- what is known, in words -----------------------------------------------------------------------------------------
