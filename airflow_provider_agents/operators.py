@@ -559,7 +559,7 @@ class ExecuteAgentOperator(BaseOperator):
     def output(self) -> XComArg:
         """The task's result, for the tasks after it."""
         found = super().output
-        return found if self.multiple_outputs else _Output(operator=self, key=found.key)  # type: ignore[attr-defined]
+        return found if self.multiple_outputs else TaskOutput(operator=self, key=found.key)  # type: ignore[attr-defined]
 
     def _keep_to(self, agent_id: str, agents_conn_id: str) -> None:
         """Use the values that the task was deferred with: its templates have been rendered again since."""
@@ -669,7 +669,7 @@ def _verdict_in(record: RunRecord) -> Verdict | None:
     ).verdict()
 
 
-class _Output(PlainXComArg):
+class TaskOutput(PlainXComArg):
     """The task's result. A key that the task will not push is refused when the DAG is parsed."""
 
     def __getitem__(self, item: str) -> XComArg:

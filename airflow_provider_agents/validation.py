@@ -81,7 +81,9 @@ class Arguments:
         """
         fields = templated if templated is not None else getattr(owner, "template_fields", ())
         is_unclear = _has_own_delimiters(owner)
-        later = {name for name in fields if parsing and (is_unclear or known_later(getattr(owner, name)))}
+        # A subclass may have template fields of its own, which it sets after this.
+        own = self.checks.keys() & fields if parsing else ()
+        later = {name for name in own if is_unclear or known_later(getattr(owner, name))}
         for name, check in self.checks.items():
             if name in later:
                 continue

@@ -204,7 +204,7 @@ class Prompted(ExecuteAgentOperator):
     ("make", "words"),
     [
         (mapped_task, "one operator or sensor, and this is a MappedOperator. Of a mapped task, make one instance"),
-        (lambda: operator().output, "this is a PlainXComArg"),
+        (lambda: operator().output, "this is a TaskOutput"),
         (lambda: ExecuteAgentOperator, "this is the class ExecuteAgentOperator"),
         (lambda: DAG("other", schedule=None), "this is a DAG"),
         (lambda: operator("{{ params.agent }}"), "no templates and no XComs, and agent_id of run needs that"),

@@ -210,6 +210,21 @@ def test_a_template_is_not_judged_before_it_is_rendered(template):
     assert ExecuteAgentOperator(task_id="run", agent_id=template).agent_id is template
 
 
+class _WithFieldsOfItsOwn(ExecuteAgentOperator):
+    template_fields = (*ExecuteAgentOperator.template_fields, "prompt")
+
+    def __init__(self, *, prompt, **arguments):
+        super().__init__(**arguments)
+        self.prompt = prompt
+
+
+def test_a_subclass_may_have_template_fields_that_it_sets_later():
+    op = _WithFieldsOfItsOwn(task_id="run", agent_id="{{ params.agent }}", prompt="{{ ds }}")
+    assert op.prompt == "{{ ds }}"
+    with pytest.raises(InvalidArgumentError, match="timeout of task 'run'"):
+        _WithFieldsOfItsOwn(task_id="run", agent_id="a", prompt="p", timeout="1h")
+
+
 def test_an_xcom_is_not_judged_before_it_is_read():
     with DAG("d", schedule=None):
         first = ExecuteAgentOperator(task_id="first", agent_id="agent-1")

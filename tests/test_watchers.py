@@ -191,7 +191,7 @@ def test_a_watcher_is_known_again_by_its_arguments():
         ({"statuses": "COMPLETED"}, "must be a list"),
         ({"statuses": []}, "must be a list"),
         ({"statuses": [None]}, "must be a list"),
-        ({"statuses": ["RUNNING", "COMPLETED"]}, "No run ends as RUNNING"),
+        ({"statuses": ["RUNNING", "COMPLETED"]}, "must not contain RUNNING: no run ends so"),
         ({"poll_interval": 0.1}, "poll_interval"),
         ({"poll_interval": float("nan")}, "poll_interval"),
         ({"settle": -1}, "settle"),
