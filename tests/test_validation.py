@@ -228,12 +228,14 @@ def test_a_subclass_may_have_template_fields_that_it_sets_later():
 def test_an_xcom_is_not_judged_before_it_is_read():
     with DAG("d", schedule=None):
         first = ExecuteAgentOperator(task_id="first", agent_id="agent-1")
-        ExecuteAgentOperator(task_id="second", agent_id=first.output)
+        second = ExecuteAgentOperator(task_id="second", agent_id=first.output)
+    assert second.upstream_task_ids == {"first"}
 
 
 def test_a_dag_with_delimiters_of_its_own_is_not_judged_before_it_is_rendered():
     with DAG("d", schedule=None, jinja_environment_kwargs={"variable_start_string": "[["}):
-        ExecuteAgentOperator(task_id="run", agent_id="[[ ds ]] ")
+        op = ExecuteAgentOperator(task_id="run", agent_id="[[ ds ]] ")
+    assert op.agent_id == "[[ ds ]] "
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
@@ -265,7 +267,8 @@ def test_the_error_names_the_argument_the_task_the_value_and_what_to_write(argum
 
 
 def test_a_task_that_does_not_wait_may_have_any_timeout():
-    ExecuteAgentOperator(task_id="run", agent_id="agent-1", timeout=1, wait_for_completion=False)
+    op = ExecuteAgentOperator(task_id="run", agent_id="agent-1", timeout=1, wait_for_completion=False)
+    assert op.timeout == 1
 
 
 class _Loud:
