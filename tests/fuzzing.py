@@ -28,6 +28,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 from driving import Scene
+from frames import variables
 
 from airflow_provider_agents.api import calls
 from airflow_provider_agents.api.client import AsyncClient, Client, Settings
@@ -246,6 +247,11 @@ def check_error(error, *, redacted=True):
     assert len(text) < 2000, len(text)
     assert not redacted or KEY not in text + repr(error.__cause__)
     return type(error).__name__
+
+
+def check_frames(error):
+    """That no variable of the package's frames holds the key."""
+    assert KEY not in "\n".join(variables(error))
 
 
 def check_kept(value):
@@ -624,6 +630,68 @@ def connections(rng, tally):
             os.environ[VARIABLE] = before
 
 
+PROXY_TEXTS = [
+    "", "http://127.0.0.1:1", "https://127.0.0.1:1", "socks5://127.0.0.1:1", "socks4://127.0.0.1:1", "127.0.0.1:1",
+    "ftp://127.0.0.1:1", "http://127.0.0.1:port", "http://[::1]:1", "http://[::1", "http://a..b:1", "//", "nonsense",
+    "http://user:pass@127.0.0.1:1", "localhost,[::1]", "*", ".example", "10.0.0.0/8", "::1", "http://" + "x" * 300,
+]  # fmt: skip
+#: Environment variables that a client reads.
+NETWORK_VARIABLES = [
+    *(f"{kind}_{end}" for kind in ("HTTP", "HTTPS", "ALL", "NO") for end in ("PROXY",)),
+    *(f"{kind}_proxy" for kind in ("http", "https", "all", "no")),
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE",
+]  # fmt: skip
+
+
+def environments(rng, tally):
+    """Proxy and TLS settings, of the environment and of a connection, until a client is made of them or refused."""
+    before = {name: os.environ.get(name) for name in NETWORK_VARIABLES}
+    paths = ["", "/no/such/file", __file__, os.path.dirname(__file__)]  # noqa: PTH120 - a variable's text
+
+    def drawn(values):
+        text = rng.choice(values)
+        if text and rng.random() < 0.3:
+            at = rng.randrange(len(text))
+            text = (
+                text[:at]
+                + rng.choice(["@", ":", "/", "%", "[", ",", "\\", "?", "#", "é", " ", "\n", ""])
+                + text[at + 1 :]
+            )
+        return text
+
+    try:
+        while True:
+            for name in NETWORK_VARIABLES:
+                os.environ.pop(name, None)
+                if rng.random() < 0.3:
+                    os.environ[name] = drawn(paths if name.startswith("SSL") else PROXY_TEXTS)
+            try:
+                settings = Settings(
+                    api_key=KEY,
+                    base_url=rng.choice(["https://127.0.0.1:1", "http://127.0.0.1:1"]),
+                    proxy=drawn(PROXY_TEXTS[1:]) if rng.random() < 0.3 else None,
+                    verify=drawn(paths[1:]) if rng.random() < 0.3 else rng.choice([True, False]),
+                    allow_plain_http=rng.random() < 0.5,
+                )
+            except InvalidConnectionError as error:
+                # The caller holds the key here; below, only the package does.
+                tally[check_error(error)] += 1
+                yield
+                continue
+            try:
+                with Client(settings, attempts=1):
+                    tally["a client"] += 1
+            except InvalidConnectionError as error:
+                tally[check_error(error)] += 1
+                check_frames(error)
+            yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
 def tasks(rng, tally):
     """Tasks from their first try to their end, while the platform and Airflow misbehave for a while."""
     from episodes import Episode
@@ -637,7 +705,15 @@ def tasks(rng, tally):
 
 #: Each way with its share of the answers. Airflow masks each secret that it has ever read, by a pattern that grows with
 #: each: so there are few connections.
-WAYS = {reading: 0.67, feed: 0.17, worker: 0.03, tasks: 0.03, transport: 0.099, connections: 0.001}
+WAYS = {
+    reading: 0.67,
+    feed: 0.17,
+    worker: 0.03,
+    tasks: 0.03,
+    transport: 0.0985,
+    connections: 0.001,
+    environments: 0.0005,
+}
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import random
 
 import pytest
 from episodes import BYSTANDER, Episode
-from fuzzing import KEY, SLOWEST_SECONDS, WAYS, any_value, connections, run
+from fuzzing import KEY, SLOWEST_SECONDS, WAYS, any_value, connections, environments, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 10**6))
 def test_whatever_is_answered_is_read_or_ends_in_a_typed_error(way, seed):
-    answers = 20 if way is connections else 150
+    answers = 20 if way in {connections, environments} else 150
     tally, _, slowest = run(way, answers, seed)
     assert sum(tally.values()) >= answers
     assert slowest < SLOWEST_SECONDS
