@@ -14,7 +14,7 @@ import threading
 from concurrent.futures import Future
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
 from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
@@ -337,7 +337,9 @@ def _wrong_in_uri(text: str) -> str | None:
     except ValueError:
         port = -1
     if port != -1 and "://" not in nested and not (nested and set(before) & set("@:")):
-        return None
+        # Airflow 3.0 also passes over a variable whose extra it cannot decode.
+        extras = parse_qs(urlsplit(text).query).get("__extra__", ["{}"])
+        return None if _is_json_object(extras[0]) else "its __extra__ is not a JSON object, percent-encoded."
     return (
         "it is not a URI. In the key and in the host, percent-encode what URIs reserve, such as / ? # @ : [ ] %; "
         'a port is a number. Or write it as JSON, which needs no encoding: {"conn_type": "agents", "password": "KEY"}.'
