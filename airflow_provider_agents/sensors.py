@@ -383,7 +383,7 @@ class AgentRunSensor(BaseSensorOperator):
     @staticmethod
     def _first_reschedule(context: Context) -> datetime | None:
         """When this try began to look, if that was in an earlier process."""
-        first = getattr(context["ti"], "get_first_reschedule_date", lambda _: None)(context)
+        first = getattr(context.get("ti"), "get_first_reschedule_date", lambda _: None)(context)
         return first if isinstance(first, datetime) else None
 
     def _look(self, sought: Sought, client: Client) -> tuple[Verdict | None, Submission]:

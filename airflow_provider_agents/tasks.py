@@ -42,7 +42,7 @@ def fail_without_retry(error: AgentsError) -> AirflowFailException:
 
 def began_at(context: Context) -> datetime:
     """When this try of a task began, on our clock. A resumed task began when it was first executed."""
-    start_date = getattr(context["ti"], "start_date", None)
+    start_date = getattr(context.get("ti"), "start_date", None)
     if not isinstance(start_date, datetime):
         return now()
     # Airflow tells it on the system's clock, which is not ours in a test that skips time.
