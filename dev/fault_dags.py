@@ -23,10 +23,10 @@ class OneRunOperator(ExecuteAgentOperator):
         except AgentRunFailedError as error:
             raise AirflowFailException(str(error)) from error
 
-    def execute_complete(self, context, event=None, submission=None):  # noqa: ANN001, ANN201
+    def execute_complete(self, context, event=None):  # noqa: ANN001, ANN201
         """Do what the operator does."""
         try:
-            return super().execute_complete(context, event, submission)
+            return super().execute_complete(context, event)
         except AgentRunFailedError as error:
             raise AirflowFailException(str(error)) from error
 
