@@ -139,10 +139,6 @@ def test_a_failed_run_fails_the_try_and_a_retry_starts_a_new_one(airflow, simula
     [
         ("system_wrong_key", "401: The API key of the connection is missing, wrong or revoked"),
         ("system_unknown_agent", "404: The agent does not exist, or the key does not own it"),
-        (
-            "system_missing_connection",
-            "The connection 'not_there' does not exist, or cannot be read. Create it under Admin",
-        ),
     ],
 )
 def test_what_no_retry_can_mend_fails_at_once_and_says_what_to_do(airflow, started, dag_id, words):
@@ -151,7 +147,15 @@ def test_what_no_retry_can_mend_fails_at_once_and_says_what_to_do(airflow, start
     (instance,) = airflow.task_instances(dag_id, run_id)
     assert instance["try_number"] == 1
     log = wait_for_log(airflow, dag_id, run_id, "run", words)
-    assert "under way" not in log
+    assert "The run was accepted." not in log
+
+
+def test_a_connection_that_stays_away_fails_the_task_and_says_what_to_create(airflow, started):
+    run_id = started["system_missing_connection"]
+    assert airflow.wait_for_dag_run("system_missing_connection", run_id) == "failed"
+    words = "The connection 'not_there' does not exist, or cannot be read. Create it under Admin"
+    log = wait_for_log(airflow, "system_missing_connection", run_id, "run", words)
+    assert "The run was accepted." not in log
 
 
 def test_a_busy_agent_is_waited_for_and_then_run(airflow, simulator, started):
@@ -170,7 +174,7 @@ def test_a_retry_after_a_timeout_waits_for_the_same_run(airflow, simulator, star
     assert airflow.wait_for_dag_run("system_timeout", run_id) == "success"
     (mine,) = simulator.executions("agent-slow")
     assert decoded(airflow.xcom("system_timeout", run_id, "run"))["id"] == mine["eventId"]
-    assert wait_for_log(airflow, "system_timeout", run_id, "run", "was not over at the deadline")
+    assert wait_for_log(airflow, "system_timeout", run_id, "run", "not finished at the deadline")
 
 
 def test_clearing_a_finished_task_starts_a_new_run(airflow, simulator, deferred_run):
@@ -189,8 +193,7 @@ def test_a_task_that_is_marked_failed_leaves_its_run_and_a_clear_takes_it_up_aga
         simulator.control("POST", "agents", {"agent_id": agent_id, "run_seconds": 20.0})
     run_id = airflow.trigger("system_killed")
     airflow.wait_for_task("system_killed", run_id, "run", "deferred")
-    known = f"Event {simulator.executions('agent-killed')[0]['eventId']} RUNNING"
-    wait_for_log(airflow, "system_killed", run_id, "run", known)
+    wait_for_log(airflow, "system_killed", run_id, "run", "is RUNNING. agent=agent-killed")
     (mine,) = simulator.executions("agent-killed")
     # While they are deferred, each task leads to its own run.
     for task_id, map_index, agent_id in (("run", -1, "agent-killed"), ("mapped", 0, "agent-linked")):
@@ -200,8 +203,8 @@ def test_a_task_that_is_marked_failed_leaves_its_run_and_a_clear_takes_it_up_aga
         assert link == f"https://app.example/{agent_id}/runs/{event_id}"
     assert states_of(airflow, "system_killed", run_id) == {"run": "deferred", "mapped": "deferred"}
     airflow.set_task_state("system_killed", run_id, "run", "failed")
-    said = f"no longer waits for the run of agent agent-killed, requestId {mine['requestId']}, event {mine['eventId']}"
-    wait_for_log(airflow, "system_killed", run_id, "run", said)
+    said = wait_for_log(airflow, "system_killed", run_id, "run", "This triggerer no longer waits for the run.")
+    assert f"agent=agent-killed request_id={mine['requestId']}" in said
     airflow.clear("system_killed", run_id, "run")
     assert airflow.wait_for_dag_run("system_killed", run_id) == "success"
     assert decoded(airflow.xcom("system_killed", run_id, "run"))["id"] == mine["eventId"]

@@ -28,7 +28,7 @@ with DAG("system_unknown_agent", start_date=START, schedule=None):
     ExecuteAgentOperator(task_id="run", agent_id="agent-unknown", retries=3, **QUICK)
 
 with DAG("system_missing_connection", start_date=START, schedule=None):
-    ExecuteAgentOperator(task_id="run", agent_id="agent-123", agents_conn_id="not_there", retries=3, **QUICK)
+    ExecuteAgentOperator(task_id="run", agent_id="agent-123", agents_conn_id="not_there", retries=0, **QUICK)
 
 with DAG("system_wait_until_idle", start_date=START, schedule=None):
     ExecuteAgentOperator(task_id="run", agent_id="{{ params.agent }}", if_running="wait",
