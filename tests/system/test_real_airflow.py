@@ -38,7 +38,7 @@ def link_of(airflow, dag_id, run_id, task_id, map_index=-1):
 @pytest.fixture(scope="module")
 def started(airflow, simulator):
     """The DAG runs that do not get in each other's way, all started at once: most of their time is waiting."""
-    simulator.control("POST", "agents", {"agent_id": "agent-slow", "run_seconds": 9.0})
+    simulator.control("POST", "agents", {"agent_id": "agent-slow", "run_seconds": 25.0})
     simulator.control("POST", "agents", {"agent_id": "agent-busy", "run_seconds": 40.0, "queue_seconds": 0.0})
     simulator.control("POST", "runs", {"agentId": "agent-busy"})
     simulator.control("POST", "agents", {"agent_id": "agent-busy", "run_seconds": 1.0})
@@ -260,7 +260,7 @@ def test_soft_fail_covers_what_is_late_or_failed_and_nothing_else(airflow, sense
     again = airflow.taken_for_killed("system_sensor_soft", run_id)
     for row in airflow.task_instances("system_sensor_soft", run_id):
         assert row["try_number"] == 1 + again.count(row["task_id"])
-    assert wait_for_log(airflow, "system_sensor_soft", run_id, "wrong_id", "has no event no-such-event. Check both ids")
+    assert wait_for_log(airflow, "system_sensor_soft", run_id, "wrong_id", "The agent has no such event")
 
 
 def test_a_task_ends_in_the_triggerer_with_its_xcoms(airflow, simulator, sensed):

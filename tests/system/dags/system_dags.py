@@ -36,7 +36,7 @@ with DAG("system_wait_until_idle", start_date=START, schedule=None):
 
 with DAG("system_timeout", start_date=START, schedule=None):
     ExecuteAgentOperator(
-        task_id="run", agent_id="agent-slow", timeout=4.0, retries=2, retry_delay=timedelta(seconds=1), **QUICK
+        task_id="run", agent_id="agent-slow", timeout=4.0, retries=12, retry_delay=timedelta(seconds=1), **QUICK
     )
 
 with DAG("system_killed", start_date=START, schedule=None):
