@@ -81,7 +81,7 @@ def lineage_of_run(
         event_ids = [submission.event_id] if submission.event_id is not None else []
     if verdict is not None:
         facet.outcome = verdict.outcome.value
-        event_ids = [event.id for event in verdict.events] or event_ids
+        event_ids = [event.id for event in verdict.events if not event.lacks_id] or event_ids
     # Of several candidates none is known to be the run, so nothing is told of what one of them has used.
     if verdict is not None and len(verdict.events) == 1:
         (event,) = verdict.events

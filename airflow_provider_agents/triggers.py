@@ -102,7 +102,7 @@ class RunEnded(Payload):
         outcome: a `verdict.Outcome`, or `error` if the wait itself could not go on.
         events: the run's event as the API sent it, or those of all candidates, oldest first.
         late: as in `verdict.Verdict`.
-        error: why the wait could not go on.
+        error: why the wait could not go on, or why the last poll before its deadline failed.
         for_good: whether a new wait would fail the same way.
         interval: when the run began that a sensor seeks, in words; None if the run was named otherwise.
     """
@@ -130,7 +130,7 @@ class RunEnded(Payload):
             raise UnknownTriggerEventError("The trigger reports a run that FAILED and does not hold its event.")
         if self.outcome == Outcome.COMPLETED and not (events and all(is_success(event) for event in events)):
             raise UnknownTriggerEventError("The trigger reports a run that COMPLETED and does not hold its event.")
-        return Verdict(self.outcome, events, self.late)
+        return Verdict(self.outcome, events, self.late, self.error)
 
 
 class AgentIdle(Payload):
@@ -276,6 +276,7 @@ def _event_of(
                 outcome=verdict.outcome,
                 events=events,
                 late=verdict.late,
+                error=verdict.failure,
                 interval=interval,
             ).to_json()
         )

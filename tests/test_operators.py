@@ -1269,3 +1269,17 @@ def test_an_agent_is_idle_once_the_row_that_could_not_be_read_names_its_end(plat
     platform.sim.corrupt(theirs, {"id": 7})
     event = run(operator(if_running="wait", timeout=600, **waiting), task)
     assert [event["id"]] == platform.executions()
+
+
+def test_a_wait_in_which_no_page_could_be_read_says_why_at_the_deadline(platform, task, waiting):
+    def odd_pages(_, answer):
+        reply = answer()
+        is_started = platform.executions() and b"requestId" not in reply.body
+        return replace(reply, body=b'{"data": [], "nextToken": {"page": 2}}') if is_started else reply
+
+    platform.sim.intercept(odd_pages)
+    with pytest.raises(
+        AgentRunTimeoutError,
+        match=r"no event of it had appeared.* The last poll failed: .*not what the API describes: nextToken",
+    ):
+        run(operator(timeout=300, **waiting), task)

@@ -64,7 +64,7 @@ def first_fault(error: ValidationError) -> str:
     """Where and why a value does not fit its model, without the value: the place, then what is wrong there."""
     fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = ".".join(str(part) for part in fault["loc"]) or "the whole"
-    return f"{quote(place, 80)}: {quote(fault['msg'])}"
+    return f"{quote(place, 80)}: {quote(fault['msg'].removeprefix('Value error, '))}"
 
 
 def without_frames(error: E) -> E:

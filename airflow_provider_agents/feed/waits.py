@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
@@ -110,6 +111,7 @@ async def wait_for_end(
         InvalidConnectionError: the connection cannot be used.
     """
     teller, late, known = _Teller(say), LateWarning(wait), False
+    trouble: Trouble | None = None
 
     def note_known() -> None:
         nonlocal known
@@ -118,6 +120,8 @@ async def wait_for_end(
             on_known(wait.events[0])
 
     def tell(ticket: Ticket[Verdict], is_news: bool) -> None:
+        nonlocal trouble
+        trouble = ticket.trouble
         late.log_once(say)
         teller.tell(state_of(wait), ticket.trouble, is_news=is_news)
         if not ticket.over:
@@ -127,6 +131,8 @@ async def wait_for_end(
     verdict = await feed.watch(wait, interval=poll_interval, deadline_at=deadline_at, tell=tell, answered=answered)
     ends = [event.completedAt for event in verdict.events if event.completedAt is not None]
     feed.note_end(verdict.outcome, max(ends, default=None))
+    if verdict.outcome == Outcome.TIMED_OUT and trouble is not None:
+        return replace(verdict, failure=str(trouble.error))
     return verdict
 
 

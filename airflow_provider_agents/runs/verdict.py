@@ -89,11 +89,13 @@ class Verdict:
 
     Attributes:
         late: no event had appeared within `settle`, so those that appeared later may be other runs'.
+        failure: why the last poll before the deadline showed nothing, if it failed.
     """
 
     outcome: Outcome
     events: tuple[ExecutionEvent, ...] = ()
     late: bool = False
+    failure: str | None = None
 
     @property
     def event(self) -> ExecutionEvent | None:
@@ -359,7 +361,8 @@ def error_of(verdict: Verdict, submission: Submission, *, what_now: str) -> Agen
                 **about,
             )
         case Outcome.TIMED_OUT:
-            return AgentRunTimeoutError(_joined(_why_late(verdict), what_now, ids), **about)
+            failure = f"The last poll failed: {quote(verdict.failure)}" if verdict.failure else ""
+            return AgentRunTimeoutError(_joined(_why_late(verdict), failure, what_now, ids), **about)
 
 
 def named(submission: Submission, events: Sequence[ExecutionEvent] = ()) -> str:
@@ -421,7 +424,8 @@ def _why_late(verdict: Verdict) -> str:
             f"The deadline passed before it was certain which run is this task's ({states}): until `settle` has "
             "passed, another run could still appear."
         )
-    return f"The run was not finished at the deadline ({states}). It cannot be cancelled and is still running."
+    is_running = "may still be running" if any(event.unreadable for event in verdict.events) else "is still running"
+    return f"The run was not finished at the deadline ({states}). It cannot be cancelled and {is_running}."
 
 
 def _states(events: Sequence[ExecutionEvent]) -> str:

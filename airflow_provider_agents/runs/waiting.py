@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
@@ -196,6 +196,7 @@ def wait_for_end(
         if over:
             if pace.last_error is not None:
                 pace.speak(logging.WARNING, f"The last look before the deadline failed: {pace.last_error}")
+                return replace(wait.expire(), failure=str(pace.last_error))
             return wait.expire()
         yield pause
 

@@ -20,7 +20,7 @@ from airflow_provider_agents.api.errors import (
 from airflow_provider_agents.api.models import ExecutionEvent, Page
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS
 from airflow_provider_agents.runs.submission import Submission, attached_to
-from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
+from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait, error_of
 from airflow_provider_agents.runs.waiting import (
     LAST_LOOK_SECONDS,
     SIGN_OF_LIFE_SECONDS,
@@ -227,7 +227,9 @@ def test_failures_do_not_end_a_wait():
 
 def test_a_deadline_during_an_outage_says_that_the_last_look_failed():
     story = Story([row()], DOWN)
-    assert story.tell(story.wait(seconds=60.0)).outcome == Outcome.TIMED_OUT
+    verdict = story.tell(story.wait(seconds=60.0))
+    assert (verdict.outcome, verdict.failure) == (Outcome.TIMED_OUT, str(DOWN))
+    assert f"The last poll failed: {DOWN}" in str(error_of(verdict, attached_to(row(), "a", T0), what_now=""))
     assert story.said[-1] == (logging.WARNING, f"The last look before the deadline failed: {DOWN}")
 
 
