@@ -178,10 +178,10 @@ def test_airflow_lists_the_provider_with_all_that_it_brings(found):
         "hook_name": "Agents",
     }
     triggers = [trigger for trigger in found["triggers"] if trigger["package_name"] == NAME]
-    assert [(trigger["class"], trigger["integration_name"]) for trigger in triggers] == [
+    assert {(trigger["class"], trigger["integration_name"]) for trigger in triggers} == {
         ("airflow_provider_agents.triggers", "Agents"),
         ("airflow_provider_agents.watchers", "Agents"),
-    ]
+    }
     info = airflow_provider_agents.get_provider_info()
     links = {link["extra_link_class_name"] for link in found["links"]}
     assert set(info.get("extra-links", ())) <= links
