@@ -166,7 +166,8 @@ def test_a_post_that_is_always_refused_for_now_is_given_up_after_two_minutes():
     scene.fault("status", status=429, times=None)
     with pytest.raises(RateLimitedError, match="Every try of the last 120 seconds has failed|asks for a pause"):
         scene.submit()
-    assert sum(scene.slept) == pytest.approx(120.0)
+    # Less than a second can be left, and then the second that the server asks for is too long.
+    assert 119.0 <= sum(scene.slept) <= 120.001
     assert scene.saved[-1].sent_at is None
     # One warning a minute, each with the end of the tries.
     assert len(scene.said) == 2
