@@ -288,7 +288,8 @@ def test_a_platform_that_is_down_for_longer_fails_the_try_and_the_log_says_until
     with pytest.raises(ServerError, match="503.*(Every try of the last 120|asks for a pause)"):
         run(operator(), task)
     assert logged().count("Trying again until 09:02:00 UTC.") == 2
-    assert sum(platform.slept) == pytest.approx(120.0)
+    # Less than a second can be left, and then the second that the server asks for is too long.
+    assert 119.0 <= sum(platform.slept) <= 120.001
 
 
 @pytest.mark.parametrize(("seconds", "fits"), [(100, True), (130, False)])
