@@ -323,7 +323,7 @@ class AgentRunSensor(BaseSensorOperator):
         deadline_at = now() + timedelta(seconds=self.timeout)
         if self.execution_timeout is not None:
             deadline_at = min(deadline_at, began_at(context) + self.execution_timeout)
-        self.log.info("%s agent=%s", WAITS_IN_TRIGGERER.format("for the run", deadline_at), self.agent_id)
+        self.log.info("%s agent=%s", WAITS_IN_TRIGGERER.format("for the run", deadline_at), self._sought().agent_id)
         return self.defer(
             trigger=AgentSensorTrigger(**self._trigger_arguments(deadline_at=deadline_at, end=False)),
             method_name="execute_complete",

@@ -140,12 +140,13 @@ class LookUps:
 # --- what it waits for ---
 
 
-def test_a_submission_is_waited_for(platform, task, wait):
+def test_a_submission_is_waited_for(platform, task, wait, logged):
     submission = ExecuteAgentOperator(task_id="run", agent_id="agent-1", wait_for_completion=False).execute(
         task.context()
     )
     assert wait(submission=submission)["id"] == platform.executions()[0]
     assert len(platform.executions()) == 1
+    assert "agent=None" not in logged()
 
 
 def test_an_event_is_waited_for(platform, wait):
