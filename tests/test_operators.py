@@ -30,8 +30,9 @@ from airflow_provider_agents.api.errors import (
     TemporaryError,
 )
 from airflow_provider_agents.hooks import AgentsHook
-from airflow_provider_agents.operators import RECORD_KEY, AgentBusyError, ExecuteAgentOperator
+from airflow_provider_agents.operators import AgentBusyError, ExecuteAgentOperator
 from airflow_provider_agents.simulator import Fault
+from airflow_provider_agents.task_state import RECORD_KEY
 from airflow_provider_agents.triggers import (
     AgentIdleTrigger,
     AgentRunTrigger,

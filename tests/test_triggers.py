@@ -11,8 +11,9 @@ from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferr
 from conftest import needs_airflow
 
 from airflow_provider_agents.api.errors import AgentRunFailedError, AmbiguousAgentRunError, InvalidArgumentError
-from airflow_provider_agents.operators import RECORD_KEY, ExecuteAgentOperator
+from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.simulator import Fault, World
+from airflow_provider_agents.task_state import RECORD_KEY
 from airflow_provider_agents.triggers import AgentRunTrigger
 
 newer_airflow = needs_airflow("3.3")

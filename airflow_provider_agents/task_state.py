@@ -1,0 +1,183 @@
+"""What a task remembers of its run from one try to the next, in Airflow's task state store."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_agents.runs.record import Attempt, Phase, RunRecord
+from airflow_provider_agents.runs.verdict import named
+from airflow_provider_agents.triggers import UnknownTriggerEventError
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_agents.operators import ExecuteAgentOperator
+    from airflow_provider_agents.runs.submission import Submission
+
+#: The key of the record in the task state store. Public: an operator of Airflow may look it up or delete it.
+RECORD_KEY = "agent_run"
+#: How long the record outlives the longest wait it may be needed for: tries, pauses between them, clears by hand.
+_RECORD_OUTLIVES = timedelta(days=30)
+#: The store keeps 64 KB without a complaint; a result beyond this is looked up again rather than stored.
+_LARGEST_STORED_RESULT = 48 * 1024
+
+
+class TaskStateRecord:
+    """The record of a task in Airflow's task state store, or nothing where there is none."""
+
+    def __init__(self, operator: ExecuteAgentOperator, context: Context) -> None:
+        self._operator = operator
+        self._store: Any = context.get("task_state_store") if operator.durable else None
+        self._attempt = Attempt(
+            try_number=getattr(context["ti"], "try_number", 0),
+            max_tries=getattr(context["ti"], "max_tries", 0) or 0,
+            clear_number=getattr(context.get("dag_run"), "clear_number", None),
+        )
+
+    def is_cleared_since(self, record: RunRecord) -> bool:
+        """Whether a user has cleared the task since the record was written."""
+        return self._attempt.is_cleared_since(record.attempt, retries=self._operator.retries or 0)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether a new try knows what this one did."""
+        return self._store is not None
+
+    @property
+    def next_try_while_running(self) -> str:
+        """What a new try will do about a run that goes on."""
+        return "A retry or clear waits for the same run again." if self._store else "A retry would start a new run."
+
+    @property
+    def next_try_after_loss(self) -> str:
+        """What a new try will do about a run that may or may not have started."""
+        return (
+            "A retry looks for it first, and starts a new run only if there is none."
+            if self._store
+            else "A retry would start a new run: look at the agent's runs first."
+        )
+
+    def warn_if_forgetful(self) -> None:
+        """Say once per try what a retry will do where nothing is remembered."""
+        if self._store is None and self._operator.retries:
+            self._operator.log.warning(
+                "This task keeps no record of its run (%s), so a retry starts a new run.",
+                "durable=False" if not self._operator.durable else "Airflow has a task state store from 3.3 on",
+            )
+
+    def load(self, agent_id: str) -> RunRecord | None:
+        """The record of an earlier try, or None. A failure to read it is never "none"."""
+        if self._store is None:
+            return None
+        value = self._store.get(RECORD_KEY)
+        if value is None:
+            return None
+        record = RunRecord.from_json(value)
+        if not record.belongs_to(agent_id, self._operator.agents_conn_id):
+            self._operator.log.warning(
+                "An earlier try started a run of another agent or over another connection. This run is left alone, and "
+                "is still running if it has not ended. connection=%s %s",
+                record.agents_conn_id,
+                named(record.submission),
+            )
+            return None
+        return record
+
+    def save(
+        self,
+        phase: Phase,
+        submission: Submission,
+        *,
+        outcome: str | None = None,
+        result: dict[str, Any] | None = None,
+        is_own: bool = False,
+        ends_in_trigger: bool = False,
+        deadline_at: datetime | None = None,
+    ) -> None:
+        """Write the record before the step that `phase` names.
+
+        Raises:
+            Exception: whatever the store raises, for `submitting` only: then nothing has been paid for yet. Later a
+                record that cannot be written must not take down the task whose run is under way.
+        """
+        if self._store is None:
+            return
+        if result is not None and len(json.dumps(result)) > _LARGEST_STORED_RESULT:
+            result = None
+        record = RunRecord(
+            phase=phase,
+            agents_conn_id=self._operator.agents_conn_id,
+            submission=submission,
+            attempt=self._attempt,
+            outcome=outcome,
+            result=result,
+            is_own=is_own,
+            ends_in_trigger=ends_in_trigger,
+            deadline_at=deadline_at,
+        )
+        try:
+            self._write(record)
+        except Exception:
+            if phase == Phase.SUBMITTING:
+                raise
+            self._operator.log.exception("The record of the run could not be kept. %s", named(submission))
+
+    def note_resumed(self) -> RunRecord | None:
+        """Note that a worker, and not the trigger, ends this try.
+
+        Returns:
+            The record, if this try was deferred until its run ends.
+        """
+        record = self._deferred_with()
+        if record is not None and record.ends_in_trigger:
+            self._write(record.changed(ends_in_trigger=False))
+        return record
+
+    def _deferred_with(self) -> RunRecord | None:
+        """The record that this try has written before it deferred until its run ends; None if there is none."""
+        value = self._store.get(RECORD_KEY) if self._store is not None else None
+        record = RunRecord.from_json(value) if value is not None else None
+        # Any other record is an earlier try's, and this one was deferred until the agent is idle.
+        if record is None or record.phase != Phase.DEFERRED or record.attempt.try_number != self._attempt.try_number:
+            return None
+        return record
+
+    def refuse_another_run(self, submission: Submission, agents_conn_id: str) -> None:
+        """Refuse a trigger's report of another run than the one that this try has deferred for.
+
+        Without a record there is nothing to compare with. A record that cannot be read loses no run that is paid for.
+
+        Raises:
+            UnknownTriggerEventError: it is another run.
+        """
+        try:
+            record = self._deferred_with()
+        except Exception:
+            self._operator.log.exception("The record of the run could not be read. The trigger's report is believed.")
+            return
+        if record is not None and (record.submission, record.agents_conn_id) != (submission, agents_conn_id):
+            raise UnknownTriggerEventError(
+                "The trigger has reported another run than the one that this task waits for. The run is left as it is: "
+                f"clear the task to wait for it again. {named(record.submission)}; reported: {named(submission)}"
+            )
+
+    def after_failed_deferral(self, record: RunRecord | None) -> str:
+        """What has become of the run whose wait in the triggerer has failed, and what a new try will do.
+
+        Args:
+            record: what `note_resumed` gave.
+        """
+        if record is not None:
+            return (
+                f"The run is still running, or has ended unseen. {self.next_try_while_running} "
+                f"{named(record.submission)}"
+            )
+        if self._store is not None:
+            return "It was a wait for an idle agent, and this try has started no run. A retry or clear asks again."
+        return f"If this try has started a run, that run is still running. {self.next_try_while_running}"
+
+    def _write(self, record: RunRecord) -> None:
+        retention = timedelta(seconds=self._operator.timeout) + _RECORD_OUTLIVES
+        self._store.set(RECORD_KEY, record.to_json(), retention=retention)
