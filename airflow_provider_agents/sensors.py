@@ -519,6 +519,8 @@ class AgentRunSensor(BaseSensorOperator):
         except AirflowRescheduleException:
             raise
         except AirflowSkipException as skip:
+            if isinstance(skip.__cause__, AirflowSkipException):
+                raise skip.__cause__  # noqa: B904 - Airflow has wrapped a skip that says it all, and has its cause
             # Airflow itself skips after every failure around a poll, also where soft_fail must not hide it.
             if not isinstance(skip.__cause__, _SKIPPED_BY_AIRFLOW) and not (self.never_fail is True and skip.__cause__):
                 self.log.warning("The task is skipped. %s", skip)
