@@ -312,16 +312,15 @@ def test_a_run_that_is_over_already_needs_no_trigger(platform):
 @pytest.mark.parametrize("soft_fail", [True, False])
 def test_a_key_that_is_revoked_while_it_is_waited_for_fails_whatever_is_soft(platform, wait, soft_fail):
     event_id = platform.sim.start_scheduled_run("agent-1")
-    handle = platform.sim.handle
     answered = []
 
-    def revoking(*request):
+    def revoking(request, answer):
         answered.append(request)
         if len(answered) > 1:
             platform.sim.api_keys = ()
-        return handle(*request)
+        return answer()
 
-    platform.sim.handle = revoking
+    platform.sim.intercept(revoking)
     with pytest.raises(AirflowFailException, match="401"):
         wait(agent_id="agent-1", event_id=event_id, soft_fail=soft_fail)
 
@@ -590,13 +589,12 @@ def test_a_look_of_many_slow_pages_puts_off_no_timeout_of_a_sensor_on_a_worker(p
         pytest.skip("the time of an event loop does not move with that of the answers")
     event_id = platform.sim.start_scheduled_run("agent-1")
     platform.sim.world = replace(platform.sim.world, endless_tokens=True)
-    handle = platform.sim.handle
 
-    def slowly(*request):
+    def slowly(_request, answer):
         platform.traveller.shift(timedelta(seconds=15))
-        return handle(*request)
+        return answer()
 
-    platform.sim.handle = slowly
+    platform.sim.intercept(slowly)
     began = platform.sim.clock()
     with pytest.raises(AirflowSensorTimeout):
         wait(agent_id="agent-1", event_id=event_id, timeout=60)

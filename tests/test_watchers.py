@@ -111,14 +111,14 @@ def test_only_the_agent_that_is_wanted_is_told(platform):
 
 def test_a_row_that_cannot_be_read_keeps_no_watcher_from_starting_and_is_told_once_it_can_be(platform, caplog):
     platform.sim.add_agent("agent-2", queue_seconds=0.0, run_seconds=3.0)
-    odd, event, state = platform.sim.start_scheduled_run("agent-1"), platform.sim._event, AssetState()
-    platform.sim._event = lambda run, now: {**event(run, now), **({"status": None} if run.event_id == odd else {})}
+    odd, state = platform.sim.start_scheduled_run("agent-1"), AssetState()
+    platform.sim.corrupt(odd, {"status": None})
     fine = []
     told = watch(platform, 300, state=state, then=lambda: fine.append(platform.sim.start_scheduled_run("agent-2")))
     assert flat(told) == fine
     assert caplog.text.count(f"agent=agent-1 event={odd}") == 1
     platform.pass_time(3600)
-    platform.sim._event = event
+    platform.sim.restore(odd)
     assert flat(watch(platform, 60, state=state)) == [odd]
 
 

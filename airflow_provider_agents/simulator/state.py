@@ -482,6 +482,14 @@ class Simulator:
         """How a run ends, whether it has or not."""
         return self._runs[event_id].end_status
 
+    def row(self, event_id: str) -> Any:
+        """What a listing shows of an event now: the honest row, or what it was changed to.
+
+        Raises:
+            KeyError: there is no such event.
+        """
+        return self._row(self.truth(event_id), self.now())
+
     def runs(self) -> list[tuple[Run, str]]:
         """Every run that was started by now and its status, oldest first."""
         self._run_schedules()

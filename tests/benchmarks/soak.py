@@ -250,10 +250,15 @@ class Soak:
 
     def tell(self, event):
         self.tellings += 1
-        known = self.sim._runs.get(event.id)
-        if event.id in self.told or known is None or event.status != known.end_status:
+        if event.id in self.told or not self.is_end(event):
             self.wrong.append(f"told again, or wrongly: {event}")
         self.told.add(event.id)
+
+    def is_end(self, event):
+        try:
+            return event.status == self.sim.final_status(event.id)
+        except KeyError:
+            return False
 
     # --- what is left ---
 

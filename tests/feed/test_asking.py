@@ -113,15 +113,7 @@ def test_a_run_whose_row_cannot_be_read_is_not_taken_for_one_that_never_appeared
     scene = Scene(agents=30, queue_seconds=0.0, run_seconds=400.0)
     submissions = [scene.submitted(agent_id).changed(request_id=None) for agent_id in scene.agents]
     damaged = scene.sim.executions[0].event_id
-    event, broken = scene.sim._event, [True]
-
-    def spoilt(run, now):
-        row = event(run, now)
-        if not broken or run.event_id != damaged:
-            return row
-        return {**row, "status": None} if named else {**row, "status": None, "agentId": None}
-
-    scene.sim._event = spoilt
+    scene.sim.corrupt(damaged, {"status": None} if named else {"status": None, "agentId": None})
     tickets = [
         scene.driver.join(Wait(one, Rules(appear_within=60.0)), deadline_at=scene.clock.now + timedelta(hours=8))
         for one in submissions
@@ -129,7 +121,7 @@ def test_a_run_whose_row_cannot_be_read_is_not_taken_for_one_that_never_appeared
     scene.sweep(30)
     assert not any(ticket.over for ticket in tickets)
     assert [event.unreadable is not None for event in tickets[0].subject.events] == [True]
-    broken.clear()
+    scene.sim.restore(damaged)
     scene.driver.wait_for(*tickets)
     assert {ticket.result.outcome for ticket in tickets} == {Outcome.COMPLETED}
 
@@ -170,10 +162,7 @@ def test_the_search_for_an_event_that_is_gone_ends_where_all_is_older_than_it():
     gate = Gate(scene, nothing_but_agents)
     gate.sweep(9)
     (event_id,) = ticket.following
-    page = scene.sim._event
-    scene.sim._event = lambda run, now: (
-        {**page(run, now), "id": "other"} if run.event_id == event_id else page(run, now)
-    )
+    scene.sim.corrupt(event_id, {"id": "other"})
     gate.asked.clear()
     searches = [query for path, query in gate.sweep(4) if path == AGENTS and "startedAfter" not in query]
     assert searches
@@ -198,8 +187,7 @@ def test_an_event_of_which_only_the_id_is_known_is_searched_for_to_the_end():
 
 def test_an_event_that_says_nothing_of_its_time_is_searched_for_as_well():
     scene = Scene(queue_seconds=60.0, run_seconds=10.0)
-    row = scene.sim._event
-    scene.sim._event = lambda run, now: {**row(run, now), "createdAt": None}
+    scene.sim.corrupt(None, {"createdAt": None})
     ticket = scene.waiting()
     Gate(scene, nothing_but_agents)
     (verdict,) = scene.driver.wait_for(ticket)
@@ -232,9 +220,7 @@ def test_an_id_means_nothing_in_an_event_of_another_agent():
     scene = Scene(World(), agents=2, queue_seconds=0.0, run_seconds=1000.0)
     submission = scene.submitted("agent-0")
     stranger = scene.sim.start_scheduled_run("agent-1")
-    row = scene.sim._event
-    named = {"requestId": submission.request_id}
-    scene.sim._event = lambda run, now: row(run, now) | (named if run.event_id == stranger else {})
+    scene.sim.corrupt(stranger, {"requestId": submission.request_id})
     deadline_at = scene.clock.now + timedelta(hours=1)
     ticket = scene.driver.join(Wait(submission, Rules()), deadline_at=deadline_at)
     # So that the other agent's events are looked at, too.

@@ -169,10 +169,9 @@ def test_a_listing_that_turns_out_dearer_than_its_first_page_promised_is_broken_
 @pytest.mark.parametrize("is_watched", [False, True])
 def test_the_account_is_not_listed_for_seekers_once_a_row_has_hidden_whose_it_is(is_watched):
     scene = Scene(World(), agents=3, queue_seconds=9000.0)
-    row = scene.sim._event
     waits = inferred(scene)
-    scene.sim._event = lambda run, now: (
-        row(run, now) | ({"status": None, "agentId": None} if run.agent_id == "agent-0" else {})
+    scene.sim.corrupt(
+        None, lambda row: row | ({"status": None, "agentId": None} if row["agentId"] == "agent-0" else {})
     )
     for wait, deadline_at in waits:
         scene.driver.join(wait, deadline_at=deadline_at)
@@ -320,10 +319,9 @@ def test_a_row_that_hides_whose_it_is_does_not_hide_the_followed_ones_behind_it(
     for agent_id in scene.agents:
         scene.waiting(agent_id)
     nameless = scene.sim.start_scheduled_run("agent-1")
-    row = scene.sim._event
     gate = Gate(scene)
     gate.sweep()
-    scene.sim._event = lambda run, now: row(run, now) | ({"agentId": None} if run.event_id == nameless else {})
+    scene.sim.corrupt(nameless, {"agentId": None})
     for _ in range(3):
         assert pages(gate.sweep()) == {"account window": 1}
 

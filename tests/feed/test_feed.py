@@ -417,12 +417,7 @@ def test_who_only_asks_is_told_at_once_that_there_is_no_connection():
 def test_never_more_requests_than_the_connection_allows(ceiling):
     scene = Scene(agents=60, world=World(request_id="absent"))
     scene.settings = Settings(api_key=KEY, base_url="http://127.0.0.1", max_requests_per_second=ceiling)
-    handle = scene.sim.handle
-
-    def agents_only(method, path, query, headers):
-        return scene.sim.error(403, "not yours") if path == "/v1/events" else handle(method, path, query, headers)
-
-    scene.sim.handle = agents_only
+    scene.sim.add_fault(Fault(kind="status", status=403, path="^/v1/events$", times=None))
     submissions = [scene.submitted(agent_id) for agent_id in scene.agents]
 
     async def main():
@@ -438,18 +433,18 @@ def test_never_more_requests_than_the_connection_allows(ceiling):
 
 def test_when_the_server_asks_for_a_pause_nobody_asks_anything():
     scene = Scene(agents=2, run_seconds=300.0)
-    handle = scene.sim.handle
     refused_at = []
 
-    def refuse_once(*request):
-        scene.sim.handle = handle
+    def refuse_once(_request, answer):
+        if refused_at:
+            return answer()
         refused_at.append(scene.loop.time())
         return scene.sim.error(429, "slowly", {"Retry-After": "90"})
 
     async def main():
         waits = [asyncio.ensure_future(scene.wait(agent_id)) for agent_id in scene.agents]
         await asyncio.sleep(20.0)
-        scene.sim.handle = refuse_once
+        scene.sim.intercept(refuse_once)
         await asyncio.sleep(10.0)
         with pytest.raises(RateLimitedError) as refusal:
             await scene.feeds[0].ask(calls.one(calls.list_agents()))
@@ -551,23 +546,21 @@ def test_a_deadline_is_kept_whatever_a_poll_is_busy_with(slow):
 
 def test_a_slow_agent_keeps_nobody_from_the_next_look():
     scene = Scene(agents=2, run_seconds=600.0)
-    inner, began = scene.sim.handle, scene.clock.now
-    tokens = itertools.count()
+    began, tokens = scene.clock.now, itertools.count()
 
-    def handle(method, path, query, headers):
-        if path == "/v1/events":
+    def endless(request, answer):
+        if request.path == "/v1/events":
             return scene.sim.error(403, "no")
-        if "/agent-0/" in path:
-            reply = inner(method, path, {k: v for k, v in query.items() if k != "nextToken"}, headers)
-            body = json.loads(reply.body)
-            return replace(reply, body=json.dumps({**body, "data": [], "nextToken": f"t{next(tokens)}"}).encode())
-        return inner(method, path, query, headers)
+        if "/agent-0/" in request.path:
+            page = json.dumps({"data": [], "nextToken": f"t{next(tokens)}"}).encode()
+            return replace(answer(), status=200, body=page)
+        return answer()
 
     async def main():
         slow = asyncio.ensure_future(scene.wait("agent-0"))
         well = asyncio.ensure_future(scene.wait("agent-1"))
         await asyncio.sleep(0)
-        scene.sim.handle = handle
+        scene.sim.intercept(endless)
         scene.latency = lambda: 5.0
         verdict = await well
         took = scene.clock.now - began

@@ -125,12 +125,7 @@ def test_a_cursor_stays_small():
 
 
 def test_a_key_that_may_not_list_the_account_is_told_so(scene):
-    handle = scene.sim.handle
-
-    def refusing(method, path, query, headers):
-        return scene.sim.error(403, "not yours") if path == "/v1/events" else handle(method, path, query, headers)
-
-    scene.sim.handle = refusing
+    Gate(scene, lambda path, _query: 403 if path == "/v1/events" else None)
     ticket = scene.driver.join(Journal.from_now(ACCOUNT, SETTLE, scene.sim.now()), interval=5.0, deadline_at=FOREVER)
     scene.sweep()
     assert isinstance(ticket.trouble.error, PermanentError)
@@ -141,13 +136,14 @@ def test_a_key_that_may_not_list_the_account_is_told_so(scene):
 
 def damage(scene, *event_ids, **fields):
     """Make the rows of some events unreadable, until the returned function is called."""
-    event = scene.sim._event
+    for event_id in event_ids:
+        scene.sim.corrupt(event_id, fields)
 
-    def spoilt(run, now):
-        return {**event(run, now), **fields} if run.event_id in event_ids else event(run, now)
+    def restore():
+        for event_id in event_ids:
+            scene.sim.restore(event_id)
 
-    scene.sim._event = spoilt
-    return lambda: setattr(scene.sim, "_event", event)
+    return restore
 
 
 def sweeps(scene, journal, times):

@@ -8,7 +8,7 @@ from email.utils import format_datetime
 from itertools import pairwise
 
 import pytest
-from driving import Scene, examples
+from driving import Gate, Scene, examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -76,14 +76,7 @@ def test_a_run_whose_event_is_gone_is_not_searched_for_in_every_sweep():
 @pytest.mark.parametrize("way", ["account", "PENDING", "RUNNING"])
 def test_a_key_that_may_not_read_the_account_reads_its_agents(way):
     scene = Scene(agents=40, queue_seconds=1.0, run_seconds=20.0)
-    handle = scene.sim.handle
-
-    def refusing(method, path, query, headers):
-        if path == "/v1/events" and query.get("status", "account") == way:
-            return scene.sim.error(403, "not yours")
-        return handle(method, path, query, headers)
-
-    scene.sim.handle = refusing
+    Gate(scene, lambda path, query: 403 if path == "/v1/events" and query.get("status", "account") == way else None)
     tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
     scene.driver.wait_for(*tickets)
     assert {ticket.result.outcome for ticket in tickets} == {Outcome.COMPLETED}
@@ -92,14 +85,9 @@ def test_a_key_that_may_not_read_the_account_reads_its_agents(way):
 def test_a_window_that_is_refused_does_not_hide_a_run(caplog):
     caplog.set_level("INFO")
     scene = Scene(queue_seconds=0.0, run_seconds=50.0)
-    handle = scene.sim.handle
-
-    def refusing(method, path, query, headers):
-        if "startedAfter" in query:
-            return scene.sim.error(400, "no such filter")
-        return handle(method, path, query, headers)
-
-    scene.sim.handle = refusing
+    scene.sim.intercept(
+        lambda request, answer: scene.sim.error(400, "no such filter") if "startedAfter" in request.query else answer()
+    )
     ticket = scene.waiting()
     began = scene.clock.now
     assert scene.driver.wait_for(ticket)[0].outcome == Outcome.COMPLETED
@@ -113,12 +101,7 @@ def test_a_row_that_cannot_be_read_blinds_nobody_else():
     scene = Scene(agents=30, queue_seconds=0.0, run_seconds=20.0)
     scene.sim.add_agent("odd", queue_seconds=0.0, run_seconds=1000.0, end_status="FAILED")
     odd = scene.sim.start_scheduled_run("odd")
-    event = scene.sim._event
-
-    def spoilt(run, now):
-        return {**event(run, now), "status": None} if run.event_id == odd else event(run, now)
-
-    scene.sim._event = spoilt
+    scene.sim.corrupt(odd, {"status": None})
     tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
     scene.driver.wait_for(*tickets)
     assert {ticket.result.outcome for ticket in tickets} == {Outcome.COMPLETED}
@@ -127,8 +110,7 @@ def test_a_row_that_cannot_be_read_blinds_nobody_else():
 def test_an_event_with_an_empty_agent_id_is_not_taken_for_one_of_another_agent():
     # The account's listing then cannot tell whose it is, so the agents' own listings must.
     scene = Scene(World(request_id="field"), agents=30, queue_seconds=0.0, run_seconds=20.0)
-    event = scene.sim._event
-    scene.sim._event = lambda run, now: {**event(run, now), "agentId": ""}
+    scene.sim.corrupt(None, {"agentId": ""})
     tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
     scene.driver.wait_for(*tickets)
     assert {ticket.result.outcome for ticket in tickets} == {Outcome.COMPLETED}
@@ -138,8 +120,7 @@ def test_an_event_with_an_empty_agent_id_is_not_taken_for_one_of_another_agent()
 @pytest.mark.parametrize("field", ["createdAt", "startedAt", "completedAt", "updatedAt"])
 def test_a_moment_that_means_never_breaks_nothing(field, never):
     scene = Scene(agents=3, queue_seconds=0.0, run_seconds=20.0)
-    event = scene.sim._event
-    scene.sim._event = lambda run, now: {**event(run, now), field: never}
+    scene.sim.corrupt(None, {field: never})
     tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
     scene.driver.wait_for(*tickets)
     assert {ticket.result.outcome for ticket in tickets} == {Outcome.COMPLETED}

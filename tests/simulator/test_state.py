@@ -765,6 +765,14 @@ def test_a_row_may_be_changed_in_every_listing_and_the_truth_stays(row, expected
     assert api.rows()[1] == honest
 
 
+def test_the_row_of_an_event_is_what_a_listing_shows_of_it():
+    api = Api(queue_seconds=0.0)
+    event_id = api.sim.start_scheduled_run("a")
+    for change in (lambda: None, lambda: api.clock.advance(60), lambda: api.sim.corrupt(event_id, {"status": 7})):
+        change()
+        assert [api.sim.row(event_id)] == api.rows()
+
+
 def test_a_row_may_lack_fields_and_all_rows_may_be_changed_at_once():
     api = Api()
     newest, *_ = finished(api)
