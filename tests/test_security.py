@@ -30,7 +30,8 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement
 from pydantic import ValidationError
 
-from airflow_provider_agents import cli, triggers, watchers
+from airflow_provider_agents import triggers, watchers
+from airflow_provider_agents.__main__ import main
 from airflow_provider_agents.api import calls
 from airflow_provider_agents.api.bodies import MAX_BODY_BYTES
 from airflow_provider_agents.api.client import AsyncClient, Client, Settings
@@ -46,6 +47,7 @@ from airflow_provider_agents.api.models import ExecutionEvent
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.hooks import AgentsHook, feed_of, run_url_of
 from airflow_provider_agents.operators import ExecuteAgentOperator
+from airflow_provider_agents.runs.matching import Look
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Verdict, Wait, error_of, usage_of
 from airflow_provider_agents.runs.waiting import state_of
@@ -454,10 +456,21 @@ def test_a_uri_that_is_written_wrongly_does_not_show_its_key(monkeypatch, uri):
 
 def test_nothing_that_holds_the_key_shows_it():
     settings = Settings(api_key=KEY, proxy=f"http://user:{KEY.replace('/', '')}@proxy.example:3128")
-    client = Client(settings)
-    async_client = AsyncClient(settings)
-    for one in (settings, client, async_client, client._http.headers, async_client._http.headers):
+    sent = []
+
+    def answer(request):
+        sent.append(request)
+        return httpx.Response(200, json={"data": [], "nextToken": None})
+
+    client = Client(settings, transport=httpx.MockTransport(answer))
+    async_client = AsyncClient(settings, transport=httpx.MockTransport(answer))
+    client.send_once(READ)
+    asyncio.run(async_client.send_once(READ))
+    assert [KEY in request.headers["authorization"] for request in sent] == [True, True]
+    for one in (settings, Client(settings), AsyncClient(settings), client, async_client, *sent):
         assert "sk-live" not in repr(one) + str(one)
+    for request in sent:
+        assert "sk-live" not in repr(request.headers) + str(request.headers)
 
 
 def test_a_task_takes_the_key_into_nothing_that_airflow_stores_or_shows(platform, task, logged):
@@ -662,7 +675,8 @@ def test_what_is_logged_of_a_run_stays_in_its_line(event_id, status):
     except ValidationError:
         return
     wait = Wait(Submission(agent_id="agent-1", taken_at=datetime(2026, 1, 1, tzinfo=UTC), event_id=event_id), Rules())
-    wait._seen = {event.id: event}
+    wait.take(Look((event,), None), wait.submission.taken_at)
+    assert wait.events == (event,)
     assert state_of(wait).isprintable()
     assert wait.name.isprintable()
 
@@ -706,9 +720,11 @@ def test_the_xcoms_of_a_run_hold_what_airflow_can_keep():
 
 
 @pytest.mark.parametrize("output", ["table", "plain", "json", "yaml"])
-def test_the_command_line_prints_no_markup_and_no_escape_of_a_servers(capsys, output):
-    said = f"{NASTY}[link=https://evil.example]:bug:[/link]"
-    cli._print(output, [{"name": said}], [{"NAME": said}], "Nothing.")
+def test_the_command_line_prints_no_markup_and_no_escape_of_a_servers(platform, monkeypatch, capsys, output):
+    # So that no connection is looked for in a database that this machine may have.
+    monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "client")
+    platform.sim.add_agent("agent-2", name=f"{NASTY}[link=https://evil.example]:bug:[/link]")
+    main(["list", "--output", output])
     printed = capsys.readouterr().out
     assert all(character.isprintable() or character == "\n" for character in printed)
     assert "[bold red]" in printed

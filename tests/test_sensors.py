@@ -74,7 +74,7 @@ def run(platform, op):
         except AirflowRescheduleException as reschedule:
             first_reschedule = first_reschedule or datetime.now(UTC)
             platform.pass_time(max(0.0, (reschedule.reschedule_date - datetime.now(UTC)).total_seconds()))
-            op = op.__class__(**op._arguments)
+            op = op.__class__(**op.arguments)
         except TaskDeferred as deferred:
             _, arguments = deferred.trigger.serialize()
             assert json.loads(json.dumps(arguments)) == arguments
@@ -95,7 +95,7 @@ def wait(request, platform, monkeypatch):
     class Sensor(AgentRunSensor):
         def __init__(self, **arguments):
             super().__init__(**arguments)
-            self._arguments = arguments
+            self.arguments = arguments
 
     def waited(**arguments):
         mode = {} if request.param == "deferrable" else {"mode": request.param}
@@ -571,7 +571,7 @@ def test_a_refused_sensor_keeps_its_timeout(platform, monkeypatch, way):
     class Sensor(AgentRunSensor):
         def __init__(self, **arguments):
             super().__init__(**arguments)
-            self._arguments = arguments
+            self.arguments = arguments
 
     platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=3600.0)
     event_id = platform.sim.start_scheduled_run("agent-1")

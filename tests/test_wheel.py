@@ -193,7 +193,8 @@ def test_airflow_lists_the_provider_with_all_that_it_brings(found):
 def test_airflow_lists_the_connections_form(found):
     assert {"field_behaviours": "agents"} in found["behaviours"]
     widgets = {widget["connection_parameter_name"] for widget in found["widgets"] if widget["package_name"] == NAME}
-    assert widgets == {f"extra__agents__{name}" for name in airflow_provider_agents._EXTRAS}
+    (form,) = airflow_provider_agents.get_provider_info()["connection-types"]
+    assert widgets == {f"extra__agents__{name}" for name in form["conn-fields"]}
 
 
 def test_the_metadata_leaves_out_nothing_that_the_wheel_brings(built):

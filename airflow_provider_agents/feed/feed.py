@@ -24,6 +24,7 @@ import contextvars
 import logging
 import math
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
@@ -39,7 +40,7 @@ from airflow_provider_agents.api.errors import (
     RateLimitedError,
     TemporaryError,
 )
-from airflow_provider_agents.feed.plan import Plan
+from airflow_provider_agents.feed.plan import Plan, PollStats
 from airflow_provider_agents.feed.tickets import At, Subject, Ticket
 from airflow_provider_agents.runs.waiting import LAST_LOOK_SECONDS
 
@@ -109,6 +110,11 @@ class _Line:
         self._lock = asyncio.Lock()
         self._failing_since: float | None = None
         self._polls, self._read_again_in = 0, -1
+
+    @property
+    def clients(self) -> int:
+        """How many are open."""
+        return len(self._busy)
 
     def begin_poll(self) -> None:
         """Allow one more look-up of the connection after a 401."""
@@ -313,6 +319,10 @@ class Feed:
     def settings(self) -> Settings | None:
         """The connection as it was last read; None before the first request."""
         return self._line.settings
+
+    def stats(self) -> PollStats:
+        """How much the feed holds."""
+        return replace(self._plan.stats(), clients=self._line.clients, shared_requests=len(self._asked))
 
     def note_end(self, outcome: str, completed_at: datetime | None) -> None:
         """Count how a run ended, and how long after its end, on the server's clock, that is known."""
@@ -559,6 +569,11 @@ class Feed:
 
 
 _feeds: WeakKeyDictionary[AbstractEventLoop, dict[str, Feed]] = WeakKeyDictionary()
+
+
+def count_shared(loop: AbstractEventLoop) -> int:
+    """How many feeds a loop shares now."""
+    return len(_feeds.get(loop, {}))
 
 
 @asynccontextmanager

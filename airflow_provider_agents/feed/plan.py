@@ -95,6 +95,35 @@ _MANY_TICKETS = 1000
 _SAME_CLOCK_SECONDS = 2.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PollStats:
+    """How much a poll holds. When nobody waits, every count is 0.
+
+    Attributes:
+        waits: those who wait.
+        failing: of them, those whose last look failed, and those that no look was answered for yet.
+        scheduled: entries of the schedule: who waits, and the deadlines, of which a few are of waits that have ended.
+        agents: agents that are waited for, or of which anything is remembered.
+        estimates: numbers that help to choose how to ask for an agent.
+        sought_ids: ids that an event is sought by.
+        followed: events that are followed.
+        rows: events that are remembered for those who seek.
+        clients: open HTTP clients.
+        shared_requests: requests under way whose answer several share.
+    """
+
+    waits: int = 0
+    failing: int = 0
+    scheduled: int = 0
+    agents: int = 0
+    estimates: int = 0
+    sought_ids: int = 0
+    followed: int = 0
+    rows: int = 0
+    clients: int = 0
+    shared_requests: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class _Track:
     """An event that is followed, in its latest state, and by whom."""
@@ -373,6 +402,20 @@ class Plan:
     def tickets(self) -> Collection[Ticket[Any]]:
         """All who wait."""
         return self._tickets.keys()
+
+    def stats(self) -> PollStats:
+        """How much the plan holds, without the counts of HTTP."""
+        about = (self._agents, self._seekers, self._stores, self._agent_pages, self._agent_rates)
+        return PollStats(
+            waits=len(self._tickets),
+            failing=len(self._failing),
+            scheduled=self._schedule.entries,
+            agents=len(set().union(*about)),
+            estimates=len(self._agent_pages) + len(self._agent_rates),
+            sought_ids=len(self._sought),
+            followed=len(self._tracks),
+            rows=sum(len(store) for store in self._stores.values()),
+        )
 
     def join(
         self,

@@ -79,6 +79,11 @@ class Schedule:
         """The shortest interval of all who wait, in seconds."""
         return min(self._intervals, default=0.0)
 
+    @property
+    def entries(self) -> int:
+        """How many waits and deadlines are kept."""
+        return self._intervals.total() + len(self._deadlines)
+
     def join(self, ticket: Ticket[Any], at: At) -> None:
         """Take a ticket in, for the next sweep."""
         if not self._newcomers:
@@ -97,7 +102,8 @@ class Schedule:
             del ticket.lane.tickets[ticket]
             ticket.lane = None
         self._left += 1
-        if self._left > self._intervals.total() + PHASES:
+        waits = self._intervals.total()
+        if self._left > waits + PHASES or not waits:
             # Deadlines may be a day away: what has left must not be kept until then.
             self._left = 0
             for heap in (self._deadlines, self._alarms):

@@ -20,7 +20,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,10 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from virtual_time import VirtualLoop
 
 from airflow_provider_agents.api.calls import Once, Pause, follow, read_answer
-from airflow_provider_agents.api.client import AsyncClient, Settings, _query
+from airflow_provider_agents.api.client import AsyncClient, Settings
 from airflow_provider_agents.api.errors import AgentsError, NoAnswerError
-from airflow_provider_agents.feed import feed as feeds
-from airflow_provider_agents.feed.feed import Feed, shared_feed
+from airflow_provider_agents.feed.feed import Feed, count_shared, shared_feed
 from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.feed.waits import open_journal, sweeps_of, wait_for_end
 from airflow_provider_agents.runs.submission import submit
@@ -177,7 +176,7 @@ class Soak:
         call = step.call if isinstance(step, Once) else step
         self.spoil(call.method)
         headers = {"authorization": f"Bearer {self.key}"}
-        reply = self.sim.handle(call.method, call.path, dict(_query(call) or ()), headers)
+        reply = self.sim.handle(call.method, call.path, dict(call.params), headers)
         if reply.broken is not None:
             raise NoAnswerError(f"{call.what}: {reply.broken}")
         return read_answer(call, reply.status, httpx.Headers(reply.headers), reply.body)
@@ -281,10 +280,10 @@ class Soak:
     def sample(self):
         gc.collect()
         days = (self.loop.time() - self.began) / DAY
-        plan = self.long_lived._plan
-        self.samples.append((days, resident_megabytes(), len(gc.get_objects()), len(plan.tickets), descriptors()))
+        waits = self.long_lived.stats().waits
+        self.samples.append((days, resident_megabytes(), len(gc.get_objects()), waits, descriptors()))
         self.say(
-            f"day {days:4.1f}: {self.wanted:7,} runs, {self.requests:8,} requests, {len(plan.tickets):3} wait, "
+            f"day {days:4.1f}: {self.wanted:7,} runs, {self.requests:8,} requests, {waits:3} wait, "
             f"{len(asyncio.all_tasks(self.loop)):4} asyncio tasks, {descriptors()} file descriptors, "
             f"{resident_megabytes():6.1f} MB, {len(gc.get_objects()):7,} objects"
         )
@@ -300,42 +299,37 @@ class Soak:
         self.sim.faults.clear()
         # For whoever was started by a schedule last, and for a last sweep.
         await asyncio.sleep(5 * 3600.0)
-        left = self.left_in_plan()
+        left = self.left_in_feed()
         watcher.cancel()
         await asyncio.gather(*around, watcher, return_exceptions=True)
         before = self.sim.now() - timedelta(seconds=2 * POLL_SECONDS)
         self.forget(before)
         return left
 
-    def left_in_plan(self):
+    def left_in_feed(self):
         """What the feed that the watcher keeps alive still holds of those who have gone."""
-        plan = self.long_lived._plan
-        left = {name: len(getattr(plan, name)) - 1 for name in ("_tickets", "_agents", "_seekers", "_stores")}
-        left |= {name: len(getattr(plan, name)) for name in ("_sought", "_failing", "_agent_pages", "_agent_rates")}
-        left["_history"] = len(plan._history._seconds)
-        left["_deadlines"] = max(0, len(plan._schedule._deadlines) - 50)
-        left["_tracks"] = sum(1 for track in plan._tracks.values() for ticket in track.tickets if ticket.over)
-        left["_busy"] = len(self.long_lived._line._busy) - 1
-        left["_asked"] = len(self.long_lived._asked)
-        return {name: count for name, count in left.items() if count > 0}
+        stats = asdict(self.long_lived.stats())
+        # What it follows, and what it remembers, may still be listed.
+        listed = sum(run.ended_at > self.sim.now() - timedelta(seconds=2 * POLL_SECONDS) for run, _ in self.sim.runs())
+        own = {"waits": 1, "agents": 1, "clients": 1, "scheduled": 50, "followed": listed, "rows": listed}
+        return {name: count - own.get(name, 0) for name, count in stats.items() if count > own.get(name, 0)}
 
     def run(self):
         """Live through it; what went wrong, in sentences."""
         self.loop.set_exception_handler(lambda _, context: self.problems.append(str(context)))
         try:
-            in_plan = self.loop.run_until_complete(self.main())
+            in_feed = self.loop.run_until_complete(self.main())
             self.loop.run_until_complete(asyncio.sleep(60.0))
             gc.collect()
-            tasks, registry = len(asyncio.all_tasks(self.loop)), len(feeds._feeds.get(self.loop, {}))
+            tasks, registry = len(asyncio.all_tasks(self.loop)), count_shared(self.loop)
         finally:
             self.loop.close()
-        tickets = len(self.long_lived._plan.tickets)
         self.left = {
             "asyncio tasks": tasks,
             "feeds in the registry": registry,
-            "tickets": tickets,
             "clients": self.open_transports,
-            **{f"Plan.{name}": count for name, count in in_plan.items()},
+            **{f"{name} in the feed": count for name, count in in_feed.items()},
+            **{f"{name} in the closed feed": count for name, count in asdict(self.long_lived.stats()).items()},
         }
         failures = [f"{count} {name} left" for name, count in self.left.items() if count]
         failures += [f"a wrong verdict: {words}" for words in self.wrong]

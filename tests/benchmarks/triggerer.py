@@ -220,7 +220,7 @@ class Steps:
             self._collecting += time.perf_counter() - self._began
 
     def listen(self):
-        step = asyncio.Handle._run
+        step = asyncio.Handle._run  # noqa: SLF001 - asyncio has no other place to time each step
         gc.callbacks.append(self._collect)
 
         def timed(handle):
@@ -230,7 +230,7 @@ class Steps:
             self.longest = max(self.longest, took)
             self.own = max(self.own, took - (self._collecting - collected))
 
-        asyncio.Handle._run = timed
+        asyncio.Handle._run = timed  # noqa: SLF001 - as above
 
 
 def wait_for_all(triggers, go, ends, steps, listen, idle):

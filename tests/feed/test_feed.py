@@ -29,16 +29,16 @@ from airflow_provider_agents.api.errors import (
     RateLimitedError,
     TemporaryError,
 )
-from airflow_provider_agents.feed import feed as feed_module
 from airflow_provider_agents.feed.feed import (
     OPENING_SECONDS,
     SIGN_OF_LIFE_SECONDS,
     SWEEP_SECONDS,
     Feed,
     FeedClosedError,
+    count_shared,
     shared_feed,
 )
-from airflow_provider_agents.feed.plan import Plan
+from airflow_provider_agents.feed.plan import Plan, PollStats
 from airflow_provider_agents.runs.submission import submit
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
 from airflow_provider_agents.runs.waiting import LAST_LOOK_SECONDS
@@ -125,13 +125,13 @@ class Scene:
             gc.collect()
             left = asyncio.all_tasks(loop)
         finally:
-            registry = dict(feed_module._feeds.get(loop, {}))
+            shared = count_shared(loop)
             loop.close()
         assert not left
-        assert not registry
+        assert not shared
         assert not self.problems
         assert all(transport.closed for transport in self.transports)
-        assert not any(feed._plan.tickets for feed in self.feeds)
+        assert {feed.stats() for feed in self.feeds} <= {PollStats()}
         return result
 
 
@@ -190,7 +190,7 @@ def test_one_that_is_cancelled_while_the_client_is_opened_takes_it_from_nobody()
         assert scene.look_ups == 1
         first.cancel()
         await asyncio.sleep(LATENCY / 4)
-        assert len(scene.feeds[0]._plan.tickets) == 1
+        assert scene.feeds[0].stats().waits == 1
         verdict = await second
         return first.cancelled(), verdict.outcome
 

@@ -11,6 +11,7 @@ from driving import Gate, Scene
 from airflow_provider_agents.api.calls import list_events
 from airflow_provider_agents.api.errors import AuthenticationError, TemporaryError
 from airflow_provider_agents.api.models import ExecutionEvent
+from airflow_provider_agents.feed.plan import PollStats
 from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.runs.journal import Journal
 from airflow_provider_agents.runs.matching import Seek
@@ -189,13 +190,13 @@ def test_who_leaves_takes_nothing_from_those_who_follow_the_same_run():
     deadline_at = scene.clock.now + timedelta(hours=1)
     first, second, third = (scene.driver.join(Wait(submission, Rules()), deadline_at=deadline_at) for _ in range(3))
     scene.sweep(2)
-    assert len(scene.plan._tracks) == 1
+    assert scene.plan.stats().followed == 1
     scene.plan.leave(first)
     scene.sweep(2)
     scene.driver.wait_for(second, third)
     assert second.result == third.result
     assert second.result.outcome == Outcome.COMPLETED
-    assert not scene.plan._tracks
+    assert scene.plan.stats().followed == 0
 
 
 def test_who_follows_several_runs_follows_the_rest_once_one_is_over():
@@ -207,13 +208,13 @@ def test_who_follows_several_runs_follows_the_rest_once_one_is_over():
     both = {scene.sim.executions[0].event_id, longer}
     while set(ticket.following) != both:
         scene.sweep()
-    assert set(scene.plan._tracks) == both
+    assert scene.plan.stats().followed == 2
     scene.clock.advance(60)
     scene.sweep()
     assert ticket.following == (longer,)
-    assert set(scene.plan._tracks) == {longer}
+    assert scene.plan.stats().followed == 1
     scene.plan.leave(ticket)
-    assert not scene.plan._tracks
+    assert scene.plan.stats().followed == 0
 
 
 def test_a_look_that_ends_one_wait_is_given_to_the_others_too():
@@ -563,7 +564,7 @@ def test_what_is_too_old_for_all_who_seek_is_dropped():
         scene.sweep()
         ended += len(watcher.subject.ended())
         # What began in the last 35 seconds, and five more until the next look.
-        assert len(scene.plan._stores[ACCOUNT]) <= 6
+        assert scene.plan.stats().rows <= 6
     assert ended == pytest.approx(200, abs=5)
 
 
@@ -624,20 +625,13 @@ def test_nothing_is_kept_of_agents_and_tickets_that_nobody_waits_for_any_more():
     gate = Gate(scene, refused_account)
     tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
     gate.sweep(2)
-    assert scene.plan._history._seconds
-    assert scene.plan._agent_pages
-    assert scene.plan._agent_rates
+    assert scene.plan.stats().estimates == 6
     gate.refuse = lambda path, query: 500
     gate.sweep()
-    assert scene.plan._failing
+    assert scene.plan.stats().failing == 3
     for ticket in tickets:
         scene.plan.leave(ticket)
-    plan = scene.plan
-    kept = [
-        *(plan._tickets, plan._agents, plan._failing, plan._seekers, plan._sought, plan._tracks, plan._stores),
-        *(plan._history._seconds, plan._agent_pages, plan._agent_rates),
-    ]
-    assert not any(kept)
+    assert scene.plan.stats() == PollStats()
 
 
 def test_what_is_followed_no_longer_is_asked_for_no_longer():
@@ -654,10 +648,11 @@ def test_what_is_followed_no_longer_is_asked_for_no_longer():
 
     fickle = Fickle(floor=scene.sim.now())
     fickle.going_on = (known,)
-    watch(scene, fickle)
-    assert list(scene.plan._tracks) == [known.id]
+    ticket = watch(scene, fickle)
+    assert ticket.following == (known.id,)
+    assert scene.plan.stats().followed == 1
     scene.sweep()
-    assert not scene.plan._tracks
+    assert scene.plan.stats().followed == 0
 
 
 def test_one_who_joins_with_an_older_state_does_not_undo_what_is_known():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_agents.api.errors import AuthenticationError, NotFoundError
 from airflow_provider_agents.feed.pace import FEW_RUNS
+from airflow_provider_agents.feed.plan import PollStats
 from airflow_provider_agents.runs.submission import attached_to
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
 from airflow_provider_agents.simulator import Fault, World
@@ -405,8 +406,4 @@ def test_whatever_joins_and_leaves_nothing_is_left_behind(data, seed):
     for ticket in tickets:
         assert (ticket.result is None) == (ticket in left)
         assert ticket.error is None
-    plan = scene.plan
-    for index in (plan._tickets, plan._seekers, plan._sought, plan._tracks, plan._stores, plan._agents, plan._failing):
-        assert not index
-    assert not any(lane.tickets for lane in plan._schedule._lanes.values())
-    assert not plan._schedule._intervals
+    assert scene.plan.stats() == PollStats()
