@@ -377,7 +377,7 @@ class AgentRunTrigger(BaseTrigger):
         end_with: list[str] | None = None,
         show: Sequence[str] = (),
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # Airflow has not annotated it
+        super().__init__()
         self.agents_conn_id = agents_conn_id
         self.submission = submission
         self.poll_interval = poll_interval
@@ -489,7 +489,7 @@ class AgentSensorTrigger(BaseTrigger):
         show: Sequence[str] = (),
         started_before: str | None = None,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # Airflow has not annotated it
+        super().__init__()
         self.agents_conn_id = agents_conn_id
         self.agent_id = agent_id
         self.submission = submission
@@ -601,7 +601,7 @@ class AgentIdleTrigger(BaseTrigger):
         settle: float,
         hold_seconds: float,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # Airflow has not annotated it
+        super().__init__()
         self.agents_conn_id = agents_conn_id
         self.agent_id = agent_id
         self.poll_interval = poll_interval

@@ -126,7 +126,7 @@ class AgentRunEventTrigger(BaseEventTrigger):
         poll_interval: float = 5.0,
         settle: float = 30.0,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # Airflow has not annotated it
+        super().__init__()
         self.agent_id = agent_id
         self.statuses = statuses
         self.agents_conn_id = agents_conn_id

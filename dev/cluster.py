@@ -132,10 +132,24 @@ def platform(agents: Sequence[str], seed: int) -> Simulator:
     return simulator
 
 
+#: The start of a query: `tasks (id, dag_id, run_id, task_id, map_index, state)` is the current try of each task instance,
+#: and `xcoms (id, key, value)` are the XComs of the same ids. Airflow 3.4 has renamed its tables and columns.
+TABLES_BEFORE_34 = """
+    with tasks as (select id, dag_id, run_id, task_id, map_index, state from task_instance),
+    xcoms as (select tasks.id, xcom.key, xcom.value from xcom join tasks using (dag_id, run_id, task_id, map_index))
+"""
+TABLES = """
+    with tasks as (select id, dag_id, run_id, task_id, region_index as map_index, state from task_instance
+        where working_set),
+    xcoms as (select task_instance_id as id, key, value from xcom_v2)
+"""
+
+
 class Database:
     """Airflow's metadata database, read past Airflow: whatever of it is dead just then."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, tables: str) -> None:
+        self._tables = tables
         self._address = {"host": "127.0.0.1", "port": port, "user": "airflow", "dbname": "postgres"}
         self._connection: Any = None
 
@@ -150,7 +164,7 @@ class Database:
                 self._connection = psycopg2.connect(**self._address, connect_timeout=5)
                 self._connection.autocommit = True
             with self._connection.cursor() as cursor:
-                cursor.execute(query, values)
+                cursor.execute(self._tables + query, values)
                 rows: list[tuple[Any, ...]] = cursor.fetchall()
                 return rows
         except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
@@ -189,7 +203,7 @@ class Cluster:
             raise ValueError("a cluster has PostgreSQL and Redis")
         self.airflow, self.form, self.agents, self.rng = airflow, form, list(agents), rng
         self.postgres, self.redis = airflow.postgres, airflow.redis
-        self.database = Database(self.postgres.port)
+        self.database = Database(self.postgres.port, TABLES if airflow.release >= (3, 4) else TABLES_BEFORE_34)
         self.struck: Counter[str] = Counter()
         self.states = States()
         self._dag_runs = 0
@@ -241,7 +255,7 @@ class Cluster:
 
     def _look(self) -> list[tuple[Any, ...]]:
         return self.database.rows(
-            "select map_index %% 2, coalesce(state, 'none'), count(*) from task_instance "
+            "select map_index %% 2, coalesce(state, 'none'), count(*) from tasks "
             "where dag_id = %s and task_id = 'run' and map_index >= 0 group by 1, 2",
             DAG,
         )
@@ -263,10 +277,9 @@ class Cluster:
     def tasks(self) -> list[Task]:
         """What Airflow and its logs know of each task instance."""
         rows = self.database.rows(
-            "select t.run_id, t.map_index, t.state, x.value from task_instance t "
-            "left join xcom x on x.key = 'return_value' and (x.dag_id, x.run_id, x.task_id, x.map_index) "
-            "= (t.dag_id, t.run_id, t.task_id, t.map_index) "
-            "where t.dag_id = %s and t.task_id = 'run' and t.map_index >= 0",
+            "select run_id, map_index, state, value from tasks "
+            "left join xcoms on xcoms.id = tasks.id and key = 'return_value' "
+            "where dag_id = %s and task_id = 'run' and map_index >= 0",
             DAG,
         )
         tasks = []
@@ -287,7 +300,9 @@ class Cluster:
     def xcoms(self) -> Counter[str]:
         """How many XComs of the tasks there are, by their key."""
         rows = self.database.rows(
-            "select key, count(*) from xcom where dag_id = %s and task_id = 'run' group by key order by key", DAG
+            "select key, count(*) from xcoms join tasks using (id) "
+            "where dag_id = %s and task_id = 'run' group by key order by key",
+            DAG,
         )
         return Counter(dict(rows))
 

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from base64 import urlsafe_b64encode
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
@@ -473,6 +474,12 @@ class RealAirflow:
 
     # --- the public REST API ---
 
+    @cached_property
+    def release(self) -> tuple[int, int]:
+        """The major and the minor number of the Airflow that runs, a pre-release's too."""
+        major, minor, *_ = self.api("GET", "/api/v2/version")["version"].split(".")
+        return int(major), int(minor)
+
     def api(self, method: str, path: str, body: object = None) -> Any:
         """One call of Airflow's REST API; the decoded answer, or None if it has no body.
 
@@ -601,11 +608,21 @@ class RealAirflow:
         """Mark a task instance, as a person would in the UI."""
         self.api("PATCH", self._task_path(dag_id, run_id, task_id), {"new_state": state})
 
-    def clear(self, dag_id: str, run_id: str, *task_ids: str) -> None:
-        """Clear task instances, as a person would in the UI; all without `task_ids`."""
+    def clear(self, dag_id: str, run_id: str, *task_ids: str, keep: bool = False) -> None:
+        """Clear task instances, as a person would in the UI; all without `task_ids`.
+
+        Args:
+            dag_id: the DAG.
+            run_id: its run.
+            task_ids: the tasks.
+            keep: what the tasks have stored stays, as with "Keep task state and resume" in the UI of Airflow 3.4.
+                Airflow before 3.4 has no such choice, and always keeps it.
+        """
         body: dict[str, Any] = {"dry_run": False, "dag_run_id": run_id, "only_failed": False, "reset_dag_runs": True}
         if task_ids:
             body["task_ids"] = list(task_ids)
+        if keep and self.release >= (3, 4):
+            body["keep_task_state"] = True
         self.api("POST", f"/api/v2/dags/{dag_id}/clearTaskInstances", body)
 
 
