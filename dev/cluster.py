@@ -132,8 +132,8 @@ def platform(agents: Sequence[str], seed: int) -> Simulator:
     return simulator
 
 
-#: The start of a query: `tasks (id, dag_id, run_id, task_id, map_index, state)` is the current try of each task instance,
-#: and `xcoms (id, key, value)` are the XComs of the same ids. Airflow 3.4 has renamed its tables and columns.
+#: The start of a query. `tasks (id, dag_id, run_id, task_id, map_index, state)` is the current try of each task
+#: instance, and `xcoms (id, key, value)` are the XComs of the same ids. Airflow 3.4 has renamed its tables and columns.
 TABLES_BEFORE_34 = """
     with tasks as (select id, dag_id, run_id, task_id, map_index, state from task_instance),
     xcoms as (select tasks.id, xcom.key, xcom.value from xcom join tasks using (dag_id, run_id, task_id, map_index))
