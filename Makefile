@@ -91,8 +91,8 @@ ui: $(READY) ## the provider in Airflow's pages, in a real browser (needs Chromi
 	@$(call install,ui)
 	@$(BIN)/python dev/ui.py
 
-matrix: ## the tests and the examples on every Airflow and Python (CELLS="3.0-py3.11 newest")
-	@$(PYTHON) dev/matrix.py $(addprefix --python ,$(PYTHONS)) $(CELLS)
+matrix: ## the tests and the examples on every Airflow and Python (CELLS="3.0-py3.11 newest next", EXAMPLES=no)
+	@$(PYTHON) dev/matrix.py $(addprefix --python ,$(PYTHONS)) $(if $(filter no,$(EXAMPLES)),--no-examples) $(CELLS)
 
 faults: $(READY) ## kill everything at random moments in a real Airflow on PostgreSQL, and count
 	@$(BIN)/python dev/faults.py

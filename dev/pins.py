@@ -2,6 +2,8 @@
 
     python dev/pins.py 3.0.6 2025-08-30
 
+A pre-release such as 3.4.0b2 makes the cell `next`, and 3.4.0 in its place a cell like the others.
+
 The day is the one after the release: what Airflow's own users have is of that day, not of today. Only what is ours, and
 the tools of the tests, are as new as can be. Needs uv, and asks the registry that uv is set up for.
 """
@@ -13,7 +15,7 @@ import sys
 import tempfile
 from collections import defaultdict
 
-from matrix import COMPAT, IMPOSSIBLE, PINS, ROOT, by_number, pythons
+from matrix import COMPAT, IMPOSSIBLE, PINS, ROOT, by_number, is_pre_release, pythons
 
 
 def compiled(python: str, requirements: list[str], *options: str) -> dict[str, str]:
@@ -32,9 +34,13 @@ def compiled(python: str, requirements: list[str], *options: str) -> dict[str, s
 def pins_of(airflow: str, day: str, python: str) -> dict[str, str]:
     """What is installed beside an Airflow on a Python."""
     ours = f"airflow-provider-agents @ {ROOT.as_uri()}"
+    core = [f"apache-airflow=={airflow}"]
+    if is_pre_release(airflow):
+        # uv takes a pre-release only where one is asked for; Airflow itself says which one of its parts.
+        core += [f"apache-airflow-core=={airflow}", "apache-airflow-task-sdk>=1.0.0b1"]
     then = compiled(
         python,
-        [f"apache-airflow=={airflow}", "apache-airflow-providers-standard", ours.replace(" @", "[simulator] @")],
+        [*core, "apache-airflow-providers-standard", ours.replace(" @", "[simulator] @")],
         *("--exclude-newer", day, "--exclude-newer-package", f"{COMPAT}=false"),
     )
     # Older ones do not know the metadata of a wheel that is built today.
@@ -42,7 +48,7 @@ def pins_of(airflow: str, day: str, python: str) -> dict[str, str]:
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("\n".join(f"{name}=={version}" for name, version in then.items()))
         file.flush()
-        return compiled(python, [f"apache-airflow=={airflow}", ours.replace(" @", "[dev] @")], "-c", file.name)
+        return compiled(python, [*core, ours.replace(" @", "[dev] @")], "-c", file.name)
 
 
 def lines_of(pins: dict[str, dict[str, str]]) -> list[str]:

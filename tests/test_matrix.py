@@ -12,12 +12,14 @@ from matrix import (
     StepError,
     airflows,
     chosen_cells,
+    coming_airflows,
     counts,
     default_cells,
     do,
     find_pythons,
-    pinned,
+    is_pre_release,
     pythons,
+    status_of,
     table,
 )
 from pins import lines_of
@@ -30,7 +32,7 @@ JUNIT = (
 
 def test_every_airflow_and_every_python_that_is_supported_is_in_some_cell():
     cells = default_cells()
-    assert {cell.airflow for cell in cells} == set(airflows())
+    assert {cell.airflow for cell in cells} == {*airflows(), *coming_airflows()}
     assert {cell.python for cell in cells} == set(pythons())
     assert Cell(airflows()[0], pythons()[0]) in cells
     assert Cell(airflows()[-1], pythons()[-1]) in cells
@@ -45,14 +47,54 @@ def test_lowest_and_newest_stand_for_the_ends_of_what_this_machine_has():
 
 @pytest.mark.parametrize("name", ["3.0-py3.13", "2.11-py3.11", "nonsense"])
 def test_a_cell_that_is_not_there_is_refused_with_those_that_are(name):
-    with pytest.raises(ValueError, match=rf"no cell '{re.escape(name)}': there are lowest, newest, 3\.0-py3\.11"):
+    with pytest.raises(ValueError, match=rf"no cell '{re.escape(name)}': there are lowest, newest, next, 3\.0-py3\.11"):
         chosen_cells([name], ["3.11"])
 
 
-@pytest.mark.parametrize("airflow", airflows())
+@pytest.fixture
+def pins(tmp_path, monkeypatch):
+    """A folder of pins with a method that writes one file."""
+
+    def pin(minor, version):
+        (tmp_path / f"airflow-{minor}.txt").write_text(f"anyio==4.0\napache-airflow-core=={version}\n")
+
+    monkeypatch.setattr("matrix.PINS", tmp_path)
+    pin("3.3", "3.3.2")
+    return pin
+
+
+def test_next_is_the_pre_release_until_its_release_makes_it_the_newest(pins):
+    pins("3.4", "3.4.0b2")
+    assert chosen_cells(["newest", "next"], ["3.11", "3.13"]) == [Cell("3.3", "3.13"), Cell("3.4", "3.13")]
+    assert chosen_cells(["3.4-py3.12"], ["3.12"]) == [Cell("3.4", "3.12")]
+    assert (airflows(), coming_airflows()) == (["3.3"], ["3.4"])
+    pins("3.4", "3.4.0")
+    assert chosen_cells(["newest", "next"], ["3.11", "3.13"]) == [Cell("3.4", "3.13")]
+    assert (airflows(), coming_airflows()) == (["3.3", "3.4"], [])
+
+
+def test_a_fault_with_a_pre_release_is_shown_and_fails_nothing(pins, capsys):
+    pins("3.4", "3.4.0rc1")
+    broken = Result(Cell("3.4", "3.13"), faults=["tests ended with status 1. The end:\nlong"])
+    assert status_of([Result(Cell("3.3", "3.13")), broken]) == 0
+    said = "3.4-py3.13: tests ended with status 1. The end: (counts from the release on: 3.4.0rc1 is a pre-release)\n"
+    assert capsys.readouterr().err == said
+    assert status_of([Result(Cell("3.3", "3.13"), faults=["x"]), broken]) == 1
+    pins("3.4", "3.4.0")
+    assert status_of([broken]) == 1
+
+
+@pytest.mark.parametrize("version", ["3.4.0b2", "3.4.0rc1", "3.4.0a1", "3.4.0.dev0"])
+def test_a_version_with_letters_is_a_pre_release(version):
+    assert is_pre_release(version)
+    assert not is_pre_release("3.4.0")
+
+
+@pytest.mark.parametrize("airflow", [*airflows(), *coming_airflows()])
 def test_the_pins_of_an_airflow_name_it_and_nothing_but_versions(airflow):
-    lines = Cell(airflow, pythons()[0]).pins.read_text().splitlines()
-    assert pinned(lines, "apache-airflow-core").startswith(f"{airflow}.")
+    cell = Cell(airflow, pythons()[0])
+    lines = cell.pins.read_text().splitlines()
+    assert cell.version.startswith(f"{airflow}.")
     pins = [line for line in lines if not line.startswith("#")]
     assert [line for line in pins if not re.fullmatch(r"[\w-]+==[\w.]+( ; python_version .+)?", line)] == []
 
