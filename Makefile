@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up docs lint format soundness faults cluster-test pace benchmark deployment worker-time watcher fuzz ui matrix soak mutation clean
+.PHONY: help demo test up docs lint format soundness faults cluster-test benchmark deployment worker-time watcher fuzz ui matrix soak mutation clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,9 +68,6 @@ format: $(READY) ## write the code as the formatter wants it
 
 soundness: $(READY) ## the documented polling loop and ours, side by side
 	@$(BIN)/python tests/benchmarks/soundness.py
-
-pace: $(READY) ## looking more rarely while a run cannot be over: with and without
-	@$(BIN)/python tests/benchmarks/pace.py
 
 benchmark: $(READY) ## what waiting costs a triggerer, beside dbt Cloud's trigger
 	@$(call install,bench)

@@ -370,7 +370,6 @@ class HostileScene(Scene):
             ),
             agents=3,
             seed=rng.randrange(10**6),
-            adaptive=rng.random() < 0.5,
             queue_seconds=2.0,
             run_seconds=30.0,
         )

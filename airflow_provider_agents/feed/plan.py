@@ -44,7 +44,6 @@ from airflow_provider_agents.api.errors import (
 )
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
 from airflow_provider_agents.feed import ways
-from airflow_provider_agents.feed.pace import FEW_RUNS, History
 from airflow_provider_agents.feed.reader import RowCache
 from airflow_provider_agents.feed.schedule import Schedule
 from airflow_provider_agents.feed.tickets import ACCOUNT, At, Subject, Ticket, Trouble
@@ -356,20 +355,16 @@ class Plan:
 
     Args:
         jitter: a factor for each pause after a failure.
-        adaptive: whether to look more rarely where an agent's history says that nothing can have happened yet.
     """
 
     def __init__(
         self,
         *,
         jitter: Callable[[], float] = lambda: random.uniform(0.75, 1.25),  # noqa: S311 - no secret
-        adaptive: bool = True,
     ) -> None:
-        self._adaptive = adaptive
-        self._numbers = itertools.count()
         self._tickets: dict[Ticket[Any], None] = {}
         self._agents: Counter[str] = Counter()
-        self._schedule = Schedule(self._quiet_until, jitter)
+        self._schedule = Schedule(jitter)
         # Those whose last look failed, and those that no look has been answered for yet.
         self._failing: dict[Ticket[Any], None] = {}
         # What for: a ticket is in `_seekers` and `_sought`, or in `_tracks`.
@@ -379,8 +374,6 @@ class Plan:
         # What earlier answers showed: the events of agents of whom something is sought, and what helps to estimate.
         self._stores: dict[str, dict[str, ExecutionEvent]] = {}
         self._rows = RowCache()
-        self._history = History()
-        self._echoes = False
         self._rows_per_second = ways.Estimate(None)
         self._pages: dict[str, ways.Estimate] = {status: ways.Estimate(1) for status in ("PENDING", "RUNNING")}
         self._leavers = ways.Estimate(0)
@@ -438,7 +431,7 @@ class Plan:
             answered: whether the platform has answered a request for this subject before. If not, the first refusal
                 ends the wait.
         """
-        ticket = Ticket(next(self._numbers), subject, interval, deadline_at, wake, answered=answered)
+        ticket = Ticket(subject, interval, deadline_at, wake, answered=answered)
         self._tickets[ticket] = None
         if not answered:
             self._failing[ticket] = None
@@ -460,7 +453,6 @@ class Plan:
         self._agents[agent_id] -= 1
         if not self._agents[agent_id]:
             del self._agents[agent_id]
-            self._history.forget(agent_id)
             self._agent_pages.pop(agent_id, None)
             self._agent_rates.pop(agent_id, None)
 
@@ -542,26 +534,6 @@ class Plan:
         self._unfollow(ticket, ticket.following)
         ticket.following = ()
 
-    def _quiet_until(self, ticket: Ticket[Any]) -> datetime | None:
-        """Until when, on our clock, nothing can well happen that this subject waits for."""
-        if not self._adaptive:
-            return None
-        if ticket.seek is not None:
-            # In an account whose events name their requests, a look can decide at any time. The server's clock may say
-            # earlier than ours that a look can decide; that is noticed at the next look.
-            return None if self._echoes else ticket.seek.ripe_at
-        if len(self._tickets) > FEW_RUNS:
-            return None
-        dues = [
-            self._history.due_at(ticket.subject.agent_id, self._tracks[event_id].event.startedAt)
-            for event_id in ticket.following
-        ]
-        known = [due for due in dues if due is not None]
-        if not known or len(known) < len(dues):
-            return None
-        # An interval before, so that from then on it is looked at in each.
-        return min(known) - self.server_ahead - timedelta(seconds=ticket.interval)
-
     # --- when ---------------------------------------------------------------------------------------------------
 
     def next_at(self, at: At) -> float | None:
@@ -593,9 +565,9 @@ class Plan:
         """
         self._sweeps += 1
         sweep = _Sweep(at, self._sweeps)
-        served = self._schedule.begin(at)
+        self._schedule.begin(at)
         sweep.expiring = self._schedule.expired(at)
-        sweep.served = [*served.union(sweep.expiring)]
+        sweep.served = [*self._tickets]
         for ticket in sweep.served:
             if ticket.seek is not None:
                 sweep.seeking.setdefault(ticket.subject.agent_id, []).append(ticket)
@@ -1020,7 +992,7 @@ class Plan:
                 track.misses = 0
                 self._absent.discard(event.id)
                 if event is not track.event:
-                    self._update(sweep, track, event)
+                    self._update(track, event)
             if owner in self._agents:
                 self._note(sweep, owner, event, server_time)
             everything = self._stores.get(ACCOUNT)
@@ -1031,8 +1003,6 @@ class Plan:
     def _note(self, sweep: _Sweep, agent_id: str, event: ExecutionEvent, server_time: datetime | None) -> None:
         """An event of an agent that somebody waits for."""
         sweep.heard.add(agent_id)
-        if event.completedAt is not None:
-            self._history.note(agent_id, event)
         store = self._stores.get(agent_id)
         if store is not None:
             store[event.id] = fresher(store.get(event.id), event)
@@ -1044,20 +1014,18 @@ class Plan:
         """An event bears an id that is sought: no more than that is needed."""
         for ticket in tuple(self._sought.get(name, ())):
             if ticket.subject.agent_id == agent_id and ticket.seek is not None:
-                self._echoes |= ticket.seek.ripe_at is not None
-                self._show(ticket, look, sweep.at, sweep.at)
+                self._show(ticket, look, sweep.at)
 
-    def _show(self, ticket: Ticket[Any], look: Look, began: At, at: At) -> None:
+    def _show(self, ticket: Ticket[Any], look: Look, began: At) -> None:
         """Give a look to a subject that seeks."""
         result = ticket.subject.take(look, began.now)
         if result is not None:
             self._end(ticket, result=result)
         elif ticket.subject.seek is not ticket.seek:
             self._reindex(ticket)
-            self._schedule.replace(ticket, at)
             ticket.wake()
 
-    def _update(self, sweep: _Sweep, track: _Track, event: ExecutionEvent) -> None:
+    def _update(self, track: _Track, event: ExecutionEvent) -> None:
         """A followed event may have changed."""
         before, track.event = track.event, fresher(track.event, event)
         latest = track.event
@@ -1072,8 +1040,6 @@ class Plan:
             if over:
                 ticket.following = tuple(event_id for event_id in ticket.following if event_id != latest.id)
                 track.tickets.pop(ticket, None)
-            elif before.startedAt is None and latest.startedAt is not None:
-                self._schedule.replace(ticket, sweep.at)
             if (latest.status, latest.unreadable) != (before.status, before.unreadable):
                 ticket.wake()
         self._drop_unless_followed(track)
@@ -1098,7 +1064,7 @@ class Plan:
                 # Before, a look decides nothing; what it shows is only good to know, so it is given to a few.
                 if is_ripe or early < _EVENTS_EARLY:
                     look = look or Look(tuple(store.values()), server_time, frozenset(self._absent))
-                    self._show(ticket, look, read.at, sweep.at)
+                    self._show(ticket, look, read.at)
                     handled += _EVENTS_A_LOOK + len(look.events)
                     if not is_ripe:
                         early += _EVENTS_A_LOOK + len(look.events)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from airflow_provider_agents.runs.patience import Patience
 
@@ -86,8 +86,6 @@ class Ticket(Generic[R]):
         "failing_since",
         "following",
         "interval",
-        "lane",
-        "number",
         "over",
         "patience",
         "result",
@@ -100,7 +98,6 @@ class Ticket(Generic[R]):
 
     def __init__(
         self,
-        number: int,
         subject: Subject[R],
         interval: float,
         deadline_at: datetime,
@@ -108,7 +105,6 @@ class Ticket(Generic[R]):
         *,
         answered: bool = True,
     ) -> None:
-        self.number = number
         self.subject = subject
         self.interval = interval
         self.deadline_at = deadline_at
@@ -124,5 +120,3 @@ class Ticket(Generic[R]):
         # The number of the plan's last sweep when it began to seek.
         self.seeking_since = 0
         self.following: tuple[str, ...] = ()
-        # Where `schedule` keeps it, once it has been looked at.
-        self.lane: Any = None

@@ -619,7 +619,7 @@ def test_nobody_who_waits_is_nothing_to_wait_for():
 
 
 def test_nothing_is_kept_of_agents_and_tickets_that_nobody_waits_for_any_more():
-    scene = Scene(World(), agents=3, adaptive=True, queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(World(), agents=3, queue_seconds=0.0, run_seconds=9000.0)
     for agent_id in scene.agents:
         scene.sim.add_history(agent_id, 20, every=700.0, run_seconds=600.0)
     gate = Gate(scene, refused_account)

@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_agents.api.errors import AuthenticationError, NotFoundError
-from airflow_provider_agents.feed.pace import FEW_RUNS
 from airflow_provider_agents.feed.plan import PollStats
 from airflow_provider_agents.runs.submission import attached_to
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
@@ -130,28 +129,40 @@ def test_a_moment_that_means_never_breaks_nothing(field, never):
 # --- when ---
 
 
-def test_different_intervals_share_and_the_feed_never_asks_faster_than_the_shortest():
-    scene = Scene(agents=40, queue_seconds=0.0, run_seconds=2000.0)
+@pytest.mark.parametrize("agents", [1, 2, 40])
+def test_a_feed_polls_in_the_shortest_interval_of_those_who_wait(agents):
+    scene = Scene(agents=agents, queue_seconds=0.0, run_seconds=2000.0)
+    scene.sim.add_history("agent-0", 20, run_seconds=2000.0)
     for number, agent_id in enumerate(scene.agents):
         scene.waiting(agent_id, interval=[5.0, 7.0, 60.0, 61.0][number % 4])
     scene.sweep(60)
-    gaps = [after - before for before, after in zip(scene.driver.sweeps, scene.driver.sweeps[1:], strict=False)]
-    assert min(gaps) >= 5.0 * 0.98
+    gaps = {after - before for before, after in pairwise(scene.driver.sweeps)}
+    assert gaps == {5.0}
+
+
+def test_a_feed_slows_down_when_the_impatient_leave_and_speeds_up_when_they_come():
+    scene = Scene(agents=2, queue_seconds=0.0, run_seconds=2000.0)
+    quick, _slow = scene.waiting("agent-0", interval=2.0), scene.waiting("agent-1", interval=30.0)
+    scene.sweep(3)
+    scene.plan.leave(quick)
+    scene.sweep(3)
+    scene.waiting("agent-0", interval=2.0)
+    scene.sweep(3)
+    gaps = [after - before for before, after in pairwise(scene.driver.sweeps)]
+    assert gaps == pytest.approx([2, 2, 30, 30, 30, 2, 2, 2])
 
 
 @settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     intervals=st.lists(st.sampled_from([0.5, 2.0, 5.0, 7.3, 30.0, 300.0]), min_size=1, max_size=12),
     seconds=st.lists(st.floats(1, 400), min_size=12, max_size=12),
-    adaptive=st.booleans(),
     seed=st.integers(0, 999),
 )
-def test_no_run_is_noticed_later_than_its_interval_allows(intervals, seconds, adaptive, seed):
+def test_no_run_is_noticed_later_than_its_interval_allows(intervals, seconds, seed):
     left = iter(seconds)
-    scene = Scene(agents=len(intervals), adaptive=adaptive, seed=seed, queue_seconds=0.0)
+    scene = Scene(agents=len(intervals), seed=seed, queue_seconds=0.0)
     for agent_id in scene.agents:
         scene.sim.add_agent(agent_id, queue_seconds=0.0, run_seconds=next(left))
-        scene.sim.add_history(agent_id, 12, run_seconds=200.0)
     tickets = [
         scene.waiting(agent_id, interval=interval) for agent_id, interval in zip(scene.agents, intervals, strict=True)
     ]
@@ -164,7 +175,7 @@ def test_no_run_is_noticed_later_than_its_interval_allows(intervals, seconds, ad
     for ticket in tickets:
         late = (over[ticket] - ticket.result.event.completedAt).total_seconds()
         # The first look of a feed waits for others to join.
-        assert late <= ticket.interval * (2 if adaptive else 1) + 1.0
+        assert late <= ticket.interval + 1.0
         assert scene.driver.woken[ticket] >= 1
 
 
@@ -175,73 +186,6 @@ def test_who_was_left_for_the_next_sweep_does_not_wait_longer_when_the_impatient
     quick, slow = scene.waiting("agent-0", interval=0.5), scene.waiting("agent-1", interval=5.0)
     scene.driver.wait_for(quick, slow)
     assert (scene.clock.now - slow.result.event.completedAt).total_seconds() <= 5.0
-
-
-@pytest.mark.parametrize(("few", "share"), [(True, 0.6), (False, 1.0)])
-def test_a_run_that_cannot_be_over_yet_is_looked_at_half_as_often_while_few_are_waited_for(few, share):
-    sweeps = {}
-    for adaptive in (False, True):
-        scene = Scene(agents=1 if few else 2 * FEW_RUNS, adaptive=adaptive, queue_seconds=0.0, run_seconds=600.0)
-        for agent_id in scene.agents:
-            scene.sim.add_history(agent_id, 20, run_seconds=600.0)
-        # As a feed has it.
-        scene = scene.again() if adaptive else scene
-        tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
-        scene.driver.wait_for(*tickets)
-        assert scene.clock.now - tickets[0].result.event.completedAt <= timedelta(seconds=5)
-        sweeps[adaptive] = len(scene.driver.sweeps)
-    assert sweeps[True] <= share * sweeps[False]
-    assert sweeps[True] >= (share - 0.1) * sweeps[False]
-
-
-@pytest.mark.parametrize("clock_skew", [0.0, 3600.0, -3600.0])
-@pytest.mark.parametrize("queue_seconds", [0.0, 42.0])
-def test_a_run_is_looked_at_in_each_interval_from_one_before_it_may_be_over(queue_seconds, clock_skew):
-    scene = Scene(
-        World(request_id="field", clock_skew=clock_skew), adaptive=True, queue_seconds=queue_seconds, run_seconds=9000.0
-    )
-    scene.sim.add_history("agent-0", 20, every=700.0, run_seconds=600.0)
-    began_at = scene.clock.now
-    scene.waiting()
-    seconds = []
-    while scene.clock.now < began_at + timedelta(seconds=800):
-        scene.driver.sweep_once()
-        if not seconds or scene.driver.sweeps[-1] != seconds[-1]:
-            seconds.append(scene.driver.sweeps[-1])
-    began = scene.driver.at().clock - (scene.clock.now - began_at).total_seconds()
-    # Nine tenths of the shortest of all that were seen, less an interval; while it queues, nobody knows.
-    due = queue_seconds + 0.9 * 600.0 - 5.0
-    # Its history is known a little later than the run itself.
-    quiet = {round(after - at) for at, after in pairwise(seconds) if queue_seconds + 35 < at - began < due - 11}
-    assert quiet == {10}
-    assert {round(after - at) for at, after in pairwise(seconds) if at - began > due - 1} == {5}
-    # Which is when it wakes up, rather than up to an interval later.
-    assert any(abs(at - began - due) < 1.1 for at in seconds)
-
-
-def test_a_run_of_an_agent_whose_history_is_known_is_left_alone_from_its_first_look_on():
-    scene = Scene(adaptive=True, queue_seconds=0.0, run_seconds=9000.0)
-    scene.sim.add_history("agent-0", 20, every=700.0, run_seconds=600.0)
-    scene.waiting()
-    scene.sweep(8)
-    ticket = scene.waiting()
-    scene.sweep()
-    assert ticket.following
-    scene.sweep(2)
-    gaps = [round(after - at) for at, after in pairwise(scene.driver.sweeps[-2:])]
-    assert gaps == [10]
-
-
-def test_one_run_of_which_nothing_is_known_keeps_the_pace_for_those_of_which_something_is():
-    # Two candidates, one of which has not begun: that one may be over at any time after.
-    scene = Scene(World(), adaptive=True, queue_seconds=0.0, run_seconds=9000.0)
-    scene.sim.add_history("agent-0", 20, every=700.0, run_seconds=600.0)
-    scene.waiting()
-    scene.sim.add_agent("agent-0", queue_seconds=9000.0)
-    scene.sim.start_scheduled_run("agent-0")
-    scene.sweep(20)
-    gaps = {round(after - at) for at, after in pairwise(scene.driver.sweeps[10:])}
-    assert gaps == {5}
 
 
 def test_there_is_one_last_look_at_the_deadline():
@@ -381,7 +325,6 @@ def test_whatever_joins_and_leaves_nothing_is_left_behind(data, seed):
     scene = Scene(
         agents=6,
         seed=seed,
-        adaptive=data.draw(st.booleans()),
         queue_seconds=lambda r: r.uniform(0, 20),
         run_seconds=lambda r: r.uniform(0, 120),
     )
