@@ -265,7 +265,8 @@ class ExecuteAgentOperator(BaseOperator):
             memory.save(Phase.ACCEPTED, submission)
             self._under_way = submission
             self._known = replace(self._known, submission=submission)
-            self.log.info("The run was accepted. %s", named(submission))
+            if submission.event_id is None:  # else the task waits for a run that another party has started
+                self.log.info("The run was accepted. %s", named(submission))
             self._push(context, "request_id", submission.request_id)
             self._show(context, submission.event_id, hook)
             if not self.wait_for_completion:
@@ -359,7 +360,9 @@ class ExecuteAgentOperator(BaseOperator):
                 self.log.warning("The task is skipped (if_running='skip'): %s Nothing was started.", busy)
                 raise AirflowSkipException(f"{busy} Nothing was started.")
             case "fail":
-                raise AgentBusyError(f"{busy} Nothing was started.")
+                raise AgentBusyError(
+                    f"{busy} Nothing was started. Clear the task once the agent is idle, or set if_running='wait'."
+                )
         deadline_at = idle.deadline_at if idle is not None else self._deadline()
         if self.deferrable:
             self.log.info("%s %s", busy, WAITS_IN_TRIGGERER.format("until the agent is idle", deadline_at))

@@ -488,9 +488,11 @@ class AgentRunSensor(BaseSensorOperator):
         error = error_of(verdict, submission, what_now="")
         ids = named(submission)
         if verdict.outcome == Outcome.TIMED_OUT:
-            which = f" No run was known that began {interval}." if interval is not None else ""
+            if verdict.events:
+                raise AirflowSensorTimeout(str(error))
+            late = "The run was not finished" if interval is None else f"No run was known that began {interval}"
             raise AirflowSensorTimeout(
-                str(error) if verdict.events else f"The run was not finished at the sensor's timeout.{which} {ids}"
+                f"{late} at the sensor's timeout. Look at the agent's runs, or raise timeout. {ids}"
             )
         if verdict.outcome == Outcome.NOT_FOUND and interval is not None:
             raise AirflowSensorTimeout(

@@ -487,11 +487,12 @@ def test_an_agent_id_that_turns_out_wrong_fails_for_good_before_anything_is_star
 # --- a busy agent ---
 
 
-def test_attach_waits_for_the_run_under_way_and_starts_none(platform, task, waiting):
+def test_attach_waits_for_the_run_under_way_and_starts_none(platform, task, waiting, logged):
     theirs = platform.sim.start_scheduled_run("agent-1")
     assert run(operator(if_running="attach", **waiting), task)["id"] == theirs
     assert platform.executions() == []
     assert task.xcoms["event_id"] == theirs
+    assert "The run was accepted." not in logged()
 
 
 def test_wait_starts_only_when_the_agent_is_idle(platform, task, waiting):
@@ -519,7 +520,7 @@ def test_skip_skips_as_airflow_skips(platform, task):
 
 def test_fail_fails_the_try_and_leaves_the_retries(platform, task):
     platform.sim.start_scheduled_run("agent-1")
-    with pytest.raises(AgentBusyError, match="busy"):
+    with pytest.raises(AgentBusyError, match="busy.*Nothing was started.*set if_running='wait'"):
         run(operator(if_running="fail"), task)
     platform.pass_time(60)
     assert run(operator(if_running="fail"), task)["id"] == platform.executions()[0]

@@ -512,7 +512,9 @@ def test_a_run_that_had_not_begun_at_the_timeout_is_named_as_the_sensor_was_defe
         run_to_deferral(op)
     payload = asyncio.run(first_event(deferred.value.trigger)).payload
     op.started_after = "2027-01-01T10:00:00+00:00"
-    with pytest.raises(AirflowSensorTimeout, match="began from 2026-01-01 10:00:00.*agent=agent-1"):
+    with pytest.raises(
+        AirflowSensorTimeout, match="^No run was known that began from 2026-01-01 10:00:00.*agent=agent-1"
+    ):
         op.execute_complete({}, payload)
 
 

@@ -322,7 +322,7 @@ async def wait_until_idle(
     except TimeoutError:
         raise StillBusyError(
             f"Agent {agent_id} was not seen idle before the deadline (the API has not answered in full). Nothing was "
-            "started."
+            "started. Raise timeout, or clear the task once the API answers."
         ) from None
     finally:
         queue.leave(task)

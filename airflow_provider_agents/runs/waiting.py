@@ -298,6 +298,7 @@ def wait_until_idle(
             told = ids
         if over:
             raise StillBusyError(
-                f"Agent {agent_id} was not seen idle before the deadline ({reason}). Nothing was started."
+                f"Agent {agent_id} was not seen idle before the deadline ({reason}). Nothing was started. Raise "
+                "timeout, or clear the task once the agent is idle."
             )
         yield pause

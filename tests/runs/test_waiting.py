@@ -414,7 +414,8 @@ def test_an_agent_that_stays_busy_gives_signs_of_life_and_fails_at_the_deadline(
     with pytest.raises(StillBusyError) as late:
         story.tell(story.idle(seconds=610.0, poll_interval=100.0))
     assert str(late.value) == (
-        "Agent a was not seen idle before the deadline (event e is RUNNING). Nothing was started."
+        "Agent a was not seen idle before the deadline (event e is RUNNING). Nothing was started. Raise timeout, or "
+        "clear the task once the agent is idle."
     )
     assert story.said[1:] == [(logging.INFO, "Still waiting for agent a to become idle.")] * 2
     assert max(story.looks) == 610.0
