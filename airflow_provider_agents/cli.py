@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from airflow.cli.cli_config import CLICommand
 
-    from airflow_provider_agents.api.calls import Answer, Steps
     from airflow_provider_agents.api.client import Client
+    from airflow_provider_agents.api.flow import Answer, Steps
     from airflow_provider_agents.api.models import Agent, ExecutionEvent, Page
     from airflow_provider_agents.runs.submission import Submission
     from airflow_provider_agents.runs.waiting import Say
@@ -397,10 +397,10 @@ def _how_to_look(args: Namespace, run: Submission) -> str:
 @_command
 def list_agents(args: Namespace) -> ExitCode:
     """Print the account's agents."""
-    from airflow_provider_agents.api import calls
+    from airflow_provider_agents.api import endpoints, flow
 
     with _client(args) as client:
-        agents = client.follow(calls.walk(calls.list_agents())).value
+        agents = client.follow(flow.walk(endpoints.list_agents())).value
     records = [agent.to_json() for agent in agents]
     _print(args.output, records, [_agent_row(agent) for agent in agents], "The account has no agents.")
     return ExitCode.DONE
@@ -423,7 +423,7 @@ def newest_runs(
 
     The API's own `startedAfter` is not used: a run that waits to begin may have no `startedAt`, and then be left out.
     """
-    from airflow_provider_agents.api import calls
+    from airflow_provider_agents.api import endpoints, flow
     from airflow_provider_agents.runs.matching import is_young, lies_before
 
     def enough() -> Callable[[Answer[Page[ExecutionEvent]]], bool]:
@@ -440,8 +440,8 @@ def newest_runs(
     # Those that wait to begin may be listed behind all others; asked first, since a run that begins between the two
     # answers is then in both, and the later one stands.
     for wanted in ("PENDING", None) if status is None else (status,):
-        call = calls.list_agent_events(agent_id, status=wanted, limit=min(limit, calls.MAX_LIMIT))
-        listed = yield from calls.walk(call, enough())
+        call = endpoints.list_agent_events(agent_id, status=wanted, limit=min(limit, flow.MAX_LIMIT))
+        listed = yield from flow.walk(call, enough())
         found.update((event.id, event) for event in listed.value if is_young(event, since))
     undated = datetime.max.replace(tzinfo=UTC)
     return sorted(found.values(), key=lambda event: event.created_by or undated, reverse=True)[:limit]
@@ -604,7 +604,7 @@ def check(args: Namespace) -> ExitCode:
 
 def _findings(conn_id: str) -> dict[str, _Finding]:
     """What was found for each of the checks, as far as they could be tried."""
-    from airflow_provider_agents.api import calls
+    from airflow_provider_agents.api import endpoints
     from airflow_provider_agents.api.client import Client
     from airflow_provider_agents.hooks import AgentsHook
 
@@ -620,7 +620,7 @@ def _findings(conn_id: str) -> dict[str, _Finding]:
     with client:
         began_at = _now()
         try:
-            answer = client.send(calls.list_agents(limit=1))
+            answer = client.send(endpoints.list_agents(limit=1))
         except (AuthenticationError, PermissionDeniedError) as error:
             return findings | {"server": ("ok", "answers"), "API key": ("failed", str(error))}
         except AgentsError as error:
@@ -631,7 +631,7 @@ def _findings(conn_id: str) -> dict[str, _Finding]:
             "clock": _compare_clocks(answer.server_time, began_at, _now()),
         }
         try:
-            events = client.send(calls.list_events(limit=50)).value.data
+            events = client.send(endpoints.list_events(limit=50)).value.data
         except AgentsError as error:
             return findings | {"events": ("failed", str(error))}
         odd = [f"event {event.id} ({event.unreadable})" for event in events if event.unreadable is not None]

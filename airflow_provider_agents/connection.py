@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
 
     # The client brings httpx with it; it is imported where a connection is read, so that parsing a DAG is cheap.
-    from airflow_provider_agents.api.client import Settings
+    from airflow_provider_agents.api.settings import Settings
 
 #: Older forms of Airflow save the extra fields under names with this in front.
 _FORM_PREFIX = "extra__agents__"
@@ -98,7 +98,7 @@ async def aread_settings(conn_id: str) -> Settings | InvalidConnectionError:
 def _settings_of(connection: Connection, extras: object) -> Settings:
     from airflow import __version__ as airflow_version
 
-    from airflow_provider_agents.api.client import (
+    from airflow_provider_agents.api.settings import (
         DEFAULT_BASE_URL,
         DEFAULT_REQUESTS_PER_SECOND,
         DEFAULT_TIMEOUT_SECONDS,

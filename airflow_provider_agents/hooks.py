@@ -9,7 +9,7 @@ from urllib.parse import quote as percent_encode
 from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_agents import _CONN_TYPE, _EXTRAS, _HIDDEN_FIELDS, _PLACEHOLDERS, _RELABELING, validation
-from airflow_provider_agents.api import calls
+from airflow_provider_agents.api import endpoints, flow
 from airflow_provider_agents.api.errors import AgentsError, InvalidConnectionError
 from airflow_provider_agents.api.rows import WarnOnce
 from airflow_provider_agents.clock import working
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     # The clients bring httpx with them; they are imported where a connection is opened, so that parsing a DAG is cheap.
-    from airflow_provider_agents.api.client import AsyncClient, Client, Settings
+    from airflow_provider_agents.api.client import AsyncClient, Client
     from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent
     from airflow_provider_agents.api.retry import RetryWindow
+    from airflow_provider_agents.api.settings import Settings
     from airflow_provider_agents.feed.feed import Feed
 
 T = TypeVar("T")
@@ -179,21 +180,21 @@ class AgentsHook(BaseHook):
         self._settings = found
         return found
 
-    def _follow(self, steps: calls.Steps[T]) -> T:
+    def _follow(self, steps: flow.Steps[T]) -> T:
         with self.get_conn() as client:
             return client.follow(steps)
 
-    async def _afollow(self, steps: calls.Steps[T]) -> T:
+    async def _afollow(self, steps: flow.Steps[T]) -> T:
         async with feed_of(self.agents_conn_id) as feed:
             return await feed.ask(steps)
 
     def list_agents(self, limit: int = 100) -> list[Agent]:
         """The newest `limit` agents (≥ 1) of the account."""
-        return self._follow(calls.newest(calls.list_agents(), limit))
+        return self._follow(flow.newest(endpoints.list_agents(), limit))
 
     async def alist_agents(self, limit: int = 100) -> list[Agent]:
         """As `list_agents`, on an event loop."""
-        return await self._afollow(calls.newest(calls.list_agents(), limit))
+        return await self._afollow(flow.newest(endpoints.list_agents(), limit))
 
     def get_agent(self, agent_id: str) -> Agent:
         """One agent.
@@ -201,11 +202,11 @@ class AgentsHook(BaseHook):
         Raises:
             NotFoundError: it does not exist, or the key does not own it.
         """
-        return self._follow(calls.one(calls.get_agent(agent_id)))
+        return self._follow(flow.one(endpoints.get_agent(agent_id)))
 
     async def aget_agent(self, agent_id: str) -> Agent:
         """As `get_agent`, on an event loop."""
-        return await self._afollow(calls.one(calls.get_agent(agent_id)))
+        return await self._afollow(flow.one(endpoints.get_agent(agent_id)))
 
     def execute_agent(self, agent_id: str) -> Accepted:
         """Start a run. It costs money and cannot be cancelled; for a run that is waited for, use the operator.
@@ -213,11 +214,11 @@ class AgentsHook(BaseHook):
         Raises:
             NoAnswerError, ServerError, UnreadableAnswerError: the run may have started.
         """
-        return self._follow(calls.one(calls.execute_agent(agent_id)))
+        return self._follow(flow.one(endpoints.execute_agent(agent_id)))
 
     async def aexecute_agent(self, agent_id: str) -> Accepted:
         """As `execute_agent`, on an event loop."""
-        return await self._afollow(calls.one(calls.execute_agent(agent_id)))
+        return await self._afollow(flow.one(endpoints.execute_agent(agent_id)))
 
     def list_agent_events(
         self,
@@ -229,10 +230,10 @@ class AgentsHook(BaseHook):
         limit: int = 50,
     ) -> list[ExecutionEvent]:
         """An agent's newest `limit` (≥ 1) runs, those that match; the times need a time zone."""
-        call = calls.list_agent_events(
+        call = endpoints.list_agent_events(
             agent_id, status=status, started_after=started_after, started_before=started_before
         )
-        return self._follow(calls.newest(call, limit))
+        return self._follow(flow.newest(call, limit))
 
     async def alist_agent_events(
         self,
@@ -244,10 +245,10 @@ class AgentsHook(BaseHook):
         limit: int = 50,
     ) -> list[ExecutionEvent]:
         """As `list_agent_events`, on an event loop."""
-        call = calls.list_agent_events(
+        call = endpoints.list_agent_events(
             agent_id, status=status, started_after=started_after, started_before=started_before
         )
-        return await self._afollow(calls.newest(call, limit))
+        return await self._afollow(flow.newest(call, limit))
 
     def list_events(
         self,
@@ -259,10 +260,10 @@ class AgentsHook(BaseHook):
         limit: int = 50,
     ) -> list[ExecutionEvent]:
         """The account's newest `limit` (≥ 1) runs, those that match; the times need a time zone."""
-        call = calls.list_events(
+        call = endpoints.list_events(
             agent_id=agent_id, status=status, started_after=started_after, started_before=started_before
         )
-        return self._follow(calls.newest(call, limit))
+        return self._follow(flow.newest(call, limit))
 
     async def alist_events(
         self,
@@ -274,10 +275,10 @@ class AgentsHook(BaseHook):
         limit: int = 50,
     ) -> list[ExecutionEvent]:
         """As `list_events`, on an event loop."""
-        call = calls.list_events(
+        call = endpoints.list_events(
             agent_id=agent_id, status=status, started_after=started_after, started_before=started_before
         )
-        return await self._afollow(calls.newest(call, limit))
+        return await self._afollow(flow.newest(call, limit))
 
     def test_connection(self) -> tuple[bool, str]:
         """Whether the API takes this connection's key, and what to do if not. Asks for one agent; bills nothing."""
@@ -287,7 +288,7 @@ class AgentsHook(BaseHook):
             settings = self.settings()
             # One try: a person is waiting.
             with Client(settings, attempts=1) as client:
-                client.send(calls.list_agents(limit=1))
+                client.send(endpoints.list_agents(limit=1))
         except AgentsError as error:
             return False, str(error)
         return True, f"{settings.base_url} accepts the API key."
@@ -296,7 +297,7 @@ class AgentsHook(BaseHook):
         """As `test_connection`, on an event loop."""
         try:
             async with feed_of(self.agents_conn_id) as feed:
-                await feed.ask(calls.one(calls.list_agents(limit=1)))
+                await feed.ask(flow.one(endpoints.list_agents(limit=1)))
         except AgentsError as error:
             return False, str(error)
         return True, "The API accepts the API key."

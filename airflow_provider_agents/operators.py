@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
 from airflow_provider_agents import validation
-from airflow_provider_agents.api.calls import check_agent_id
+from airflow_provider_agents.api.endpoints import check_agent_id
 from airflow_provider_agents.api.errors import (
     AgentsError,
     InvalidArgumentError,

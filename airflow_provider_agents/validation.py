@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_agents.api.calls import check_agent_id
+from airflow_provider_agents.api.endpoints import check_agent_id
 from airflow_provider_agents.api.errors import InvalidArgumentError, quote
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.version_compat import TRIGGERS_END_TASKS

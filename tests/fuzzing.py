@@ -30,10 +30,11 @@ import msgspec
 from driving import Scene
 from frames import variables
 
-from airflow_provider_agents.api import calls
-from airflow_provider_agents.api.client import AsyncClient, Client, Settings
+from airflow_provider_agents.api import endpoints, flow, responses
+from airflow_provider_agents.api.client import AsyncClient, Client
 from airflow_provider_agents.api.errors import AgentsError, InvalidConnectionError
 from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent, Page
+from airflow_provider_agents.api.settings import Settings
 from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.feed.waits import _Busy
 from airflow_provider_agents.runs.journal import Cursor, Journal
@@ -337,15 +338,15 @@ def reading(rng, tally):
     while True:
         call, value = rng.choice(
             [
-                (calls.list_events(), {"data": [honest_event(rng, n) for n in range(4)], "nextToken": "t"}),
-                (calls.list_agents(), {"data": [agent] * 2, "nextToken": None}),
-                (calls.get_agent("agent-0"), {"data": agent} if rng.random() < 0.5 else agent),
-                (calls.execute_agent("agent-0"), {"data": accepted}),
+                (endpoints.list_events(), {"data": [honest_event(rng, n) for n in range(4)], "nextToken": "t"}),
+                (endpoints.list_agents(), {"data": [agent] * 2, "nextToken": None}),
+                (endpoints.get_agent("agent-0"), {"data": agent} if rng.random() < 0.5 else agent),
+                (endpoints.execute_agent("agent-0"), {"data": accepted}),
             ]
         )
         status, headers, body = hostile(rng, 200, {"date": HEADERS["date"][0]}, json.dumps(value).encode())
         try:
-            answer = calls.read_answer(call, status, headers, body)
+            answer = responses.read_answer(call, status, headers, body)
         except AgentsError as error:
             # The client has taken the key out of what is read here.
             tally[check_error(error, redacted=False)] += 1
@@ -467,7 +468,7 @@ def worker(rng, tally):
                     lambda: find_lost(SUBMISSION, settle=5.0, now=now),  # noqa: B023
                     lambda: active_runs(agent_id),  # noqa: B023
                     lambda: list_begun(agent_id, NOW, None, now=now),  # noqa: B023
-                    lambda: calls.newest(calls.list_agents(), 5),
+                    lambda: flow.newest(endpoints.list_agents(), 5),
                     lambda: Wait(SUBMISSION, Rules()).look(),
                 ]
             )()
@@ -532,7 +533,7 @@ def transport(rng, tally):
         return reply
 
     settings = Settings(api_key=KEY, base_url="http://127.0.0.1")
-    call = calls.list_events()
+    call = endpoints.list_events()
     mock = httpx.MockTransport(answer)
     with Client(settings, transport=mock) as client, asyncio.Runner() as runner:
         async_client = AsyncClient(settings, transport=mock)

@@ -32,9 +32,9 @@ from pydantic import ValidationError
 
 from airflow_provider_agents import triggers, watchers
 from airflow_provider_agents.__main__ import main
-from airflow_provider_agents.api import calls
-from airflow_provider_agents.api.bodies import MAX_BODY_BYTES
-from airflow_provider_agents.api.client import AsyncClient, Client, Settings
+from airflow_provider_agents.api import endpoints, flow, responses
+from airflow_provider_agents.api.body import MAX_BODY_BYTES
+from airflow_provider_agents.api.client import AsyncClient, Client
 from airflow_provider_agents.api.errors import (
     AgentsError,
     InvalidConnectionError,
@@ -44,6 +44,7 @@ from airflow_provider_agents.api.errors import (
     UnreadableAnswerError,
 )
 from airflow_provider_agents.api.models import ExecutionEvent
+from airflow_provider_agents.api.settings import Settings
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.hooks import AgentsHook, feed_of, run_url_of
 from airflow_provider_agents.operators import ExecuteAgentOperator
@@ -56,8 +57,8 @@ from airflow_provider_agents.sensors import AgentRunSensor
 PROJECT = Path(__file__).parent.parent
 PAGE = PROJECT / "docs" / "security.md"
 KEY = "sk-live/0123456789+secret"
-READ = calls.list_events(limit=1)
-EXECUTE = calls.execute_agent("agent-1")
+READ = endpoints.list_events(limit=1)
+EXECUTE = endpoints.execute_agent("agent-1")
 SECRET = "of-the-proxy"
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 #: What the buffers of two sockets and of an event loop hold depends on the machine, and comes on top of what was read.
@@ -340,7 +341,7 @@ def test_a_wrong_connection_does_not_show_its_key(monkeypatch, wrong):
 
     async def in_a_triggerer():
         async with feed_of("agents_default") as feed:
-            await feed.ask(calls.one(READ))
+            await feed.ask(flow.one(READ))
 
     with pytest.raises(InvalidConnectionError) as caught:
         asyncio.run(in_a_triggerer())
@@ -516,7 +517,7 @@ def test_no_answer_changes_what_is_asked_but_the_place_in_a_listing(token):
 
     settings = Settings(api_key=KEY, base_url="http://127.0.0.1/v2")
     with Client(settings, transport=httpx.MockTransport(answer)) as client:
-        client.follow(calls.walk(READ))
+        client.follow(flow.walk(READ))
     first, *rest = asked
     assert [url.copy_with(query=None) for url in rest] == [first.copy_with(query=None)] * bool(token)
     assert [dict(url.params) for url in rest] == [{"limit": "1", "nextToken": token}] * bool(token)
@@ -685,7 +686,7 @@ def test_what_is_logged_of_a_run_stays_in_its_line(event_id, status):
 def test_what_a_server_says_of_an_error_stays_in_its_line(said, status):
     body = json.dumps({"message": said, "id": said, "data": {"requestId": said}}).encode()
     with pytest.raises(AgentsError) as caught:
-        calls.read_answer(EXECUTE, status, {"location": said, "content-type": said}, body + b"?" * (status == 200))
+        responses.read_answer(EXECUTE, status, {"location": said, "content-type": said}, body + b"?" * (status == 200))
     assert str(caught.value).isprintable()
 
 

@@ -30,7 +30,7 @@ from pydantic import (
     model_validator,
 )
 
-from airflow_provider_agents.api.bodies import rows_of, storable
+from airflow_provider_agents.api.body import rows_of, storable
 from airflow_provider_agents.api.errors import first_fault
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Wire(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """The fields that were sent, under the API's names, as JSON types: what a task may return to XCom.
 
-        Fields that Airflow could not keep, or would not take for data, are left out (`bodies.storable`).
+        Fields that Airflow could not keep, or would not take for data, are left out (`body.storable`).
         """
         return storable(self.model_dump(mode="json", exclude_unset=True))  # type: ignore[no-any-return]  # of an object, an object
 
@@ -155,7 +155,7 @@ class Row(Wire):
     def to_json(self) -> dict[str, Any]:
         """The row as the API sent it: its field names, its spelling of timestamps, JSON types.
 
-        Word for word, but for what Airflow could not keep or would not take for data (`bodies.storable`).
+        Word for word, but for what Airflow could not keep or would not take for data (`body.storable`).
         """
         return super().to_json() if self._sent is None else storable(self._sent)
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from airflow_provider_agents.api.calls import Call
+    from airflow_provider_agents.api.flow import Call
 
 E = TypeVar("E", bound=AgentsError)
 

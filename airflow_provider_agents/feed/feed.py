@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 from airflow_provider_agents import clock as our_clock
-from airflow_provider_agents.api.calls import Answer, Call, Once, Pause, Steps, follow
 from airflow_provider_agents.api.errors import (
     AgentsError,
     AuthenticationError,
@@ -40,6 +39,7 @@ from airflow_provider_agents.api.errors import (
     RateLimitedError,
     TemporaryError,
 )
+from airflow_provider_agents.api.flow import Answer, Call, Once, Pause, Steps, follow
 from airflow_provider_agents.feed.plan import Plan, PollStats
 from airflow_provider_agents.feed.tickets import At, Subject, Ticket
 from airflow_provider_agents.runs.waiting import LAST_LOOK_SECONDS
@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Task
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
-    from airflow_provider_agents.api.client import AsyncClient, Settings
+    from airflow_provider_agents.api.client import AsyncClient
+    from airflow_provider_agents.api.settings import Settings
 
 R = TypeVar("R")
 T = TypeVar("T")

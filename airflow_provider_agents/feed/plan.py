@@ -1,7 +1,7 @@
 """What to ask next, what an answer or a failure means, and for whom. Pure: no I/O, no clock of its own.
 
 A `Plan` holds everybody who waits on one connection (a `Ticket` each). Whoever drives it asks `next_at` when to wake
-up, then takes a `sweep`: stages of errands, each errand a dialogue as in `api.calls`. The errands of a stage may be
+up, then takes a `sweep`: stages of errands, each errand a dialogue as in `api.flow`. The errands of a stage may be
 followed at once, in any order. What they bring reaches the tickets as it comes; `Ticket.wake` is called for news.
 
 Two kinds of subjects are told apart:
@@ -25,16 +25,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow_provider_agents.api.calls import (
-    MAX_PAGES,
-    Answer,
-    Pause,
-    Place,
-    Steps,
-    list_agent_events,
-    list_events,
-    walk,
-)
+from airflow_provider_agents.api.endpoints import list_agent_events, list_events
 from airflow_provider_agents.api.errors import (
     AgentsError,
     AuthenticationError,
@@ -42,6 +33,7 @@ from airflow_provider_agents.api.errors import (
     RateLimitedError,
     TemporaryError,
 )
+from airflow_provider_agents.api.flow import MAX_PAGES, Answer, Pause, Place, Steps, walk
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
 from airflow_provider_agents.feed import ways
 from airflow_provider_agents.feed.reader import RowCache

@@ -13,7 +13,7 @@ from airflow_provider_agents.api.models import ExecutionEvent, Page, read_event
 from airflow_provider_agents.runs.verdict import is_terminal
 
 if TYPE_CHECKING:
-    from airflow_provider_agents.api.calls import Call
+    from airflow_provider_agents.api.flow import Call
 
 
 class RowCache:

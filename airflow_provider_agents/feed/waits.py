@@ -10,8 +10,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
-from airflow_provider_agents.api.calls import Answer, Call, Pause, Steps, list_agent_events, list_events, walk
+from airflow_provider_agents.api.endpoints import list_agent_events, list_events
 from airflow_provider_agents.api.errors import AgentsError, PermanentError, RateLimitedError, TemporaryError
+from airflow_provider_agents.api.flow import Answer, Call, Pause, Steps, walk
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
 from airflow_provider_agents.clock import timeout
 from airflow_provider_agents.feed.feed import SIGN_OF_LIFE_SECONDS, News

@@ -22,7 +22,7 @@ from airflow_provider_agents.api.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from airflow_provider_agents.api.calls import Steps
+    from airflow_provider_agents.api.flow import Steps
     from airflow_provider_agents.feed.tickets import At
 
 log = logging.getLogger(__name__)

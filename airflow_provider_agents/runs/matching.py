@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from airflow_provider_agents.api.calls import Answer, Steps, list_agent_events, walk
+from airflow_provider_agents.api.endpoints import list_agent_events
+from airflow_provider_agents.api.flow import Answer, Steps, walk
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Self
 
-from airflow_provider_agents.api.calls import Steps, check_agent_id, list_agent_events, walk
+from airflow_provider_agents.api.endpoints import check_agent_id, list_agent_events
 from airflow_provider_agents.api.errors import InvalidArgumentError, quote
+from airflow_provider_agents.api.flow import Steps, walk
 from airflow_provider_agents.api.models import ExecutionEvent, Status, is_plausible
 from airflow_provider_agents.runs.matching import Missing, clock_at_least
 from airflow_provider_agents.runs.submission import Submission, attached_to

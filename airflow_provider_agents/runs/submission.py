@@ -13,16 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from airflow_provider_agents.api import retry
-from airflow_provider_agents.api.calls import (
-    Answer,
-    Once,
-    Pause,
-    Steps,
-    check_agent_id,
-    execute_agent,
-    list_agent_events,
-    walk,
-)
+from airflow_provider_agents.api.endpoints import check_agent_id, execute_agent, list_agent_events
 from airflow_provider_agents.api.errors import (
     AgentsError,
     InvalidArgumentError,
@@ -30,6 +21,7 @@ from airflow_provider_agents.api.errors import (
     UnreadableAnswerError,
     first_fault,
 )
+from airflow_provider_agents.api.flow import Answer, Once, Pause, Steps, walk
 from airflow_provider_agents.api.models import Accepted, ExecutionEvent, Page, Status
 from airflow_provider_agents.runs import matching
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_agents.api.bodies import storable
-from airflow_provider_agents.api.calls import Steps, list_agent_events, newest
+from airflow_provider_agents.api.body import storable
+from airflow_provider_agents.api.endpoints import list_agent_events
 from airflow_provider_agents.api.errors import (
     AgentRunError,
     AgentRunFailedError,
@@ -20,6 +20,7 @@ from airflow_provider_agents.api.errors import (
     AmbiguousAgentRunError,
     quote,
 )
+from airflow_provider_agents.api.flow import Steps, newest
 from airflow_provider_agents.api.models import ExecutionEvent, Status, UnreadableEvent
 from airflow_provider_agents.runs import matching
 from airflow_provider_agents.runs.submission import lost_within

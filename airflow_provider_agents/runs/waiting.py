@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from airflow_provider_agents.api.calls import Pause, Steps
 from airflow_provider_agents.api.errors import AgentsError, NoAnswerError, PermanentError, TemporaryError
+from airflow_provider_agents.api.flow import Pause, Steps
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS, Patience, is_refusal
 from airflow_provider_agents.runs.verdict import (
     Verdict,

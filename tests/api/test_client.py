@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import ssl
 import traceback
 import zlib
 
@@ -12,9 +11,9 @@ import httpx
 import pytest
 from frames import variables
 
-from airflow_provider_agents.api import calls
-from airflow_provider_agents.api.bodies import MAX_BODY_BYTES
-from airflow_provider_agents.api.client import AsyncClient, Client, Settings, is_loopback
+from airflow_provider_agents.api import endpoints, flow
+from airflow_provider_agents.api.body import MAX_BODY_BYTES
+from airflow_provider_agents.api.client import AsyncClient, Client
 from airflow_provider_agents.api.errors import (
     AgentsError,
     AuthenticationError,
@@ -26,11 +25,12 @@ from airflow_provider_agents.api.errors import (
     UnreadableAnswerError,
 )
 from airflow_provider_agents.api.retry import RetryWindow
+from airflow_provider_agents.api.settings import Settings
 from airflow_provider_agents.simulator import ManualClock
 
 KEY = "sk-0123456789-secret"
-READ = calls.list_agents(limit=1)
-EXECUTE = calls.execute_agent("agent-1")
+READ = endpoints.list_agents(limit=1)
+EXECUTE = endpoints.execute_agent("agent-1")
 PAGE = {"data": []}
 
 
@@ -81,7 +81,7 @@ def face(request):
 
 def test_a_request_carries_the_key_the_versions_and_the_query(face):
     server = Server(ok())
-    face(server).do("send", calls.list_events(status="FAILED", limit=3))
+    face(server).do("send", endpoints.list_events(status="FAILED", limit=3))
     (request,) = server.requests
     assert str(request.url) == "https://api.uragents.ai/v1/events?status=FAILED&limit=3"
     assert request.headers["authorization"] == f"Bearer {KEY}"
@@ -99,7 +99,7 @@ def test_the_key_goes_into_the_header_that_the_connection_names(face):
 def test_a_base_url_with_a_path_keeps_it_and_quoted_ids_stay_quoted(face):
     server = Server(httpx.Response(202, json={"data": {"requestId": "r"}}))
     settings = Settings(api_key=KEY, base_url="https://gateway.example/agents-api/")
-    face(server, settings=settings).do("send", calls.execute_agent("a/b c"))
+    face(server, settings=settings).do("send", endpoints.execute_agent("a/b c"))
     assert server.requests[0].url.raw_path == b"/agents-api/v1/agents/a%2Fb%20c/execute"
     assert server.requests[0].content == b""
 
@@ -224,7 +224,7 @@ def test_a_token_that_makes_no_url_is_a_typed_error(face):
         with pytest.raises(UnreadableAnswerError, match="nextToken"):
             face(Server(listing)).do("send_once", READ)
     server = Server(httpx.Response(200, json={"data": [], "nextToken": "😀" * 4096}), ok())
-    assert face(server).do("follow", calls.walk(READ)).value == []
+    assert face(server).do("follow", flow.walk(READ)).value == []
     assert len(server.requests) == 2
 
 
@@ -319,113 +319,15 @@ def test_a_server_that_repeats_the_key_does_not_bring_it_into_a_message(face):
     assert KEY not in "".join(traceback.format_exception(caught.value))
 
 
-def test_the_settings_do_not_show_the_key_or_the_proxys_password():
-    settings = Settings(api_key=KEY, proxy="http://user:geheim@proxy.example:3128")
-    assert KEY not in repr(settings)
-    assert "geheim" not in repr(settings)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "words"),
-    [
-        ({"api_key": ""}, "no API key"),
-        ({"api_key": "***"}, "only asterisks"),
-        ({"api_key": "sk-1\n"}, "white space"),
-        ({"api_key": "Bearer sk-1"}, "begins with the word Bearer"),
-        ({"api_key": "bearer\tsk-1"}, "begins with the word Bearer"),
-        ({"api_key": "Bearer:sk-1"}, "begins with the word Bearer"),
-        ({"api_key": "schlüssel"}, "no HTTP header"),
-        ({"base_url": "api.uragents.ai"}, "has no scheme"),
-        ({"base_url": "ftp://api.uragents.ai"}, r"not an http\(s\) URL"),
-        ({"base_url": "https://"}, "not an http"),
-        ({"base_url": "https://[::1"}, "not a URL"),
-        ({"base_url": "https://api.example:99999"}, "not a URL"),
-        ({"base_url": f"https://{'x' * 64}.example"}, "not a URL"),
-        ({"base_url": "https://a..b"}, "not a URL"),
-        ({"base_url": "https://api.example/v1"}, "ends in the path of the API itself, /v1"),
-        ({"base_url": "https://api.example/agents/v1//"}, "ends in the path of the API itself, /v1"),
-        ({"base_url": "https://api.example/v1/agents/"}, "ends in the path of the API itself, /v1"),
-        ({"base_url": "https://api.example/v1/events"}, "ends in the path of the API itself, /v1"),
-        ({"base_url": "https://user:pw@api.example"}, "more than scheme"),
-        ({"base_url": "https://api.example?key=1"}, "more than scheme"),
-        ({"base_url": "http://api.example"}, "unencrypted"),
-        ({"base_url": "http://localhost.evil.example"}, "unencrypted"),
-        ({"base_url": 7}, "got int"),
-        ({"auth_header": "Cookie"}, "auth_header must be one of"),
-        ({"timeout_seconds": 0}, "timeout"),
-        ({"timeout_seconds": -1}, "timeout"),
-        ({"timeout_seconds": float("nan")}, "timeout"),
-        ({"timeout_seconds": 601}, "timeout"),
-        ({"timeout_seconds": "30"}, "timeout"),
-        ({"timeout_seconds": True}, "timeout"),
-        ({"verify": "/does/not/exist.pem"}, "CA bundle"),
-        ({"proxy": "proxy:3128"}, "proxy is not the URL"),
-        ({"proxy": "gopher://proxy"}, "proxy is not the URL"),
-        ({"proxy": 7}, "proxy is not the URL"),
-        ({"run_url": "javascript:alert(1)//{event_id}"}, r"run_url must be an http\(s\) URL"),
-        ({"run_url": "data:text/html,x"}, "run_url must be an http"),
-        ({"run_url": "app.example/{event_id}"}, "run_url must be an http"),
-        ({"run_url": "https://"}, "run_url must be an http"),
-        ({"run_url": "https://[/{event_id}"}, "run_url must be an http"),
-        ({"run_url": "https://user:pw@app.example"}, "run_url must be an http"),
-        ({"run_url": "https://{agent_id}/"}, "ids behind the host"),
-        ({"run_url": "https://app.example/\n"}, "run_url must be an http"),
-        ({"run_url": 7}, "run_url must be an http"),
-        ({"run_url": "https://app.example/{eventId}"}, "nothing else in braces"),
-        ({"run_url": "https://app.example/{event_id"}, "nothing else in braces"),
-    ],
-)
-def test_settings_that_cannot_work_are_refused_with_the_cause(wrong, words):
-    with pytest.raises(InvalidConnectionError, match=words) as caught:
-        Settings(**{"api_key": KEY, **wrong})
-    assert "pw" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "base_url", ["http://127.0.0.1:8099", "http://localhost:8099", "http://[::1]:8099", "http://127.8.8.8"]
-)
-def test_plain_http_to_this_machine_is_allowed(base_url):
-    assert Settings(api_key=KEY, base_url=base_url).base_url == base_url
-
-
-@pytest.mark.parametrize("path", ["/v1/gateway", "/v10", "/api-v1", "/v1/agents-api"])
-def test_a_path_of_a_gateway_is_part_of_the_base_url(path):
-    assert Settings(api_key=KEY, base_url=f"https://gateway.example{path}/").base_url.endswith(path)
-
-
-def test_plain_http_elsewhere_is_allowed_only_when_the_connection_says_so():
-    settings = Settings(api_key=KEY, base_url="http://agents.internal", allow_plain_http=True)
-    assert settings.base_url == "http://agents.internal"
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "127.0.0.1.example", "2130706433", ""])  # noqa: S104
-def test_what_only_looks_like_this_machine_is_not(host):
-    assert not is_loopback(host)
-
-
-def test_a_file_that_is_no_ca_bundle_is_refused(tmp_path):
-    bundle = tmp_path / "ca.pem"
-    bundle.write_text("no certificate")
-    with pytest.raises(InvalidConnectionError, match="cannot be read"):
-        Settings(api_key=KEY, verify=str(bundle)).tls_context()
-
-
-def test_certificates_are_checked_unless_the_connection_says_otherwise():
-    assert Settings(api_key=KEY).tls_context().verify_mode == ssl.CERT_REQUIRED
-    unchecked = Settings(api_key=KEY, verify=False).tls_context()
-    assert unchecked.verify_mode == ssl.CERT_NONE
-    assert not unchecked.check_hostname
-
-
 def test_a_dialogue_pauses_repeats_nothing_it_wants_once_and_is_told_of_failures(face):
     server = Server(httpx.Response(503), ok())
     client = face(server, attempts=5)
 
     def dialogue():
         try:
-            yield calls.Once(READ)
+            yield flow.Once(READ)
         except ServerError:
-            yield calls.Pause(2.5)
+            yield flow.Pause(2.5)
         answer = yield READ
         return len(answer.value.data)
 
@@ -439,5 +341,5 @@ def test_a_row_that_cannot_be_read_is_logged_once_by_a_client(face, caplog):
         Server(httpx.Response(200, json={"data": [{"id": "e", "status": None}, {"id": "f", "status": "RUNNING"}]}))
     )
     for _ in range(3):
-        assert len(client.do("send", calls.list_events()).value.data) == 2
+        assert len(client.do("send", endpoints.list_events()).value.data) == 2
     assert ["event=e" in line for line in caplog.messages if "cannot be read" in line] == [True]

@@ -13,13 +13,14 @@ from hostile import HostileServer, answering, response
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_agents.api import calls
-from airflow_provider_agents.api.client import AsyncClient, Client, Settings
+from airflow_provider_agents.api import endpoints
+from airflow_provider_agents.api.client import AsyncClient, Client
 from airflow_provider_agents.api.environment import SOCKS_ERRORS, find_proxy, read_url
 from airflow_provider_agents.api.errors import InvalidConnectionError, NotSentError
+from airflow_provider_agents.api.settings import Settings
 
 KEY = "sk-0123456789-secret"
-READ = calls.list_agents(limit=1)
+READ = endpoints.list_agents(limit=1)
 #: Nothing listens there.
 NOWHERE = "127.0.0.1:1"
 PROXY_VARIABLES = [

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from airflow_provider_agents.api import calls
-from airflow_provider_agents.api.bodies import storable
+from airflow_provider_agents.api import endpoints, responses
+from airflow_provider_agents.api.body import storable
 from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent, Page, read_agent, read_event
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -25,12 +25,12 @@ def sample(name):
 
 
 def test_the_pages_sample_of_an_execute_is_read():
-    accepted = calls.read_answer(calls.execute_agent("agent-123"), 202, {}, sample("execute_202.json")).value
+    accepted = responses.read_answer(endpoints.execute_agent("agent-123"), 202, {}, sample("execute_202.json")).value
     assert (accepted.requestId, accepted.agentId) == ("abc123", "agent-123")
 
 
 def test_the_pages_sample_of_a_listing_is_read():
-    page = calls.read_answer(calls.list_events(), 200, {}, sample("events_page.json")).value
+    page = responses.read_answer(endpoints.list_events(), 200, {}, sample("events_page.json")).value
     (event,) = page.data
     assert page.nextToken is None
     assert (event.id, event.agentId, event.userId) == ("event-456", "agent-123", "user-789")
@@ -43,7 +43,7 @@ def test_the_pages_sample_of_a_listing_is_read():
 def test_an_event_is_handed_on_word_for_word():
     body = json.loads(sample("events_page.json"))
     body["data"][0]["newField"] = {"kept": [1, None]}
-    event = calls.read_answer(calls.list_events(), 200, {}, json.dumps(body).encode()).value.data[0]
+    event = responses.read_answer(endpoints.list_events(), 200, {}, json.dumps(body).encode()).value.data[0]
     assert event.to_json() == body["data"][0]
 
 

@@ -31,9 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from virtual_time import VirtualLoop
 
-from airflow_provider_agents.api.calls import Once, Pause, follow, read_answer
-from airflow_provider_agents.api.client import AsyncClient, Settings
+from airflow_provider_agents.api.client import AsyncClient
 from airflow_provider_agents.api.errors import AgentsError, NoAnswerError
+from airflow_provider_agents.api.flow import Once, Pause, follow
+from airflow_provider_agents.api.responses import read_answer
+from airflow_provider_agents.api.settings import Settings
 from airflow_provider_agents.feed.feed import Feed, count_shared, shared_feed
 from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.feed.waits import open_journal, sweeps_of, wait_for_end

@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from driving import Driver
 
-from airflow_provider_agents.api.client import Client, Settings
+from airflow_provider_agents.api.client import Client
+from airflow_provider_agents.api.settings import Settings
 from airflow_provider_agents.runs.submission import submit
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
 from airflow_provider_agents.runs.waiting import wait_for_end

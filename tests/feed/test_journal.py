@@ -12,7 +12,7 @@ from driving import Gate, Scene, examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_agents.api.calls import list_events
+from airflow_provider_agents.api.endpoints import list_events
 from airflow_provider_agents.api.errors import PermanentError
 from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.feed.waits import journal_from_now

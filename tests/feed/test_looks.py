@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from driving import Gate, Scene
 
-from airflow_provider_agents.api.calls import list_events
+from airflow_provider_agents.api.endpoints import list_events
 from airflow_provider_agents.api.errors import AuthenticationError, TemporaryError
 from airflow_provider_agents.api.models import ExecutionEvent
 from airflow_provider_agents.feed.plan import PollStats

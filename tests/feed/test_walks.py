@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_agents.api.calls import Answer, Place, list_events, walk
+from airflow_provider_agents.api.endpoints import list_events
 from airflow_provider_agents.api.errors import (
     AuthenticationError,
     NoAnswerError,
@@ -19,6 +19,7 @@ from airflow_provider_agents.api.errors import (
     RequestRejectedError,
     ServerError,
 )
+from airflow_provider_agents.api.flow import Answer, Place, walk
 from airflow_provider_agents.api.models import Page
 from airflow_provider_agents.feed.tickets import At
 from airflow_provider_agents.feed.walks import MOST_FAILURES, MOST_SECONDS, Walks

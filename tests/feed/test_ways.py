@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_agents.api.calls import MAX_LIMIT
+from airflow_provider_agents.api.flow import MAX_LIMIT
 from airflow_provider_agents.feed import ways
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)

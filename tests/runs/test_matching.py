@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from airflow_provider_agents.api.calls import Answer
+from airflow_provider_agents.api.flow import Answer
 from airflow_provider_agents.api.models import ExecutionEvent, Page, read_event
 from airflow_provider_agents.runs import matching
 from airflow_provider_agents.runs.matching import Bounds, Found, Missing, NotYet, Seek, Several

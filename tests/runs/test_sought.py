@@ -10,8 +10,8 @@ from driving import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_agents.api.calls import Answer
 from airflow_provider_agents.api.errors import InvalidArgumentError
+from airflow_provider_agents.api.flow import Answer
 from airflow_provider_agents.api.models import ExecutionEvent, Page, read_event
 from airflow_provider_agents.runs.matching import Missing
 from airflow_provider_agents.runs.sought import CLOCK_ALLOWANCE, FirstRun, Sought, check_bound, list_begun

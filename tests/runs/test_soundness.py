@@ -15,7 +15,8 @@ from driving import Driver, examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_agents.api.client import Client, Settings
+from airflow_provider_agents.api.client import Client
+from airflow_provider_agents.api.settings import Settings
 from airflow_provider_agents.runs.submission import submit, take_snapshot
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
 from airflow_provider_agents.runs.waiting import wait_for_end

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from airflow_provider_agents.api.client import Client, Settings
+from airflow_provider_agents.api.client import Client
 from airflow_provider_agents.api.errors import (
     InvalidArgumentError,
     NoAnswerError,
@@ -17,6 +17,7 @@ from airflow_provider_agents.api.errors import (
     TemporaryError,
 )
 from airflow_provider_agents.api.models import ExecutionEvent
+from airflow_provider_agents.api.settings import Settings
 from airflow_provider_agents.runs import matching
 from airflow_provider_agents.runs.submission import (
     MAX_POSTS,

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from airflow_provider_agents.api.client import Client, Settings
+from airflow_provider_agents.api.client import Client
 from airflow_provider_agents.api.errors import (
     AgentRunFailedError,
     AgentRunNotFoundError,
@@ -14,6 +14,7 @@ from airflow_provider_agents.api.errors import (
     AmbiguousAgentRunError,
 )
 from airflow_provider_agents.api.models import ExecutionEvent, read_event
+from airflow_provider_agents.api.settings import Settings
 from airflow_provider_agents.runs.matching import Look
 from airflow_provider_agents.runs.submission import Submission, attached_to, submit
 from airflow_provider_agents.runs.verdict import (

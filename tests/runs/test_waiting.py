@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from airflow_provider_agents.api.calls import Answer, Pause
 from airflow_provider_agents.api.errors import (
     AuthenticationError,
     NotFoundError,
@@ -17,6 +16,7 @@ from airflow_provider_agents.api.errors import (
     RequestRejectedError,
     ServerError,
 )
+from airflow_provider_agents.api.flow import Answer, Pause
 from airflow_provider_agents.api.models import ExecutionEvent, Page
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS
 from airflow_provider_agents.runs.submission import Submission, attached_to

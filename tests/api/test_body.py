@@ -14,7 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic_core import from_json
 
-from airflow_provider_agents.api.bodies import (
+from airflow_provider_agents.api.body import (
     MAX_BODY_BYTES,
     MAX_DEPTH,
     MAX_ERROR_BYTES,
