@@ -12,6 +12,8 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
+from airflow_provider_agents.interruption import interruptible
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from contextlib import AbstractContextManager
@@ -87,8 +89,13 @@ def now() -> datetime:
 
 
 def sleep(seconds: float) -> None:
-    """Wait on a worker."""
-    _clocks[-1].sleep(seconds)
+    """Wait on a worker.
+
+    Raises:
+        SystemExit: the task that waits was killed.
+    """
+    with interruptible():
+        _clocks[-1].sleep(seconds)
 
 
 async def asleep(seconds: float) -> None:

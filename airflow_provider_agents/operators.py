@@ -21,6 +21,7 @@ from airflow_provider_agents.api.errors import (
 )
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.hooks import AgentsHook
+from airflow_provider_agents.interruption import Interruption
 from airflow_provider_agents.links import RUN_URL_KEY, AgentRunLink
 from airflow_provider_agents.runs.record import Phase, RunRecord
 from airflow_provider_agents.runs.submission import (
@@ -119,12 +120,16 @@ class AgentBusyError(AgentsError):
 def _without_vain_retries(
     method: Callable[Concatenate[ExecuteAgentOperator, P], R],
 ) -> Callable[Concatenate[ExecuteAgentOperator, P], R]:
-    """Turn what will fail the same way again into Airflow's failure without retries; the cause stays attached."""
+    """Turn what will fail the same way again into Airflow's failure without retries; the cause stays attached.
+
+    A task that is killed ends in it.
+    """
 
     @functools.wraps(method)
     def wrapped(self: ExecuteAgentOperator, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return method(self, *args, **kwargs)
+            with self._interruption.running(self._log_kill):
+                return method(self, *args, **kwargs)
         except AgentsError as error:
             if error.is_retryable:
                 raise
@@ -211,6 +216,7 @@ class ExecuteAgentOperator(BaseOperator):
             ARGUMENTS.check(self, parsing=True)
             if self.end_from_trigger:
                 validation.refuse_trigger_end(self, "end_from_trigger", overridden=("execute_complete",))
+        self._interruption = Interruption()
         self._under_way: Submission | Wait | None = None
         self._began_at = now()
         self._known = Known()
@@ -539,7 +545,15 @@ class ExecuteAgentOperator(BaseOperator):
         raise error or AssertionError("unreachable: a COMPLETED verdict has an event")
 
     def on_kill(self) -> None:
-        """Say that the run goes on. No I/O: this may run in a signal handler."""
+        """End the wait, not the run, and log that the run goes on. Airflow calls this in a signal handler.
+
+        Raises:
+            SystemExit: in a pause or a request that may be repeated. Anything else is finished first.
+        """
+        if not self._interruption.request():
+            self._log_kill()
+
+    def _log_kill(self) -> None:
         run = self._under_way
         if run is not None:
             self.log.warning(

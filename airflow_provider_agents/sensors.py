@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +29,7 @@ from airflow_provider_agents.api.retry import asked_pause
 from airflow_provider_agents.api.rows import WarnOnce
 from airflow_provider_agents.clock import now, sleep
 from airflow_provider_agents.hooks import AgentsHook
+from airflow_provider_agents.interruption import Interruption, interruptible, uninterruptible
 from airflow_provider_agents.links import RUN_URL_KEY, AgentRunLink
 from airflow_provider_agents.runs.matching import Look, Missing
 from airflow_provider_agents.runs.patience import Patience, is_refusal
@@ -230,6 +232,7 @@ class AgentRunSensor(BaseSensorOperator):
         if not validation.made_from_mapped(self):
             ARGUMENTS.check(self, parsing=True)
         validation.checked_switch(self, "start_from_trigger", start_from_trigger)
+        self._interruption = Interruption()
         self._first: FirstRun | None = None
         self._wait: Wait | None = None
         self._late_warning: LateWarning | None = None
@@ -309,11 +312,17 @@ class AgentRunSensor(BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Wait in the triggerer, or look from here."""
+        with self._interruption.running(self._log_kill):
+            return self._execute(context)
+
+    def _execute(self, context: Context) -> Any:
         self.run_link, self._patient = "", None  # nothing of an earlier try
         self._began_at = now()
         self._end_softly(lambda: ARGUMENTS.check(self))
         if not self.deferrable:
-            return self._end_softly(lambda: super(AgentRunSensor, self).execute(context))
+            # Airflow's own code sleeps between two pokes. With mode="reschedule" it does not, and asks its server.
+            with nullcontext() if self.reschedule else interruptible():
+                return self._end_softly(lambda: super(AgentRunSensor, self).execute(context))
         self._end_softly(lambda: connect(self.agents_conn_id, self.log.warning))
         # A run that is over needs no trigger, and what cannot work is said at once. Also, a trigger that fires in the
         # instant in which it starts can overtake the scheduler's note of the deferral, which then fails the task.
@@ -340,8 +349,9 @@ class AgentRunSensor(BaseSensorOperator):
         """
         if self._paused_until is not None and now() < self._paused_until:
             return False
-        while (done := self._poke_once(context)) is None:
-            sleep(_REFUSED_POKE_SECONDS)
+        with uninterruptible():
+            while (done := self._poke_once(context)) is None:
+                sleep(_REFUSED_POKE_SECONDS)
         return done
 
     def _poke_once(self, context: Context) -> bool | PokeReturnValue | None:
@@ -448,6 +458,17 @@ class AgentRunSensor(BaseSensorOperator):
             started_after=self.started_after,
             started_before=self.started_before,
         )
+
+    def on_kill(self) -> None:
+        """End the wait, not the run. Airflow calls this in a signal handler.
+
+        Raises:
+            SystemExit: in a pause or a request. Anything else is finished first.
+        """
+        self._interruption.request()
+
+    def _log_kill(self) -> None:
+        self.log.warning("The task was killed. The run that it waited for is left as it is. %s", self._told)
 
     # --- the end ---
 

@@ -1083,23 +1083,6 @@ def test_a_killed_task_says_that_its_run_goes_on(platform, task, logged):
     assert "cannot be cancelled and is still running" in said
 
 
-def test_a_task_killed_while_it_waits_on_the_worker_names_the_event_that_it_knows(platform, task, logged, monkeypatch):
-    op = operator()
-    platform.sim.add_agent("agent-1", run_seconds=500.0)
-
-    def killed_after_a_minute(seconds):
-        platform.pass_time(seconds)
-        if sum(platform.slept) > 60:
-            op.on_kill()
-            raise Killed
-
-    monkeypatch.setattr(time, "sleep", killed_after_a_minute)
-    with pytest.raises(Killed):
-        op.execute(task.context())
-    (mine,) = platform.sim.executions
-    assert f"request_id={mine.request_id} event={mine.event_id}" in logged()
-
-
 def test_a_killed_trigger_says_that_the_run_goes_on(platform, task, logged):
     with pytest.raises(TaskDeferred) as deferred:
         operator(deferrable=True).execute(task.context())

@@ -28,6 +28,7 @@ from airflow_provider_agents.api.network import (
 )
 from airflow_provider_agents.api.responses import read_answer, unreadable
 from airflow_provider_agents.api.rows import WarnOnce
+from airflow_provider_agents.interruption import interruptible
 
 if TYPE_CHECKING:
     import ssl
@@ -175,7 +176,11 @@ class Client:
             AgentsError: the one that fits.
         """
         try:
-            with self._cutter.within(self._settings.whole_request_seconds):
+            with (
+                self._cutter.within(self._settings.whole_request_seconds),
+                # The answer to an execute must be seen, also by a task that is killed.
+                interruptible() if call.repeatable else contextlib.nullcontext(),
+            ):
                 body = self._read(call)
         except NETWORK_ERRORS as error:
             failure = our_error(error, call, self._settings, self._proxy)
