@@ -7,6 +7,7 @@ repeated in `retry`, what a failure of the network means in `network`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
