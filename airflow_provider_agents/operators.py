@@ -41,6 +41,7 @@ from airflow_provider_agents.runs.verdict import (
     active_runs,
     error_of,
     how_it_completed,
+    is_active,
     named,
     own_event,
     state_of_event,
@@ -64,7 +65,7 @@ from airflow_provider_agents.triggers import (
     AgentRunTrigger,
     RunEnded,
 )
-from airflow_provider_agents.version_compat import TRIGGERS_END_TASKS
+from airflow_provider_agents.version_compat import NEXT_TRY_WAITS, TRIGGERS_END_TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -289,41 +290,84 @@ class ExecuteAgentOperator(BaseOperator):
         self, record: RunRecord, memory: TaskStateRecord, client: Client, *, request_seconds: float
     ) -> Submission | dict[str, Any] | None:
         """What an earlier try left: its result, the run to go on waiting for, or None for "start a new run"."""
-        submission = record.submission
+        submission: Submission | None = record.submission
         if record.phase == Phase.ENDED:
-            if memory.is_cleared_since(record) or record.outcome not in {Outcome.COMPLETED, _SUBMITTED}:
-                return None  # cleared by a user, or the run failed: either way a new run is wanted
-            self.log.info("An earlier try has seen the end of its run already; nothing new is started.")
-            # The DAG may have changed between the tries: what was not waited for then is waited for now.
-            if record.result is None or (record.outcome == _SUBMITTED) == self.wait_for_completion:
-                return submission
-            return record.result
-        if record.phase == Phase.SUBMITTING and submission.sent_at is None:
-            return None  # what was asked for was refused, or never left
+            return self._repeat(record, memory)
         if record.phase == Phase.SUBMITTING:
-            self.log.warning(
-                "An earlier try died while it was starting a run of agent %s. Looking for that run first.",
-                self.agent_id,
-            )
-            lost = died_around(submission, request_seconds=request_seconds)
-            found = client.follow(find_lost(lost, settle=self.settle, now=now))
-            if found is None:
-                # Else the next try would look again, and take a run that another party has started meanwhile.
-                memory.save(Phase.SUBMITTING, submission.changed(sent_at=None))
-                self.log.info("No run has appeared, so none was started.")
-            else:
-                self.log.warning("%s", taken_for_ours(self.agent_id))
-            return found
+            submission = self._find(record.submission, memory, client, request_seconds=request_seconds)
+        if submission is None:
+            return None
+        if memory.outlived_clear:
+            return self._take_up_cleared(submission, memory, client)
+        if record.phase == Phase.SUBMITTING:
+            self.log.warning("%s", taken_for_ours(self.agent_id))
+            return submission
         if not self.wait_for_completion:
             return submission
         # The worker looks once: a run that has failed meanwhile wants a new one, and one that has ended needs no
         # trigger.
-        wait = Wait(submission, self._rules())
-        began_at = now()
-        verdict = wait.take(client.follow(bounded(wait.look(), self._deadline(), now=now)), began_at)
+        _, verdict = self._look(submission, client)
         if verdict is not None and not self._is_still_wanted(verdict, record, memory):
             return None
         self.log.info("Waiting again for the run that an earlier try started. %s", named(submission))
+        return submission
+
+    def _repeat(self, record: RunRecord, memory: TaskStateRecord) -> Submission | dict[str, Any] | None:
+        """What to do after an end that an earlier try has seen: return its result, wait, or start a new run (None)."""
+        if memory.is_cleared_since(record) or record.outcome not in {Outcome.COMPLETED, _SUBMITTED}:
+            return None  # cleared by a user, or the run failed: either way a new run is wanted
+        self.log.info("An earlier try has seen the end of its run already; nothing new is started.")
+        # The DAG may have changed between the tries: what was not waited for then is waited for now.
+        if record.result is None or (record.outcome == _SUBMITTED) == self.wait_for_completion:
+            return record.submission
+        return record.result
+
+    def _find(
+        self, submission: Submission, memory: TaskStateRecord, client: Client, *, request_seconds: float
+    ) -> Submission | None:
+        """The run of an earlier try that died around its POST; None if no run has appeared."""
+        if submission.sent_at is None:
+            return None  # what was asked for was refused, or never left
+        self.log.warning(
+            "An earlier try died while it was starting a run of agent %s. Looking for that run first.",
+            self.agent_id,
+        )
+        lost = died_around(submission, request_seconds=request_seconds)
+        found = client.follow(find_lost(lost, settle=self.settle, now=now))
+        if found is None:
+            # Else the next try would look again, and take a run that another party has started meanwhile.
+            memory.save(Phase.SUBMITTING, submission.changed(sent_at=None))
+            self.log.info("No run has appeared, so none was started.")
+        return found
+
+    def _look(self, submission: Submission, client: Client) -> tuple[Wait, Verdict | None]:
+        """Look once at the run of an earlier try."""
+        wait = Wait(submission, self._rules())
+        began_at = now()
+        return wait, wait.take(client.follow(bounded(wait.look(), self._deadline(), now=now)), began_at)
+
+    def _take_up_cleared(self, submission: Submission, memory: TaskStateRecord, client: Client) -> Submission | None:
+        """The run of a task whose record was discarded by a clear; None unless that run is still running."""
+        wait, verdict = self._look(submission, client)
+        if verdict is not None and not wait.going_on:
+            # A clear asks for a new run, and says so by discarding the record.
+            memory.save(Phase.SUBMITTING, submission.changed(sent_at=None))
+            self.log.info(
+                "This task was cleared, and its earlier run is not running any more (%s). %s",
+                verdict.outcome,
+                named(submission, verdict.events),
+            )
+            return None
+        self.log.warning(
+            "This task was cleared, and Airflow discarded its state. Its run %s still running and cannot be cancelled, "
+            "so the task waits for that run again. To start another run instead, delete the Variable %s and clear the "
+            "task. %s",
+            "is" if any(map(is_active, wait.events)) else "may be",
+            memory.copy_key(submission),
+            named(submission, wait.events if wait.is_known else ()),
+        )
+        if submission.unanswered:
+            self.log.warning("%s", taken_for_ours(self.agent_id))
         return submission
 
     def _is_still_wanted(self, verdict: Verdict, record: RunRecord, memory: TaskStateRecord) -> bool:
@@ -462,6 +506,7 @@ class ExecuteAgentOperator(BaseOperator):
                 on_ambiguous=self.on_ambiguous,
                 end_with=self._end_with() if ends_in_trigger else None,
                 show=self._show_early(submission) if memory.is_kept else [],
+                copy_key=memory.copy_key(submission) if ends_in_trigger else None,
             ),
             method_name="execute_complete",
             # The resume methods take what those of other providers take, so that a subclass can override them.
@@ -557,8 +602,8 @@ class ExecuteAgentOperator(BaseOperator):
         run = self._under_way
         if run is not None:
             self.log.warning(
-                "The task was killed. Its run cannot be cancelled and is still running, if it was started. A retry or "
-                "clear waits for the same run again (Airflow 3.3 and later). %s",
+                "The task was killed. Its run cannot be cancelled and is still running, if it was started. %s %s",
+                NEXT_TRY_WAITS if self.durable and TRIGGERS_END_TASKS else "A retry starts a new run.",
                 named(run.submission, run.events if run.is_known else ()) if isinstance(run, Wait) else named(run),
             )
 

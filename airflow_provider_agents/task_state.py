@@ -1,4 +1,9 @@
-"""What a task remembers of its run from one try to the next, in Airflow's task state store."""
+"""What a task remembers of its run from one try to the next, in Airflow's task state store.
+
+Where a clear of the task discards that store, a copy of the record is kept in an Airflow Variable while a run is or may
+be under way. A run costs money and cannot be cancelled, so a task that was cleared must find a run that is still
+running.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,12 @@ import json
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_agents.clock import now
+from airflow_provider_agents.runs.copies import RecordCopy, TaskPlace, key_of
 from airflow_provider_agents.runs.record import Attempt, Phase, RunRecord
 from airflow_provider_agents.runs.verdict import named
 from airflow_provider_agents.triggers import UnknownTriggerEventError
+from airflow_provider_agents.version_compat import CLEARS_DISCARD_STATE, NEXT_TRY_WAITS
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -30,6 +38,10 @@ class TaskStateRecord:
     def __init__(self, operator: ExecuteAgentOperator, context: Context) -> None:
         self._operator = operator
         self._store: Any = context.get("task_state_store") if operator.durable else None
+        is_copied = self._store is not None and CLEARS_DISCARD_STATE
+        self._copies = _Copies(context, operator.log) if is_copied else None
+        #: Whether the loaded record is the copy: Airflow has discarded the state of this task.
+        self.outlived_clear = False
         self._attempt = Attempt(
             try_number=getattr(context["ti"], "try_number", 0),
             max_tries=getattr(context["ti"], "max_tries", 0) or 0,
@@ -48,14 +60,14 @@ class TaskStateRecord:
     @property
     def next_try_while_running(self) -> str:
         """What a new try will do about a run that goes on."""
-        return "A retry or clear waits for the same run again." if self._store else "A retry would start a new run."
+        return NEXT_TRY_WAITS if self._store is not None else "A retry would start a new run."
 
     @property
     def next_try_after_loss(self) -> str:
         """What a new try will do about a run that may or may not have started."""
         return (
             "A retry looks for it first, and starts a new run only if there is none."
-            if self._store
+            if self._store is not None
             else "A retry would start a new run: look at the agent's runs first."
         )
 
@@ -68,12 +80,15 @@ class TaskStateRecord:
             )
 
     def load(self, agent_id: str) -> RunRecord | None:
-        """The record of an earlier try, or None. A failure to read it is never "none"."""
+        """The record of an earlier try, or None. A failure to read it is never "none".
+
+        Where a clear has discarded the record, its copy, if there is one.
+        """
         if self._store is None:
             return None
         value = self._store.get(RECORD_KEY)
         if value is None:
-            return None
+            return self._load_copy(agent_id)
         record = RunRecord.from_json(value)
         if not record.belongs_to(agent_id, self._operator.agents_conn_id):
             self._operator.log.warning(
@@ -84,6 +99,19 @@ class TaskStateRecord:
             )
             return None
         return record
+
+    def _load_copy(self, agent_id: str) -> RunRecord | None:
+        if self._copies is None or self._attempt.try_number <= 1:
+            return None
+        record = self._copies.read(self._copies.key(self._operator.agents_conn_id, agent_id))
+        self.outlived_clear = record is not None
+        return record
+
+    def copy_key(self, submission: Submission) -> str | None:
+        """The Variable that holds the copy of a run's record; None if no copy is kept."""
+        if self._copies is None:
+            return None
+        return self._copies.key(self._operator.agents_conn_id, submission.agent_id)
 
     def save(
         self,
@@ -123,6 +151,8 @@ class TaskStateRecord:
             if phase == Phase.SUBMITTING:
                 raise
             self._operator.log.exception("The record of the run could not be kept. %s", named(submission))
+        if self._copies is not None:
+            self._copies.follow(record, until=now() + self._retention)
 
     def note_resumed(self) -> RunRecord | None:
         """Note that a worker, and not the trigger, ends this try.
@@ -178,6 +208,99 @@ class TaskStateRecord:
             return "It was a wait for an idle agent, and this try has started no run. A retry or clear asks again."
         return f"If this try has started a run, that run is still running. {self.next_try_while_running}"
 
+    @property
+    def _retention(self) -> timedelta:
+        return timedelta(seconds=self._operator.timeout) + _RECORD_OUTLIVES
+
     def _write(self, record: RunRecord) -> None:
-        retention = timedelta(seconds=self._operator.timeout) + _RECORD_OUTLIVES
-        self._store.set(RECORD_KEY, record.to_json(), retention=retention)
+        self._store.set(RECORD_KEY, record.to_json(), retention=self._retention)
+
+
+class _Copies:
+    """The copy of a task's record in an Airflow Variable: one for each agent and connection that the task has run.
+
+    A safety net beside the task state store. So no failure here fails a task: it is logged, with what it means.
+    """
+
+    def __init__(self, context: Context, log: Any) -> None:
+        ti: Any = context["ti"]
+        loop: Any = context.get("loop")
+        self.log = log
+        self._place = TaskPlace(
+            dag_id=ti.dag_id,
+            run_id=ti.run_id,
+            task_id=ti.task_id,
+            map_index=-1 if ti.map_index is None else ti.map_index,
+            loop_index=loop.index if loop is not None else None,
+        )
+
+    def key(self, agents_conn_id: str, agent_id: str) -> str:
+        """The Variable's key."""
+        return key_of(agents_conn_id, agent_id, self._place)
+
+    def read(self, key: str) -> RunRecord | None:
+        """The record of a run that may be under way, or None."""
+        from airflow.sdk import Variable
+
+        try:
+            text = Variable.get(key, default=None)
+            return RecordCopy.from_text(key, text).record if text is not None else None
+        except Exception:
+            self.log.exception(
+                "The copy of this task's record could not be read. If an earlier try has started a run that is still "
+                "running, the task starts another run beside it. variable=%s",
+                key,
+            )
+            return None
+
+    def follow(self, record: RunRecord, *, until: datetime) -> None:
+        """Bring the copy up to date with a record that was written.
+
+        Args:
+            record: the record.
+            until: when the record of the store expires.
+        """
+        match record.phase:
+            case Phase.ACCEPTED:
+                self._write(record, until)
+            case Phase.SUBMITTING if record.submission.sent_at is not None:
+                self._write(record, until)
+            case Phase.SUBMITTING | Phase.ENDED:
+                self.delete(record)
+            # Between its acceptance and its end, nothing changes of what a cleared task needs to find the run.
+
+    def _write(self, record: RunRecord, until: datetime) -> None:
+        from airflow.sdk import Variable
+
+        copy = RecordCopy(place=self._place, record=record, written_at=now(), until=until)
+        try:
+            Variable.set(
+                copy.key,
+                copy.to_text(),
+                description=(
+                    f"Agent {record.submission.agent_id} may be running for task {self._place.name} of DAG run "
+                    f"{self._place.run_id}. The task deletes this when the run has ended. Without this, a clear of the "
+                    "task starts a second run."
+                ),
+            )
+        except Exception:
+            self.log.exception(
+                "The copy of this task's record could not be written. If the task is cleared while its run is still "
+                "running, a second run starts. variable=%s %s",
+                copy.key,
+                named(record.submission),
+            )
+
+    def delete(self, record: RunRecord) -> None:
+        """Delete the copy of a record: no run is under way."""
+        from airflow.sdk import Variable
+
+        key = self.key(record.agents_conn_id, record.submission.agent_id)
+        try:
+            Variable.delete(key)
+        except Exception:
+            self.log.exception(
+                "The copy of this task's record could not be deleted. A try that finds the copy sees that the run has "
+                "ended. `airflow agents forget` deletes the copy later. variable=%s",
+                key,
+            )

@@ -7,6 +7,7 @@ nothing here starts a run or writes the task's state. The class paths are stored
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -44,10 +45,10 @@ from airflow_provider_agents.runs.verdict import (
     usage_of,
 )
 from airflow_provider_agents.runs.waiting import StillBusyError
-from airflow_provider_agents.version_compat import TRIGGERS_END_TASKS
+from airflow_provider_agents.version_compat import NEXT_TRY_WAITS, TRIGGERS_END_TASKS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Sequence
+    from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.feed.feed import Feed
@@ -86,8 +87,7 @@ class Payload(BaseModel):
 def _unknown(error: ValidationError) -> UnknownTriggerEventError:
     return UnknownTriggerEventError(
         f"The trigger sent something that this version of the provider does not know ({first_fault(error)}). "
-        "Workers and triggerers must run the same version. The run is left as it is: clear the task to take it up "
-        "again."
+        f"Workers and triggerers must run the same version. The run is left as it is. {NEXT_TRY_WAITS}"
     )
 
 
@@ -172,15 +172,57 @@ def _link_of(feed: Feed, submission: Submission, verdict: Verdict) -> str | None
     return _link_to(feed, submission.agent_id, own.id if own is not None else None)
 
 
-#: XComs that the triggers of an event loop push at once. Each is a write to Airflow's database by the one process that
+#: Writes to Airflow's database that the triggers of an event loop make at once. Each goes through the one process that
 #: also hands triggers their work, so a thousand runs that are identified in one sweep must not come down on it at once.
-_PUSHES_AT_ONCE = 4
-#: Seconds until a push is given up, and until the wait for a turn to push is: a push takes some 25 ms, so a thousand
-#: have had their turns after ten seconds.
-_PUSH_SECONDS, _TURN_SECONDS = 30.0, 120.0
+_WRITES_AT_ONCE = 4
+#: Seconds until a write is given up, and until the wait for a turn to push an XCom is: a write takes some 25 ms, so a
+#: thousand have had their turns after ten seconds.
+_WRITE_SECONDS, _TURN_SECONDS = 30.0, 120.0
+#: The same for the deletion of a record's copy. A late deletion would hit the copy of the run after a clear, and a copy
+#: that is left is harmless.
+_DELETE_SECONDS = 15.0
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 #: What is under way: a loop holds its tasks weakly.
-_pushes: set[asyncio.Task[None]] = set()
+_writes: set[asyncio.Task[None]] = set()
+
+
+def _write_soon(writing: Coroutine[Any, Any, None]) -> None:
+    """Write to Airflow's database in a while. The wait for a run neither waits for it nor fails with it."""
+    task = asyncio.create_task(writing)
+    _writes.add(task)
+    task.add_done_callback(_writes.discard)
+
+
+@contextlib.asynccontextmanager
+async def _turn(seconds: float) -> AsyncIterator[None]:
+    """A turn to write to Airflow's database.
+
+    Raises:
+        TimeoutError: there was no turn within `seconds`.
+    """
+    turns = _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_WRITES_AT_ONCE))
+    async with asyncio.timeout(seconds):
+        await turns.acquire()
+    try:
+        yield
+    finally:
+        turns.release()
+
+
+async def _delete_copy(key: str, log: Any) -> None:
+    """Delete the copy of a task's record: the run has ended, and the trigger ends the task."""
+    from airflow.sdk import Variable
+
+    try:
+        async with _turn(_DELETE_SECONDS), asyncio.timeout(_DELETE_SECONDS):
+            await Variable.adelete(key)  # type: ignore[attr-defined, unused-ignore]  # from Airflow 3.4 on
+    except Exception as error:  # noqa: BLE001 - whatever it is, the task has ended
+        log.warning(
+            "The copy of this task's record could not be deleted (%s). A try that finds the copy sees that the run has "
+            "ended. `airflow agents forget` deletes the copy later. variable=%s",
+            type(error).__name__,
+            key,
+        )
 
 
 class _Herald:
@@ -212,9 +254,7 @@ class _Herald:
         values = {"event_id": event.id, RUN_URL_KEY: url}
         xcoms = {key: value for key, value in values.items() if key in self._keys}
         if xcoms and self._task is not None:
-            pushing = asyncio.create_task(self._push(xcoms))
-            _pushes.add(pushing)
-            pushing.add_done_callback(_pushes.discard)
+            _write_soon(self._push(xcoms))
 
     def hush(self) -> None:
         """Push no more: the worker does from here on, or another try of the task."""
@@ -225,17 +265,14 @@ class _Herald:
         from airflow.providers.common.compat.sdk import XCom
         from airflow.sdk.bases.xcom import BaseXCom
 
-        turns = _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_PUSHES_AT_ONCE))
         try:
-            async with asyncio.timeout(_TURN_SECONDS):
-                await turns.acquire()
-            try:
+            async with _turn(_TURN_SECONDS):
                 for key, value in xcoms.items():
                     # A backend of the deployment's own may block, which nothing in a triggerer may. A link is read
                     # without it.
                     if self._hushed or (key != RUN_URL_KEY and XCom is not BaseXCom):
                         continue
-                    async with asyncio.timeout(_PUSH_SECONDS):
+                    async with asyncio.timeout(_WRITE_SECONDS):
                         await BaseXCom.aset(
                             key,
                             value,
@@ -244,8 +281,6 @@ class _Herald:
                             run_id=self._task.run_id,
                             map_index=self._task.map_index,
                         )
-            finally:
-                turns.release()
         except Exception as error:  # noqa: BLE001 - whatever it is, the wait goes on
             words = ", ".join(xcoms)
             self._log.warning(
@@ -284,6 +319,8 @@ def _event_of(
     from airflow.triggers.base import TaskSuccessEvent
 
     trigger.log.info("%s The task ends here, without a worker.", how_it_completed(verdict, submission))
+    if isinstance(trigger, AgentRunTrigger) and trigger.copy_key is not None:
+        _write_soon(_delete_copy(trigger.copy_key, trigger.log))
     own = own_event(verdict, submission)
     xcoms = {
         "return_value": event.to_json(),
@@ -317,7 +354,12 @@ _WAIT_ARGUMENTS: dict[str, validation.Check] = {
     "show": validation.list_of("event_id", RUN_URL_KEY),
 }
 RUN_ARGUMENTS = validation.Arguments(
-    {**_WAIT_ARGUMENTS, "submission": validation.submission, "deadline_at": validation.deadline}
+    {
+        **_WAIT_ARGUMENTS,
+        "submission": validation.submission,
+        "deadline_at": validation.deadline,
+        "copy_key": validation.optional(validation.copy_key),
+    }
 )
 SENSOR_ARGUMENTS = validation.Arguments(
     {
@@ -362,6 +404,8 @@ class AgentRunTrigger(BaseTrigger):
             and `run_url` (Airflow 3.3 and later). None resumes it on a worker, as every other end does.
         show: of the XComs `event_id` and `run_url`, what to push as soon as the run's event is known, if it is not
             over then.
+        copy_key: the Variable with the copy of the task's record, to delete where the task ends here (Airflow 3.4 and
+            later); None if there is none.
     """
 
     def __init__(
@@ -376,6 +420,7 @@ class AgentRunTrigger(BaseTrigger):
         on_ambiguous: str,
         end_with: list[str] | None = None,
         show: Sequence[str] = (),
+        copy_key: str | None = None,
     ) -> None:
         super().__init__()
         self.agents_conn_id = agents_conn_id
@@ -387,6 +432,7 @@ class AgentRunTrigger(BaseTrigger):
         self.on_ambiguous = on_ambiguous
         self.end_with = end_with
         self.show: Any = show
+        self.copy_key = copy_key
         self._wait: Wait | None = None
         RUN_ARGUMENTS.check(self, parsing=True)
 
@@ -404,6 +450,7 @@ class AgentRunTrigger(BaseTrigger):
                 "on_ambiguous": self.on_ambiguous,
                 "end_with": self.end_with,
                 "show": self.show,
+                "copy_key": self.copy_key,
             },
         )
 
@@ -442,9 +489,9 @@ class AgentRunTrigger(BaseTrigger):
         submission = wait.submission if wait is not None else Submission.from_json(self.submission)
         events = wait.events if wait is not None and wait.is_known else ()
         self.log.warning(
-            "This triggerer no longer waits for the run. The run cannot be cancelled and is still running. If the task "
-            "was cleared or is retried, it waits for the same run again (Airflow 3.3 and later); if the trigger was "
-            "only moved, another triggerer waits. %s",
+            "This triggerer no longer waits for the run. The run cannot be cancelled and is still running. If the "
+            "trigger was only moved, another triggerer waits. %s With durable=False, a new run starts. %s",
+            NEXT_TRY_WAITS,
             named(submission, events),
         )
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_agents.api.endpoints import check_agent_id
 from airflow_provider_agents.api.errors import InvalidArgumentError, quote
+from airflow_provider_agents.runs.copies import PREFIX
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.version_compat import TRIGGERS_END_TASKS
 
@@ -196,6 +197,13 @@ def connection_id(value: object) -> str:
             f"must be the id of an Airflow connection (letters, digits and any of _-.:/#!()\\, at most 200), "
             f"got {shown(value)}."
         )
+    return value
+
+
+def copy_key(value: object) -> str:
+    """The Variable of a record's copy. A trigger deletes that Variable, so it may be no other."""
+    if not isinstance(value, str) or not value.startswith(PREFIX):
+        raise ValueError(f"must be the key of a record's copy ({PREFIX}...), got {shown(value)}.")
     return value
 
 

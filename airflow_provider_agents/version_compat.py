@@ -12,8 +12,25 @@ except ImportError:  # where they were before Airflow 3.1
         TaskDeferralError,
     )
 
-__all__ = ["TRIGGERS_END_TASKS", "AirflowRescheduleException", "TaskDeferralError"]
+__all__ = [
+    "CLEARS_DISCARD_STATE",
+    "NEXT_TRY_WAITS",
+    "TRIGGERS_END_TASKS",
+    "AirflowRescheduleException",
+    "TaskDeferralError",
+]
 
 #: Airflow 3.3 brought at once the parts that the triggerer needs to end a task well, or to start one. `on_kill` is the
 #: part that can be seen.
 TRIGGERS_END_TASKS = hasattr(BaseTrigger, "on_kill")
+
+#: From 3.4 on, Airflow discards a task's state when the task is cleared, unless the user asks to keep that state. An
+#: attribute of triggers came with the same release.
+CLEARS_DISCARD_STATE = hasattr(BaseTrigger, "trigger_queue_inherited_from_task")
+
+#: What a new try of a task with a record does about a run that is still running.
+NEXT_TRY_WAITS = "A retry or clear waits for the same run again."
+if CLEARS_DISCARD_STATE:
+    NEXT_TRY_WAITS += (
+        ' If the run has ended by then, a clear starts a new run, unless "Keep task state and resume" is ticked.'
+    )

@@ -27,6 +27,7 @@ from virtual_time import VirtualLoop
 from airflow_provider_agents.api.errors import AgentsError
 from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, World, mock_transport
+from airflow_provider_agents.testing.variables import Copies, copies_kept_in
 from airflow_provider_agents.watchers import AgentRunEventTrigger
 
 #: No odd timestamp that is drawn falls near it: else an odd row could look like a run of that moment.
@@ -253,6 +254,7 @@ class Episode:
             # Each process has clients of its own. httpx, the clock and the sleep are the seams.
             mock.patch.dict(os.environ, {CONNECTION: self.url}),
             mock.patch.object(time, "sleep", self._pass_time),
+            copies_kept_in(Copies()),
             contextlib.redirect_stdout(self.output),
         ):
             for number, one in enumerate(self.tasks):

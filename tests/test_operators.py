@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, TaskDeferred
 from airflow.sdk import DAG
-from conftest import KEY, Task, connection, needs_airflow
+from conftest import KEY, DyingStore, Killed, Task, connection, needs_airflow
 
 from airflow_provider_agents.api.errors import (
     AgentRunFailedError,
@@ -563,27 +563,6 @@ def test_a_rate_limit_delays_a_post(platform, task):
     run(operator(), task)
     assert 40.0 in platform.slept
     assert len(platform.executions()) == 1
-
-
-class Killed(BaseException):
-    """The process is gone: no handler of the task runs."""
-
-
-class DyingStore:
-    """A store whose task dies just before or just after a phase is written."""
-
-    def __init__(self, store, phase, when):
-        self._store, self._phase, self._when = store, phase, when
-
-    def get(self, key, default=None):
-        return self._store.get(key, default)
-
-    def set(self, key, value, *, retention=None):
-        if value["phase"] == self._phase and self._when == "before":
-            raise Killed
-        self._store.set(key, value, retention=retention)
-        if value["phase"] == self._phase and self._when == "after":
-            raise Killed
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,23 @@ class AgentsSimulator:
         with sensors_wait_on(self._time):
             return tries.do_next()
 
+    def clear(self, task: BaseOperator, *, keep_task_state: bool = False) -> None:
+        """Clear a task that was run, as a user does. The same task object run again is the try that the clear wants.
+
+        Args:
+            task: was given to `run` before.
+            keep_task_state: what the user chooses under "Keep task state and resume" (Airflow 3.4 and later). Before
+                3.4, every clear keeps the state.
+
+        Raises:
+            ValueError: the task was not run.
+        """
+        if id(task) not in self._tries:
+            raise ValueError(
+                "agents_simulator.clear() takes a task object that agents_simulator.run() was given before"
+            )
+        self._tries[id(task)].clear(keep_task_state=keep_task_state)
+
 
 @contextlib.contextmanager
 def simulated_agents(monkeypatch: pytest.MonkeyPatch) -> Iterator[AgentsSimulator]:

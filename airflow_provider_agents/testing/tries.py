@@ -13,6 +13,8 @@ from contextvars import copy_context
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from airflow_provider_agents.testing.variables import Copies, copies_kept_in
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import datetime
@@ -106,8 +108,19 @@ class Tries:
         # The store came with the same release.
         self._store = _Store() if TRIGGERS_END_TASKS else None
         self._began_at = self._last_end_at = time.now()
-        self._tries = self._reschedules = 0
+        self._copies = Copies()
+        self._tries = self._reschedules = self._clears = 0
+        self._max_tries = task.retries or 0
         self._first_poke_at: datetime | None = None
+
+    def clear(self, *, keep_task_state: bool) -> None:
+        """Clear the task, as a user does: its next try is wanted, whatever became of the last one."""
+        from airflow_provider_agents.version_compat import CLEARS_DISCARD_STATE
+
+        self._clears += 1
+        self._max_tries = self._tries + (self._task.retries or 0)
+        if self._store is not None and CLEARS_DISCARD_STATE and not keep_task_state:
+            self._store.clear()
 
     def do_next(self) -> Any:
         """Do the next try, with all its deferrals and reschedules.
@@ -144,7 +157,8 @@ class Tries:
             task = copy.copy(self._task)
             context = self._context(task, xcoms, began_at)
             try:
-                return _do_step(task, context, method, arguments)
+                with copies_kept_in(self._copies):
+                    return _do_step(task, context, method, arguments)
             except TaskDeferred as deferred:
                 event = asyncio.run(_first_event(deferred.trigger))
                 method, arguments = deferred.method_name, {**(deferred.kwargs or {}), "event": event.payload}
@@ -168,7 +182,7 @@ class Tries:
             run_after=self._began_at,
             start_date=self._began_at,
             end_date=None,
-            clear_number=0,
+            clear_number=self._clears,
             note=None,
             triggering_user_name=None,
             consumed_asset_events=[],
@@ -180,7 +194,7 @@ class Tries:
             run_id=dag_run.run_id,
             map_index=-1,
             try_number=self._tries,
-            max_tries=task.retries or 0,
+            max_tries=self._max_tries,
             state="running",
             start_date=began_at,
             end_date=None,

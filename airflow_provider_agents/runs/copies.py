@@ -1,0 +1,112 @@
+"""The copy of a task's record that outlives a clear of the task. JSON in, JSON out.
+
+It is kept under a key of two parts: whose runs, and which task's. So all copies of one agent can be listed by the first
+part, and a task whose agent or connection was changed does not find the copy of the run before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Literal, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+from airflow_provider_agents.api.errors import AgentsError, first_fault
+from airflow_provider_agents.runs.record import RunRecord
+
+#: What the keys of all copies begin with.
+PREFIX = "agent_run/"
+#: Hexadecimal digits of each part: 128 bits. Airflow's keys have at most 250 characters.
+_DIGITS = 32
+
+
+class UnreadableCopyError(AgentsError):
+    """What is kept under the key of a copy is no copy that this version can read."""
+
+    is_retryable = False
+
+
+class TaskPlace(BaseModel):
+    """Which task instance, over all its tries.
+
+    Attributes:
+        map_index: -1 for a task that is not mapped.
+        loop_index: the iteration of a task in a loop, from 0; None outside of loops.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int = -1
+    loop_index: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The task in words, without its DAG run: `dag.task[3] in iteration 2`."""
+        mapped = f"[{self.map_index}]" if self.map_index >= 0 else ""
+        looped = f" in iteration {self.loop_index}" if self.loop_index is not None else ""
+        return f"{self.dag_id}.{self.task_id}{mapped}{looped}"
+
+
+def prefix_of(agents_conn_id: str, agent_id: str) -> str:
+    """What the keys of all copies of one agent begin with."""
+    return f"{PREFIX}{_hash(agents_conn_id, agent_id)}/"
+
+
+def key_of(agents_conn_id: str, agent_id: str, place: TaskPlace) -> str:
+    """The key of one task's copy."""
+    return f"{prefix_of(agents_conn_id, agent_id)}{_hash(*place.model_dump().values())}"
+
+
+def _hash(*parts: str | int | None) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_DIGITS]
+
+
+class RecordCopy(BaseModel):
+    """A copy of a record, while a run is or may be under way.
+
+    Attributes:
+        place: whose record it is.
+        record: the record; it never holds a result.
+        written_at: when it was written, on the clock of the worker.
+        until: after this moment no try of the task needs it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1] = 1
+    place: TaskPlace
+    record: RunRecord
+    written_at: AwareDatetime
+    until: AwareDatetime
+
+    @property
+    def key(self) -> str:
+        """What the copy is kept under."""
+        return key_of(self.record.agents_conn_id, self.record.submission.agent_id, self.place)
+
+    def to_text(self) -> str:
+        """As JSON."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_text(cls, key: str, text: str) -> Self:
+        """Read what `to_text` gave.
+
+        Args:
+            key: what it was kept under.
+            text: the JSON.
+
+        Raises:
+            UnreadableCopyError: it is something else, or the copy of another task.
+        """
+        try:
+            copy = cls.model_validate_json(text)
+        except ValidationError as error:
+            raise UnreadableCopyError(f"This is no copy of a task's record ({first_fault(error)}): {key}") from None
+        if copy.key != key:
+            raise UnreadableCopyError(f"This is the copy of another task's record: {key}")
+        return copy
