@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import subprocess
@@ -23,6 +24,7 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 from airflow.sdk import DAG
+from conftest import needs_airflow
 
 from airflow_provider_agents import clock
 from airflow_provider_agents.api.errors import AgentRunFailedError, AgentRunNotFoundError, AgentRunTimeoutError
@@ -92,6 +94,49 @@ def test_a_retry_takes_up_the_run_that_goes_on(agents_simulator, waiting):
     assert timedelta(seconds=900) <= agents_simulator.now() - began_there < timedelta(seconds=930)
     assert agents_simulator.run(task)["status"] == "COMPLETED"
     assert len(agents_simulator.executions()) == 1
+
+
+@remembers
+@pytest.mark.parametrize("keep_task_state", [True, False])
+def test_a_cleared_task_waits_for_its_run_while_that_run_goes_on(agents_simulator, waiting, keep_task_state):
+    agents_simulator.agent("prices", run_seconds=1200)
+    task = operator(timeout=900, **waiting)
+    with pytest.raises(AgentRunTimeoutError):
+        agents_simulator.run(task)
+    agents_simulator.clear(task, keep_task_state=keep_task_state)
+    assert agents_simulator.run(task)["status"] == "COMPLETED"
+    assert len(agents_simulator.executions()) == 1
+
+
+@remembers
+@pytest.mark.parametrize("keep_task_state", [True, False])
+def test_a_clear_of_a_finished_task_wants_a_new_run(agents_simulator, waiting, keep_task_state):
+    agents_simulator.agent("prices")
+    task = operator(**waiting)
+    assert agents_simulator.run(task) == agents_simulator.run(task)
+    agents_simulator.clear(task, keep_task_state=keep_task_state)
+    agents_simulator.run(task)
+    assert len(agents_simulator.executions()) == 2
+
+
+@needs_airflow("3.4")
+def test_what_a_clear_has_discarded_is_followed_by_a_new_run_once_its_run_has_ended(agents_simulator, waiting):
+    agents_simulator.agent("prices", run_seconds=1200)
+    for keep_task_state, started in ((True, 1), (False, 2)):
+        task = operator(timeout=900, **waiting)
+        with pytest.raises(AgentRunTimeoutError):
+            agents_simulator.run(task)
+        agents_simulator.pass_time(600)
+        before = len(agents_simulator.executions())
+        agents_simulator.clear(task, keep_task_state=keep_task_state)
+        with contextlib.suppress(AgentRunTimeoutError):
+            agents_simulator.run(task)
+        assert len(agents_simulator.executions()) - before + 1 == started
+
+
+def test_a_task_that_was_not_run_cannot_be_cleared(agents_simulator):
+    with pytest.raises(ValueError, match="was given before"):
+        agents_simulator.clear(operator())
 
 
 def test_a_lost_answer_a_busy_platform_and_late_records_start_one_run(agents_simulator, waiting):
