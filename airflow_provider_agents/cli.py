@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.client import Client
     from airflow_provider_agents.api.flow import Answer, Steps
     from airflow_provider_agents.api.models import Agent, ExecutionEvent, Page
+    from airflow_provider_agents.runs.copies import RecordCopy
     from airflow_provider_agents.runs.submission import Submission
     from airflow_provider_agents.runs.waiting import Say
 
@@ -48,7 +49,7 @@ T = TypeVar("T")
 #: Of a line on the terminal. Our own messages quote less of what a server sent.
 _LONGEST_LINE = 2000
 #: On a narrow terminal the other columns fold: none is cut.
-_NEVER_FOLDED = frozenset({"created (UTC)", "took", "check", "result"})
+_NEVER_FOLDED = frozenset({"created (UTC)", "written (UTC)", "took", "check", "result"})
 #: Of a cell in a table. An id has its full length; JSON and YAML shorten nothing.
 _LONGEST_CELL = 1024
 
@@ -170,6 +171,13 @@ _POLL_INTERVAL = Arg(
     metavar="TIME",
     help=f"with --wait: how long from one poll to the next (default: {_DEFAULTS_OF_A_WAIT['poll_interval']})",
 )
+_OLDER_THAN = Arg(
+    ("--older-than",),
+    type=_seconds,
+    metavar="TIME",
+    help="delete what was written longer ago, such as 12h or 3d, although it may still matter",
+)
+_DRY_RUN = Arg(("--dry-run",), action="store_true", help="only list what would be deleted")
 _SHARED = (_CONN_ID, ARG_OUTPUT)
 
 
@@ -198,6 +206,15 @@ def commands() -> tuple[ActionCommand, ...]:
             "The exit code is 0 only if all works.",
             func=check,
             args=_SHARED,
+        ),
+        ActionCommand(
+            name="forget",
+            help="Delete left-over copies of tasks' records",
+            description="Delete the copies of tasks' records that no longer matter, and list them. On Airflow 3.4 and "
+            "later, a task keeps such a copy in an Airflow Variable while its run is under way. The copy is left over "
+            "if the task is marked as successful meanwhile, or if its DAG run is deleted. No run is affected.",
+            func=forget,
+            args=(_OLDER_THAN, _DRY_RUN, ARG_OUTPUT),
         ),
     )
 
@@ -673,3 +690,102 @@ def _compare_clocks(
         "server's alone, so that stays right; but a time that you give, such as --since or a sensor's started_after, "
         "is compared with the server's. Set this machine's clock, for example by NTP"
     )
+
+
+# --- forget ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Forgotten:
+    """What `forget` did.
+
+    Attributes:
+        copies: what was deleted, or would be.
+        kept: how many other copies there are.
+        unknown: how many Variables have a key like a copy's, and another content.
+    """
+
+    copies: list[RecordCopy]
+    kept: int = 0
+    unknown: int = 0
+
+
+@_command
+def forget(args: Namespace) -> ExitCode:
+    """Delete the copies of tasks' records that no longer matter."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    written_before = _now() - timedelta(seconds=args.older_than) if args.older_than is not None else None
+    try:
+        done = _forget(written_before, dry_run=args.dry_run)
+    except SQLAlchemyError as error:
+        _say(
+            f"Airflow's metadata database cannot be used, so nothing was deleted ({type(error).__name__}). Use the "
+            "configuration of Airflow's scheduler."
+        )
+        return ExitCode.NOT_DONE
+    copies = sorted(done.copies, key=lambda copy: copy.written_at)
+    records = [{"variable": copy.key, **copy.model_dump(mode="json")} for copy in copies]
+    summary = _what_was_forgotten(done, dry_run=args.dry_run)
+    _print(args.output, records, [_copy_row(copy) for copy in copies], summary)
+    if copies:
+        _say(summary)
+    if done.unknown:
+        from airflow_provider_agents.runs.copies import PREFIX
+
+        _say(f"{done.unknown} other Variables begin with {PREFIX} and are no copies that this version can read: kept.")
+    return ExitCode.DONE
+
+
+def _forget(written_before: datetime | None, *, dry_run: bool) -> _Forgotten:
+    """Delete copies from Airflow's metadata database.
+
+    Args:
+        written_before: which; None for those that no longer matter.
+        dry_run: delete nothing.
+    """
+    from airflow.models.variable import Variable
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    from airflow_provider_agents.runs.copies import PREFIX, RecordCopy, UnreadableCopyError
+
+    done = _Forgotten([])
+    rows = select(Variable).where(Variable.key.startswith(PREFIX, autoescape=True))
+    if not dry_run:
+        # Locked: a task may write one of these meanwhile, for a new run.
+        rows = rows.with_for_update()
+    with create_session() as session:
+        for variable in session.scalars(rows):
+            try:
+                copy = RecordCopy.from_text(variable.key, variable.val or "")
+            except UnreadableCopyError:
+                done.unknown += 1
+                continue
+            if copy.written_at >= written_before if written_before is not None else copy.until >= _now():
+                done.kept += 1
+                continue
+            done.copies.append(copy)
+            if not dry_run:
+                session.delete(variable)
+    return done
+
+
+def _what_was_forgotten(done: _Forgotten, *, dry_run: bool) -> str:
+    from airflow_provider_agents.version_compat import CLEARS_DISCARD_STATE
+
+    if not done.copies and not done.kept:
+        words = "There are no copies of tasks' records."
+        return words if CLEARS_DISCARD_STATE else f"{words} Tasks keep them on Airflow 3.4 and later."
+    words = f"{'Copies that would be deleted' if dry_run else 'Copies deleted'}: {len(done.copies)}."
+    return f"{words} Copies kept: {done.kept}."
+
+
+def _copy_row(copy: RecordCopy) -> dict[str, str]:
+    return {
+        "task": copy.place.name,
+        "DAG run": copy.place.run_id,
+        "agent": copy.record.submission.agent_id,
+        "requestId": copy.record.submission.request_id or "",
+        "written (UTC)": _clock_time(copy.written_at.astimezone(UTC)),
+    }

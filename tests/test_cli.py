@@ -13,15 +13,22 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import KEY, connection, needs_airflow
+from conftest import AIRFLOW, KEY, connection, needs_airflow
+from sqlalchemy import create_engine, select
+from sqlalchemy.orm import sessionmaker
+from sqlalchemy.pool import StaticPool
 
 from airflow_provider_agents.__main__ import main
 from airflow_provider_agents.cli import schedule_in_words
+from airflow_provider_agents.runs.copies import RecordCopy, TaskPlace
+from airflow_provider_agents.runs.record import Attempt, Phase, RunRecord
+from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.simulator import Fault, Simulator, running_server
 
 STRANGE = "[red]Prices[/red] :bug: \x1b[31m\u202ecaf\u00e9"
@@ -280,6 +287,11 @@ def test_no_runs_is_no_failure(platform, command):
         ("run", "agent-1", "--wait", "--timeout", "0"),
         ("run", "agent-1", "--wait", "--poll-interval", "nan"),
         ("list", "--output", "xml"),
+        ("forget", "--older-than", "soon"),
+        ("forget", "--older-than", "0"),
+        ("forget", "--older-than"),
+        ("forget", "agent-1"),
+        ("forget", "--conn-id", "agents_default"),
         (),
     ],
 )
@@ -801,3 +813,114 @@ def test_check_names_the_rows_that_cannot_be_read(platform, command):
     assert ended.code == 1
     assert ended.found[-1]["result"] == "failed"
     assert f"1 of 4 on the first page cannot be read: event {odd} (status: " in ended.found[-1]["detail"]
+
+
+# --- forget ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def variables(monkeypatch):
+    """The table of Variables, in memory; each test's session is one of it."""
+    from airflow.models.variable import Variable
+
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    Variable.__table__.create(engine)
+    monkeypatch.setattr("airflow.settings.Session", sessionmaker(engine))
+
+    class Variables:
+        def add(self, key, value):
+            with sessionmaker(engine)() as session:
+                session.add(Variable(key=key, val=value))
+                session.commit()
+
+        def keys(self):
+            with sessionmaker(engine)() as session:
+                return set(session.scalars(select(Variable.key)))
+
+    return Variables()
+
+
+def copy_of(task_id, *, written, matters_for):
+    """The copy of a record: how long ago it was written, and for how long it still matters."""
+    now = datetime.now(UTC)
+    return RecordCopy(
+        place=TaskPlace(dag_id="dag", run_id="manual__1", task_id=task_id, map_index=3),
+        record=RunRecord(
+            phase=Phase.ACCEPTED,
+            agents_conn_id="agents_default",
+            submission=Submission(agent_id="agent-1", request_id="req-1", taken_at=now),
+            attempt=Attempt(try_number=1, max_tries=3),
+        ),
+        written_at=now - written,
+        until=now + matters_for,
+    )
+
+
+@pytest.fixture
+def left(variables):
+    """Copies that have been left: one that no longer matters, one that does, and what only looks like a copy."""
+    old = copy_of("old", written=timedelta(days=40), matters_for=-timedelta(days=9))
+    new = copy_of("new", written=timedelta(days=2), matters_for=timedelta(days=29))
+    for copy in (old, new):
+        variables.add(copy.key, copy.to_text())
+    variables.add("agent_run/mine", '{"somebody": "else"}')
+    variables.add("agent_runs", old.to_text())
+    variables.add("agentXrun/mine", old.to_text())
+    return SimpleNamespace(old=old, new=new, others={"agent_run/mine", "agent_runs", "agentXrun/mine"})
+
+
+def test_copies_that_no_longer_matter_are_deleted_and_listed(platform, command, variables, left):
+    ended = command("forget")
+    assert columns(ended) == [
+        ["task", "DAG run", "agent", "requestId", "written (UTC)"],
+        ["dag.old[3]", "manual__1", "agent-1", "req-1", f"{left.old.written_at:%Y-%m-%d %H:%M:%S}"],
+    ]
+    assert "Copies deleted: 1. Copies kept: 1." in ended.err
+    assert "1 other Variables begin with agent_run/ and are no copies that this version can read: kept." in ended.err
+    assert ended.code == 0
+    assert variables.keys() == {left.new.key, *left.others}
+
+
+@pytest.mark.parametrize(("older_than", "deleted"), [("1d", {"old", "new"}), ("3d", {"old"}), ("50d", set())])
+def test_copies_of_an_age_are_deleted_although_they_may_still_matter(
+    platform, command, variables, left, older_than, deleted
+):
+    ended = command("forget", "--older-than", older_than, "--output", "json")
+    assert {row["place"]["task_id"] for row in ended.found} == deleted
+    kept = {copy.key for copy in (left.old, left.new) if copy.place.task_id not in deleted}
+    assert variables.keys() == {*kept, *left.others}
+
+
+@pytest.mark.parametrize("arguments", [(), ("--older-than", "1d")])
+def test_a_dry_run_deletes_nothing(platform, command, variables, left, arguments):
+    before = variables.keys()
+    ended = command("forget", "--dry-run", *arguments)
+    assert "dag.old[3]" in ended.out
+    assert f"Copies that would be deleted: {1 + bool(arguments)}." in ended.err
+    assert variables.keys() == before
+
+
+def test_for_scripts_the_copies_are_listed_as_they_were_kept(platform, command, variables, left):
+    assert command("forget", "--output", "json").found == [{"variable": left.old.key, **json.loads(left.old.to_text())}]
+
+
+def test_no_copies_is_no_failure(platform, command, variables, monkeypatch):
+    ended = command("forget")
+    assert (ended.code, ended.out) == (0, "")
+    assert ended.err.startswith("There are no copies of tasks' records.")
+    assert ("Tasks keep them on Airflow 3.4 and later." in ended.err) is (AIRFLOW < (3, 4))
+
+
+def test_copies_that_may_all_still_matter_are_kept(platform, command, variables, left):
+    command("forget")
+    ended = command("forget")
+    assert (ended.code, ended.out) == (0, "")
+    assert "Copies deleted: 0. Copies kept: 1." in ended.err
+
+
+def test_a_database_that_cannot_be_used_is_one_line_and_code_1(platform, command, monkeypatch):
+    monkeypatch.setattr("airflow.settings.Session", sessionmaker(create_engine("sqlite://")))
+    ended = command("forget")
+    assert (ended.code, ended.out) == (1, "")
+    assert "metadata database cannot be used, so nothing was deleted (OperationalError)" in ended.err
+    assert len(ended.err.splitlines()) == 1

@@ -18,7 +18,7 @@ from conftest import KEY, DyingStore, Killed, Task, needs_airflow
 from airflow_provider_agents.api.errors import AgentRunFailedError, AgentRunTimeoutError, ServerError
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.operators import ExecuteAgentOperator
-from airflow_provider_agents.runs.copies import PREFIX, RecordCopy, prefix_of
+from airflow_provider_agents.runs.copies import RecordCopy, prefix_of
 from airflow_provider_agents.simulator import Fault
 from airflow_provider_agents.triggers import AgentRunTrigger
 
@@ -456,9 +456,3 @@ def test_airflow_takes_nothing_of_a_copy_for_a_secret(platform, task, copies, mo
     ((key, text),) = copies.items()
     assert not should_hide_value_for_key(key)
     assert redact(json.loads(text), key) == json.loads(text)
-
-
-def test_the_keys_of_one_agents_copies_begin_alike_and_those_of_others_do_not():
-    assert prefix_of("c", "agent").startswith(PREFIX)
-    others = {prefix_of(conn, agent) for conn in ("c", "ca", "") for agent in ("agent", "gent", "cagent")}
-    assert len(others) == 9
