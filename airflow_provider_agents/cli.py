@@ -733,7 +733,7 @@ def forget(args: Namespace) -> ExitCode:
     if done.unknown:
         from airflow_provider_agents.runs.copies import PREFIX
 
-        _say(f"{done.unknown} other Variables begin with {PREFIX} and are no copies that this version can read: kept.")
+        _say(f"Kept as well, since they are no copies that this version can read: {done.unknown} Variables {PREFIX}...")
     return ExitCode.DONE
 
 

@@ -178,9 +178,9 @@ _WRITES_AT_ONCE = 4
 #: Seconds until a write is given up, and until the wait for a turn to push an XCom is: a write takes some 25 ms, so a
 #: thousand have had their turns after ten seconds.
 _WRITE_SECONDS, _TURN_SECONDS = 30.0, 120.0
-#: The same for the deletion of a record's copy. A late deletion would hit the copy of the run after a clear, and a copy
-#: that is left is harmless.
-_DELETE_SECONDS = 15.0
+#: Seconds until the wait for a turn to delete a record's copy is given up. A late deletion would hit the copy of the
+#: run after a clear; a copy that is left does no harm.
+_DELETE_TURN_SECONDS = 15.0
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 #: What is under way: a loop holds its tasks weakly.
 _writes: set[asyncio.Task[None]] = set()
@@ -214,12 +214,12 @@ async def _delete_copy(key: str, log: Any) -> None:
     from airflow.sdk import Variable
 
     try:
-        async with _turn(_DELETE_SECONDS), asyncio.timeout(_DELETE_SECONDS):
+        async with _turn(_DELETE_TURN_SECONDS), asyncio.timeout(_WRITE_SECONDS):
             await Variable.adelete(key)  # type: ignore[attr-defined, unused-ignore]  # from Airflow 3.4 on
     except Exception as error:  # noqa: BLE001 - whatever it is, the task has ended
         log.warning(
-            "The copy of this task's record could not be deleted (%s). A try that finds the copy sees that the run has "
-            "ended. `airflow agents forget` deletes the copy later. variable=%s",
+            "The copy of this task's record may not have been deleted (%s). A try that finds the copy sees that the "
+            "run has ended. `airflow agents forget` deletes the copy later. variable=%s",
             type(error).__name__,
             key,
         )

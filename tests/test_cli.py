@@ -876,7 +876,7 @@ def test_copies_that_no_longer_matter_are_deleted_and_listed(platform, command, 
         ["dag.old[3]", "manual__1", "agent-1", "req-1", f"{left.old.written_at:%Y-%m-%d %H:%M:%S}"],
     ]
     assert "Copies deleted: 1. Copies kept: 1." in ended.err
-    assert "1 other Variables begin with agent_run/ and are no copies that this version can read: kept." in ended.err
+    assert "since they are no copies that this version can read: 1 Variables agent_run/..." in ended.err
     assert ended.code == 0
     assert variables.keys() == {left.new.key, *left.others}
 

@@ -1,8 +1,9 @@
 """Exactly once, driven at random: kills, retries, clears, time-outs and lost answers, in any order.
 
 A state machine plays Airflow: it starts tries, kills their process anywhere (around any request, any write of the
-record, any sleep), retries, resumes from the trigger, and clears. After each step, every run that the platform was
-asked for must have been wanted, and every success must be true.
+record or of its copy, any sleep), retries, resumes from the trigger, and clears, with the record or, as Airflow 3.4
+does, without it. After each step, every run that the platform was asked for must have been wanted, and every success
+must be true.
 """
 
 from __future__ import annotations
@@ -21,16 +22,26 @@ from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferr
 from conftest import KEY, Task, connection
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from virtual_time import VirtualLoop
 
 from airflow_provider_agents.api.errors import AgentsError
 from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.simulator import Fault, Simulator, World, mock_transport
+from airflow_provider_agents.testing.variables import Copies, copies_kept_in
 from airflow_provider_agents.validation import TRIGGERS_END_TASKS
 
 #: The phases of the record that were written; a machine that never gets to one proves nothing about it.
 PHASES = set()
+#: The same of looks for the copy of a record.
+COPIES = set()
 
 
 class Killed(BaseException):
@@ -63,6 +74,27 @@ class BurningStore:
         self._fuse.step()
         self._store.set(key, value, retention=retention)
         PHASES.add(value["phase"])
+        self._fuse.step()
+
+
+class BurningCopies(Copies):
+    def __init__(self, fuse):
+        super().__init__()
+        self._fuse = fuse
+
+    def read(self, key):
+        self._fuse.step()
+        COPIES.add("found" if key in self else "not found")
+        return super().read(key)
+
+    def write(self, key, text, description):
+        self._fuse.step()
+        super().write(key, text, description)
+        self._fuse.step()
+
+    def delete(self, key):
+        self._fuse.step()
+        super().delete(key)
         self._fuse.step()
 
 
@@ -106,17 +138,36 @@ class ExactlyOnce(RuleBasedStateMachine):
             mock.patch.object(time, "sleep", sleep),
             mock.patch.dict("os.environ", {"AIRFLOW_CONN_AGENTS_DEFAULT": connection("http://127.0.0.1:1")}),
         ]
+        self.variables = copies_kept_in(BurningCopies(self.fuse))
+        self.variables.__enter__()
         for patch in self.patches:
             patch.start()
         self.task = Task()
         self.state, self.deferred, self.result = "none", None, None
         #: Executes that were wanted: the first, and one more whenever a user clears a finished task.
         self.clears_of_the_finished = []
+        #: When a user cleared a task and its state was discarded. Once its run has ended, a new one is wanted then.
+        self.discards = []
+
+    @initialize(clears_discard_state=st.booleans())
+    def an_airflow(self, clears_discard_state):
+        flag = mock.patch("airflow_provider_agents.task_state.CLEARS_DISCARD_STATE", clears_discard_state)
+        flag.start()
+        self.patches.append(flag)
+        self.clears_discard_state = clears_discard_state
+
+    def clear(self, keep_state):
+        keep_state = keep_state or not self.clears_discard_state
+        self.task.clear(keep_state=keep_state)
+        if not keep_state:
+            self.discards.append(datetime.now(UTC))
+        self.state = "none"
 
     def pass_time(self, seconds):
         self.traveller.shift(timedelta(seconds=seconds))
 
     def teardown(self):
+        self.variables.__exit__(None, None, None)
         for patch in self.patches:
             patch.stop()
         self.travel.stop()
@@ -182,18 +233,22 @@ class ExactlyOnce(RuleBasedStateMachine):
 
     # Where its trigger may end the task, a clear of the waiting task looks like one after the end.
     @precondition(lambda self: self.state == "deferred" and self.deferred.trigger.end_with is None)
-    @rule()
-    def a_user_clears_the_waiting_task(self):
-        self.task.clear()
-        self.state = "none"
+    @rule(keep_state=st.booleans())
+    def a_user_clears_the_waiting_task(self, keep_state):
+        self.clear(keep_state)
 
     @precondition(lambda self: self.state in {"success", "failed"})
-    @rule()
-    def a_user_clears_the_finished_task(self):
-        self.task.clear()
+    @rule(keep_state=st.booleans())
+    def a_user_clears_the_finished_task(self, keep_state):
         if self.state == "success":
             self.clears_of_the_finished.append(datetime.now(UTC))
-        self.state = "none"
+        self.clear(keep_state)
+
+    # With its state, such a task can look like one that its trigger has ended.
+    @precondition(lambda self: self.state == "up_for_retry" and self.clears_discard_state)
+    @rule()
+    def a_user_clears_the_task_before_its_retry(self):
+        self.clear(keep_state=False)
 
     @rule()
     def a_user_clears_another_task_of_the_dag_run(self):
@@ -223,6 +278,10 @@ class ExactlyOnce(RuleBasedStateMachine):
             run = self.sim.truth(before.event_id)
             if run.end_status == "FAILED" and run.ended_at <= after.accepted_at:
                 continue  # a failed run is followed by a new one: that is what a retry is for
+            if run.ended_at <= after.accepted_at and any(
+                before.accepted_at <= at <= after.accepted_at for at in self.discards
+            ):
+                continue  # a task that was cleared without its state wants a new run, if its run has ended
             assert wanted_again, (before, after)
             assert wanted_again.pop(0) <= after.accepted_at
 
@@ -250,3 +309,4 @@ def test_at_most_one_run_for_each_that_is_wanted_and_every_success_true():
         ),
     )
     assert {"submitting", "accepted", "deferred", "detached", "ended"} == PHASES
+    assert {"found", "not found"} == COPIES
