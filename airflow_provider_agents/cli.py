@@ -28,7 +28,7 @@ from airflow_provider_agents.api.errors import (
     AuthenticationError,
     InvalidConnectionError,
     PermissionDeniedError,
-    quote,
+    one_line,
 )
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from airflow.cli.cli_config import CLICommand
 
     from airflow_provider_agents.api.client import Client
-    from airflow_provider_agents.api.flow import Answer, Steps
+    from airflow_provider_agents.api.flow import Flow, Response
     from airflow_provider_agents.api.models import Agent, ExecutionEvent, Page
     from airflow_provider_agents.runs.copies import RecordCopy
     from airflow_provider_agents.runs.submission import Submission
@@ -91,7 +91,9 @@ def _seconds(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip(), re.ASCII | re.IGNORECASE)
     seconds = float(found[1]) * _UNITS[found[2].lower() or "s"] if found else 0.0
     if not 0 < seconds <= _MOST_SECONDS:
-        raise argparse.ArgumentTypeError(f"{quote(text, 40)!r} is no length of time; write it like 90s, 15m, 2h or 3d")
+        raise argparse.ArgumentTypeError(
+            f"{one_line(text, 40)!r} is no length of time; write it like 90s, 15m, 2h or 3d"
+        )
     return seconds
 
 
@@ -109,11 +111,11 @@ def _moment(text: str) -> datetime:
         moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(
-            f"{quote(text, 40)!r} is no time; write it like 2026-01-31T09:00:00Z, or how long ago: 90s, 15m, 2h, 3d"
+            f"{one_line(text, 40)!r} is no time; write it like 2026-01-31T09:00:00Z, or how long ago: 90s, 15m, 2h, 3d"
         ) from None
     if moment - _now() > _CLOCKS_DIFFER_BY:
         raise argparse.ArgumentTypeError(
-            f"{quote(text, 40)!r} is in the future, so no run can match; a time without an offset is UTC"
+            f"{one_line(text, 40)!r} is in the future, so no run can match; a time without an offset is UTC"
         )
     return moment
 
@@ -126,7 +128,7 @@ def _status(text: str) -> str:
         return Status(text.upper()).value
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{quote(text, 40)!r} is not a status of the platform ({', '.join(Status)}); leave --status out to list "
+            f"{one_line(text, 40)!r} is not a status of the platform ({', '.join(Status)}); leave --status out to list "
             "the runs of every status"
         ) from None
 
@@ -228,7 +230,7 @@ def get_agents_cli_commands() -> list[CLICommand]:
 
 
 def _say(message: str) -> None:
-    print(quote(message, _LONGEST_LINE), file=sys.stderr)
+    print(one_line(message, _LONGEST_LINE), file=sys.stderr)
 
 
 def _write(text: str) -> None:
@@ -267,7 +269,7 @@ def _print(output: str, records: Sequence[dict[str, Any]], rows: Sequence[dict[s
 
 
 def _cells(row: dict[str, str]) -> list[str]:
-    return [quote(cell, _LONGEST_CELL) or "-" for cell in row.values()]
+    return [one_line(cell, _LONGEST_CELL) or "-" for cell in row.values()]
 
 
 def _plain(rows: Sequence[dict[str, str]]) -> str:
@@ -417,7 +419,7 @@ def list_agents(args: Namespace) -> ExitCode:
     from airflow_provider_agents.api import endpoints, flow
 
     with _client(args) as client:
-        agents = client.follow(flow.walk(endpoints.list_agents())).value
+        agents = client.run_flow(flow.paginate(endpoints.list_agents())).value
     records = [agent.to_json() for agent in agents]
     _print(args.output, records, [_agent_row(agent) for agent in agents], "The account has no agents.")
     return ExitCode.DONE
@@ -427,15 +429,13 @@ def list_agents(args: Namespace) -> ExitCode:
 def list_runs(args: Namespace) -> ExitCode:
     """Print an agent's newest runs."""
     with _client(args) as client:
-        events = client.follow(newest_runs(args.agent_id, status=args.status, since=args.since, limit=args.limit))
+        events = client.run_flow(newest_runs(args.agent_id, status=args.status, since=args.since, limit=args.limit))
     empty = "No such runs." if args.status or args.since else "The agent has no runs."
     _print(args.output, [event.to_json() for event in events], _run_rows(events), empty)
     return ExitCode.DONE
 
 
-def newest_runs(
-    agent_id: str, *, status: str | None, since: datetime | None, limit: int
-) -> Steps[list[ExecutionEvent]]:
+def newest_runs(agent_id: str, *, status: str | None, since: datetime | None, limit: int) -> Flow[list[ExecutionEvent]]:
     """An agent's newest `limit` runs that were created since a moment, newest first.
 
     The API's own `startedAfter` is not used: a run that waits to begin may have no `startedAt`, and then be left out.
@@ -443,10 +443,10 @@ def newest_runs(
     from airflow_provider_agents.api import endpoints, flow
     from airflow_provider_agents.runs.matching import is_young, lies_before
 
-    def enough() -> Callable[[Answer[Page[ExecutionEvent]]], bool]:
+    def enough() -> Callable[[Response[Page[ExecutionEvent]]], bool]:
         left = limit
 
-        def is_enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
+        def is_enough(answer: Response[Page[ExecutionEvent]]) -> bool:
             nonlocal left
             left -= sum(is_young(event, since) for event in answer.value.data)
             return left <= 0 or any(lies_before(event, since) for event in answer.value.data)
@@ -458,7 +458,7 @@ def newest_runs(
     # answers is then in both, and the later one stands.
     for wanted in ("PENDING", None) if status is None else (status,):
         call = endpoints.list_agent_events(agent_id, status=wanted, limit=min(limit, flow.MAX_LIMIT))
-        listed = yield from flow.walk(call, enough())
+        listed = yield from flow.paginate(call, enough())
         found.update((event.id, event) for event in listed.value if is_young(event, since))
     undated = datetime.max.replace(tzinfo=UTC)
     return sorted(found.values(), key=lambda event: event.created_by or undated, reverse=True)[:limit]
@@ -531,7 +531,7 @@ def _run(args: Namespace, client: Client, attempt: _Attempt) -> ExitCode:
 
     rules = Rules()
     steps = submit(args.agent_id, settle=rules.settle, now=_now, save=attempt.note, say=_say)
-    attempt.run = submission = client.follow(steps)
+    attempt.run = submission = client.run_flow(steps)
     attempt.is_accepted = True
     look = _how_to_look(args, submission)
     _say(f"The run was accepted. {named(submission)}")
@@ -540,7 +540,7 @@ def _run(args: Namespace, client: Client, attempt: _Attempt) -> ExitCode:
         _print_run(args.output, submission, "submitted", ())
         return ExitCode.DONE
     with _progress() as say:
-        verdict = client.follow(
+        verdict = client.run_flow(
             wait_for_end(
                 Wait(submission, rules),
                 poll_interval=args.poll_interval,
@@ -594,7 +594,7 @@ def _progress() -> Iterator[Say]:
         redirect_stdout=False,
     ) as live:
         live.add_task("", total=None)
-        yield lambda _, message: live.console.print(Text(quote(message, _LONGEST_LINE)), soft_wrap=True)
+        yield lambda _, message: live.console.print(Text(one_line(message, _LONGEST_LINE)), soft_wrap=True)
 
 
 # --- check ----------------------------------------------------------------------------------------------------------

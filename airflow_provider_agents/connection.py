@@ -23,7 +23,7 @@ from airflow_provider_agents import _CONN_TYPE, _EXTRAS
 from airflow_provider_agents.api.errors import (
     InvalidConnectionError,
     MissingConnectionError,
-    quote,
+    one_line,
     quote_setting,
     without_frames,
 )
@@ -160,7 +160,7 @@ def _check_type(connection: Connection) -> None:
     conn_type = connection.conn_type
     if conn_type and conn_type != _CONN_TYPE:
         # Without a password, what stands for the type can be the beginning of a bare key.
-        shown = f", {quote(str(conn_type), 40)!r}" if connection.password else ""
+        shown = f", {one_line(str(conn_type), 40)!r}" if connection.password else ""
         raise InvalidConnectionError(
             f"The connection has another type{shown}. Set its type to Agents: in a URI agents://:KEY@, in JSON "
             '"conn_type": "agents".'
@@ -230,7 +230,7 @@ def _named(name: str, known: Collection[str]) -> str:
     """A field that is not known, in words: without its name if that can be a part of a key."""
     similar = _similar(name, known)
     if similar is not None:
-        return f"a field {quote(name, 40)!r} that is not known (did you mean {similar!r}?)"
+        return f"a field {one_line(name, 40)!r} that is not known (did you mean {similar!r}?)"
     return f"a field {name!r} that is not known" if re.fullmatch(r"[a-z_]{3,40}", name) else _UNNAMED
 
 

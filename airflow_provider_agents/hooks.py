@@ -180,21 +180,21 @@ class AgentsHook(BaseHook):
         self._settings = found
         return found
 
-    def _follow(self, steps: flow.Steps[T]) -> T:
+    def _follow(self, steps: flow.Flow[T]) -> T:
         with self.get_conn() as client:
-            return client.follow(steps)
+            return client.run_flow(steps)
 
-    async def _afollow(self, steps: flow.Steps[T]) -> T:
+    async def _afollow(self, steps: flow.Flow[T]) -> T:
         async with feed_of(self.agents_conn_id) as feed:
             return await feed.ask(steps)
 
     def list_agents(self, limit: int = 100) -> list[Agent]:
         """The newest `limit` agents (≥ 1) of the account."""
-        return self._follow(flow.newest(endpoints.list_agents(), limit))
+        return self._follow(flow.first_rows(endpoints.list_agents(), limit))
 
     async def alist_agents(self, limit: int = 100) -> list[Agent]:
         """As `list_agents`, on an event loop."""
-        return await self._afollow(flow.newest(endpoints.list_agents(), limit))
+        return await self._afollow(flow.first_rows(endpoints.list_agents(), limit))
 
     def get_agent(self, agent_id: str) -> Agent:
         """One agent.
@@ -202,11 +202,11 @@ class AgentsHook(BaseHook):
         Raises:
             NotFoundError: it does not exist, or the key does not own it.
         """
-        return self._follow(flow.one(endpoints.get_agent(agent_id)))
+        return self._follow(flow.value_of(endpoints.get_agent(agent_id)))
 
     async def aget_agent(self, agent_id: str) -> Agent:
         """As `get_agent`, on an event loop."""
-        return await self._afollow(flow.one(endpoints.get_agent(agent_id)))
+        return await self._afollow(flow.value_of(endpoints.get_agent(agent_id)))
 
     def execute_agent(self, agent_id: str) -> Accepted:
         """Start a run. It costs money and cannot be cancelled; for a run that is waited for, use the operator.
@@ -214,11 +214,11 @@ class AgentsHook(BaseHook):
         Raises:
             NoAnswerError, ServerError, UnreadableAnswerError: the run may have started.
         """
-        return self._follow(flow.one(endpoints.execute_agent(agent_id)))
+        return self._follow(flow.value_of(endpoints.execute_agent(agent_id)))
 
     async def aexecute_agent(self, agent_id: str) -> Accepted:
         """As `execute_agent`, on an event loop."""
-        return await self._afollow(flow.one(endpoints.execute_agent(agent_id)))
+        return await self._afollow(flow.value_of(endpoints.execute_agent(agent_id)))
 
     def list_agent_events(
         self,
@@ -233,7 +233,7 @@ class AgentsHook(BaseHook):
         call = endpoints.list_agent_events(
             agent_id, status=status, started_after=started_after, started_before=started_before
         )
-        return self._follow(flow.newest(call, limit))
+        return self._follow(flow.first_rows(call, limit))
 
     async def alist_agent_events(
         self,
@@ -248,7 +248,7 @@ class AgentsHook(BaseHook):
         call = endpoints.list_agent_events(
             agent_id, status=status, started_after=started_after, started_before=started_before
         )
-        return await self._afollow(flow.newest(call, limit))
+        return await self._afollow(flow.first_rows(call, limit))
 
     def list_events(
         self,
@@ -263,7 +263,7 @@ class AgentsHook(BaseHook):
         call = endpoints.list_events(
             agent_id=agent_id, status=status, started_after=started_after, started_before=started_before
         )
-        return self._follow(flow.newest(call, limit))
+        return self._follow(flow.first_rows(call, limit))
 
     async def alist_events(
         self,
@@ -278,7 +278,7 @@ class AgentsHook(BaseHook):
         call = endpoints.list_events(
             agent_id=agent_id, status=status, started_after=started_after, started_before=started_before
         )
-        return await self._afollow(flow.newest(call, limit))
+        return await self._afollow(flow.first_rows(call, limit))
 
     def test_connection(self) -> tuple[bool, str]:
         """Whether the API takes this connection's key, and what to do if not. Asks for one agent; bills nothing."""
@@ -297,7 +297,7 @@ class AgentsHook(BaseHook):
         """As `test_connection`, on an event loop."""
         try:
             async with feed_of(self.agents_conn_id) as feed:
-                await feed.ask(flow.one(endpoints.list_agents(limit=1)))
+                await feed.ask(flow.value_of(endpoints.list_agents(limit=1)))
         except AgentsError as error:
             return False, str(error)
         return True, "The API accepts the API key."

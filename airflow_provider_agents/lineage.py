@@ -13,7 +13,7 @@ from attrs import define
 from openlineage.client.facet_v2 import RunFacet, external_query_run
 
 from airflow_provider_agents import __version__
-from airflow_provider_agents.api.errors import quote
+from airflow_provider_agents.api.errors import one_line
 from airflow_provider_agents.runs.verdict import duration_of
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def lineage_of_run(
         verdict: how the wait ended, if it did.
         base_url: where the run is.
     """
-    facet = AgentRunFacet(agentId=quote(agent_id, _LONGEST_ID))
+    facet = AgentRunFacet(agentId=one_line(agent_id, _LONGEST_ID))
     event_ids: list[str] = []
     if submission is not None:
         facet.requestId = _quoted(submission.request_id, _LONGEST_ID)
@@ -92,17 +92,17 @@ def lineage_of_run(
         facet.durationSeconds = duration_of(event)
     facets: dict[str, Any] = {FACET: facet}
     if len(event_ids) == 1:
-        facet.eventId = quote(event_ids[0], _LONGEST_ID)
+        facet.eventId = one_line(event_ids[0], _LONGEST_ID)
         facets["externalQuery"] = external_query_run.ExternalQueryRunFacet(
             externalQueryId=facet.eventId, source=base_url or "agents"
         )
     elif event_ids:
-        facet.candidateEventIds = [quote(event_id, _LONGEST_ID) for event_id in event_ids[:_MOST_CANDIDATES]]
+        facet.candidateEventIds = [one_line(event_id, _LONGEST_ID) for event_id in event_ids[:_MOST_CANDIDATES]]
     return OperatorLineage(run_facets=facets)
 
 
 def _quoted(value: object, *limit: int) -> str | None:
-    return quote(str(value), *limit) if value is not None else None
+    return one_line(str(value), *limit) if value is not None else None
 
 
 def _finite(value: float | None) -> float | None:

@@ -17,7 +17,7 @@ from airflow_provider_agents.api.errors import (
     AgentsError,
     InvalidArgumentError,
     TemporaryError,
-    quote,
+    one_line,
 )
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.hooks import AgentsHook
@@ -333,7 +333,7 @@ class ExecuteAgentOperator(BaseOperator):
             self.agent_id,
         )
         lost = died_around(submission, request_seconds=request_seconds)
-        found = client.follow(find_lost(lost, settle=self.settle, now=now))
+        found = client.run_flow(find_lost(lost, settle=self.settle, now=now))
         if found is None:
             # Else the next try would look again, and take a run that another party has started meanwhile.
             memory.save(Phase.SUBMITTING, submission.changed(sent_at=None))
@@ -344,7 +344,7 @@ class ExecuteAgentOperator(BaseOperator):
         """Look once at the run of an earlier try."""
         wait = Wait(submission, self._rules())
         began_at = now()
-        return wait, wait.take(client.follow(bounded(wait.look(), self._deadline(), now=now)), began_at)
+        return wait, wait.take(client.run_flow(bounded(wait.look(), self._deadline(), now=now)), began_at)
 
     def _take_up_cleared(self, submission: Submission, memory: TaskStateRecord, client: Client) -> Submission | None:
         """The run of a task whose record was discarded by a clear; None unless that run is still running."""
@@ -390,7 +390,7 @@ class ExecuteAgentOperator(BaseOperator):
         """Do what `if_running` says: a run to attach to, or None once a new one may be started."""
         if self.if_running == "start":
             return None
-        active = client.follow(bounded(active_runs(agent_id), self._deadline(), now=now))
+        active = client.run_flow(bounded(active_runs(agent_id), self._deadline(), now=now))
         if not active and idle is not None and idle.is_stale(now()):
             self._queue_again(idle)
         if not active:
@@ -419,7 +419,7 @@ class ExecuteAgentOperator(BaseOperator):
             self._defer_until_idle(agent_id, deadline_at, idle.hold_seconds if idle is not None else self.settle)
         # With another client: this wait has pauses of its own after failures.
         with hook.get_conn() as waiting:
-            waiting.follow(wait_until_idle(agent_id, Pace(self.poll_interval, deadline_at, now, self.log.log)))
+            waiting.run_flow(wait_until_idle(agent_id, Pace(self.poll_interval, deadline_at, now, self.log.log)))
         return None
 
     def _queue_again(self, idle: AgentIdle) -> NoReturn:
@@ -463,7 +463,7 @@ class ExecuteAgentOperator(BaseOperator):
             self._under_way = intent if sent else None
 
         try:
-            return client.follow(submit(agent_id, settle=self.settle, now=now, save=save, say=self.log.warning))
+            return client.run_flow(submit(agent_id, settle=self.settle, now=now, save=save, say=self.log.warning))
         except AgentsError:
             if sent:
                 self.log.warning(
@@ -474,7 +474,7 @@ class ExecuteAgentOperator(BaseOperator):
     def _wait_on_worker(self, wait: Wait, hook: AgentsHook, deadline_at: datetime, context: Context) -> Verdict:
         """Wait here until there is a verdict."""
         with hook.get_conn() as client:
-            return client.follow(
+            return client.run_flow(
                 wait_for_end(
                     wait,
                     poll_interval=self.poll_interval,
@@ -624,8 +624,8 @@ class ExecuteAgentOperator(BaseOperator):
             "since: agent_id=%s agents_conn_id=%s",
             agent_id,
             agents_conn_id,
-            quote(repr(self.agent_id)),
-            quote(repr(self.agents_conn_id)),
+            one_line(repr(self.agent_id)),
+            one_line(repr(self.agents_conn_id)),
         )
         self.agent_id, self.agents_conn_id = agent_id, agents_conn_id
 
@@ -686,7 +686,7 @@ class ExecuteAgentOperator(BaseOperator):
         try:
             context["ti"].xcom_push(key=key, value=value)
         except Exception:
-            self.log.exception("The XCom %s could not be pushed (%s); going on without it.", key, quote(str(value)))
+            self.log.exception("The XCom %s could not be pushed (%s); going on without it.", key, one_line(str(value)))
 
     def _push_again(self, context: Context, record: RunRecord, hook: AgentsHook) -> None:
         """Airflow clears a task's XComs before each try, so a repeated end pushes them again."""

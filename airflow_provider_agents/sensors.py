@@ -25,7 +25,7 @@ from airflow_provider_agents.api.errors import (
     InvalidArgumentError,
     TemporaryError,
 )
-from airflow_provider_agents.api.retry import asked_pause
+from airflow_provider_agents.api.retry import retry_after_of
 from airflow_provider_agents.api.rows import WarnOnce
 from airflow_provider_agents.clock import now, sleep
 from airflow_provider_agents.hooks import AgentsHook
@@ -371,7 +371,7 @@ class AgentRunSensor(BaseSensorOperator):
             final = self._patience(context).failed(error, now())
             if final is not None:
                 raise fail_without_retry(final) from final.with_traceback(None)
-            self._paused_until = now() + timedelta(seconds=asked_pause(error) or 0.0)
+            self._paused_until = now() + timedelta(seconds=retry_after_of(error) or 0.0)
             self.log.warning("%s", in_words(error) if is_refusal(error) else f"{error} Looking again.")
             if is_refusal(error) and self.reschedule and not self.deferrable:
                 # The next poke is another process's, which would know nothing of this refusal.
@@ -416,7 +416,7 @@ class AgentRunSensor(BaseSensorOperator):
         look = (
             Look((first,), None)
             if first is not None
-            else client.follow(bounded(self._wait.look(), self._deadline, now=now))
+            else client.run_flow(bounded(self._wait.look(), self._deadline, now=now))
         )
         verdict = self._wait.take(look, began_at)
         self._lacks_only_time = (
@@ -434,7 +434,7 @@ class AgentRunSensor(BaseSensorOperator):
         if sought.started_after is None:
             raise AssertionError("unreachable: a run is known, or sought by its begin")
         self._first = self._first or FirstRun(sought.started_before, self.settle)
-        look = client.follow(
+        look = client.run_flow(
             bounded(
                 list_begun(sought.agent_id, sought.started_after, sought.started_before, now=now),
                 self._deadline,

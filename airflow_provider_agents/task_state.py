@@ -152,7 +152,7 @@ class TaskStateRecord:
                 raise
             self._operator.log.exception("The record of the run could not be kept. %s", named(submission))
         if self._copies is not None:
-            self._copies.follow(record, until=now() + self._retention)
+            self._copies.run_flow(record, until=now() + self._retention)
 
     def note_resumed(self) -> RunRecord | None:
         """Note that a worker, and not the trigger, ends this try.
@@ -253,7 +253,7 @@ class _Copies:
             )
             return None
 
-    def follow(self, record: RunRecord, *, until: datetime) -> None:
+    def run_flow(self, record: RunRecord, *, until: datetime) -> None:
         """Bring the copy up to date with a record that was written.
 
         Args:

@@ -23,7 +23,7 @@ from airflow_provider_agents.api.errors import (
     InvalidConnectionError,
     PermanentError,
     TemporaryError,
-    first_fault,
+    first_error,
 )
 from airflow_provider_agents.api.models import read_event
 from airflow_provider_agents.clock import now
@@ -86,7 +86,7 @@ class Payload(BaseModel):
 
 def _unknown(error: ValidationError) -> UnknownTriggerEventError:
     return UnknownTriggerEventError(
-        f"The trigger sent something that this version of the provider does not know ({first_fault(error)}). "
+        f"The trigger sent something that this version of the provider does not know ({first_error(error)}). "
         f"Workers and triggerers must run the same version. The run is left as it is. {NEXT_TRY_WAITS}"
     )
 

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_agents.api.endpoints import check_agent_id
-from airflow_provider_agents.api.errors import InvalidArgumentError, quote
+from airflow_provider_agents.api.errors import InvalidArgumentError, one_line
 from airflow_provider_agents.runs.copies import PREFIX
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.version_compat import TRIGGERS_END_TASKS
@@ -118,7 +118,7 @@ def _name_of(owner: Any) -> str:
 def shown(value: object) -> str:
     """A value in a message: as it would be written in Python, so that blanks show, and short."""
     try:
-        return quote(repr(value), 60)
+        return one_line(repr(value), 60)
     except Exception:  # noqa: BLE001 - a user's class may raise anything here
         return f"an object of {type(value).__name__}"
 

@@ -346,7 +346,7 @@ def reading(rng, tally):
         )
         status, headers, body = hostile(rng, 200, {"date": HEADERS["date"][0]}, json.dumps(value).encode())
         try:
-            answer = responses.read_answer(call, status, headers, body)
+            answer = responses.read_response(call, status, headers, body)
         except AgentsError as error:
             # The client has taken the key out of what is read here.
             tally[check_error(error, redacted=False)] += 1
@@ -468,12 +468,12 @@ def worker(rng, tally):
                     lambda: find_lost(SUBMISSION, settle=5.0, now=now),  # noqa: B023
                     lambda: active_runs(agent_id),  # noqa: B023
                     lambda: list_begun(agent_id, NOW, None, now=now),  # noqa: B023
-                    lambda: flow.newest(endpoints.list_agents(), 5),
+                    lambda: flow.first_rows(endpoints.list_agents(), 5),
                     lambda: Wait(SUBMISSION, Rules()).look(),
                 ]
             )()
             try:
-                scene.client.follow(dialogue)
+                scene.client.run_flow(dialogue)
             except AgentsError as error:
                 check_error(error)
             yield from range(scene.answers - before)

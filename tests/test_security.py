@@ -341,7 +341,7 @@ def test_a_wrong_connection_does_not_show_its_key(monkeypatch, wrong):
 
     async def in_a_triggerer():
         async with feed_of("agents_default") as feed:
-            await feed.ask(flow.one(READ))
+            await feed.ask(flow.value_of(READ))
 
     with pytest.raises(InvalidConnectionError) as caught:
         asyncio.run(in_a_triggerer())
@@ -517,7 +517,7 @@ def test_no_answer_changes_what_is_asked_but_the_place_in_a_listing(token):
 
     settings = Settings(api_key=KEY, base_url="http://127.0.0.1/v2")
     with Client(settings, transport=httpx.MockTransport(answer)) as client:
-        client.follow(flow.walk(READ))
+        client.run_flow(flow.paginate(READ))
     first, *rest = asked
     assert [url.copy_with(query=None) for url in rest] == [first.copy_with(query=None)] * bool(token)
     assert [dict(url.params) for url in rest] == [{"limit": "1", "nextToken": token}] * bool(token)
@@ -686,7 +686,9 @@ def test_what_is_logged_of_a_run_stays_in_its_line(event_id, status):
 def test_what_a_server_says_of_an_error_stays_in_its_line(said, status):
     body = json.dumps({"message": said, "id": said, "data": {"requestId": said}}).encode()
     with pytest.raises(AgentsError) as caught:
-        responses.read_answer(EXECUTE, status, {"location": said, "content-type": said}, body + b"?" * (status == 200))
+        responses.read_response(
+            EXECUTE, status, {"location": said, "content-type": said}, body + b"?" * (status == 200)
+        )
     assert str(caught.value).isprintable()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from airflow_provider_agents.api.errors import quote
+from airflow_provider_agents.api.errors import one_line
 
 #: Bytes of one answer, as sent and decompressed. The largest documented page, 200 events, is about 100 KB; this is 200
 #: events with 40 KB of text in each.
@@ -114,7 +114,7 @@ class _Decompressor:
         return zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS
 
 
-class Intake:
+class BodyDecoder:
     """Takes in a body, chunk by chunk.
 
     Args:
@@ -135,11 +135,11 @@ class Intake:
         self._received = 0
         self._is_success = is_success
         #: Whether the rest need not be read.
-        self.has_enough = False
+        self.is_full = False
         if codings and self._decompressor is None:
             if is_success:
-                raise BodyError(f"came in an encoding that was not asked for ({quote(', '.join(codings), 40)})")
-            self.has_enough = True
+                raise BodyError(f"came in an encoding that was not asked for ({one_line(', '.join(codings), 40)})")
+            self.is_full = True
 
     def add(self, chunk: bytes) -> None:
         """The next bytes.
@@ -159,14 +159,14 @@ class Intake:
         except zlib.error:
             if self._is_success:
                 raise BodyError("has a damaged content encoding") from None
-            self.has_enough = True
+            self.is_full = True
         if len(self._data) <= most and self._received <= most:
             return
         if self._is_success:
             raise BodyError(f"is larger than {most:,} bytes and was not read to its end")
-        self.has_enough = True
+        self.is_full = True
 
-    def end(self) -> bytes:
+    def finish(self) -> bytes:
         """The whole body.
 
         Raises:
@@ -177,7 +177,7 @@ class Intake:
         return bytes(self._data)
 
 
-def without(body: bytes, secret: str) -> bytes:
+def redact(body: bytes, secret: str) -> bytes:
     """JSON without a secret, also where it is spelled with escapes, as some encoders do with `/`, `&` or `<`."""
     if rb"\u00" in body or rb"\/" in body:
         body = _ESCAPE.sub(_spelled_plainly, body)
@@ -194,7 +194,7 @@ def _spelled_plainly(escape: re.Match[bytes]) -> bytes:
     return b"/" if escape[0] == rb"\/" else escape[0]
 
 
-def weight_of(body: bytes) -> int:
+def size_bytes_of(body: bytes) -> int:
     """About how many bytes a body takes as Python objects. Cheap, and never far too little."""
     return len(body) + VALUE_BYTES * _most_values(body)
 
@@ -239,7 +239,7 @@ def rows_of(page: Any) -> list[Any]:
     return rows
 
 
-def storable(value: Any, depth: int = 0) -> Any:
+def to_storable(value: Any, depth: int = 0) -> Any:
     """A decoded value such that Airflow's messages and databases can carry it, and take it for nothing but data.
 
     What is changed: NUL characters (PostgreSQL refuses them) are replaced; numbers beyond 64 bits (Airflow's messages
@@ -256,10 +256,12 @@ def storable(value: Any, depth: int = 0) -> Any:
         case list() | dict() if depth >= MAX_DEPTH:
             return _TOO_DEEP
         case list():
-            return [storable(one, depth + 1) for one in value]
+            return [to_storable(one, depth + 1) for one in value]
         case dict():
             return {
-                storable(name): storable(one, depth + 1) for name, one in value.items() if not name.startswith("__")
+                to_storable(name): to_storable(one, depth + 1)
+                for name, one in value.items()
+                if not name.startswith("__")
             }
     raise TypeError(f"{type(value).__name__} does not come from JSON")
 

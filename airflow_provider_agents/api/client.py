@@ -1,7 +1,7 @@
 """The only code that does HTTP: `Client` and `AsyncClient`, two thin shells that differ in `await` and `sleep`.
 
-Everything they decide is decided elsewhere: what to send in `endpoints`, how to read it in `responses`, what may be
-repeated in `retry`, what a failure of the network means in `network`.
+All decisions are made elsewhere: what to send in `endpoints`, how to read it in `responses`, what may be repeated in
+`retry`, what a network error means in `network`.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from tenacity import AsyncRetrying, Retrying, retry_if_exception, stop_after_att
 
 from airflow_provider_agents import clock as our_clock
 from airflow_provider_agents.api import environment, retry
-from airflow_provider_agents.api.body import BodyError, Intake
+from airflow_provider_agents.api.body import BodyDecoder, BodyError
 from airflow_provider_agents.api.errors import AgentsError, AuthenticationError, NoAnswerError, without_frames
-from airflow_provider_agents.api.flow import Answer, Call, Once, Pause, Steps, follow
+from airflow_provider_agents.api.flow import ApiCall, Flow, NoRetry, Response, Sleep, run_flow
 from airflow_provider_agents.api.network import (
     NETWORK_ERRORS,
     PROXY_WANTS_CREDENTIALS,
-    Cutter,
+    RequestDeadline,
     httpx_arguments,
-    our_error,
+    to_agents_error,
     too_slow,
 )
-from airflow_provider_agents.api.responses import read_answer, unreadable
+from airflow_provider_agents.api.responses import read_response, unreadable
 from airflow_provider_agents.api.rows import WarnOnce
 from airflow_provider_agents.interruption import interruptible
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from types import TracebackType
 
     from airflow_provider_agents.api.settings import Settings
 
 T = TypeVar("T")
 
-#: The headers that decide something or are quoted.
+#: The response headers that are used or quoted.
 _HEADERS_READ = ("content-type", "date", "retry-after")
 
 
 def _put_location_aside(response: httpx.Response) -> None:
-    # Httpx would make a request of it, though not send it, and fail over one that is no URL.
+    # httpx builds the next request from this header even if it does not follow redirects, and fails on an invalid URL.
     if "location" in response.headers:
         response.extensions["location"] = response.headers.pop("location")
 
@@ -54,12 +54,12 @@ async def _aput_location_aside(response: httpx.Response) -> None:
     _put_location_aside(response)
 
 
-class _Body:
-    """Collects an answer's bytes within the bounds of size and time."""
+class _ResponseReader:
+    """Reads a response within the limits of size and time."""
 
     def __init__(
         self,
-        call: Call[Any],
+        call: ApiCall[Any],
         response: httpx.Response,
         settings: Settings,
         proxy: environment.Proxy | None,
@@ -68,48 +68,49 @@ class _Body:
         self._call, self._response, self._settings, self._proxy, self._clock = call, response, settings, proxy, clock
         self._ends_at = clock() + settings.whole_request_seconds
         self._headers = {
-            name: settings.redacted(value) for name, value in response.headers.items() if name in _HEADERS_READ
+            name: settings.redact(value) for name, value in response.headers.items() if name in _HEADERS_READ
         }
         if "location" in response.extensions:
-            self._headers["location"] = settings.redacted(response.extensions["location"])
-        try:
-            self._intake = Intake(response.headers.get("content-encoding"), is_success=response.is_success)
-        except BodyError as error:
-            raise unreadable(call, response.status_code, self._headers, f"{error}.") from None
+            self._headers["location"] = settings.redact(response.extensions["location"])
+        with self._unreadable_on_body_error():
+            self._decoder = BodyDecoder(response.headers.get("content-encoding"), is_success=response.is_success)
 
-    @property
-    def has_enough(self) -> bool:
-        """Whether the rest need not be read."""
-        return self._intake.has_enough
-
-    def add(self, chunk: bytes) -> None:
-        """The next bytes."""
+    @contextlib.contextmanager
+    def _unreadable_on_body_error(self) -> Iterator[None]:
         try:
-            self._intake.add(chunk)
+            yield
         except BodyError as error:
             raise unreadable(self._call, self._response.status_code, self._headers, f"{error}.") from None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the rest of the body is not needed."""
+        return self._decoder.is_full
+
+    def add(self, chunk: bytes) -> None:
+        """The next bytes of the body."""
+        with self._unreadable_on_body_error():
+            self._decoder.add(chunk)
         if self._clock() > self._ends_at:
             raise too_slow(self._call, self._settings)
 
-    def read(self, call: Call[T]) -> Answer[T]:
-        """What the answer says."""
+    def read(self, call: ApiCall[T]) -> Response[T]:
+        """The response, once the body is complete."""
         status_code = self._response.status_code
         if status_code == PROXY_WANTS_CREDENTIALS and self._proxy is not None:
-            # A proxy's own answer. It gives the same one in words if it is to open a tunnel.
+            # The proxy answered, not the API. Where a tunnel is to be opened, httpx raises this error itself.
             refusal = httpx.ProxyError(f"{status_code} {self._response.reason_phrase}")
-            raise our_error(refusal, call, self._settings, self._proxy)
-        try:
-            body = self._settings.redacted_json(self._intake.end())
-        except BodyError as error:
-            raise unreadable(call, status_code, self._headers, f"{error}.") from None
-        return read_answer(call, status_code, self._headers, body)
+            raise to_agents_error(refusal, call, self._settings, self._proxy)
+        with self._unreadable_on_body_error():
+            body = self._settings.redact_json(self._decoder.finish())
+        return read_response(call, status_code, self._headers, body)
 
 
-def _policy(call: Call[Any], attempts: int) -> dict[str, Any]:
+def _policy(call: ApiCall[Any], attempts: int) -> dict[str, Any]:
     return {
         "retry": retry_if_exception(lambda error: retry.may_repeat(call, error)),
-        "wait": retry.PauseAsAsked(),
-        "stop": stop_after_attempt(attempts) | retry.StopWhenAskedTooMuch(),
+        "wait": retry.WaitAtLeastRetryAfter(),
+        "stop": stop_after_attempt(attempts) | retry.StopAtLongRetryAfter(),
         "reraise": True,
     }
 
@@ -117,17 +118,17 @@ def _policy(call: Call[Any], attempts: int) -> dict[str, Any]:
 class Client:
     """The API for code that may block: workers and scripts.
 
-    Close it, or use it as a context manager. Not to be shared between threads that use it at once.
+    Close it, or use it as a context manager. Two threads must not use it at the same time.
 
     Args:
         settings: how to reach the API.
-        attempts: tries of one call, the first included; 1 means no repetition.
-        window: how long failures in a row are retried, in place of `attempts`.
-        transport: in place of the network.
-        sleep: how to wait between tries, in seconds.
+        attempts: tries of one call, the first included; 1 for no retry.
+        window: how long failures in a row are retried, instead of `attempts`.
+        transport: replaces the network.
+        sleep: waits between tries, in seconds.
         clock: monotonic seconds.
-        warn_once: which unreadable rows were logged already; another client may share it.
-        renew: called after a 401 of a step in `follow`; other settings, with which the step is repeated, or None.
+        warn_once: which unreadable rows were logged already; clients may share one.
+        renew: called after a 401 in `run_flow`. Returns new settings, with which the step is repeated, or None.
     """
 
     def __init__(
@@ -146,11 +147,11 @@ class Client:
         self._sleep = sleep if sleep is not None else our_clock.sleep
         self._warn_once = warn_once if warn_once is not None else WarnOnce()
         self._transport, self._renew = transport, renew
-        self._cutter = Cutter(over_a_network=transport is None)
+        self._deadline = RequestDeadline(over_a_network=transport is None)
         self._http = self._opened(settings)
 
     def _opened(self, settings: Settings) -> httpx.Client:
-        # Whatever stands in for the network needs neither.
+        # A replaced network has neither a proxy nor TLS.
         over_a_network = self._transport is None
         self._proxy = settings.proxy_in_use() if over_a_network else None
         tls = settings.tls_context() if over_a_network else environment.unchecked_tls()
@@ -170,61 +171,61 @@ class Client:
         """Close the connections. May be repeated."""
         self._http.close()
 
-    def send_once(self, call: Call[T]) -> Answer[T]:
-        """One request, no repetition.
+    def send_once(self, call: ApiCall[T]) -> Response[T]:
+        """Send one request once.
 
         Raises:
-            AgentsError: the one that fits.
+            AgentsError: the subclass that fits.
         """
         try:
             with (
-                self._cutter.within(self._settings.whole_request_seconds),
-                # The answer to an execute must be seen, also by a task that is killed.
-                interruptible() if call.repeatable else contextlib.nullcontext(),
+                self._deadline.within(self._settings.whole_request_seconds),
+                # A killed task, too, waits for the response to an execute: without it, the run would be unknown.
+                interruptible() if call.idempotent else contextlib.nullcontext(),
             ):
-                body = self._read(call)
+                reader = self._read(call)
         except NETWORK_ERRORS as error:
-            failure = our_error(error, call, self._settings, self._proxy)
+            failure = to_agents_error(error, call, self._settings, self._proxy)
         except AgentsError as error:
-            # What a server sends can hold the key that it was sent.
+            # A server may send back the key, so the frames may hold it.
             failure = without_frames(error)
         else:
-            if not self._cutter.has_cut:
-                answer = body.read(call)
-                self._warn_once.check(answer.value, self._clock())
-                return answer
-            # A cut looks like the end of an answer that does not tell its length.
+            if not self._deadline.has_passed:
+                response = reader.read(call)
+                self._warn_once.check(response.value, self._clock())
+                return response
+            # In a response without a length, the aborted connection looks like the end of the body.
             failure = too_slow(call, self._settings)
-        if self._cutter.has_cut and isinstance(failure, NoAnswerError):
+        if self._deadline.has_passed and isinstance(failure, NoAnswerError):
             failure = too_slow(call, self._settings)
-        # Outside the handler: httpx's error holds the request, and the request the key.
+        # Raised outside the handler: httpx's error holds the request, and the request holds the key.
         raise failure
 
-    def _read(self, call: Call[Any]) -> _Body:
+    def _read(self, call: ApiCall[Any]) -> _ResponseReader:
         request = self._http.build_request(
             call.method,
             self._settings.base_url + call.path,
             params=_query(call),
-            extensions={"trace": self._cutter.note},
+            extensions={"trace": self._deadline.track_socket},
         )
         response = self._http.send(request, stream=True)
         try:
-            body = _Body(call, response, self._settings, self._proxy, self._clock)
-            # The bytes as sent: httpx would decompress each chunk whole, whatever comes of it.
+            reader = _ResponseReader(call, response, self._settings, self._proxy, self._clock)
+            # The raw bytes: httpx would decompress each chunk without a limit.
             for chunk in cast("httpx.SyncByteStream", response.stream):
-                body.add(chunk)
-                if body.has_enough:
+                reader.add(chunk)
+                if reader.is_full:
                     break
         except httpx.HTTPError:
-            # The status of a failure says more than that the rest of its text was lost.
+            # The status of an error response says more than the loss of its body.
             if response.is_success:
                 raise
         finally:
             response.close()
-        return body
+        return reader
 
-    def send(self, call: Call[T]) -> Answer[T]:
-        """One request, repeated after failures where that can do no harm; sleeps in between.
+    def send(self, call: ApiCall[T]) -> Response[T]:
+        """Send one request, and retry it where that can do no harm. Sleeps between tries.
 
         Raises:
             AgentsError: the last failure.
@@ -233,63 +234,63 @@ class Client:
             return self._send_within(self._window, call)
         return Retrying(sleep=self._sleep, **_policy(call, self._attempts))(self.send_once, call)
 
-    def _send_within(self, window: retry.RetryWindow, call: Call[T]) -> Answer[T]:
+    def _send_within(self, window: retry.RetryWindow, call: ApiCall[T]) -> Response[T]:
         while True:
             try:
-                answer = self.send_once(call)
+                response = self.send_once(call)
             except AgentsError as error:
                 if not retry.may_repeat(call, error):
                     raise
                 pause = window.pause_after(error)
             else:
                 window.succeeded()
-                return answer
+                return response
             self._sleep(pause)
 
-    def follow(self, steps: Steps[T]) -> T:
-        """Drive a dialogue to its end and return its result."""
+    def run_flow(self, flow: Flow[T]) -> T:
+        """Run a flow to its end and return its result."""
         try:
-            step = next(steps)
+            step = next(flow)
             while True:
                 try:
-                    result = self.take(step)
+                    result = self.perform(step)
                 except AgentsError as error:
-                    step = steps.throw(error)
+                    step = flow.throw(error)
                 else:
-                    step = steps.send(result)
+                    step = flow.send(result)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]  # a generator's return value is untyped
 
-    def take(self, step: Call[Any] | Once | Pause) -> Answer[Any] | None:
-        """Do what a dialogue asks for next."""
+    def perform(self, step: ApiCall[Any] | NoRetry | Sleep) -> Response[Any] | None:
+        """Do what a flow yields."""
         try:
-            return self._take(step)
+            return self._perform(step)
         except AuthenticationError:
-            # A 401 has started nothing, so an execute may be repeated, too.
+            # A 401 means that nothing was started, so an execute may be repeated, too.
             settings = self._renew()
             if settings is None:
                 raise
         http, self._http, self._settings = self._http, self._opened(settings), settings
         http.close()
-        return self._take(step)
+        return self._perform(step)
 
-    def _take(self, step: Call[Any] | Once | Pause) -> Answer[Any] | None:
+    def _perform(self, step: ApiCall[Any] | NoRetry | Sleep) -> Response[Any] | None:
         match step:
-            case Pause(seconds):
+            case Sleep(seconds):
                 self._sleep(seconds)
                 return None
-            case Once(call):
+            case NoRetry(call):
                 return self.send_once(call)
             case _:
                 return self.send(step)
 
 
 class AsyncClient:
-    """The API for code on an event loop: triggers. One per loop and connection, shared by everything there.
+    """The API for code on an event loop: triggers. One per loop and connection.
 
-    Make it with `await AsyncClient.open(settings)`, which builds the TLS context off the loop. Close it with `aclose`.
+    Make it with `await AsyncClient.open(settings)`, which builds the TLS context in a thread. Close it with `aclose`.
 
-    It repeats nothing by itself: who polls decides about the next poll, else tries multiply with polls.
+    By default it retries nothing: its callers poll, and retries would multiply with polls.
     """
 
     def __init__(
@@ -316,12 +317,12 @@ class AsyncClient:
 
     @property
     def settings(self) -> Settings:
-        """How it reaches the API."""
+        """How this client reaches the API."""
         return self._settings
 
     @classmethod
     async def open(cls, settings: Settings, *, attempts: int = 1) -> Self:
-        """Make a client without blocking the loop for the 50 ms that a TLS context takes.
+        """Make a client without blocking the loop: building a TLS context takes about 50 ms.
 
         Raises:
             InvalidConnectionError: the CA bundle cannot be read, or the environment's proxy cannot be used.
@@ -341,37 +342,37 @@ class AsyncClient:
         """Close the connections. May be repeated."""
         await self._http.aclose()
 
-    async def send_once(self, call: Call[T]) -> Answer[T]:
-        """One request, no repetition.
+    async def send_once(self, call: ApiCall[T]) -> Response[T]:
+        """Send one request once.
 
         Raises:
-            AgentsError: the one that fits.
+            AgentsError: the subclass that fits.
         """
         try:
             with our_clock.working():
                 async with asyncio.timeout(self._settings.whole_request_seconds):
-                    body = await self._read(call)
+                    reader = await self._read(call)
         except NETWORK_ERRORS as error:
-            failure = our_error(error, call, self._settings, self._proxy)
+            failure = to_agents_error(error, call, self._settings, self._proxy)
         except AgentsError as error:
             failure = without_frames(error)
         except TimeoutError:
             failure = too_slow(call, self._settings)
         else:
-            answer = body.read(call)
-            self._warn_once.check(answer.value, self._clock())
-            return answer
-        # Outside the handler: httpx's error holds the request, and the request the key.
+            response = reader.read(call)
+            self._warn_once.check(response.value, self._clock())
+            return response
+        # Raised outside the handler: httpx's error holds the request, and the request holds the key.
         raise failure
 
-    async def _read(self, call: Call[Any]) -> _Body:
+    async def _read(self, call: ApiCall[Any]) -> _ResponseReader:
         request = self._http.build_request(call.method, self._settings.base_url + call.path, params=_query(call))
         response = await self._http.send(request, stream=True)
         try:
-            body = _Body(call, response, self._settings, self._proxy, self._clock)
+            reader = _ResponseReader(call, response, self._settings, self._proxy, self._clock)
             async for chunk in cast("httpx.AsyncByteStream", response.stream):
-                body.add(chunk)
-                if body.has_enough:
+                reader.add(chunk)
+                if reader.is_full:
                     break
         except httpx.HTTPError:
             # As in `Client`.
@@ -379,31 +380,31 @@ class AsyncClient:
                 raise
         finally:
             await response.aclose()
-        return body
+        return reader
 
-    async def send(self, call: Call[T]) -> Answer[T]:
-        """One request, repeated up to `attempts` where that can do no harm.
+    async def send(self, call: ApiCall[T]) -> Response[T]:
+        """Send one request, up to `attempts` times where that can do no harm.
 
         Raises:
             AgentsError: the last failure.
         """
         return await AsyncRetrying(sleep=self._sleep, **_policy(call, self._attempts))(self.send_once, call)
 
-    async def follow(self, steps: Steps[T]) -> T:
-        """Drive a dialogue to its end and return its result."""
-        return await follow(steps, self.take)
+    async def run_flow(self, flow: Flow[T]) -> T:
+        """Run a flow to its end and return its result."""
+        return await run_flow(flow, self.perform)
 
-    async def take(self, step: Call[Any] | Once | Pause) -> Answer[Any] | None:
-        """Do what a dialogue asks for next."""
+    async def perform(self, step: ApiCall[Any] | NoRetry | Sleep) -> Response[Any] | None:
+        """Do what a flow yields."""
         match step:
-            case Pause(seconds):
+            case Sleep(seconds):
                 await self._sleep(seconds)
                 return None
-            case Once(call):
+            case NoRetry(call):
                 return await self.send_once(call)
             case _:
                 return await self.send(step)
 
 
-def _query(call: Call[Any]) -> httpx.QueryParams | None:
+def _query(call: ApiCall[Any]) -> httpx.QueryParams | None:
     return httpx.QueryParams(call.params) if call.params else None

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote as percent_encode
 
-from airflow_provider_agents.api.errors import InvalidArgumentError, quote
-from airflow_provider_agents.api.flow import MAX_LIMIT, Call
+from airflow_provider_agents.api.errors import InvalidArgumentError, one_line
+from airflow_provider_agents.api.flow import MAX_LIMIT, ApiCall
 from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent, Page, read_agent, read_event
 
 
@@ -25,12 +25,12 @@ def check_agent_id(agent_id: object) -> str:
     if agent_id != agent_id.strip() or not agent_id.isprintable() or len(agent_id) > 1024:  # noqa: PLR2004 - docstring
         raise InvalidArgumentError(
             "agent_id must be at most 1,024 characters, without blanks around them and control characters, got "
-            f"{quote(repr(agent_id), 60)}. Pass the agent's id as `airflow agents list` shows it."
+            f"{one_line(repr(agent_id), 60)}. Pass the agent's id as `airflow agents list` shows it."
         )
     # Percent-encoding hides a slash from us, but gateways decode it again before they resolve dot segments.
     if any(part in {".", ".."} for part in agent_id.replace("\\", "/").split("/")):
         raise InvalidArgumentError(
-            f"agent_id must be the id of an agent and not a path, got {quote(repr(agent_id), 60)}."
+            f"agent_id must be the id of an agent and not a path, got {one_line(repr(agent_id), 60)}."
         )
     return agent_id
 
@@ -69,29 +69,29 @@ def _read_events(value: Any) -> Page[ExecutionEvent]:
     return Page[ExecutionEvent].of(value, read_event)
 
 
-def list_agents(*, limit: int = MAX_LIMIT) -> Call[Page[Agent]]:
+def list_agents(*, limit: int = MAX_LIMIT) -> ApiCall[Page[Agent]]:
     """`GET /v1/agents`: the account's agents, newest first."""
-    return Call("GET", "/v1/agents", _read_agents, "listing the agents", tuple(_limit(limit)))
+    return ApiCall("GET", "/v1/agents", _read_agents, "listing the agents", tuple(_limit(limit)))
 
 
-def get_agent(agent_id: str) -> Call[Agent]:
+def get_agent(agent_id: str) -> ApiCall[Agent]:
     """`GET /v1/agents/{agentId}`: one agent, bare or inside `data` (the page does not say which)."""
 
     def read(value: Any) -> Agent:
         wrapped = isinstance(value, dict) and "id" not in value and "data" in value
         return Agent.model_validate(value["data"] if wrapped else value)
 
-    return Call("GET", _agent_path(agent_id), read, f"reading agent {agent_id}")
+    return ApiCall("GET", _agent_path(agent_id), read, f"reading agent {agent_id}")
 
 
-def execute_agent(agent_id: str) -> Call[Accepted]:
+def execute_agent(agent_id: str) -> ApiCall[Accepted]:
     """`POST /v1/agents/{agentId}/execute`: start a run. It costs money and cannot be taken back."""
-    return Call(
+    return ApiCall(
         "POST",
         f"{_agent_path(agent_id)}/execute",
         lambda value: Accepted.model_validate(value["data"]),
         f"executing agent {agent_id}",
-        repeatable=False,
+        idempotent=False,
     )
 
 
@@ -102,7 +102,7 @@ def list_agent_events(
     started_after: datetime | None = None,
     started_before: datetime | None = None,
     limit: int = MAX_LIMIT,
-) -> Call[Page[ExecutionEvent]]:
+) -> ApiCall[Page[ExecutionEvent]]:
     """`GET /v1/agents/{agentId}/events`: an agent's runs, newest first."""
     params = [
         *_text("status", status),
@@ -110,7 +110,7 @@ def list_agent_events(
         *_timestamp("startedBefore", started_before),
         *_limit(limit),
     ]
-    return Call(
+    return ApiCall(
         "GET",
         f"{_agent_path(agent_id)}/events",
         _read_events,
@@ -126,7 +126,7 @@ def list_events(
     started_after: datetime | None = None,
     started_before: datetime | None = None,
     limit: int = MAX_LIMIT,
-) -> Call[Page[ExecutionEvent]]:
+) -> ApiCall[Page[ExecutionEvent]]:
     """`GET /v1/events`: the account's runs, newest first."""
     params = [
         *(_text("agentId", check_agent_id(agent_id)) if agent_id is not None else []),
@@ -135,4 +135,4 @@ def list_events(
         *_timestamp("startedBefore", started_before),
         *_limit(limit),
     ]
-    return Call("GET", "/v1/events", _read_events, "listing the account's events", tuple(params))
+    return ApiCall("GET", "/v1/events", _read_events, "listing the account's events", tuple(params))

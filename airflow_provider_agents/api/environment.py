@@ -17,7 +17,7 @@ from urllib.request import getproxies
 
 import httpx
 
-from airflow_provider_agents.api.errors import InvalidConnectionError, quote
+from airflow_provider_agents.api.errors import InvalidConnectionError, one_line
 
 try:
     from socksio import SOCKSError
@@ -204,7 +204,7 @@ def checked_tls(verify: bool | str) -> ssl.SSLContext | InvalidConnectionError:
             return ssl.create_default_context(capath=path)
         return ssl.create_default_context(cafile=path)
     except (OSError, ValueError) as error:
-        reason = quote(str(error), 80)
+        reason = one_line(str(error), 80)
         key_log = os.environ.get("SSLKEYLOGFILE")
         if key_log and getattr(error, "filename", None) == key_log:
             return InvalidConnectionError(
@@ -214,7 +214,7 @@ def checked_tls(verify: bool | str) -> ssl.SSLContext | InvalidConnectionError:
             return InvalidConnectionError(f"The CA bundle of the package certifi cannot be read ({reason}).")
     named = source if source == "verify" else f"The environment variable {source}"
     return InvalidConnectionError(
-        f"{named} names the CA bundle {quote(path, 100)!r}, which cannot be read ({reason}). Put a file with PEM "
+        f"{named} names the CA bundle {one_line(path, 100)!r}, which cannot be read ({reason}). Put a file with PEM "
         "certificates there, or correct the path."
     )
 

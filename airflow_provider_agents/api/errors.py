@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 E = TypeVar("E", bound=BaseException)
 
 #: Characters of server-written text that a message may quote. Enough for a sentence, too little for a page.
-QUOTE_LIMIT = 200
+ONE_LINE_LIMIT = 200
 
 
-def quote(text: str, limit: int = QUOTE_LIMIT) -> str:
+def one_line(text: str, limit: int = ONE_LINE_LIMIT) -> str:
     """Server-written text made safe for a log line: one line, printable, at most `limit` characters."""
     # Cut first: `text` may be megabytes.
     clean = "".join(c if c.isprintable() else " " for c in text[: limit * 4])
@@ -56,15 +56,15 @@ def quote_setting(value: object, limit: int) -> str:
     text = value if isinstance(value, str) else repr(value)
     if "@" in text:
         return "a value with an @, which may hold a password"
-    shown = quote(text, limit)
+    shown = one_line(text, limit)
     return repr(shown) if isinstance(value, str) else shown
 
 
-def first_fault(error: ValidationError) -> str:
+def first_error(error: ValidationError) -> str:
     """Where and why a value does not fit its model, without the value: the place, then what is wrong there."""
     fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = ".".join(str(part) for part in fault["loc"]) or "the whole"
-    return f"{quote(place, 80)}: {quote(fault['msg'].removeprefix('Value error, '))}"
+    return f"{one_line(place, 80)}: {one_line(fault['msg'].removeprefix('Value error, '))}"
 
 
 def without_frames(error: E) -> E:

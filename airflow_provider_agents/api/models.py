@@ -30,8 +30,8 @@ from pydantic import (
     model_validator,
 )
 
-from airflow_provider_agents.api.body import rows_of, storable
-from airflow_provider_agents.api.errors import first_fault
+from airflow_provider_agents.api.body import rows_of, to_storable
+from airflow_provider_agents.api.errors import first_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -118,9 +118,9 @@ class Wire(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """The fields that were sent, under the API's names, as JSON types: what a task may return to XCom.
 
-        Fields that Airflow could not keep, or would not take for data, are left out (`body.storable`).
+        Fields that Airflow could not keep, or would not take for data, are left out (`body.to_storable`).
         """
-        return storable(self.model_dump(mode="json", exclude_unset=True))  # type: ignore[no-any-return]  # of an object, an object
+        return to_storable(self.model_dump(mode="json", exclude_unset=True))  # type: ignore[no-any-return]  # of an object, an object
 
 
 class Row(Wire):
@@ -155,9 +155,9 @@ class Row(Wire):
     def to_json(self) -> dict[str, Any]:
         """The row as the API sent it: its field names, its spelling of timestamps, JSON types.
 
-        Word for word, but for what Airflow could not keep or would not take for data (`body.storable`).
+        Word for word, but for what Airflow could not keep or would not take for data (`body.to_storable`).
         """
-        return super().to_json() if self._sent is None else storable(self._sent)
+        return super().to_json() if self._sent is None else to_storable(self._sent)
 
 
 class Agent(Row):
@@ -224,7 +224,7 @@ class _StandIn(Row):
         readable = {name: field for name, field in sent.items() if name not in odd}
         lacks_id = "id" not in readable
         row = cls.model_validate(readable | {"id": _made_up_id(sent)} if lacks_id else readable)
-        row._sent, row._reason, row._lacks_id = sent, first_fault(error), lacks_id  # noqa: SLF001 - our own
+        row._sent, row._reason, row._lacks_id = sent, first_error(error), lacks_id  # noqa: SLF001 - our own
         return row
 
     @property
@@ -240,7 +240,7 @@ def _made_up_id(sent: dict[str, Any]) -> str:
     # The same for the same run: a submission must know the rows without an id that were there before its POST. While a
     # run is under way, all but its creation time may change.
     created = sent.get("createdAt")
-    same = json.dumps(storable(sent if created is None else created), sort_keys=True)
+    same = json.dumps(to_storable(sent if created is None else created), sort_keys=True)
     return f"no-id-{hashlib.blake2b(same.encode(), digest_size=6).hexdigest()}"
 
 

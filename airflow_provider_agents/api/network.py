@@ -1,4 +1,4 @@
-"""What a request needs of the network: httpx's arguments, its errors as ours, and an end to what takes too long."""
+"""Between the clients and httpx: its arguments, its errors as ours, and a deadline for a whole request."""
 
 from __future__ import annotations
 
@@ -17,35 +17,34 @@ from airflow_provider_agents.api.errors import (
     InvalidConnectionError,
     NoAnswerError,
     NotSentError,
-    quote,
+    one_line,
 )
-from airflow_provider_agents.api.flow import asked
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator
 
-    from airflow_provider_agents.api.flow import Call
+    from airflow_provider_agents.api.flow import ApiCall
     from airflow_provider_agents.api.settings import Settings
 
 
 def httpx_arguments(settings: Settings, proxy: environment.Proxy | None, tls: ssl.SSLContext) -> dict[str, Any]:
-    """What both of httpx's clients are made with."""
+    """The arguments of both `httpx.Client` and `httpx.AsyncClient`."""
     return {
         "headers": settings.headers(),
         "timeout": httpx.Timeout(settings.timeout_seconds),
         "verify": tls,
         "proxy": proxy.for_httpx(tls) if proxy is not None else None,
-        # A redirect would carry the key to whatever host it names.
+        # A redirect would send the key to another host.
         "follow_redirects": False,
-        # `environment` has read it.
+        # `environment` reads the proxy variables.
         "trust_env": False,
-        # The API sets none, and one that is kept would be sent with every request from then on.
+        # The API sets no cookies. A cookie that was kept would be sent with every later request.
         "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=())),
     }
 
 
-#: The platform cannot have seen the request.
+#: Errors after which the platform cannot have seen the request.
 _NOT_SENT: tuple[type[Exception], ...] = (
     httpx.ConnectError,
     httpx.ConnectTimeout,
@@ -57,26 +56,28 @@ NETWORK_ERRORS: tuple[type[Exception], ...] = (httpx.HTTPError, httpx.InvalidURL
 PROXY_WANTS_CREDENTIALS = 407
 
 
-def our_error(error: Exception, call: Call[Any], settings: Settings, proxy: environment.Proxy | None) -> AgentsError:
-    """Httpx's errors as ours, split by whether the platform can have seen the request."""
-    # What was wrong with an answer may be told in its own words.
-    words = quote(settings.redacted(str(error)), 120) or type(error).__name__
+def to_agents_error(
+    error: Exception, call: ApiCall[Any], settings: Settings, proxy: environment.Proxy | None
+) -> AgentsError:
+    """An error of httpx as ours: `NotSentError` only where the platform cannot have seen the request."""
+    # The text of an error may quote the response.
+    words = one_line(settings.redact(str(error)), 120) or type(error).__name__
     place = environment.address_of(httpx.URL(settings.base_url))
     if proxy is not None:
         place += f" through the proxy {proxy.address}"
     if isinstance(error, _NOT_SENT):
         hint = _what_to_check(words, settings, proxy)
-        return NotSentError(f"No connection to {place} ({words}). {hint} {asked(call)}")
+        return NotSentError(f"No connection to {place} ({words}). {hint} {call.sentence}")
     match error:
         case httpx.UnsupportedProtocol() | httpx.LocalProtocolError() | httpx.InvalidURL():
-            # Their text may quote a header's value.
-            return InvalidConnectionError(f"The connection's settings make no valid HTTP request. {asked(call)}")
+            # The text of these errors may quote a header's value.
+            return InvalidConnectionError(f"The connection's settings make no valid HTTP request. {call.sentence}")
         case httpx.TimeoutException():
             return NoAnswerError(
-                f"No answer from {place} within {settings.timeout_seconds:g} seconds ({words}). {asked(call)}"
+                f"No answer from {place} within {settings.timeout_seconds:g} seconds ({words}). {call.sentence}"
             )
         case _:
-            return NoAnswerError(f"The answer from {place} was lost ({words}). {asked(call)}")
+            return NoAnswerError(f"The answer from {place} was lost ({words}). {call.sentence}")
 
 
 def _what_to_check(words: str, settings: Settings, proxy: environment.Proxy | None) -> str:
@@ -95,47 +96,47 @@ def _what_to_check(words: str, settings: Settings, proxy: environment.Proxy | No
     return f"{source} names this proxy: check it{others}."
 
 
-def too_slow(call: Call[Any], settings: Settings) -> NoAnswerError:
-    """The error for a request that took too long as a whole."""
+def too_slow(call: ApiCall[Any], settings: Settings) -> NoAnswerError:
+    """The error for a request that was not complete at its deadline."""
     return NoAnswerError(
         f"The answer came too slowly: it was not complete after {settings.whole_request_seconds:g} seconds, and was "
-        f"given up. {asked(call)}"
+        f"given up. {call.sentence}"
     )
 
 
-class Cutter:
-    """Ends a blocking request that takes too long as a whole, by cutting its connection.
+class RequestDeadline:
+    """Limits the time of a whole blocking request, by shutting down its connection.
 
-    A time limit of httpx is for one read. A server that drips its headers, or sends interim answers without end, keeps
-    within it for ever. An event loop has a remedy of its own; a thread that blocks in a read must be freed by another.
+    A timeout of httpx limits a single read. A server that sends its headers byte by byte, or interim responses without
+    end, never exceeds it. An event loop can cancel the request; a thread that blocks in a read needs another thread.
 
     Args:
-        over_a_network: whether there is anything to cut; else no thread is started.
+        over_a_network: whether there is a connection to shut down; without one, no thread is started.
     """
 
     def __init__(self, *, over_a_network: bool) -> None:
         self._over_a_network = over_a_network
         self._sockets: WeakSet[socket.socket] = WeakSet()
-        self.has_cut = False
+        self.has_passed = False
 
-    def note(self, name: str, info: dict[str, Any]) -> None:
-        """Httpcore's `trace`: learn of each connection that is made."""
+    def track_socket(self, name: str, info: dict[str, Any]) -> None:
+        """For httpcore's `trace`: remember each connection that is opened."""
         if not name.endswith(("connect_tcp.complete", "start_tls.complete")):
             return
-        made = info["return_value"].get_extra_info("socket")
-        if isinstance(made, socket.socket):
-            self._sockets.add(made)
-            if self.has_cut:
-                self._cut()
+        opened = info["return_value"].get_extra_info("socket")
+        if isinstance(opened, socket.socket):
+            self._sockets.add(opened)
+            if self.has_passed:
+                self._shut_down()
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Cut the connections unless the block ends in so many seconds."""
-        self.has_cut = False
+        """Shut down the connections if the block takes longer than this many seconds."""
+        self.has_passed = False
         if not self._over_a_network:
             yield
             return
-        timer = threading.Timer(seconds, self._cut)
+        timer = threading.Timer(seconds, self._shut_down)
         timer.daemon = True
         timer.start()
         try:
@@ -143,10 +144,9 @@ class Cutter:
         finally:
             timer.cancel()
 
-    def _cut(self) -> None:
-        self.has_cut = True
+    def _shut_down(self) -> None:
+        self.has_passed = True
         for connection in tuple(self._sockets):
-            # To close it would not wake up who reads from it. And not as TLS would do it, which takes its state away
-            # from under the reader.
+            # Closing would not wake the reading thread. TLS's own shutdown would take its state away under the reader.
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
 
-from airflow_provider_agents.api.body import MAX_ERROR_BYTES, BodyError, read_json, weight_of
+from airflow_provider_agents.api.body import MAX_ERROR_BYTES, BodyError, read_json, size_bytes_of
 from airflow_provider_agents.api.errors import (
     AuthenticationError,
     NotFoundError,
@@ -18,10 +18,10 @@ from airflow_provider_agents.api.errors import (
     RequestRejectedError,
     ServerError,
     UnreadableAnswerError,
-    first_fault,
-    quote,
+    first_error,
+    one_line,
 )
-from airflow_provider_agents.api.flow import Answer, Call, asked
+from airflow_provider_agents.api.flow import ApiCall, Response
 from airflow_provider_agents.api.models import Page, is_plausible
 from airflow_provider_agents.clock import now
 
@@ -66,7 +66,7 @@ def read_retry_after(value: str | None, server_time: datetime | None) -> float |
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)
 
 
-def read_answer(call: Call[T], status_code: int, headers: Mapping[str, str], body: bytes) -> Answer[T]:
+def read_response(call: ApiCall[T], status_code: int, headers: Mapping[str, str], body: bytes) -> Response[T]:
     """What an HTTP answer says.
 
     Args:
@@ -95,19 +95,19 @@ def read_answer(call: Call[T], status_code: int, headers: Mapping[str, str], bod
     try:
         value = call.read(decoded)
         # Added up by a walk alone, of the pages that have a next one; to tell it takes a while.
-        weight = weight_of(body) if isinstance(value, Page) and value.nextToken else 0
-        return Answer(value, server_time, weight)
+        size_bytes = size_bytes_of(body) if isinstance(value, Page) and value.nextToken else 0
+        return Response(value, server_time, size_bytes)
     except BodyError as error:
         raise unreadable(call, status_code, headers, f"{error}.") from None
     except ValidationError as error:
-        reason = first_fault(error)
+        reason = first_error(error)
     except (KeyError, TypeError, IndexError):
         reason = f"no `data` in {type(decoded).__name__}"
     newer = "If the API has changed, a newer version of this provider may read it."
     raise unreadable(call, status_code, headers, f"is not what the API describes: {reason}. {newer}")
 
 
-def unreadable(call: Call[Any], status_code: int, headers: Mapping[str, str], reason: str) -> UnreadableAnswerError:
+def unreadable(call: ApiCall[Any], status_code: int, headers: Mapping[str, str], reason: str) -> UnreadableAnswerError:
     """The error for a success that cannot be read.
 
     Args:
@@ -117,14 +117,14 @@ def unreadable(call: Call[Any], status_code: int, headers: Mapping[str, str], re
         reason: goes on from "the answer", to the end of its last sentence.
     """
     return UnreadableAnswerError(
-        f"The answer ({status_code}) {reason} {asked(call)}",
+        f"The answer ({status_code}) {reason} {call.sentence}",
         status_code=status_code,
         retry_after_seconds=read_retry_after(headers.get("retry-after"), read_http_date(headers.get("date"))),
     )
 
 
 def _shape_of(headers: Mapping[str, str], body: bytes) -> str:
-    kind = quote(headers.get("content-type") or "no content type", 60)
+    kind = one_line(headers.get("content-type") or "no content type", 60)
     return f"{kind}, {len(body):,} bytes" + (", cut short or damaged" if body[:1] in {b"{", b"["} else "")
 
 
@@ -137,10 +137,10 @@ def _words(body: bytes) -> str:
     for _ in range(3):
         if isinstance(value, dict):
             value = next((value[key] for key in ("message", "error", "detail", "title") if value.get(key)), None)
-    return f" The server says: {quote(value).rstrip('.')}." if isinstance(value, str) and value.strip() else ""
+    return f" The server says: {one_line(value).rstrip('.')}." if isinstance(value, str) and value.strip() else ""
 
 
-def _what_is_missing(call: Call[Any]) -> str:
+def _what_is_missing(call: ApiCall[Any]) -> str:
     if call.path in {"/v1/agents", "/v1/events"}:
         return "The API is not there. Check the connection's host: it must be the API's base URL."
     return (
@@ -150,13 +150,13 @@ def _what_is_missing(call: Call[Any]) -> str:
 
 
 def _raise_for_status(
-    call: Call[Any], status_code: int, headers: Mapping[str, str], body: bytes, server_time: datetime | None
+    call: ApiCall[Any], status_code: int, headers: Mapping[str, str], body: bytes, server_time: datetime | None
 ) -> NoReturn:
     words = _words(body)
 
     def said(text: str, words: str = words) -> str:
         # What happened comes first: Airflow's page cuts long lines.
-        return f"{status_code}: {text}{words} {asked(call)}"
+        return f"{status_code}: {text}{words} {call.sentence}"
 
     retry_after = read_retry_after(headers.get("retry-after"), server_time)
     match status_code:
@@ -186,8 +186,8 @@ def _raise_for_status(
         case _ if 300 <= status_code < 400:  # noqa: PLR2004 - HTTP's own classes
             raise RequestRejectedError(
                 said(
-                    f"The server redirects to {quote(headers.get('location') or 'nowhere', 100)!r}, and the key is not "
-                    "sent after a redirect. Set the connection's host to the address the API really has.",
+                    f"The server redirects to {one_line(headers.get('location') or 'nowhere', 100)!r}, and the key is "
+                    "not sent after a redirect. Set the connection's host to the address the API really has.",
                     words="",
                 ),
                 status_code=status_code,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from airflow_provider_agents.api.flow import Call
+    from airflow_provider_agents.api.flow import ApiCall
 
 E = TypeVar("E", bound=AgentsError)
 
@@ -52,9 +52,9 @@ _REFUSED_IN_DOUBT = frozenset({408, 425})
 _backoff = wait_random_exponential(multiplier=1, max=MAX_BACKOFF_SECONDS)
 
 
-def may_repeat(call: Call[Any], error: BaseException) -> bool:
+def may_repeat(call: ApiCall[Any], error: BaseException) -> bool:
     """Whether sending `call` again after `error` can neither do harm nor fail for certain."""
-    return isinstance(error, TemporaryError) and (call.repeatable or started_nothing(error))
+    return isinstance(error, TemporaryError) and (call.idempotent or started_nothing(error))
 
 
 def started_nothing(error: AgentsError) -> bool:
@@ -68,7 +68,7 @@ def started_nothing(error: AgentsError) -> bool:
     return status_code is not None and 300 <= status_code < 500 and status_code not in _REFUSED_IN_DOUBT  # noqa: PLR2004 - HTTP's own classes
 
 
-def asked_pause(error: BaseException | None) -> float | None:
+def retry_after_of(error: BaseException | None) -> float | None:
     """The pause in seconds that the server asked for with `error`, or None."""
     return error.retry_after_seconds if isinstance(error, TemporaryError) else None
 
@@ -77,23 +77,23 @@ def _failure(state: RetryCallState) -> BaseException | None:
     return state.outcome.exception() if state.outcome is not None else None
 
 
-class PauseAsAsked(wait_base):
+class WaitAtLeastRetryAfter(wait_base):
     """What the server asks for, and never less than a random exponential back-off."""
 
     def __call__(self, retry_state: RetryCallState) -> float:
         """Seconds to wait before the next try."""
-        return max(asked_pause(_failure(retry_state)) or 0.0, _backoff(retry_state))
+        return max(retry_after_of(_failure(retry_state)) or 0.0, _backoff(retry_state))
 
 
-class StopWhenAskedTooMuch(stop_base):
+class StopAtLongRetryAfter(stop_base):
     """Give up when the server asks for a longer pause than a worker should sleep."""
 
     def __call__(self, retry_state: RetryCallState) -> bool:
         """Whether this was the last try."""
-        return (asked_pause(_failure(retry_state)) or 0.0) > MAX_PAUSE_SECONDS
+        return (retry_after_of(_failure(retry_state)) or 0.0) > MAX_PAUSE_SECONDS
 
 
-def explained(error: E, words: str) -> E:
+def append_sentence(error: E, words: str) -> E:
     """The same error with one more sentence in its text."""
     error.args = (f"{_sentence(error)} {words}",)
     return error
@@ -142,12 +142,13 @@ class RetryWindow:
             self._failing_since = now
         ends_at = self._failing_since + timedelta(seconds=self._seconds)
         left = (ends_at - now).total_seconds()
-        asked = asked_pause(error) or 0.0
+        retry_after = retry_after_of(error) or 0.0
         if left <= 0:
-            raise explained(error, f"Every try of the last {self._seconds:g} seconds has failed.")
-        if asked > left:
-            raise explained(
-                error, f"The server asks for a pause of {asked:g} seconds, and this task tries for {left:.0f} more."
+            raise append_sentence(error, f"Every try of the last {self._seconds:g} seconds has failed.")
+        if retry_after > left:
+            raise append_sentence(
+                error,
+                f"The server asks for a pause of {retry_after:g} seconds, and this task tries for {left:.0f} more.",
             )
         if self._warned_at is None or now - self._warned_at >= _WARN_EVERY:
             self._warned_at = now
@@ -155,4 +156,4 @@ class RetryWindow:
         backoff = min(MAX_BACKOFF_SECONDS, 2.0 ** min(self._failures - 1, 10))
         # Half fixed, half random: many tasks that failed together do not come back together.
         backoff = backoff / 2 + random.uniform(0, backoff / 2)  # noqa: S311 - no secret
-        return min(max(asked, backoff), left)
+        return min(max(retry_after, backoff), left)

@@ -14,8 +14,8 @@ import httpx
 
 from airflow_provider_agents import __version__
 from airflow_provider_agents.api import environment
-from airflow_provider_agents.api.body import without
-from airflow_provider_agents.api.errors import InvalidConnectionError, quote, quote_setting
+from airflow_provider_agents.api.body import redact
+from airflow_provider_agents.api.errors import InvalidConnectionError, one_line, quote_setting
 
 if TYPE_CHECKING:
     import ssl
@@ -135,13 +135,13 @@ class Settings:
     def _can_be_found(self) -> bool:
         return len(self.api_key) >= _SHORTEST_REDACTED_KEY
 
-    def redacted(self, text: str) -> str:
+    def redact(self, text: str) -> str:
         """What a server sent, without the key: a server that repeats it must not bring it into a log or an XCom."""
         return text.replace(self.api_key, "***") if self._can_be_found else text
 
-    def redacted_json(self, body: bytes) -> bytes:
-        """As `redacted`, of JSON, however it spells the key."""
-        return without(body, self.api_key) if self._can_be_found else body
+    def redact_json(self, body: bytes) -> bytes:
+        """As `redact`, of JSON, however it spells the key."""
+        return redact(body, self.api_key) if self._can_be_found else body
 
     def proxy_in_use(self) -> environment.Proxy | None:
         """The proxy that requests go through now: the connection's, or else the environment's.
@@ -227,7 +227,7 @@ def _checked_base_url(text: object, *, allow_plain_http: bool) -> str:
         raise InvalidConnectionError(f"The host is not a URL. Write it like {DEFAULT_BASE_URL}.")
     if url.scheme not in {"http", "https"} or not url.host:
         raise InvalidConnectionError(f"The host is not an http(s) URL. Write it like {DEFAULT_BASE_URL}.")
-    shown = quote(url.host, 100)
+    shown = one_line(url.host, 100)
     if url.userinfo or url.query or url.fragment:
         raise InvalidConnectionError(
             f"The host {shown!r} holds more than scheme, host, port and path. "
@@ -267,7 +267,7 @@ def _check_run_url(template: object) -> None:
     if not good or "{" in url.netloc or "@" in url.netloc:
         raise InvalidConnectionError(
             "run_url must be an http(s) URL with its ids behind the host, got "
-            f"{quote(text.rsplit('@', 1)[-1], 100)!r}. "
+            f"{one_line(text.rsplit('@', 1)[-1], 100)!r}. "
             "Write it like https://app.example/agents/{agent_id}/runs/{event_id}."
         )
     unknown = re.sub(r"\{(?:agent_id|event_id)\}", "", text)

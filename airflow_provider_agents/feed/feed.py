@@ -39,7 +39,7 @@ from airflow_provider_agents.api.errors import (
     RateLimitedError,
     TemporaryError,
 )
-from airflow_provider_agents.api.flow import Answer, Call, Once, Pause, Steps, follow
+from airflow_provider_agents.api.flow import ApiCall, Flow, NoRetry, Response, Sleep, run_flow
 from airflow_provider_agents.feed.plan import Plan, PollStats
 from airflow_provider_agents.feed.tickets import At, Subject, Ticket
 from airflow_provider_agents.runs.waiting import LAST_LOOK_SECONDS
@@ -121,7 +121,7 @@ class _Line:
         """Allow one more look-up of the connection after a 401."""
         self._polls += 1
 
-    async def send(self, call: Call[T]) -> Answer[T]:
+    async def send(self, call: ApiCall[T]) -> Response[T]:
         """Send once; after a 401 read the connection again, once in a poll, and resend if it has changed."""
         client = await self.client()
         try:
@@ -136,7 +136,7 @@ class _Line:
                         raise
         return await self._send(await self.client(), call)
 
-    async def _send(self, client: AsyncClient, call: Call[T]) -> Answer[T]:
+    async def _send(self, client: AsyncClient, call: ApiCall[T]) -> Response[T]:
         self._busy[client] += 1
         try:
             return await client.send_once(call)
@@ -405,7 +405,7 @@ class Feed:
             self._plan.leave(ticket)
 
     async def ask(
-        self, steps: Steps[R], *, patient: bool = False, rest: Callable[[Pause], Awaitable[None]] | None = None
+        self, steps: Flow[R], *, patient: bool = False, rest: Callable[[Sleep], Awaitable[None]] | None = None
     ) -> R:
         """Follow a dialogue through the shared client.
 
@@ -418,16 +418,16 @@ class Feed:
         if not patient:
             await self._line.client(patient=False)
 
-        async def take(step: Call[Any] | Once | Pause) -> Answer[Any] | None:
-            if not isinstance(step, Pause):
+        async def take(step: ApiCall[Any] | NoRetry | Sleep) -> Response[Any] | None:
+            if not isinstance(step, Sleep):
                 return await self._take(step)
             await (self._take(step) if rest is None else rest(step))
             self._line.begin_poll()
             return None
 
-        return await follow(steps, take)
+        return await run_flow(steps, take)
 
-    async def ask_together(self, key: object, steps: Callable[[], Steps[R]], *, deadline_at: datetime) -> R:
+    async def ask_together(self, key: object, steps: Callable[[], Flow[R]], *, deadline_at: datetime) -> R:
         """As `ask`, but all who ask for the same key while an answer is under way share it.
 
         Args:
@@ -514,12 +514,12 @@ class Feed:
         elif self._plan.failing is None and was_failing:
             log.info("Connection %s: the API answers again.", self.name)
 
-    async def _follow_all(self, stage: Sequence[Steps[None]]) -> None:
+    async def _follow_all(self, stage: Sequence[Flow[None]]) -> None:
         errands = iter(stage)
 
         async def work() -> None:
             for errand in errands:
-                await follow(errand, self._take_in_sweep)
+                await run_flow(errand, self._take_in_sweep)
 
         if len(stage) <= 1:
             await work()
@@ -528,18 +528,18 @@ class Feed:
             for _ in range(min(CONCURRENT_ERRANDS, len(stage))):
                 group.create_task(work())
 
-    async def _take_in_sweep(self, step: Call[Any] | Once | Pause) -> Answer[Any] | None:
-        if isinstance(step, Call) and self._clock() >= self._ends_at:
+    async def _take_in_sweep(self, step: ApiCall[Any] | NoRetry | Sleep) -> Response[Any] | None:
+        if isinstance(step, ApiCall) and self._clock() >= self._ends_at:
             raise NotSentError(
-                f"{step.what}: not asked for now, since this poll takes longer than {SWEEP_SECONDS:g} s."
+                f"{step.label}: not asked for now, since this poll takes longer than {SWEEP_SECONDS:g} s."
             )
         return await self._take(step)
 
-    async def _take(self, step: Call[Any] | Once | Pause) -> Answer[Any] | None:
-        if isinstance(step, Pause):
+    async def _take(self, step: ApiCall[Any] | NoRetry | Sleep) -> Response[Any] | None:
+        if isinstance(step, Sleep):
             await self.sleep(step.seconds)
             return None
-        call = step.call if isinstance(step, Once) else step
+        call = step.call if isinstance(step, NoRetry) else step
         delay = self._gate.delay((await self._line.client()).settings.max_requests_per_second)
         if delay > 0.0:
             await self.sleep(delay)

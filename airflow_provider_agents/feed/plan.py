@@ -33,7 +33,7 @@ from airflow_provider_agents.api.errors import (
     RateLimitedError,
     TemporaryError,
 )
-from airflow_provider_agents.api.flow import MAX_PAGES, Answer, Pause, Place, Steps, walk
+from airflow_provider_agents.api.flow import MAX_PAGES, Flow, PageCursor, Response, Sleep, paginate
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
 from airflow_provider_agents.feed import ways
 from airflow_provider_agents.feed.reader import RowCache
@@ -179,7 +179,7 @@ class _AccountLook:
     at: At
     sweep: int
     rate: _Rate
-    place: Place = field(default_factory=Place)
+    place: PageCursor = field(default_factory=PageCursor)
     shown: set[str] = field(default_factory=set)
     ended: bool = True
     whole: bool = True
@@ -201,7 +201,7 @@ class _AccountLook:
 
     def next_listing(self, rate: _Rate) -> _AccountLook:
         """The same look, at the first page of its next listing."""
-        return replace(self, rate=rate, place=Place(), shown=set())
+        return replace(self, rate=rate, place=PageCursor(), shown=set())
 
 
 @dataclass(slots=True, eq=False)
@@ -216,8 +216,8 @@ class _AgentLook:
     at: At
     sweep: int
     rate: _Rate
-    pending: Place = field(default_factory=Place)
-    listed: Place = field(default_factory=Place)
+    pending: PageCursor = field(default_factory=PageCursor)
+    listed: PageCursor = field(default_factory=PageCursor)
     newest: datetime | None = None
 
     @property
@@ -245,7 +245,7 @@ class _Search:
     at: At
     owner: str | None
     wanted: frozenset[str]
-    place: Place = field(default_factory=Place)
+    place: PageCursor = field(default_factory=PageCursor)
 
     @property
     def pages(self) -> int:
@@ -326,9 +326,9 @@ class _Sweep:
         )
 
 
-def _breathe() -> Steps[None]:
+def _breathe() -> Flow[None]:
     """Let the loop do something else."""
-    yield Pause(0)
+    yield Sleep(0)
 
 
 def _reaches(floor: datetime, seek: Seek) -> bool:
@@ -550,7 +550,7 @@ class Plan:
 
     # --- a sweep ------------------------------------------------------------------------------------------------
 
-    def sweep(self, at: At) -> Generator[list[Steps[None]], None, None]:
+    def sweep(self, at: At) -> Generator[list[Flow[None]], None, None]:
         """Ask what is due: stages of errands.
 
         The errands of a stage may be followed at once, in any order. They raise nothing that the API has answered.
@@ -571,7 +571,7 @@ class Plan:
         self._rows.turn()
         yield [self._conclude(sweep)]
 
-    def _stages(self, sweep: _Sweep) -> Generator[list[Steps[None]], None, None]:
+    def _stages(self, sweep: _Sweep) -> Generator[list[Flow[None]], None, None]:
         account, active, budget = self._choose(sweep)
         queued = any(track.event.startedAt is None for track in sweep.due.values())
         if account or active or (queued and self._is_open(Status.PENDING, sweep.at)):
@@ -590,13 +590,13 @@ class Plan:
         ]
         yield list(self._find_lost(sweep))
 
-    def _seek_by_agent(self, sweep: _Sweep) -> Iterator[Steps[None]]:
+    def _seek_by_agent(self, sweep: _Sweep) -> Iterator[Flow[None]]:
         for agent_id, tickets in sweep.seeking.items():
             # The account has no other listing.
             if agent_id != ACCOUNT and agent_id not in sweep.looked and any(not ticket.over for ticket in tickets):
                 yield self._seek_agent(sweep, agent_id, tickets)
 
-    def _follow_by_window(self, sweep: _Sweep, *, after_active: bool) -> Iterator[Steps[None]]:
+    def _follow_by_window(self, sweep: _Sweep, *, after_active: bool) -> Iterator[Flow[None]]:
         left = list(sweep.not_shown())
         # What had not begun is no longer PENDING, and nobody knows when it began.
         sweep.missed.update(track.event.id for track in left if track.event.startedAt is None)
@@ -606,7 +606,7 @@ class Plan:
         for window in windows:
             yield self._look_through(sweep, window)
 
-    def _find_lost(self, sweep: _Sweep) -> Iterator[Steps[None]]:
+    def _find_lost(self, sweep: _Sweep) -> Iterator[Flow[None]]:
         lost: dict[str, list[_Track]] = {}
         for event_id in sweep.missed:
             track = self._tracks.get(event_id)
@@ -692,19 +692,19 @@ class Plan:
     def _rate(self, sweep: _Sweep) -> _Rate:
         return _Rate(sweep.at.now + self.server_ahead)
 
-    def _list_status(self, sweep: _Sweep, status: Status, budget: int) -> Steps[None]:
+    def _list_status(self, sweep: _Sweep, status: Status, budget: int) -> Flow[None]:
         """All of the account's events with a status."""
 
-        def steps(look: _AccountLook) -> Steps[Any]:
+        def steps(look: _AccountLook) -> Flow[Any]:
             # What an earlier sweep has read of this walk counts as shown.
             sweep.shown |= look.shown
 
-            def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
+            def enough(answer: Response[Page[ExecutionEvent]]) -> bool:
                 look.server_time = look.place.server_time
                 look.shown.update(event.id for event in answer.value.data)
                 return self._take_page(sweep, look, answer, break_off=look.pages >= budget)
 
-            return walk(self._rows.cached(list_events(status=status)), enough, place=look.place)
+            return paginate(self._rows.cached(list_events(status=status)), enough, cursor=look.place)
 
         walking = self._walks.go(
             status,
@@ -719,7 +719,7 @@ class Plan:
             sweep.read[status] = look
             self._pages[status].measured(look.pages if look.whole else _BUDGET_FACTOR * look.pages, sweep.at.clock)
 
-    def _list_account(self, sweep: _Sweep, pending: _AccountLook, budget: int) -> Steps[None]:
+    def _list_account(self, sweep: _Sweep, pending: _AccountLook, budget: int) -> Flow[None]:
         """The account's events down to the oldest that anybody seeks.
 
         Args:
@@ -728,10 +728,10 @@ class Plan:
             budget: the most pages.
         """
 
-        def steps(look: _AccountLook) -> Steps[Any]:
+        def steps(look: _AccountLook) -> Flow[Any]:
             floor = sweep.floor(look.sweep)
 
-            def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
+            def enough(answer: Response[Page[ExecutionEvent]]) -> bool:
                 if look.pages == 1:
                     look.newest = clock_at_least(None, answer.value.data)
                 look.rate.note(answer.value.data)
@@ -742,7 +742,7 @@ class Plan:
                 too_far = look.pages * look.rate.share_missing(floor) > budget
                 return self._take_page(sweep, look, answer, break_off=too_far)
 
-            return walk(self._rows.cached(list_events()), enough, place=look.place)
+            return paginate(self._rows.cached(list_events()), enough, cursor=look.place)
 
         walking = self._walks.go(
             _ACCOUNT,
@@ -772,7 +772,7 @@ class Plan:
                 sweep.looked[agent_id] = look
 
     def _take_page(
-        self, sweep: _Sweep, look: _AccountLook, answer: Answer[Page[ExecutionEvent]], *, break_off: bool = False
+        self, sweep: _Sweep, look: _AccountLook, answer: Response[Page[ExecutionEvent]], *, break_off: bool = False
     ) -> bool:
         """Take in a page of the account's; whether to break off here."""
         look.whole &= self._take_events(sweep, answer.value.data, answer.server_time)
@@ -781,7 +781,7 @@ class Plan:
             return True
         return False
 
-    def _over_account(self, sweep: _Sweep, way: str, steps: Steps[T]) -> Generator[Any, Any, T | None]:
+    def _over_account(self, sweep: _Sweep, way: str, steps: Flow[T]) -> Generator[Any, Any, T | None]:
         """Follow a walk over the account to its end; None if it did not come to it."""
         try:
             return (yield from steps)
@@ -796,18 +796,18 @@ class Plan:
             log.info("Doing without the account's listing (%s): %s", way, error)
         return None
 
-    def _seek_agent(self, sweep: _Sweep, agent_id: str, tickets: list[Ticket[Any]]) -> Steps[None]:
+    def _seek_agent(self, sweep: _Sweep, agent_id: str, tickets: list[Ticket[Any]]) -> Flow[None]:
         """One agent's events down to the oldest that anybody seeks, after those that are PENDING."""
 
-        def take(answer: Answer[Page[ExecutionEvent]]) -> bool:
+        def take(answer: Response[Page[ExecutionEvent]]) -> bool:
             self._take_events(sweep, answer.value.data, answer.server_time, agent_id)
             return False
 
-        def steps(look: _AgentLook) -> Steps[None]:
+        def steps(look: _AgentLook) -> Flow[None]:
             served = [ticket for ticket in tickets if ticket.seeking_since < look.sweep]
             floor = _oldest_floor(served)
 
-            def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
+            def enough(answer: Response[Page[ExecutionEvent]]) -> bool:
                 if look.listed.pages == 1:
                     look.newest = clock_at_least(None, answer.value.data)
                 look.rate.note(answer.value.data)
@@ -819,8 +819,8 @@ class Plan:
 
             if not look.pending.is_done:
                 pending = self._rows.cached(list_agent_events(agent_id, status=Status.PENDING))
-                yield from walk(pending, take, place=look.pending)
-            yield from walk(self._rows.cached(list_agent_events(agent_id)), enough, place=look.listed)
+                yield from paginate(pending, take, cursor=look.pending)
+            yield from paginate(self._rows.cached(list_agent_events(agent_id)), enough, cursor=look.listed)
 
         walking = self._walks.go(
             ("look", agent_id),
@@ -846,13 +846,13 @@ class Plan:
         tracks = [self._tracks[event_id] for event_id in event_ids if event_id in self._tracks]
         return all(ticket.subject.agent_id == ACCOUNT for track in tracks for ticket in track.tickets)
 
-    def _look_through(self, sweep: _Sweep, window: ways.Window) -> Steps[None]:
+    def _look_through(self, sweep: _Sweep, window: ways.Window) -> Flow[None]:
         """A narrow listing that shows some followed events."""
         wanted = set(window.event_ids)
         # The account can be listed for its watchers; an agent's own listing may be refused, if it was deleted.
         owner = None if self._of_account(wanted) else window.agent_id
 
-        def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
+        def enough(answer: Response[Page[ExecutionEvent]]) -> bool:
             self._take_events(sweep, answer.value.data, answer.server_time, owner)
             return wanted <= sweep.shown
 
@@ -866,7 +866,7 @@ class Plan:
             self._give_up(sweep, self._followers(wanted))
             return
         try:
-            yield from walk(self._rows.cached(call), enough)
+            yield from paginate(self._rows.cached(call), enough)
         except (TemporaryError, AuthenticationError) as error:
             self._failed(sweep, error, self._followers(wanted - sweep.shown))
         except PermanentError as error:
@@ -877,7 +877,7 @@ class Plan:
         else:
             sweep.missed |= wanted - sweep.shown
 
-    def _find(self, sweep: _Sweep, agent_id: str, tracks: list[_Track]) -> Steps[None]:
+    def _find(self, sweep: _Sweep, agent_id: str, tracks: list[_Track]) -> Flow[None]:
         """Followed events that no narrow listing showed, in their agent's whole one."""
         by_id = {track.event.id: track for track in tracks}
         owner = None if self._of_account(by_id) else agent_id
@@ -887,21 +887,21 @@ class Plan:
         def still_missing(search: _Search) -> set[str]:
             return {event_id for event_id in search.wanted if event_id in by_id and event_id not in sweep.shown}
 
-        def steps(search: _Search) -> Steps[Any]:
+        def steps(search: _Search) -> Flow[Any]:
             missing.clear()
             missing.update(still_missing(search))
             created = [by_id[event_id].event.created_by for event_id in missing]
             known = [moment for moment in created if moment is not None]
             floor = min(known) - TOLERANCE if known and len(known) == len(created) else None
 
-            def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
+            def enough(answer: Response[Page[ExecutionEvent]]) -> bool:
                 self._take_events(sweep, answer.value.data, answer.server_time, owner)
                 missing.difference_update(event.id for event in answer.value.data)
                 return not missing or any(lies_before(event, floor) for event in answer.value.data)
 
-            return walk(self._rows.cached(call), enough, place=search.place)
+            return paginate(self._rows.cached(call), enough, cursor=search.place)
 
-        def walking() -> Steps[bool]:
+        def walking() -> Flow[bool]:
             try:
                 yield from self._walks.go(
                     ("search", agent_id),
@@ -922,7 +922,7 @@ class Plan:
             self._absent |= missing
 
     def _over_agent(
-        self, sweep: _Sweep, steps: Steps[T], concerned: Callable[[], Iterable[Ticket[Any]]]
+        self, sweep: _Sweep, steps: Flow[T], concerned: Callable[[], Iterable[Ticket[Any]]]
     ) -> Generator[Any, Any, T | None]:
         """Follow a walk over one agent's listing to its end; None if it did not come to it."""
         if sweep.is_hopeless:
@@ -1038,7 +1038,7 @@ class Plan:
 
     # --- the end of a sweep -------------------------------------------------------------------------------------
 
-    def _give_looks(self, sweep: _Sweep) -> Steps[None]:
+    def _give_looks(self, sweep: _Sweep) -> Flow[None]:
         """Give those who seek what was seen of their agents."""
         handled, early = 0, 0
         for agent_id, read in sweep.looked.items():
@@ -1064,10 +1064,10 @@ class Plan:
                 handled += 1
                 if handled >= _CHUNK_EVENTS:
                     handled = 0
-                    yield Pause(0)
+                    yield Sleep(0)
             self._tidy(agent_id)
 
-    def _conclude(self, sweep: _Sweep) -> Steps[None]:
+    def _conclude(self, sweep: _Sweep) -> Flow[None]:
         """Give looks, tell of failures, and end what is past its deadline."""
         yield from self._give_looks(sweep)
         self._walks.expire(sweep.at)
@@ -1085,7 +1085,7 @@ class Plan:
             handled += _EVENTS_A_LOOK
             if handled >= _CHUNK_EVENTS:
                 handled = 0
-                yield Pause(0)
+                yield Sleep(0)
         for ticket in sweep.expiring:
             if not ticket.over:
                 self._end(ticket, result=ticket.subject.expire())

@@ -13,7 +13,7 @@ from airflow_provider_agents.api.models import ExecutionEvent, Page, read_event
 from airflow_provider_agents.runs.verdict import is_terminal
 
 if TYPE_CHECKING:
-    from airflow_provider_agents.api.flow import Call
+    from airflow_provider_agents.api.flow import ApiCall
 
 
 class RowCache:
@@ -29,7 +29,7 @@ class RowCache:
         """A sweep has ended: what neither it nor the next one shows is forgotten."""
         self._last, self._now = self._now, {}
 
-    def cached(self, call: Call[Page[ExecutionEvent]]) -> Call[Page[ExecutionEvent]]:
+    def cached(self, call: ApiCall[Page[ExecutionEvent]]) -> ApiCall[Page[ExecutionEvent]]:
         """The same call, which reads only rows that have changed."""
         return replace(call, read=lambda value: Page[ExecutionEvent].of(value, self._event))
 

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 from airflow_provider_agents.api.endpoints import list_agent_events, list_events
 from airflow_provider_agents.api.errors import AgentsError, PermanentError, RateLimitedError, TemporaryError
-from airflow_provider_agents.api.flow import Answer, Call, Pause, Steps, walk
+from airflow_provider_agents.api.flow import ApiCall, Flow, Response, Sleep, paginate
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
 from airflow_provider_agents.clock import timeout
 from airflow_provider_agents.feed.feed import SIGN_OF_LIFE_SECONDS, News
@@ -301,7 +301,7 @@ async def wait_until_idle(
         elif not ticket.over:
             pace.sign_of_life(logging.INFO, f"Still waiting for agent {agent_id} to become idle.")
 
-    async def rest(pause: Pause) -> None:
+    async def rest(pause: Sleep) -> None:
         # A row without an id cannot be followed.
         if not isinstance(pause, BusyPause) or any(event.lacks_id for event in pause.active):
             await feed.sleep(pause.seconds)
@@ -360,7 +360,7 @@ async def open_journal(
     return await feed.ask(_within_limit(journal_from_now(agent_id, settle=settle, now=feed.now, statuses=statuses)))
 
 
-def _within_limit(steps: Steps[R]) -> Steps[R]:
+def _within_limit(steps: Flow[R]) -> Flow[R]:
     """The same dialogue, in which a request over the rate limit is repeated after a pause.
 
     Its listings may be longer than the limit allows at once. To begin them anew would never end.
@@ -371,7 +371,7 @@ def _within_limit(steps: Steps[R]) -> Steps[R]:
             try:
                 answer = yield step
             except RateLimitedError as error:
-                yield Pause(error.retry_after_seconds or _LIMIT_SECONDS)
+                yield Sleep(error.retry_after_seconds or _LIMIT_SECONDS)
             except AgentsError as error:
                 step = steps.throw(error)
             else:
@@ -382,17 +382,17 @@ def _within_limit(steps: Steps[R]) -> Steps[R]:
 
 def journal_from_now(
     agent_id: str, *, settle: float, now: Clock, statuses: Collection[str] | None = None
-) -> Steps[Journal]:
+) -> Flow[Journal]:
     """A journal of what ends from now on. The arguments are those of `Journal`, and our clock."""
 
-    def list_all(status: Status | None) -> Call[Page[ExecutionEvent]]:
+    def list_all(status: Status | None) -> ApiCall[Page[ExecutionEvent]]:
         return list_events(status=status) if agent_id == ACCOUNT else list_agent_events(agent_id, status=status)
 
     seen: dict[str, ExecutionEvent] = {}
     server_now: datetime | None = None
     # What is queued first: a run that begins in between is then in both answers, and otherwise would be in neither.
     for status in (Status.PENDING, Status.RUNNING):
-        listed = yield from walk(list_all(status))
+        listed = yield from paginate(list_all(status))
         server_now = server_now or listed.server_time
         seen.update((event.id, event) for event in listed.value)
     if server_now is None:
@@ -400,13 +400,13 @@ def journal_from_now(
         # reported, so all of it must be known.
         rows: list[ExecutionEvent] = []
 
-        def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
+        def enough(answer: Response[Page[ExecutionEvent]]) -> bool:
             rows.extend(answer.value.data)
             stamp = clock_at_least(None, rows)
             floor = min(stamp, now()) - timedelta(seconds=settle) - TOLERANCE if stamp is not None else None
             return any(lies_before(event, floor) for event in answer.value.data)
 
-        yield from walk(list_all(None), enough)
+        yield from paginate(list_all(None), enough)
         seen.update((event.id, event) for event in rows)
     return Journal.from_now(agent_id, settle, server_now, seen.values(), local_now=now(), statuses=statuses)
 

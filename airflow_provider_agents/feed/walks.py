@@ -22,7 +22,7 @@ from airflow_provider_agents.api.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from airflow_provider_agents.api.flow import Steps
+    from airflow_provider_agents.api.flow import Flow
     from airflow_provider_agents.feed.tickets import At
 
 log = logging.getLogger(__name__)
@@ -61,10 +61,10 @@ class Walks:
         key: Hashable,
         at: At,
         begin: Callable[[], W],
-        steps: Callable[[W], Steps[Any]],
+        steps: Callable[[W], Flow[Any]],
         *,
         is_of_use: Callable[[W], bool] = lambda _: True,
-    ) -> Steps[W]:
+    ) -> Flow[W]:
         """Follow a walk to its end, from where an earlier try has got to.
 
         Args:

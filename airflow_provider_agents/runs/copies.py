@@ -12,7 +12,7 @@ from typing import Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from airflow_provider_agents.api.errors import AgentsError, first_fault
+from airflow_provider_agents.api.errors import AgentsError, first_error
 from airflow_provider_agents.runs.record import RunRecord
 
 #: What the keys of all copies begin with.
@@ -106,7 +106,7 @@ class RecordCopy(BaseModel):
         try:
             copy = cls.model_validate_json(text)
         except ValidationError as error:
-            raise UnreadableCopyError(f"This is no copy of a task's record ({first_fault(error)}): {key}") from None
+            raise UnreadableCopyError(f"This is no copy of a task's record ({first_error(error)}): {key}") from None
         if copy.key != key:
             raise UnreadableCopyError(f"This is the copy of another task's record: {key}")
         return copy

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from airflow_provider_agents.api.endpoints import list_agent_events
-from airflow_provider_agents.api.flow import Answer, Steps, walk
+from airflow_provider_agents.api.flow import Flow, Response, paginate
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ def match(
     return found
 
 
-def look(agent_id: str, bounds: Bounds, wanted: Collection[str] = ()) -> Steps[Look]:
+def look(agent_id: str, bounds: Bounds, wanted: Collection[str] = ()) -> Flow[Look]:
     """Ask for every event that could be the run, and no more.
 
     Args:
@@ -299,7 +299,7 @@ def look(agent_id: str, bounds: Bounds, wanted: Collection[str] = ()) -> Steps[L
     missing = set(wanted) or ({bounds.event_id} if bounds.event_id is not None else set())
     seeking = not missing
 
-    def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
+    def enough(answer: Response[Page[ExecutionEvent]]) -> bool:
         rows = answer.value.data
         if not seeking:
             missing.difference_update(event.id for event in rows)
@@ -314,9 +314,9 @@ def look(agent_id: str, bounds: Bounds, wanted: Collection[str] = ()) -> Steps[L
     if seeking:
         # A run that has not begun may have no `startedAt`; sorted by that, it can stand behind everything else. Asked
         # first, since a run that begins between the two answers is then in both, and otherwise would be in neither.
-        pending = yield from walk(list_agent_events(agent_id, status=Status.PENDING, limit=_PAGE_ROWS))
+        pending = yield from paginate(list_agent_events(agent_id, status=Status.PENDING, limit=_PAGE_ROWS))
         queued, server_time = pending.value, pending.server_time
-    listed = yield from walk(list_agent_events(agent_id, limit=_PAGE_ROWS), enough)
+    listed = yield from paginate(list_agent_events(agent_id, limit=_PAGE_ROWS), enough)
     # The later answer stands: a run may have moved on between the two. Unless its row cannot be read: what has not
     # begun may stand behind rows that are old.
     unreadable = (event for event in listed.value if event.unreadable is not None)

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from airflow_provider_agents.api.errors import AgentsError, PermanentError
-from airflow_provider_agents.api.retry import explained
+from airflow_provider_agents.api.retry import append_sentence
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -60,7 +60,7 @@ class Patience:
         if now - since < timedelta(seconds=REFUSED_SECONDS):
             return None
         # Other waits share the error, and each adds its own sentence.
-        return explained(
+        return append_sentence(
             copy(error),
             f"Every request since {since:%Y-%m-%d %H:%M:%S} UTC was refused, for {(now - since).total_seconds():.0f} "
             "seconds.",

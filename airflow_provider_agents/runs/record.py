@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from airflow_provider_agents.api.errors import AgentsError, first_fault
+from airflow_provider_agents.api.errors import AgentsError, first_error
 from airflow_provider_agents.runs.submission import Submission
 
 
@@ -117,7 +117,7 @@ class RunRecord(BaseModel):
             return cls.model_validate(value)
         except ValidationError as error:
             raise UnreadableRecordError(
-                f"The task's record of its run cannot be read ({first_fault(error)}), so a "
+                f"The task's record of its run cannot be read ({first_error(error)}), so a "
                 "run may already have been started. Look at the agent's runs; to start a new one, delete the task "
                 "state key 'agent_run' of this task instance, or set durable=False."
             ) from None

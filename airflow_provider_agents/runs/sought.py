@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Self
 
 from airflow_provider_agents.api.endpoints import check_agent_id, list_agent_events
-from airflow_provider_agents.api.errors import InvalidArgumentError, quote
-from airflow_provider_agents.api.flow import Steps, walk
+from airflow_provider_agents.api.errors import InvalidArgumentError, one_line
+from airflow_provider_agents.api.flow import Flow, paginate
 from airflow_provider_agents.api.models import ExecutionEvent, Status, is_plausible
 from airflow_provider_agents.runs.matching import Missing, clock_at_least
 from airflow_provider_agents.runs.submission import Submission, attached_to
@@ -65,14 +65,14 @@ class Sought:
             own = Submission.from_json(submission)
             if agent_id is not None and own.agent_id != agent_id:
                 raise InvalidArgumentError(
-                    f"The submission is one of agent {own.agent_id}, not of {quote(str(agent_id), 100)}. "
+                    f"The submission is one of agent {own.agent_id}, not of {one_line(str(agent_id), 100)}. "
                     "Leave agent_id out."
                 )
             return cls(agent_id=own.agent_id, submission=own)
         agent = check_agent_id(agent_id)
         if event_id is not None:
             if not isinstance(event_id, str) or not event_id.strip():
-                raise InvalidArgumentError(f"event_id must be the id of an event, got {quote(repr(event_id), 100)}.")
+                raise InvalidArgumentError(f"event_id must be the id of an event, got {one_line(repr(event_id), 100)}.")
             return cls(agent_id=agent, event_id=event_id.strip())
         after = read_moment("started_after", started_after)
         if started_before is None:
@@ -161,7 +161,7 @@ def read_moment(name: str, value: object) -> datetime:
     if moment is None or moment.tzinfo is None or not is_plausible(moment):
         raise InvalidArgumentError(
             f"{name} must be a moment with a time zone, as a datetime or ISO 8601 text such as "
-            f"2026-01-01T09:00:00+00:00, got {quote(repr(value), 100)}."
+            f"2026-01-01T09:00:00+00:00, got {one_line(repr(value), 100)}."
         )
     return moment
 
@@ -187,7 +187,7 @@ class BegunRuns:
     passed: datetime | None
 
 
-def list_begun(agent_id: str, after: datetime, before: datetime | None, *, now: Clock) -> Steps[BegunRuns]:
+def list_begun(agent_id: str, after: datetime, before: datetime | None, *, now: Clock) -> Flow[BegunRuns]:
     """The agent's runs that began at `after` or later, and before `before`; of a long interval perhaps only the first.
 
     Args:
@@ -203,7 +203,7 @@ def list_begun(agent_id: str, after: datetime, before: datetime | None, *, now: 
         ends.insert(0, first_end)
     for end in ends:
         call = list_agent_events(agent_id, started_after=after - _MARGIN, started_before=end)
-        listed = yield from walk(call)
+        listed = yield from paginate(call)
         begun = _between(after, before, listed.value)
         if begun:
             break

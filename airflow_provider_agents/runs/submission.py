@@ -19,9 +19,9 @@ from airflow_provider_agents.api.errors import (
     InvalidArgumentError,
     TemporaryError,
     UnreadableAnswerError,
-    first_fault,
+    first_error,
 )
-from airflow_provider_agents.api.flow import Answer, Once, Pause, Steps, walk
+from airflow_provider_agents.api.flow import Flow, NoRetry, Response, Sleep, paginate
 from airflow_provider_agents.api.models import Accepted, ExecutionEvent, Page, Status
 from airflow_provider_agents.runs import matching
 
@@ -89,7 +89,7 @@ class Submission(BaseModel):
             submission = cls.model_validate(value)
         except ValidationError as error:
             raise InvalidArgumentError(
-                f"This is not the submission of an agent run ({first_fault(error)}). Pass "
+                f"This is not the submission of an agent run ({first_error(error)}). Pass "
                 "what ExecuteAgentOperator(wait_for_completion=False) returned, unchanged."
             ) from None
         check_agent_id(submission.agent_id)
@@ -126,12 +126,12 @@ def attached_to(event: ExecutionEvent, agent_id: str, now: datetime) -> Submissi
     return Submission(agent_id=agent_id, event_id=event.id, taken_at=now, accepted_at=now)
 
 
-def take_snapshot(agent_id: str, *, now: Clock) -> Steps[Submission]:
+def take_snapshot(agent_id: str, *, now: Clock) -> Flow[Submission]:
     """Look at what is there before a POST. Reads only."""
     taken_at = now()
     floor: datetime | None = None
 
-    def enough(answer: Answer[Page[ExecutionEvent]]) -> bool:
+    def enough(answer: Response[Page[ExecutionEvent]]) -> bool:
         nonlocal floor
         if floor is None:
             created = [event.createdAt for event in answer.value.data if event.createdAt is not None]
@@ -140,8 +140,8 @@ def take_snapshot(agent_id: str, *, now: Clock) -> Steps[Submission]:
         return any(matching.lies_before(event, floor) for event in answer.value.data)
 
     # Asked first, for the reason that `matching.look` gives.
-    pending = yield from walk(list_agent_events(agent_id, status=Status.PENDING, limit=PAGE_ROWS))
-    listed = yield from walk(list_agent_events(agent_id, limit=PAGE_ROWS), enough)
+    pending = yield from paginate(list_agent_events(agent_id, status=Status.PENDING, limit=PAGE_ROWS))
+    listed = yield from paginate(list_agent_events(agent_id, limit=PAGE_ROWS), enough)
     events = [*listed.value, *pending.value]
     return Submission(
         agent_id=agent_id,
@@ -159,7 +159,7 @@ def submit(
     now: Clock,
     save: Callable[[Submission], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
-) -> Steps[Submission]:
+) -> Flow[Submission]:
     """Start one run, and never knowingly a second.
 
     The POST is repeated where it has certainly started nothing, for `retry.START_PATIENCE_SECONDS`. It is also
@@ -185,14 +185,14 @@ def submit(
         intent = snapshot.changed(sent_at=now())
         save(intent)
         try:
-            answer: Answer[Accepted] = yield Once(execute_agent(agent_id))
+            answer: Response[Accepted] = yield NoRetry(execute_agent(agent_id))
         except AgentsError as error:
             if retry.started_nothing(error):
                 # What is left behind must not say that a run may have started: another run would be taken for it.
                 save(snapshot)
                 if not error.is_retryable:
                     raise
-                yield Pause(window.pause_after(error, "Nothing was started."))
+                yield Sleep(window.pause_after(error, "Nothing was started."))
                 continue
             if not error.is_retryable:
                 raise
@@ -210,18 +210,18 @@ def submit(
 
 def _recover(
     lost: Submission, error: AgentsError, *, settle: float, now: Clock, say: Callable[[str], None]
-) -> Steps[Submission | None]:
+) -> Flow[Submission | None]:
     """The run of a POST that failed with `error` and may have acted; None if no run has appeared."""
     if isinstance(error, UnreadableAnswerError) and error.status_code == _ACCEPTED:
         say(f"{error} The platform accepted the run all the same, so it is waited for without its requestId.")
         return lost
-    asked = retry.asked_pause(error) or 0.0
+    asked = retry.retry_after_of(error) or 0.0
     if asked > retry.START_PATIENCE_SECONDS:
-        raise retry.explained(
+        raise retry.append_sentence(
             error, f"A run may have started. The server asks for a pause of {asked:g} seconds before the next request."
         )
     say(f"{error} A run may have started; looking for it for {lost_within(settle):g} seconds before anything else.")
-    yield Pause(asked)
+    yield Sleep(asked)
     found = yield from find_lost(lost, settle=settle, now=now)
     if found is not None:
         say(taken_for_ours(lost.agent_id))
@@ -259,7 +259,7 @@ def died_around(intent: Submission, *, request_seconds: float) -> Submission:
     return _lost(intent, sent_at + timedelta(seconds=request_seconds))
 
 
-def find_lost(lost: Submission, *, settle: float, now: Clock) -> Steps[Submission | None]:
+def find_lost(lost: Submission, *, settle: float, now: Clock) -> Flow[Submission | None]:
     """Look for the run of a POST whose answer was lost, until one appears or `lost_within(settle)` seconds have passed.
 
     They pass on the server's clock, or on ours since this was called: the POST was given up before that.
@@ -277,7 +277,7 @@ def find_lost(lost: Submission, *, settle: float, now: Clock) -> Steps[Submissio
         try:
             look = yield from matching.look(lost.agent_id, bounds)
         except TemporaryError as error:
-            pause = max(pause, retry.asked_pause(error) or 0.0)
+            pause = max(pause, retry.retry_after_of(error) or 0.0)
             if pause > retry.START_PATIENCE_SECONDS or began_at - since >= 2 * within:
                 raise
         else:
@@ -288,4 +288,4 @@ def find_lost(lost: Submission, *, settle: float, now: Clock) -> Steps[Submissio
                 return lost.changed(unanswered=True)
             if settled:
                 return None
-        yield Pause(pause)
+        yield Sleep(pause)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_agents.api.body import storable
+from airflow_provider_agents.api.body import to_storable
 from airflow_provider_agents.api.endpoints import list_agent_events
 from airflow_provider_agents.api.errors import (
     AgentRunError,
@@ -18,9 +18,9 @@ from airflow_provider_agents.api.errors import (
     AgentRunNotFoundError,
     AgentRunTimeoutError,
     AmbiguousAgentRunError,
-    quote,
+    one_line,
 )
-from airflow_provider_agents.api.flow import Steps, newest
+from airflow_provider_agents.api.flow import Flow, first_rows
 from airflow_provider_agents.api.models import ExecutionEvent, Status, UnreadableEvent
 from airflow_provider_agents.runs import matching
 from airflow_provider_agents.runs.submission import lost_within
@@ -60,15 +60,15 @@ def is_active(event: ExecutionEvent) -> bool:
 
 def state_of_event(event: ExecutionEvent) -> str:
     """The status of an event in words, or why its row cannot be read."""
-    return quote(event.status, 40) if event.unreadable is None else f"unreadable: {event.unreadable}"
+    return one_line(event.status, 40) if event.unreadable is None else f"unreadable: {event.unreadable}"
 
 
-def active_runs(agent_id: str) -> Steps[list[ExecutionEvent]]:
+def active_runs(agent_id: str) -> Flow[list[ExecutionEvent]]:
     """The runs that an agent is busy with, newest first as far as the API orders them; unreadable rows last."""
     seen: dict[str, ExecutionEvent] = {}
     # The active ones last: where a run shows up twice, one that has ended since the first look stays ended.
     for status in (Status.RUNNING, Status.PENDING, None):
-        for event in (yield from newest(list_agent_events(agent_id, status=status), 200)):
+        for event in (yield from first_rows(list_agent_events(agent_id, status=status), 200)):
             if event.id not in seen or is_terminal(event):
                 seen[event.id] = event
     return sorted(filter(is_active, seen.values()), key=lambda event: event.unreadable is not None)
@@ -220,7 +220,7 @@ class Wait:
         """Whether exactly one event can be the run's, appeared in time, and the POST was seen to be answered."""
         return len(self._chosen) == 1 and not self.is_late and not self.submission.unanswered
 
-    def look(self) -> Steps[matching.Look]:
+    def look(self) -> Flow[matching.Look]:
         """What to ask now."""
         return matching.look(self.submission.agent_id, self._bounds, self._chosen)
 
@@ -362,7 +362,7 @@ def error_of(verdict: Verdict, submission: Submission, *, what_now: str) -> Agen
                 **about,
             )
         case Outcome.TIMED_OUT:
-            failure = f"The last poll failed: {quote(verdict.failure)}" if verdict.failure else ""
+            failure = f"The last poll failed: {one_line(verdict.failure)}" if verdict.failure else ""
             return AgentRunTimeoutError(_joined(_why_late(verdict), failure, what_now, ids), **about)
 
 
@@ -402,8 +402,8 @@ def _how_it_failed(verdict: Verdict, submission: Submission) -> str:
     if len(verdict.events) > 1:
         return f"All {len(verdict.events)} runs that could be this task's have failed ({_states(verdict.events)})."
     (event,) = verdict.events
-    how = "FAILED" if event.status == Status.FAILED else f"ended as {quote(event.status, 40)}"
-    why = f": {quote(str(event.error)).rstrip('.')}" if event.error else ""
+    how = "FAILED" if event.status == Status.FAILED else f"ended as {one_line(event.status, 40)}"
+    why = f": {one_line(str(event.error)).rstrip('.')}" if event.error else ""
     if is_certain(submission, verdict.events):
         inferred = ""
     elif verdict.late:
@@ -431,7 +431,7 @@ def _why_late(verdict: Verdict) -> str:
 
 def _states(events: Sequence[ExecutionEvent]) -> str:
     return "; ".join(
-        state_of_event(event) + (f": {quote(str(event.error))}" if event.error else "") for event in events
+        state_of_event(event) + (f": {one_line(str(event.error))}" if event.error else "") for event in events
     )
 
 
@@ -452,7 +452,7 @@ def usage_of(event: ExecutionEvent, *, try_number: int) -> dict[str, Any]:
     `duration_seconds` is `duration_of`.
     """
     return {
-        "finalModel": storable(event.finalModel),
+        "finalModel": to_storable(event.finalModel),
         "browserStepCount": event.browserStepCount,
         "browserSessionSeconds": event.browserSessionSeconds,
         "duration_seconds": duration_of(event),

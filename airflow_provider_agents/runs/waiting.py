@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from airflow_provider_agents.api.errors import AgentsError, NoAnswerError, PermanentError, TemporaryError
-from airflow_provider_agents.api.flow import Pause, Steps
+from airflow_provider_agents.api.flow import Flow, Sleep
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS, Patience, is_refusal
 from airflow_provider_agents.runs.verdict import (
     Verdict,
@@ -71,7 +71,7 @@ class Pace:
         """Whether the deadline has passed."""
         return self.now() >= self.deadline_at
 
-    def failed(self, error: AgentsError) -> Pause:
+    def failed(self, error: AgentsError) -> Sleep:
         """Say so, and how long to wait.
 
         Raises:
@@ -95,7 +95,7 @@ class Pace:
         asked_for = error.retry_after_seconds if isinstance(error, TemporaryError) else None
         return self._until_deadline(max(backoff, asked_for or 0.0))
 
-    def looked(self) -> Pause:
+    def looked(self) -> Sleep:
         """A look that was answered; how long to wait for the next."""
         if self._failing_since is not None:
             self.speak(logging.INFO, f"The API answers again after {self._failures} failed looks.")
@@ -113,12 +113,12 @@ class Pace:
         if self.now() - self._spoke_at >= timedelta(seconds=SIGN_OF_LIFE_SECONDS):
             self.speak(level, message)
 
-    def _until_deadline(self, seconds: float) -> Pause:
+    def _until_deadline(self, seconds: float) -> Sleep:
         # The last pause ends at the deadline, for one last look.
-        return Pause(min(seconds, max(0.0, (self.deadline_at - self.now()).total_seconds())))
+        return Sleep(min(seconds, max(0.0, (self.deadline_at - self.now()).total_seconds())))
 
 
-def bounded(look: Steps[R], deadline_at: datetime, *, now: Clock) -> Steps[R]:
+def bounded(look: Flow[R], deadline_at: datetime, *, now: Clock) -> Flow[R]:
     """The same look, given up `LAST_LOOK_SECONDS` after a deadline: a listing can have many slow pages.
 
     Raises:
@@ -155,7 +155,7 @@ def wait_for_end(
     now: Clock,
     say: Say,
     on_known: Callable[[ExecutionEvent], None] = lambda _: None,
-) -> Steps[Verdict]:
+) -> Flow[Verdict]:
     """Look until there is a verdict, or until a last look at the deadline.
 
     Args:
@@ -251,7 +251,7 @@ class StillBusyError(AgentsError):
 
 
 @dataclass(frozen=True, slots=True)
-class BusyPause(Pause):
+class BusyPause(Sleep):
     """A pause that may end as soon as one of these runs is not active any more."""
 
     active: tuple[ExecutionEvent, ...] = ()
@@ -262,7 +262,7 @@ def wait_until_idle(
     pace: Pace,
     *,
     may_start: Callable[[Sequence[ExecutionEvent]], str | None] = lambda _: None,
-) -> Steps[None]:
+) -> Flow[None]:
     """Look until no listing shows an active run of the agent.
 
     Args:

@@ -21,13 +21,13 @@ from airflow_provider_agents.api.body import (
     MAX_MEMBERS,
     MAX_ROWS,
     MAX_VALUES,
+    BodyDecoder,
     BodyError,
-    Intake,
     read_json,
+    redact,
     rows_of,
-    storable,
-    weight_of,
-    without,
+    size_bytes_of,
+    to_storable,
 )
 
 try:
@@ -37,12 +37,12 @@ except ImportError:  # Airflow before 3.2
 
 
 def take(data, encoding=None, *, is_success=True, chunk=65536):
-    intake = Intake(encoding, is_success=is_success)
+    decoder = BodyDecoder(encoding, is_success=is_success)
     for start in range(0, len(data), chunk):
-        intake.add(data[start : start + chunk])
-        if intake.has_enough:
+        decoder.add(data[start : start + chunk])
+        if decoder.is_full:
             break
-    return intake.end()
+    return decoder.finish()
 
 
 def without_zlibs_header(data):
@@ -168,14 +168,14 @@ def spelled(draw, text):
 def test_no_spelling_brings_the_key_through(data, key, before, after):
     sent = f'{{"error": {json.dumps(before)[:-1]}{data.draw(spelled(key))}{json.dumps(after)[1:]}}}'
     assert key in from_json(sent.encode())["error"]
-    assert key not in from_json(without(sent.encode(), key))["error"]
+    assert key not in from_json(redact(sent.encode(), key))["error"]
 
 
 @given(st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=10), KEYS)
 def test_what_does_not_hold_the_key_means_the_same_afterwards(value, key):
     assume(json.dumps(key)[1:-1] not in json.dumps(value))
     for sent in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
-        assert from_json(without(sent.encode(), key)) == value
+        assert from_json(redact(sent.encode(), key)) == value
 
 
 # --- JSON ---
@@ -221,7 +221,7 @@ def test_a_weight_is_about_what_a_value_takes(value):
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         return 1 + sum(map(count, inner))
 
-    assert weight_of(json.dumps(value).encode()) >= 64 * count(value)
+    assert size_bytes_of(json.dumps(value).encode()) >= 64 * count(value)
 
 
 def test_a_page_of_more_rows_than_stated_is_refused():
@@ -247,11 +247,11 @@ SENT = st.recursive(
 
 @given(SENT)
 def test_whatever_was_sent_passes_airflows_messages_and_databases(sent):
-    kept = storable(sent)
+    kept = to_storable(sent)
     assert b"\\u0000" not in json.dumps(kept, allow_nan=False).encode()
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(kept)) == kept
     assert serde.deserialize(serde.serialize(kept)) == kept
-    assert storable(kept) == kept
+    assert to_storable(kept) == kept
 
 
 @pytest.mark.parametrize(
@@ -262,19 +262,19 @@ def test_whatever_was_sent_passes_airflows_messages_and_databases(sent):
     ],
 )
 def test_an_answer_makes_no_object_of_a_class_that_it_names(sent):
-    assert serde.deserialize(serde.serialize(storable({"error": sent}))) == {"error": {}}
+    assert serde.deserialize(serde.serialize(to_storable({"error": sent}))) == {"error": {}}
 
 
 def test_an_ordinary_value_is_kept_as_it_is():
     sent = {"id": "evt-1", "n": [1, 2.5, -3, True, None, 2**63 - 1], "nested": {"text": "ä\n\x1b[0m"}}
-    assert storable(sent) == sent
+    assert to_storable(sent) == sent
 
 
 def test_what_is_nested_too_deeply_is_cut():
     value = 1
     for _ in range(190):
         value = [value]
-    kept, depth = storable(value), 0
+    kept, depth = to_storable(value), 0
     while isinstance(kept, list):
         (kept,), depth = kept, depth + 1
     assert (kept, depth) == ("…", MAX_DEPTH)

@@ -224,7 +224,7 @@ def test_a_token_that_makes_no_url_is_a_typed_error(face):
         with pytest.raises(UnreadableAnswerError, match="nextToken"):
             face(Server(listing)).do("send_once", READ)
     server = Server(httpx.Response(200, json={"data": [], "nextToken": "😀" * 4096}), ok())
-    assert face(server).do("follow", flow.walk(READ)).value == []
+    assert face(server).do("run_flow", flow.paginate(READ)).value == []
     assert len(server.requests) == 2
 
 
@@ -325,13 +325,13 @@ def test_a_dialogue_pauses_repeats_nothing_it_wants_once_and_is_told_of_failures
 
     def dialogue():
         try:
-            yield flow.Once(READ)
+            yield flow.NoRetry(READ)
         except ServerError:
-            yield flow.Pause(2.5)
+            yield flow.Sleep(2.5)
         answer = yield READ
         return len(answer.value.data)
 
-    assert client.do("follow", dialogue()) == 0
+    assert client.do("run_flow", dialogue()) == 0
     assert client.slept == [2.5]
     assert len(server.requests) == 2
 

@@ -47,9 +47,9 @@ def test_no_agent_id_reaches_another_endpoint(agent_id):
 
 
 def test_only_an_execute_must_not_be_repeated():
-    assert not endpoints.execute_agent("a").repeatable
+    assert not endpoints.execute_agent("a").idempotent
     assert all(
-        c.repeatable for c in (endpoints.get_agent("a"), endpoints.list_agents(), LISTING, endpoints.list_events())
+        c.idempotent for c in (endpoints.get_agent("a"), endpoints.list_agents(), LISTING, endpoints.list_events())
     )
 
 

@@ -19,7 +19,7 @@ LISTING = endpoints.list_agent_events("agent-1")
 
 def read(call, status=200, body=b"", **headers):
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return responses.read_answer(call, status, {k.replace("_", "-"): v for k, v in headers.items()}, data)
+    return responses.read_response(call, status, {k.replace("_", "-"): v for k, v in headers.items()}, data)
 
 
 def drive(steps, pages):
@@ -45,7 +45,7 @@ def test_short_and_empty_pages_with_a_token_go_on():
         data, token = pages[params.get("nextToken")]
         return {"data": data, "nextToken": token}
 
-    answer, asked = drive(flow.walk(LISTING), page)
+    answer, asked = drive(flow.paginate(LISTING), page)
     assert [event.id for event in answer.value] == ["a", "b"]
     assert [params.get("nextToken") for params in asked] == [None, "1", "2"]
     assert answer.server_time == datetime(2026, 1, 1, 9, tzinfo=UTC)
@@ -53,38 +53,38 @@ def test_short_and_empty_pages_with_a_token_go_on():
 
 def test_a_token_that_comes_twice_ends_in_a_typed_error():
     with pytest.raises(PaginationError, match="same nextToken twice"):
-        drive(flow.walk(LISTING), lambda params: {"data": rows("a"), "nextToken": "again"})
+        drive(flow.paginate(LISTING), lambda params: {"data": rows("a"), "nextToken": "again"})
 
 
 def test_a_listing_without_end_ends_at_the_stated_bound():
     with pytest.raises(PaginationError, match="beyond 5 pages"):
         drive(
-            flow.walk(LISTING, max_pages=5),
+            flow.paginate(LISTING, max_pages=5),
             lambda params: {"data": [], "nextToken": f"{params.get('nextToken', '')}x"},
         )
 
 
 def test_a_listing_of_large_pages_ends_at_the_stated_weight():
-    weight = read(LISTING, 200, {"data": [{**EVENT, "error": "x" * 1_000_000}], "nextToken": "1"}).weight
-    assert weight > 1_000_000
-    steps = flow.walk(LISTING)
+    size_bytes = read(LISTING, 200, {"data": [{**EVENT, "error": "x" * 1_000_000}], "nextToken": "1"}).size_bytes
+    assert size_bytes > 1_000_000
+    steps = flow.paginate(LISTING)
     next(steps)
-    for number in range(flow.MAX_WALK_BYTES // weight):
-        steps.send(flow.Answer(Page(data=(), nextToken=str(number)), None, weight))
+    for number in range(flow.MAX_LISTING_BYTES // size_bytes):
+        steps.send(flow.Response(Page(data=(), nextToken=str(number)), None, size_bytes))
     with pytest.raises(PaginationError, match="larger than 268,435,456 bytes"):
-        steps.send(flow.Answer(Page(data=(), nextToken="last"), None, weight))
+        steps.send(flow.Response(Page(data=(), nextToken="last"), None, size_bytes))
 
 
 def test_a_walk_resumes_where_another_one_has_stopped():
-    place = flow.Place()
-    steps = flow.walk(LISTING, place=place)
+    place = flow.PageCursor()
+    steps = flow.paginate(LISTING, cursor=place)
     next(steps)
     for number in range(1, 4):
-        steps.send(flow.Answer(Page(data=(), nextToken=str(number)), datetime(2026, 1, number, tzinfo=UTC)))
+        steps.send(flow.Response(Page(data=(), nextToken=str(number)), datetime(2026, 1, number, tzinfo=UTC)))
     with pytest.raises(RateLimitedError):
         steps.throw(RateLimitedError("429"))
     assert (place.token, place.pages, place.is_done) == ("3", 3, False)
-    answer, asked = drive(flow.walk(LISTING, place=place), lambda params: {"data": rows("z"), "nextToken": None})
+    answer, asked = drive(flow.paginate(LISTING, cursor=place), lambda params: {"data": rows("z"), "nextToken": None})
     assert [params.get("nextToken") for params in asked] == ["3"]
     # The rows are those of its own pages, and no older than the first page of all.
     assert [event.id for event in answer.value] == ["z"]
@@ -94,25 +94,25 @@ def test_a_walk_resumes_where_another_one_has_stopped():
 
 @pytest.mark.parametrize("token", ["1", "2"])
 def test_a_token_that_came_before_a_walk_was_resumed_ends_it_too(token):
-    place = flow.Place()
+    place = flow.PageCursor()
     for number in (1, 2):
-        steps = flow.walk(LISTING, place=place)
+        steps = flow.paginate(LISTING, cursor=place)
         next(steps)
-        steps.send(flow.Answer(Page(data=(), nextToken=str(number)), None))
+        steps.send(flow.Response(Page(data=(), nextToken=str(number)), None))
         steps.close()
     with pytest.raises(PaginationError, match="same nextToken twice"):
-        drive(flow.walk(LISTING, place=place), lambda params: {"data": [], "nextToken": token})
+        drive(flow.paginate(LISTING, cursor=place), lambda params: {"data": [], "nextToken": token})
 
 
 def test_a_resumed_walk_is_bounded_as_a_whole():
-    place = flow.Place()
+    place = flow.PageCursor()
     for number in range(4):
-        steps = flow.walk(LISTING, max_pages=5, place=place)
+        steps = flow.paginate(LISTING, max_pages=5, cursor=place)
         next(steps)
-        steps.send(flow.Answer(Page(data=(), nextToken=f"token {number}"), None))
+        steps.send(flow.Response(Page(data=(), nextToken=f"token {number}"), None))
         steps.close()
     with pytest.raises(PaginationError, match="beyond 5 pages"):
-        drive(flow.walk(LISTING, max_pages=5, place=place), lambda params: {"data": [], "nextToken": "token 4"})
+        drive(flow.paginate(LISTING, max_pages=5, cursor=place), lambda params: {"data": [], "nextToken": "token 4"})
 
 
 @given(st.integers(1, 30), st.integers(1, 7), st.integers(0, 40))
@@ -124,7 +124,7 @@ def test_the_newest_rows_are_gathered_over_as_many_pages_as_that_takes(count, pa
         end = start + min(page_size, int(params["limit"]))
         return {"data": rows(*ids[start:end]), "nextToken": str(end) if end < total else None}
 
-    events, asked = drive(flow.newest(LISTING, count), page)
+    events, asked = drive(flow.first_rows(LISTING, count), page)
     assert [event.id for event in events] == ids[:count]
     assert len(asked) <= -(-count // page_size) + 1
 
@@ -132,12 +132,12 @@ def test_the_newest_rows_are_gathered_over_as_many_pages_as_that_takes(count, pa
 @pytest.mark.parametrize("count", [0, -1, True, 1.0, "3"])
 def test_a_count_that_is_none_is_refused(count):
     with pytest.raises(InvalidArgumentError, match="limit"):
-        drive(flow.newest(LISTING, count), lambda params: {"data": []})
+        drive(flow.first_rows(LISTING, count), lambda params: {"data": []})
 
 
 def test_a_walk_may_last_no_longer_than_asked():
     answer, asked = drive(
-        flow.walk(LISTING, lambda page: page.value.data[0].id == "b"),
+        flow.paginate(LISTING, lambda page: page.value.data[0].id == "b"),
         lambda params: {"data": rows(chr(ord("a") + len(params.get("nextToken", "")))),
                         "nextToken": params.get("nextToken", "") + "x"},
     )  # fmt: skip
@@ -155,7 +155,7 @@ def old(name, day, **fields):
 
 def walked(listing, *pages):
     """The rows of a walk over these pages, and the moments by which they were created."""
-    steps = flow.walk(listing)
+    steps = flow.paginate(listing)
     call = next(steps)
     try:
         for number, rows in enumerate(pages, 1):

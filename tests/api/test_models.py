@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from airflow_provider_agents.api import endpoints, responses
-from airflow_provider_agents.api.body import storable
+from airflow_provider_agents.api.body import to_storable
 from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent, Page, read_agent, read_event
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -25,12 +25,12 @@ def sample(name):
 
 
 def test_the_pages_sample_of_an_execute_is_read():
-    accepted = responses.read_answer(endpoints.execute_agent("agent-123"), 202, {}, sample("execute_202.json")).value
+    accepted = responses.read_response(endpoints.execute_agent("agent-123"), 202, {}, sample("execute_202.json")).value
     assert (accepted.requestId, accepted.agentId) == ("abc123", "agent-123")
 
 
 def test_the_pages_sample_of_a_listing_is_read():
-    page = responses.read_answer(endpoints.list_events(), 200, {}, sample("events_page.json")).value
+    page = responses.read_response(endpoints.list_events(), 200, {}, sample("events_page.json")).value
     (event,) = page.data
     assert page.nextToken is None
     assert (event.id, event.agentId, event.userId) == ("event-456", "agent-123", "user-789")
@@ -43,7 +43,7 @@ def test_the_pages_sample_of_a_listing_is_read():
 def test_an_event_is_handed_on_word_for_word():
     body = json.loads(sample("events_page.json"))
     body["data"][0]["newField"] = {"kept": [1, None]}
-    event = responses.read_answer(endpoints.list_events(), 200, {}, json.dumps(body).encode()).value.data[0]
+    event = responses.read_response(endpoints.list_events(), 200, {}, json.dumps(body).encode()).value.data[0]
     assert event.to_json() == body["data"][0]
 
 
@@ -105,7 +105,7 @@ def test_what_the_hook_returns_passes_an_xcom_as_json_and_comes_back(model, data
     sent = data.draw(st.dictionaries(not_documented, JSON, max_size=2))
     sent |= with_times_as_text(data.draw(st.fixed_dictionaries(required, optional=optional)))
     plain = model.model_validate(sent).to_json()
-    assert json.loads(json.dumps(plain, allow_nan=False)) == plain == storable(plain)
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain == to_storable(plain)
     read = XCom.deserialize_value(SimpleNamespace(value=XCom.serialize_value(plain)))
     assert read == plain
     assert model.model_validate(read).to_json() == plain

@@ -28,7 +28,7 @@ LISTING = endpoints.list_agent_events("agent-1")
 
 def read(call, status=200, body=b"", **headers):
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return responses.read_answer(call, status, {k.replace("_", "-"): v for k, v in headers.items()}, data)
+    return responses.read_response(call, status, {k.replace("_", "-"): v for k, v in headers.items()}, data)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_an_accepted_run_is_accepted_whatever_its_body_says(odd):
 def test_any_answer_is_read_or_ends_in_a_typed_error(status, body, headers):
     for call in (LISTING, endpoints.get_agent("a"), endpoints.execute_agent("a"), endpoints.list_agents()):
         try:
-            answer = responses.read_answer(call, status, headers, body)
+            answer = responses.read_response(call, status, headers, body)
         except AgentsError:
             continue
         else:

@@ -33,8 +33,8 @@ from virtual_time import VirtualLoop
 
 from airflow_provider_agents.api.client import AsyncClient
 from airflow_provider_agents.api.errors import AgentsError, NoAnswerError
-from airflow_provider_agents.api.flow import Once, Pause, follow
-from airflow_provider_agents.api.responses import read_answer
+from airflow_provider_agents.api.flow import NoRetry, Sleep, run_flow
+from airflow_provider_agents.api.responses import read_response
 from airflow_provider_agents.api.settings import Settings
 from airflow_provider_agents.feed.feed import Feed, count_shared, shared_feed
 from airflow_provider_agents.feed.tickets import ACCOUNT
@@ -167,21 +167,21 @@ class Soak:
         """As a worker does it; a try that fails is repeated, as nothing was started then."""
         while True:
             try:
-                return await follow(submit(agent_id, settle=SETTLE, now=self.clock), self.take)
+                return await run_flow(submit(agent_id, settle=SETTLE, now=self.clock), self.take)
             except AgentsError:
                 await asyncio.sleep(600.0)
 
     async def take(self, step):
         """A worker's request, without an HTTP client: 300,000 of them are not what this is about."""
-        if isinstance(step, Pause):
+        if isinstance(step, Sleep):
             return await asyncio.sleep(step.seconds)
-        call = step.call if isinstance(step, Once) else step
+        call = step.call if isinstance(step, NoRetry) else step
         self.spoil(call.method)
         headers = {"authorization": f"Bearer {self.key}"}
         reply = self.sim.handle(call.method, call.path, dict(call.params), headers)
         if reply.broken is not None:
-            raise NoAnswerError(f"{call.what}: {reply.broken}")
-        return read_answer(call, reply.status, httpx.Headers(reply.headers), reply.body)
+            raise NoAnswerError(f"{call.label}: {reply.broken}")
+        return read_response(call, reply.status, httpx.Headers(reply.headers), reply.body)
 
     async def task(self):
         rng = self.rng

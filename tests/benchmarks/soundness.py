@@ -78,7 +78,7 @@ def naive(http, clock, agent_id):
 
 def on_a_worker(client, clock, wait):
     """This provider's way in a task that waits by itself."""
-    return client.follow(
+    return client.run_flow(
         wait_for_end(
             wait,
             poll_interval=OUR_POLL_SECONDS,
@@ -98,7 +98,7 @@ def on_a_feed(client, clock, wait):
 
 def ours(way, client, clock, agent_id):
     """This provider's way, with its default rules."""
-    submission = client.follow(submit(agent_id, settle=30.0, now=clock))
+    submission = client.run_flow(submit(agent_id, settle=30.0, now=clock))
     verdict = way(client, clock, Wait(submission, Rules()))
     status = {Outcome.COMPLETED: "COMPLETED", Outcome.FAILED: "FAILED"}.get(verdict.outcome, verdict.outcome.value)
     return status, [event.id for event in verdict.events]

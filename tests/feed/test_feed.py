@@ -92,7 +92,7 @@ class Scene:
     def submitted(self, agent_id="agent-0"):
         transport = mock_transport(self.sim)
         with Client(Settings(api_key=KEY, base_url="http://127.0.0.1"), transport=transport) as client:
-            return client.follow(submit(agent_id, settle=30.0, now=self.clock))
+            return client.run_flow(submit(agent_id, settle=30.0, now=self.clock))
 
     async def open_client(self):
         self.look_ups += 1
@@ -406,7 +406,7 @@ def test_who_only_asks_is_told_at_once_that_there_is_no_connection():
     async def main():
         async with scene.held() as feed:
             with pytest.raises(MissingConnectionError):
-                await feed.ask(flow.one(endpoints.list_agents()))
+                await feed.ask(flow.value_of(endpoints.list_agents()))
 
     scene.run(main())
 
@@ -448,7 +448,7 @@ def test_when_the_server_asks_for_a_pause_nobody_asks_anything():
         scene.sim.intercept(refuse_once)
         await asyncio.sleep(10.0)
         with pytest.raises(RateLimitedError) as refusal:
-            await scene.feeds[0].ask(flow.one(endpoints.list_agents()))
+            await scene.feeds[0].ask(flow.value_of(endpoints.list_agents()))
         assert 75 < refusal.value.retry_after_seconds < 90
         return await asyncio.gather(*waits)
 
@@ -496,7 +496,7 @@ def test_a_look_up_that_hangs_for_good_ends_the_waits_and_blocks_no_other_connec
         waits = [asyncio.ensure_future(hanging.wait(agent_id)) for agent_id in hanging.agents]
         began = hanging.clock.now
         async with shared_feed("another", lambda: Feed("another", other.open_client, now=hanging.clock)) as feed:
-            answer = await feed.ask(flow.one(endpoints.list_agents()))
+            answer = await feed.ask(flow.value_of(endpoints.list_agents()))
         assert hanging.clock.now - began < timedelta(seconds=5)
         return answer, await asyncio.gather(*waits, return_exceptions=True)
 
@@ -614,7 +614,7 @@ def test_a_connection_that_is_bad_while_the_key_is_refused_ends_nothing(error):
 
 def ask_agents(feed, seconds=3600.0):
     deadline_at = feed.now() + timedelta(seconds=seconds)
-    return feed.ask_together("agents", lambda: flow.one(endpoints.list_agents()), deadline_at=deadline_at)
+    return feed.ask_together("agents", lambda: flow.value_of(endpoints.list_agents()), deadline_at=deadline_at)
 
 
 def test_an_answer_that_others_wait_for_longer_is_given_up_at_the_deadline():

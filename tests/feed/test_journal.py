@@ -443,7 +443,7 @@ class Watching:
         # A run that ended before the start and appears after it may be reported: that no run is lost matters more.
         self.scene.clock.advance(60)
         steps = journal_from_now(agent_id, settle=SETTLE, now=self.scene.clock)
-        self.journal = listen(self.scene, self.scene.client.follow(steps))
+        self.journal = listen(self.scene, self.scene.client.run_flow(steps))
         self.scene.sweep()
         assert self.journal.ended() == []
         self.told, self.started, self.restarts = [], [], 0

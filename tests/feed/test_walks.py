@@ -19,7 +19,7 @@ from airflow_provider_agents.api.errors import (
     RequestRejectedError,
     ServerError,
 )
-from airflow_provider_agents.api.flow import Answer, Place, walk
+from airflow_provider_agents.api.flow import PageCursor, Response, paginate
 from airflow_provider_agents.api.models import Page
 from airflow_provider_agents.feed.tickets import At
 from airflow_provider_agents.feed.walks import MOST_FAILURES, MOST_SECONDS, Walks
@@ -36,7 +36,7 @@ class Reading:
 
     at: At
     rows: list = field(default_factory=list)
-    place: Place = field(default_factory=Place)
+    place: PageCursor = field(default_factory=PageCursor)
 
     @property
     def pages(self):
@@ -53,7 +53,7 @@ class Listing:
         number = int(dict(call.params).get("nextToken", 0))
         self.asked.append(number)
         more = str(number + 1) if number + 1 < self.count else None
-        return Answer(Page.model_construct(data=(number,), nextToken=more), T0)
+        return Response(Page.model_construct(data=(number,), nextToken=more), T0)
 
     def go(self, *failures, is_of_use=lambda _: True):
         """Follow a walk. A failure is raised in place of the page at its turn; None stands for an answer."""
@@ -63,7 +63,7 @@ class Listing:
                 reading.rows += answer.value.data
                 return False
 
-            return walk(list_events(), enough, place=reading.place)
+            return paginate(list_events(), enough, cursor=reading.place)
 
         at = At(self.clock, T0)
         going = self.walks.go("all", at, lambda: Reading(at), steps, is_of_use=is_of_use)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from airflow_provider_agents.api.flow import Answer
+from airflow_provider_agents.api.flow import Response
 from airflow_provider_agents.api.models import ExecutionEvent, Page, read_event
 from airflow_provider_agents.runs import matching
 from airflow_provider_agents.runs.matching import Bounds, Found, Missing, NotYet, Seek, Several
@@ -243,7 +243,7 @@ def look(bounds, *pages, wanted=(), pending=()):
                 following = f"page-{number + 1}" if number + 1 < len(pages) else None
                 page = Page[ExecutionEvent](data=list(pages[number]), nextToken=following)
                 server = at(501)
-            call = steps.send(Answer(page, server))
+            call = steps.send(Response(page, server))
     except StopIteration as end:
         return end.value, asked
 
@@ -350,9 +350,9 @@ def look_at(pending, listed):
     steps = matching.look("a", replace(BOUNDS, request_id=None))
     next(steps)
     date = at(60)
-    steps.send(Answer(Page[ExecutionEvent].of({"data": pending}, read_event), date))
+    steps.send(Response(Page[ExecutionEvent].of({"data": pending}, read_event), date))
     try:
-        steps.send(Answer(Page[ExecutionEvent].of({"data": listed}, read_event), date))
+        steps.send(Response(Page[ExecutionEvent].of({"data": listed}, read_event), date))
     except StopIteration as end:
         return {event.id: event for event in end.value.events}
     raise AssertionError("the look goes on")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_agents.api.errors import InvalidArgumentError
-from airflow_provider_agents.api.flow import Answer
+from airflow_provider_agents.api.flow import Response
 from airflow_provider_agents.api.models import ExecutionEvent, Page, read_event
 from airflow_provider_agents.runs.matching import Missing
 from airflow_provider_agents.runs.sought import CLOCK_ALLOWANCE, FirstRun, Sought, check_bound, list_begun
@@ -49,7 +49,7 @@ def look(*events, after=T0, before=None, now=T0, server_time=None):
                 for event in events
                 if event.startedAt is None or (event.startedAt > start and (end is None or event.startedAt < end))
             ]
-            call = steps.send(Answer(Page[ExecutionEvent](data=rows), server_time))
+            call = steps.send(Response(Page[ExecutionEvent](data=rows), server_time))
     except StopIteration as end:
         return end.value, asked
 

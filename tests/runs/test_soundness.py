@@ -104,7 +104,7 @@ def run_once(
     client = Client(
         Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim), sleep=sleep
     )
-    submission = client.follow(submit("agent", settle=SETTLE, now=clock))
+    submission = client.run_flow(submit("agent", settle=SETTLE, now=clock))
     # As on another machine, some seconds later.
     sleep(rng.choice([0.0, 0.0, 3.0, 40.0]))
 
@@ -120,14 +120,14 @@ def run_once(
         ticket = driver.join(wait, deadline_at=deadline_at)
         for number in range(deferred - 1):
             sim.add_agent(f"other-{number}", schedule_every=50.0, schedule_offset=10.0 * number)
-            other = client.follow(submit(f"other-{number}", settle=SETTLE, now=clock))
+            other = client.run_flow(submit(f"other-{number}", settle=SETTLE, now=clock))
             driver.join(
                 Wait(other, RULES, other_clock()), interval=rng.choice([2.0, 5.0, 30.0]), deadline_at=deadline_at
             )
         (verdict,) = driver.wait_for(ticket)
         assert ticket.error is None
     else:
-        verdict = client.follow(
+        verdict = client.run_flow(
             wait_for_end(
                 wait, poll_interval=5.0, deadline_at=deadline_at, now=other_clock, say=lambda level, message: None
             )
@@ -249,12 +249,12 @@ def test_a_pending_run_that_stands_behind_everything_else_is_not_overlooked():
     client = Client(
         Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim), sleep=clock.advance
     )
-    submission = client.follow(submit("agent", settle=SETTLE, now=clock))
+    submission = client.run_flow(submit("agent", settle=SETTLE, now=clock))
     clock.advance(1)
     stranger = sim.start_scheduled_run("agent")
     clock.advance(SETTLE + 2)
     wait = Wait(submission, RULES)
-    assert wait.take(client.follow(wait.look()), clock()) is None
+    assert wait.take(client.run_flow(wait.look()), clock()) is None
     assert {event.id for event in wait.events} == {sim.event_of(submission.request_id), stranger}
 
 
@@ -270,10 +270,10 @@ def test_an_old_run_that_has_not_begun_does_not_end_the_look_before_ours():
     client = Client(
         Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim), sleep=clock.advance
     )
-    submission = client.follow(submit("agent", settle=SETTLE, now=clock))
+    submission = client.run_flow(submit("agent", settle=SETTLE, now=clock))
     clock.advance(SETTLE + 2)
     wait = Wait(submission, RULES)
-    wait.take(client.follow(wait.look()), clock())
+    wait.take(client.run_flow(wait.look()), clock())
     assert [event.id for event in wait.events] == [sim.event_of(submission.request_id)]
 
 
@@ -303,7 +303,7 @@ def test_a_run_that_begins_between_the_two_listings_of_a_look_is_in_one_of_them(
     first = sim.start_scheduled_run("agent")
     if step == "look":
         clock.advance(120)
-        submission = client.follow(submit("agent", settle=SETTLE, now=clock))
+        submission = client.run_flow(submit("agent", settle=SETTLE, now=clock))
         first = sim.event_of(submission.request_id)
         steps = Wait(submission, RULES).look()
     else:

@@ -58,16 +58,16 @@ class Scene:
         self.sim.faults.append(Fault(kind=kind, method="POST", **more))
 
     def submit(self):
-        return self.client.follow(
+        return self.client.run_flow(
             submit("a", settle=SETTLE, now=self.clock, save=self.saved.append, say=self.said.append)
         )
 
     def find(self, lost):
-        return self.client.follow(find_lost(lost, settle=SETTLE, now=self.clock))
+        return self.client.run_flow(find_lost(lost, settle=SETTLE, now=self.clock))
 
     def lost(self, **fields):
         """The record of a POST that was sent and answered by nobody, now."""
-        snapshot = self.client.follow(take_snapshot("a", now=self.clock))
+        snapshot = self.client.run_flow(take_snapshot("a", now=self.clock))
         return snapshot.changed(
             sent_at=self.clock.now, accepted_at=self.clock.now, server_after=self.clock.now, **fields
         )
@@ -191,7 +191,7 @@ def test_what_began_while_a_refused_post_was_paused_is_not_mistaken_for_its_run(
     scene.meanwhile = lambda: strangers.append(scene.sim.start_scheduled_run("a"))
     submission = scene.submit()
     assert len(strangers) == 1
-    look = scene.client.follow(matching.look("a", submission.bounds))
+    look = scene.client.run_flow(matching.look("a", submission.bounds))
     (mine,) = scene.sim.executions
     assert [event.id for event in matching.candidates(submission.bounds, look.events, within=SETTLE)] == [mine.event_id]
 
@@ -225,9 +225,9 @@ def test_what_began_after_a_doubt_was_settled_is_not_mistaken_for_the_run():
         if record.sent_at is None:
             others.append(scene.sim.start_scheduled_run("a"))
 
-    submission = scene.client.follow(submit("a", settle=SETTLE, now=scene.clock, save=save))
+    submission = scene.client.run_flow(submit("a", settle=SETTLE, now=scene.clock, save=save))
     assert len(others) == 1
-    look = scene.client.follow(matching.look("a", submission.bounds))
+    look = scene.client.run_flow(matching.look("a", submission.bounds))
     (mine,) = scene.sim.executions
     assert [event.id for event in matching.candidates(submission.bounds, look.events, within=SETTLE)] == [mine.event_id]
 
@@ -237,14 +237,14 @@ def test_what_began_after_a_doubt_was_settled_is_not_mistaken_for_the_run():
 def test_a_small_settle_does_not_shorten_the_search_for_a_lost_post(settle, lag):
     scene = Scene(record_lag=lag)
     scene.fault("reset_after")
-    submission = scene.client.follow(submit("a", settle=settle, now=scene.clock))
+    submission = scene.client.run_flow(submit("a", settle=settle, now=scene.clock))
     assert (len(scene.sim.executions), submission.unanswered) == (1, True)
 
 
 @pytest.mark.parametrize(("settle", "seconds"), [(1.0, 30.0), (45.0, 45.0)])
 def test_a_lost_post_without_a_run_is_given_up_after_settle_and_no_sooner_than_30_seconds(settle, seconds):
     scene = Scene()
-    assert scene.client.follow(find_lost(scene.lost(), settle=settle, now=scene.clock)) is None
+    assert scene.client.run_flow(find_lost(scene.lost(), settle=settle, now=scene.clock)) is None
     assert seconds <= sum(scene.slept) <= seconds + 4.0
 
 
@@ -287,7 +287,7 @@ def test_nothing_is_sent_if_the_record_cannot_be_saved():
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        scene.client.follow(submit("a", settle=SETTLE, now=scene.clock, save=save))
+        scene.client.run_flow(submit("a", settle=SETTLE, now=scene.clock, save=save))
     assert scene.sim.count("POST") == 0
 
 
@@ -370,14 +370,14 @@ def test_a_lost_run_that_appears_late_is_found():
 @pytest.mark.parametrize("seconds", [-600, -8, 8, 60, 600, 3600])
 def test_a_machine_with_another_clock_neither_gives_a_lost_run_up_too_early_nor_overlooks_it(seconds, date_header):
     scene = Scene(record_lag=25.0, date_header=date_header)
-    intent = scene.client.follow(take_snapshot("a", now=scene.clock)).changed(sent_at=scene.clock.now)
+    intent = scene.client.run_flow(take_snapshot("a", now=scene.clock)).changed(sent_at=scene.clock.now)
     scene.sim.start_scheduled_run("a")
 
     def other_clock():
         return scene.clock.now + timedelta(seconds=seconds)
 
     lost = died_around(intent, request_seconds=10.0)
-    found = scene.client.follow(find_lost(lost, settle=SETTLE, now=other_clock))
+    found = scene.client.run_flow(find_lost(lost, settle=SETTLE, now=other_clock))
     assert found == lost.changed(unanswered=True)
 
 
@@ -387,10 +387,10 @@ def test_a_machine_with_another_clock_looks_no_longer_than_settle_for_a_run_that
     seconds, date_header
 ):
     scene = Scene(date_header=date_header)
-    intent = scene.client.follow(take_snapshot("a", now=scene.clock)).changed(sent_at=scene.clock.now)
+    intent = scene.client.run_flow(take_snapshot("a", now=scene.clock)).changed(sent_at=scene.clock.now)
     lost = died_around(intent, request_seconds=10.0)
     steps = find_lost(lost, settle=SETTLE, now=lambda: scene.clock.now + timedelta(seconds=seconds))
-    assert scene.client.follow(steps) is None
+    assert scene.client.run_flow(steps) is None
     assert SETTLE <= sum(scene.slept) <= SETTLE + 4.0
 
 
@@ -445,7 +445,7 @@ def test_a_row_that_was_there_before_and_cannot_be_read_is_no_candidate(odd, age
     scene.sim.add_row("a", odd, age=age)
     submission = scene.submit()
     scene.clock.advance(SETTLE)
-    look = scene.client.follow(matching.look("a", submission.bounds))
+    look = scene.client.run_flow(matching.look("a", submission.bounds))
     (ours,) = matching.candidates(submission.bounds, look.events, within=SETTLE)
     assert ours.id == scene.sim.executions[0].event_id
 

@@ -385,13 +385,13 @@ def test_a_look_for_a_run_that_is_known_is_one_request():
     sim = Simulator(clock, world=World(queue_seconds=0.0, run_seconds=500.0))
     sim.add_agent("a")
     client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim))
-    submission = client.follow(submit("a", settle=30.0, now=clock))
+    submission = client.run_flow(submit("a", settle=30.0, now=clock))
     clock.advance(SETTLED)
     wait = Wait(submission, Rules())
     asked = []
     for _ in range(2):
         before = len(sim.requests)
-        wait.take(client.follow(wait.look()), clock.now)
+        wait.take(client.run_flow(wait.look()), clock.now)
         asked.append(len(sim.requests) - before)
     assert asked == [2, 1]
 
@@ -407,7 +407,7 @@ def test_an_active_run_is_not_overlooked_behind_hundreds_that_are_over():
         sim.start_scheduled_run("a")
     clock.advance(2.0)
     client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim))
-    assert [each.id for each in client.follow(active_runs("a"))] == [running]
+    assert [each.id for each in client.run_flow(active_runs("a"))] == [running]
 
 
 def test_the_active_runs_of_an_agent_are_those_that_are_not_over():
@@ -423,7 +423,7 @@ def test_the_active_runs_of_an_agent_are_those_that_are_not_over():
     odd = sim.start_scheduled_run("a")
     clock.advance(1.5)
     client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim))
-    assert {each.id for each in client.follow(active_runs("a"))} == {running, pending, odd}
+    assert {each.id for each in client.run_flow(active_runs("a"))} == {running, pending, odd}
 
 
 @pytest.mark.parametrize(
@@ -562,7 +562,7 @@ def test_an_agent_is_busy_with_a_row_that_cannot_be_read_unless_it_names_its_end
     running = sim.start_scheduled_run("a")
     sim.add_row("a", odd)
     client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim))
-    busy = client.follow(active_runs("a"))
+    busy = client.run_flow(active_runs("a"))
     # What can be read comes first: it is what an attached task waits for.
     assert busy[0].id == running
     assert [event.unreadable is not None for event in busy[1:]] == [True] * active

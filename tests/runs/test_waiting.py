@@ -16,7 +16,7 @@ from airflow_provider_agents.api.errors import (
     RequestRejectedError,
     ServerError,
 )
-from airflow_provider_agents.api.flow import Answer, Pause
+from airflow_provider_agents.api.flow import Response, Sleep
 from airflow_provider_agents.api.models import ExecutionEvent, Page
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS
 from airflow_provider_agents.runs.submission import Submission, attached_to
@@ -77,7 +77,7 @@ class Story:
             return given
         wanted = dict(call.params).get("status")
         rows = [event for event in given if wanted is None or event.status == wanted]
-        return Answer(Page[ExecutionEvent](data=rows), self.now)
+        return Response(Page[ExecutionEvent](data=rows), self.now)
 
     def tell(self, steps, most=10_000):
         """Follow to the end; its result, or raise its error."""
@@ -87,7 +87,7 @@ class Story:
                 step = steps.throw(answer) if isinstance(answer, Exception) else steps.send(answer)
             except StopIteration as end:
                 return end.value
-            if isinstance(step, Pause):
+            if isinstance(step, Sleep):
                 self.pauses.append(step.seconds)
                 self.now += timedelta(seconds=step.seconds)
                 answer = None
@@ -146,10 +146,10 @@ def test_the_first_answer_ends_the_growth_and_says_how_long_there_was_none():
     pace = story.pace()
     for _ in range(3):
         pace.failed(DOWN)
-    assert pace.looked() == Pause(5.0)
+    assert pace.looked() == Sleep(5.0)
     assert pace.last_error is None
     assert story.said[-1] == (logging.INFO, "The API answers again after 3 failed looks.")
-    assert pace.looked() == Pause(5.0)
+    assert pace.looked() == Sleep(5.0)
     assert len(story.said) == 2
     assert pace.failed(DOWN).seconds <= 6.25
     assert story.words[-1].startswith(str(DOWN))
@@ -173,13 +173,13 @@ def test_an_outage_is_told_once_and_then_every_five_minutes():
 def test_no_pause_goes_beyond_the_deadline_or_below_nothing():
     story = Story(None)
     pace = story.pace(seconds=3.0)
-    assert pace.looked() == Pause(3.0)
+    assert pace.looked() == Sleep(3.0)
     assert not pace.is_over()
     story.now += timedelta(seconds=3)
     assert pace.is_over()
-    assert pace.looked() == Pause(0.0)
+    assert pace.looked() == Sleep(0.0)
     story.now += timedelta(seconds=9)
-    assert pace.failed(DOWN) == Pause(0.0)
+    assert pace.failed(DOWN) == Sleep(0.0)
 
 
 # --- until a run is over ---------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ class Dripping(Story):
     def answer(self, call):
         self.now += timedelta(seconds=self.seconds)
         self.pages += 1
-        return Answer(Page[ExecutionEvent](data=(), nextToken=f"t{self.pages}"), self.now)
+        return Response(Page[ExecutionEvent](data=(), nextToken=f"t{self.pages}"), self.now)
 
 
 @pytest.mark.parametrize("page_seconds", [1.0, 20.0, 50.0])
