@@ -333,12 +333,12 @@ def _wrong_in_uri(text: str) -> str | None:
     rest = text.partition("://")[2]
     before, _, nested = rest.partition("://")
     try:
-        port = urlsplit(rest if nested else f"//{rest}").port
+        port, query = urlsplit(rest if nested else f"//{rest}").port, urlsplit(text).query
     except ValueError:
-        port = -1
+        port, query = -1, ""
     if port != -1 and "://" not in nested and not (nested and set(before) & set("@:")):
         # Airflow 3.0 also passes over a variable whose extra it cannot decode.
-        extras = parse_qs(urlsplit(text).query).get("__extra__", ["{}"])
+        extras = parse_qs(query).get("__extra__", ["{}"])
         return None if _is_json_object(extras[0]) else "its __extra__ is not a JSON object, percent-encoded."
     return (
         "it is not a URI. In the key and in the host, percent-encode what URIs reserve, such as / ? # @ : [ ] %; "

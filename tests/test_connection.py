@@ -165,6 +165,7 @@ def test_a_key_that_a_uri_cannot_hold_is_explained_and_not_shown(connected, key)
         ("agents://:KEY@https://gateway.example", "AIRFLOW_CONN_AGENTS_DEFAULT: it is not a URI"),
         ("agents://:KEY@https%3A%2F%2Fgateway.example:port", "a port is a number"),
         ("agents://:KEY@?run_url=https://app.example", "percent-encode"),
+        ("//[", "it is not a URI"),
         ("{", "it is not JSON at line 1, column 2"),
         (
             '{"conn_type": "agents",\n"password": "KEY",}',
