@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from airflow.triggers.base import BaseTrigger
+from airflow.triggers.base import BaseEventTrigger, BaseTrigger
 
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException, TaskDeferralError
@@ -16,6 +16,7 @@ __all__ = [
     "CLEARS_DISCARD_STATE",
     "NEXT_TRY_WAITS",
     "TRIGGERS_END_TASKS",
+    "WATCHERS_HAVE_QUEUES",
     "AirflowRescheduleException",
     "TaskDeferralError",
 ]
@@ -23,6 +24,9 @@ __all__ = [
 #: Airflow 3.3 brought at once the parts that the triggerer needs to end a task well, or to start one. `on_kill` is the
 #: part that can be seen.
 TRIGGERS_END_TASKS = hasattr(BaseTrigger, "on_kill")
+
+#: Airflow 3.4 and newer let a watcher choose the triggerers that run it.
+WATCHERS_HAVE_QUEUES = hasattr(BaseEventTrigger, "queue")
 
 #: From 3.4 on, Airflow discards a task's state when the task is cleared, unless the user asks to keep that state. An
 #: attribute of triggers came with the same release.

@@ -21,10 +21,9 @@ import math
 from base64 import urlsafe_b64encode
 from collections import deque
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from airflow_provider_agents import clock, validation
 from airflow_provider_agents.api.errors import AgentsError
@@ -34,6 +33,7 @@ from airflow_provider_agents.feed.waits import open_journal, sweeps_of
 from airflow_provider_agents.hooks import feed_of
 from airflow_provider_agents.runs.journal import Cursor
 from airflow_provider_agents.triggers import Payload
+from airflow_provider_agents.version_compat import WATCHERS_HAVE_QUEUES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -85,6 +85,17 @@ def _final_statuses(value: object) -> list[str]:
     return sorted(set(statuses))
 
 
+def _queue(value: object) -> str | None:
+    if value is None:
+        return None
+    if not WATCHERS_HAVE_QUEUES:
+        raise ValueError("needs Airflow 3.4 or newer. Leave it out.")
+    # 256 is the length of the column in Airflow's table of triggers.
+    if not isinstance(value, str) or not 1 <= len(value.strip()) <= 256:  # noqa: PLR2004
+        raise ValueError(f"must be a queue that a triggerer was given with --queues, got {validation.shown(value)}.")
+    return value
+
+
 ARGUMENTS = validation.Arguments(
     {
         "agent_id": validation.optional(validation.agent_id),
@@ -92,6 +103,7 @@ ARGUMENTS = validation.Arguments(
         "agents_conn_id": validation.connection_id,
         "poll_interval": validation.seconds_from(1.0),
         "settle": validation.seconds_from(0.0),
+        "queue": _queue,
     }
 )
 
@@ -112,6 +124,8 @@ class AgentRunEventTrigger(BaseEventTrigger):
         agents_conn_id: the connection.
         poll_interval: seconds between two looks, at least 1.
         settle: seconds within which the event of a run appears.
+        queue: the watcher runs in the triggerers with `--queues` that name this queue (Airflow 3.4 and later); in those
+            without `--queues` by default.
 
     Raises:
         InvalidArgumentError: an argument cannot be used.
@@ -125,6 +139,7 @@ class AgentRunEventTrigger(BaseEventTrigger):
         agents_conn_id: str = "agents_default",
         poll_interval: float = 5.0,
         settle: float = 30.0,
+        queue: str | None = None,
     ) -> None:
         super().__init__()
         self.agent_id = agent_id
@@ -132,20 +147,23 @@ class AgentRunEventTrigger(BaseEventTrigger):
         self.agents_conn_id = agents_conn_id
         self.poll_interval = poll_interval
         self.settle = settle
+        self.queue = queue
         ARGUMENTS.check(self, parsing=True)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class path and the arguments, JSON types all."""
-        return (
-            "airflow_provider_agents.watchers.AgentRunEventTrigger",
-            {
-                "agent_id": self.agent_id,
-                "statuses": list(self.statuses),
-                "agents_conn_id": self.agents_conn_id,
-                "poll_interval": self.poll_interval,
-                "settle": self.settle,
-            },
-        )
+        arguments: dict[str, Any] = {
+            "agent_id": self.agent_id,
+            "statuses": list(self.statuses),
+            "agents_conn_id": self.agents_conn_id,
+            "poll_interval": self.poll_interval,
+            "settle": self.settle,
+        }
+        if self.queue is not None:
+            # Airflow reads the queue from the attribute. It knows a watcher again by these arguments, so that a queue
+            # that is not among them could not be changed.
+            arguments["queue"] = self.queue
+        return "airflow_provider_agents.watchers.AgentRunEventTrigger", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look for ever; yield one event for each sweep in which runs had ended."""
@@ -327,102 +345,58 @@ def _gist(cursor: Cursor) -> tuple[Any, ...]:
 # --- what a DAG makes of it -------------------------------------------------------------------------------------------
 
 
-#: What `finished_runs` remembers is kept in an asset's state under keys that begin with this.
-REMEMBERED_KEY = "agent_runs_seen"
-#: Airflow warns of values beyond 64 KB. This is room for 1,800 runs if each was given to a DAG run of its own, and for
-#: 5,400 if one DAG run was given all of them.
-_REMEMBERED_BYTES = 60_000
-#: JSON around the name of a DAG run and the names of its runs, in bytes.
-_FRAME_BYTES = 10
+#: Airflow's events that are read to see what was reported before, besides those that have started the DAG run. A
+#: watcher repeats what it reported in the `_BEHIND_SECONDS` before a restart of the triggerer, or in 100 seconds if the
+#: asset's state was busy just then: at one event per poll that is 100 events at most, and 20 by default.
+_HISTORY_EVENTS = 100
 
 
-def finished_runs(triggering_events: Iterable[Any], *, remembered: Any = None) -> list[dict[str, Any]]:
+def finished_runs(triggering_events: Iterable[Any], *, history: Any = None) -> list[dict[str, Any]]:
     """The runs in the asset events that have started a DAG run, each once, in the order in which they were told.
 
-    With `remembered`, a run that an earlier DAG run of the same task was given is left out. A retry or a clear of the
-    task gets the same runs again. Other tasks, and other DAGs on the same asset, have a memory of their own.
+    With `history`, a run belongs to the first event that reports it, and so to one DAG run of each DAG. It makes no
+    difference in which order the DAG runs execute, and how many at once. A retry or a clear of the task gets the same
+    runs again.
 
     Args:
         triggering_events: `triggering_asset_events[asset]` of the task's context. Events of other origin are passed
             over.
-        remembered: a state store, to drop what an earlier DAG run was given already: with Airflow 3.3 and later
-            `asset_state_store[asset]` of a task that has the asset among its inlets. It keeps at most 60 KB for each
-            task, which is 1,800 runs or more.
+        history: `inlet_events[asset]` of a task that has the asset among its inlets, to drop what an earlier event
+            has reported. The 100 newest events before the DAG run's own are read.
 
     Returns:
         The runs' events as the API sent them.
     """
     events = list(triggering_events)
-    runs: dict[str, dict[str, Any]] = {}
+    runs = _first_told(events)
+    if history is None or not runs:
+        return [run for run, _ in runs.values()]
+    # Airflow 3.0 hands out all events of the asset: there is no choice among them.
+    if hasattr(history, "before"):
+        newest = max(event.timestamp for event in events)
+        history = history.before(newest.isoformat()).ascending(ascending=False).limit(len(events) + _HISTORY_EVENTS)
+    # Oldest first, so that the first event that tells of a run is found, whichever order Airflow has.
+    before = _first_told(sorted(history, key=lambda event: event.timestamp))
+    return [
+        run
+        for event_id, (run, event) in runs.items()
+        if event_id not in before or before[event_id][1].timestamp >= event.timestamp
+    ]
+
+
+def _first_told(events: Iterable[Any]) -> dict[str, tuple[dict[str, Any], Any]]:
+    """Each run that events report, with the first of the events that does, by the run's id."""
+    found: dict[str, tuple[dict[str, Any], Any]] = {}
     for event in events:
-        extra = getattr(event, "extra", None) or {}
-        payload = extra.get("payload") if isinstance(extra, dict) else None
-        if isinstance(payload, dict) and payload.get("kind") == "finished_runs":
-            for run in FinishedRuns.from_json(payload).runs:
-                runs.setdefault(str(run["id"]), run)
-    if remembered is None or not runs:
-        return list(runs.values())
-    key, dag_run = _consumer(events, runs)
-    memory = _Remembered.from_json(remembered.get(key))
-    given = memory.owners()
-    news = {name: run for name, run in ((_short(event_id), run) for event_id, run in runs.items())
-            if given.get(name, dag_run) == dag_run}  # fmt: skip
-    if any(name not in given for name in news):
-        remembered.set(key, memory.with_runs(dag_run, news).model_dump(mode="json"))
-    return list(news.values())
+        for run in _runs_in(event):
+            found.setdefault(str(run["id"]), (run, event))
+    return found
 
 
-def _consumer(events: Iterable[Any], event_ids: Iterable[str]) -> tuple[str, str]:
-    """Who asks: the key of the task's memory, and a short name of its DAG run."""
-    try:
-        from airflow.sdk import get_current_context
-
-        task: Any = get_current_context()["ti"]
-    except RuntimeError:
-        # Outside of a task, in a test or a script: a DAG run is known by the events that have started it.
-        timestamps = sorted(str(getattr(event, "timestamp", "")) for event in events)
-        return f"{REMEMBERED_KEY}/{_short()}", _short(timestamps, sorted(event_ids))
-    return f"{REMEMBERED_KEY}/{_short(task.dag_id, task.task_id, task.map_index)}", _short(task.run_id)
-
-
-class _Remembered(BaseModel):
-    """Which DAG run was given which runs, the latest DAG run last. All names in it are short ones of one length."""
-
-    model_config = ConfigDict(frozen=True)
-
-    version: Literal[1] = 1
-    #: A DAG run, and its runs in one text: that takes half of the bytes of a list.
-    given: tuple[tuple[str, str], ...] = ()
-
-    @classmethod
-    def from_json(cls, value: object) -> Self:
-        """Read what was stored. If it is something else, nothing is remembered: that repeats, and loses nothing."""
-        try:
-            return cls.model_validate(value)
-        except ValidationError:
-            return cls()
-
-    def owners(self) -> dict[str, str]:
-        """The DAG run that was given each run."""
-        return {run: dag_run for dag_run, runs in self.given for run in _names_in(runs)}
-
-    def with_runs(self, dag_run: str, runs: Iterable[str]) -> _Remembered:
-        """The same with what a DAG run is given now, and without the oldest that no longer fit."""
-        given = {owner: _names_in(names) for owner, names in self.given}
-        given[dag_run] = [*dict.fromkeys([*given.pop(dag_run, ()), *runs])]
-        kept, left = list[tuple[str, str]](), _REMEMBERED_BYTES
-        for owner, names in reversed(given.items()):
-            left -= len(owner) + _FRAME_BYTES
-            fitting = names[-(left // _NAME_LETTERS) :] if left >= _NAME_LETTERS else []
-            if not fitting:
-                break
-            kept.append((owner, "".join(fitting)))
-            left -= len(fitting) * _NAME_LETTERS
-        return _Remembered(given=tuple(reversed(kept)))
-
-
-_NAME_LETTERS = len(_short())
-
-
-def _names_in(text: str) -> list[str]:
-    return [text[start : start + _NAME_LETTERS] for start in range(0, len(text), _NAME_LETTERS)]
+def _runs_in(event: Any) -> tuple[dict[str, Any], ...]:
+    """The runs that an asset event reports; none if it is no watcher's."""
+    extra = getattr(event, "extra", None) or {}
+    payload = extra.get("payload") if isinstance(extra, dict) else None
+    if not isinstance(payload, dict) or payload.get("kind") != "finished_runs":
+        return ()
+    return FinishedRuns.from_json(payload).runs

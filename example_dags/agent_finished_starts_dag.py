@@ -20,11 +20,9 @@ def agent_finished_starts_dag() -> None:
     """One DAG run for all runs that had finished in one look."""
 
     @task(inlets=[agent_runs])
-    def note(triggering_asset_events: Any = None, asset_state_store: Any = None) -> list[str]:
+    def note(triggering_asset_events: Any = None, inlet_events: Any = None) -> list[str]:
         """Each run once, though a restart of the triggerer may repeat some. A retry is given the same runs again."""
-        # Before Airflow 3.3 there is no state of assets, and nothing is repeated.
-        remembered = asset_state_store[agent_runs] if asset_state_store is not None else None
-        runs = finished_runs(triggering_asset_events[agent_runs], remembered=remembered)
+        runs = finished_runs(triggering_asset_events[agent_runs], history=inlet_events[agent_runs])
         return [f"{run['agentId']} {run['id']} {run['status']}" for run in runs]
 
     note()

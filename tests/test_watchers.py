@@ -7,17 +7,20 @@ import dataclasses
 import itertools
 import json
 import random
-from contextlib import aclosing, contextmanager
-from datetime import UTC, datetime
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
 from airflow.triggers.base import BaseEventTrigger
 from conftest import KEY, connection
+from hypothesis import given
+from hypothesis import strategies as st
 
 from airflow_provider_agents.api.errors import InvalidArgumentError
 from airflow_provider_agents.runs.journal import MOST_RUNS_AT_ONCE
 from airflow_provider_agents.triggers import UnknownTriggerEventError
+from airflow_provider_agents.version_compat import WATCHERS_HAVE_QUEUES
 from airflow_provider_agents.watchers import CURSOR_KEY, AgentRunEventTrigger, finished_runs
 
 
@@ -202,6 +205,31 @@ def test_a_watcher_is_known_again_by_its_arguments():
 def test_a_wrong_argument_is_refused_when_the_dag_is_parsed(wrong, words):
     with pytest.raises(InvalidArgumentError, match=words):
         AgentRunEventTrigger(**wrong)
+
+
+@pytest.mark.skipif(not WATCHERS_HAVE_QUEUES, reason="needs Airflow 3.4")
+def test_a_queue_goes_to_airflow_and_makes_another_watcher():
+    from airflow.serialization.encoders import encode_trigger
+
+    plain, trigger = AgentRunEventTrigger(), AgentRunEventTrigger(queue="agents")
+    assert encode_trigger(trigger)["queue"] == "agents"
+    assert "queue" not in encode_trigger(plain)
+    # Airflow keeps a watcher that it knows, with the queue that the watcher had.
+    assert BaseEventTrigger.hash(*trigger.serialize()) != BaseEventTrigger.hash(*plain.serialize())
+    assert AgentRunEventTrigger(**trigger.serialize()[1]).queue == "agents"
+
+
+@pytest.mark.skipif(not WATCHERS_HAVE_QUEUES, reason="needs Airflow 3.4")
+@pytest.mark.parametrize("wrong", ["", " ", 7, "q" * 257])
+def test_a_queue_that_is_no_name_is_refused(wrong):
+    with pytest.raises(InvalidArgumentError, match="queue of AgentRunEventTrigger must be a queue that a triggerer"):
+        AgentRunEventTrigger(queue=wrong)
+
+
+@pytest.mark.skipif(WATCHERS_HAVE_QUEUES, reason="Airflow 3.4 has queues of watchers")
+def test_a_queue_is_refused_before_airflow_3_4():
+    with pytest.raises(InvalidArgumentError, match=r"queue of AgentRunEventTrigger needs Airflow 3\.4 or newer\."):
+        AgentRunEventTrigger(queue="agents")
 
 
 # --- what survives a kill ---
@@ -543,98 +571,90 @@ def test_over_kills_at_any_moment_every_run_arrives_and_only_the_last_seconds_ar
 # --- what a DAG's task is given ---
 
 
-def asset_event(*ids, **payload):
+def asset_event(*ids, second=0, **payload):
     payload = {"kind": "finished_runs", "version": 1, "runs": [{"id": one} for one in ids], **payload}
-    return SimpleNamespace(extra={"from_trigger": True, "payload": payload})
+    return SimpleNamespace(
+        extra={"from_trigger": True, "payload": payload}, timestamp=datetime(2026, 1, 1, tzinfo=UTC) + second * SECOND
+    )
 
 
-class Memory(dict):
-    """The state of an asset as a task sees it."""
-
-    def set(self, key, value):
-        self[key] = json.loads(json.dumps(value))
-
-    @property
-    def most_bytes(self):
-        return max(len(json.dumps(value)) for value in self.values())
+SECOND = timedelta(seconds=1)
 
 
-@contextmanager
-def in_task(dag_id="dag", task_id="task", run_id="run", map_index=-1):
-    """The block is part of a task, as Airflow runs it."""
-    from airflow.sdk.definitions._internal.contextmanager import _CURRENT_CONTEXT
+@dataclasses.dataclass(frozen=True)
+class History:
+    """The events of an asset as a task finds them in `inlet_events[asset]`, with Airflow's choice among them."""
 
-    task = SimpleNamespace(dag_id=dag_id, task_id=task_id, run_id=run_id, map_index=map_index)
-    _CURRENT_CONTEXT.append({"ti": task})
-    try:
-        yield
-    finally:
-        _CURRENT_CONTEXT.pop()
+    events: tuple
+    newest_first: bool = False
+
+    def __iter__(self):
+        return iter(self.events[::-1] if self.newest_first else self.events)
+
+    def before(self, timestamp):
+        until = datetime.fromisoformat(timestamp)
+        return dataclasses.replace(self, events=tuple(event for event in self.events if event.timestamp <= until))
+
+    def ascending(self, ascending=True):
+        return dataclasses.replace(self, newest_first=not ascending)
+
+    def limit(self, count):
+        return dataclasses.replace(self, events=self.events[-count:] if self.newest_first else self.events[:count])
 
 
-def given(memory, *ids, **task):
-    """The ids of the runs that a task is given, of those in one asset event."""
-    if not task:
-        return [run["id"] for run in finished_runs(iter([asset_event(*ids)]), remembered=memory)]
-    with in_task(**task):
-        return given(memory, *ids)
+def ids_of(runs):
+    return [run["id"] for run in runs]
 
 
 def test_the_runs_of_several_events_are_each_given_once():
     events = [asset_event("a", "b"), asset_event("b", "c"), SimpleNamespace(extra={"by": "a person"})]
-    assert [run["id"] for run in finished_runs(events)] == ["a", "b", "c"]
+    assert ids_of(finished_runs(iter(events))) == ["a", "b", "c"]
     assert finished_runs([SimpleNamespace(extra=None)]) == []
+    assert finished_runs([], history=History(tuple(events[:2]))) == []
 
 
-def test_what_an_earlier_dag_run_was_given_is_left_out():
-    memory = Memory()
-    assert given(memory, "a", "b", run_id="1") == ["a", "b"]
-    assert given(memory, "b", "c", run_id="2") == ["c"]
-    assert given(memory, "b", "c", run_id="3") == []
+@pytest.mark.parametrize("kind", [History, tuple], ids=["with a choice of events", "all events (Airflow 3.0)"])
+def test_what_an_earlier_event_has_reported_is_left_out(kind):
+    first, second, third = asset_event("a", "b"), asset_event("b", "c", second=1), asset_event("b", "c", second=2)
+    by_hand = SimpleNamespace(extra={}, timestamp=third.timestamp)
+    history = kind((first, second, third, by_hand))
+    assert ids_of(finished_runs([first], history=history)) == ["a", "b"]
+    assert ids_of(finished_runs([second], history=history)) == ["c"]
+    assert ids_of(finished_runs([third, by_hand], history=history)) == []
+    assert ids_of(finished_runs([first, second, third], history=history)) == ["a", "b", "c"]
 
 
-def test_a_retry_or_a_clear_of_any_dag_run_is_given_the_same_again():
-    memory = Memory()
-    first = given(memory, "a", "b", run_id="1")
-    second = given(memory, "b", "c", run_id="2")
-    for _ in range(3):
-        assert given(memory, "b", "c", run_id="2") == second
-        assert given(memory, "a", "b", run_id="1") == first
+@pytest.mark.parametrize(("between", "ids"), [(99, []), (100, ["a"])])
+def test_the_hundred_events_before_the_own_ones_are_read_and_no_more(between, ids):
+    others = [asset_event(f"other-{number}", second=number) for number in range(1, between + 1)]
+    again = asset_event("a", second=between + 1)
+    history = History((asset_event("a"), *others, again, asset_event("later", second=between + 2)))
+    assert ids_of(finished_runs([again], history=history)) == ids
 
 
-@pytest.mark.parametrize("other", [{"dag_id": "other"}, {"task_id": "other"}, {"map_index": 1}], ids=repr)
-def test_other_tasks_have_a_memory_of_their_own(other):
-    memory = Memory()
-    assert given(memory, "a", run_id="1") == ["a"]
-    assert given(memory, "a", run_id="2", **other) == ["a"]
-    assert given(memory, "a", run_id="3", **other) == []
-    assert given(memory, "a", run_id="1") == ["a"]
+@st.composite
+def deliveries(draw):
+    """Asset events in the order of their times, and DAG runs: (own events, events there at the task's first try)."""
+    count = draw(st.integers(1, 12))
+    runs = st.lists(st.sampled_from("abcdef"), max_size=4)
+    events = tuple(asset_event(*draw(runs), second=number) for number in range(count))
+    # Airflow 3.4 starts a DAG run for each event, Airflow before 3.4 one for some events in a row.
+    ends = draw(st.sets(st.integers(1, count))) if draw(st.booleans()) else set(range(1, count))
+    dag_runs = [slice(*pair) for pair in itertools.pairwise(sorted({0, *ends, count}))]
+    seen = [draw(st.integers(own.stop, count)) for own in dag_runs]
+    order = draw(st.permutations(range(len(dag_runs))))
+    return events, [(dag_runs[number], seen[number]) for number in order]
 
 
-def test_without_a_task_a_dag_run_is_known_by_its_events():
-    memory = Memory()
-    assert given(memory, "a", "b") == given(memory, "a", "b") == ["a", "b"]
-    assert given(memory, "b", "c") == given(memory, "b", "c") == ["c"]
-
-
-@pytest.mark.parametrize(("together", "count"), [(1, 2500), (7, 6000), (400, 7000), (7000, 7000)])
-def test_what_is_remembered_is_bounded_and_the_latest_runs_stay(together, count):
-    memory = Memory()
-    ids = [f"{number:05}{'x' * 1000}" for number in range(count)]
-    for start in range(0, len(ids), together):
-        given(memory, *ids[start : start + together], run_id=str(start))
-    assert memory.most_bytes < 64 * 1024
-    assert given(memory, *ids[-1000:], run_id="another") == []
-    assert given(memory, *ids[:10], run_id="another") == ids[:10]
-
-
-def test_a_memory_that_cannot_be_read_repeats_and_loses_nothing():
-    memory = Memory()
-    given(memory, "a", run_id="1")
-    for value in (7, "x", [], {"version": 2}, {"given": [["x"]]}):
-        memory.update(dict.fromkeys(memory, value))
-        assert given(memory, "a", "b", run_id="2") == ["a", "b"]
-        assert given(memory, "b", "c", run_id="3") == ["c"]
+@given(deliveries())
+def test_each_run_is_given_to_one_dag_run_in_whatever_order_they_execute(delivery):
+    events, dag_runs = delivery
+    tries = [[ids_of(finished_runs(events[own], history=History(events[:seen]))) for own, seen in dag_runs]]
+    # A retry or a clear, at any later time.
+    tries.append([ids_of(finished_runs(events[own], history=History(events))) for own, _ in dag_runs])
+    assert tries[0] == tries[1]
+    all_runs = {run["id"] for event in events for run in event.extra["payload"]["runs"]}
+    assert sorted(itertools.chain(*tries[0])) == sorted(all_runs)
 
 
 def test_an_event_of_another_version_is_refused():
