@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up docs lint format soundness faults cluster-test benchmark deployment worker-time watcher fuzz ui matrix soak mutation clean
+.PHONY: help demo test up docs lint format soundness faults cluster-test benchmark deployment worker-time watcher fuzz ui matrix upgrade soak mutation clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,9 @@ ui: $(READY) ## the provider in Airflow's pages, in a real browser (needs Chromi
 
 matrix: ## the tests and the examples on every Airflow and Python (CELLS="3.0-py3.11 newest next", EXAMPLES=no)
 	@$(PYTHON) dev/matrix.py $(addprefix --python ,$(PYTHONS)) $(if $(filter no,$(EXAMPLES)),--no-examples) $(CELLS)
+
+upgrade: $(READY) ## upgrade a real Airflow from 3.3 to 3.4 while tasks wait, and count the runs that they start
+	@$(BIN)/python dev/upgrade.py
 
 faults: $(READY) ## kill everything at random moments in a real Airflow on PostgreSQL, and count
 	@$(BIN)/python dev/faults.py

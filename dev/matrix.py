@@ -224,10 +224,8 @@ class Bench:
         if with_examples:
             steps.append((self._examples, "the examples in a real Airflow"))
         began_at = time.monotonic()
-        self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            self._say("installing Airflow, then the wheel")
-            self._install()
+            self.install()
             for step, words in steps:
                 self._say(words)
                 try:
@@ -254,7 +252,14 @@ class Bench:
     def _pip(self, name: str, *arguments: str | Path) -> None:
         self._do(name, [self.python, "-m", "pip", "install", "--quiet", *arguments], _INSTALL_SECONDS)
 
-    def _install(self) -> None:
+    def install(self) -> None:
+        """Make the environment anew: Airflow, the wheel, and the tools of the tests.
+
+        Raises:
+            StepError: that failed, or the wheel has changed Airflow.
+        """
+        self._say("installing Airflow, then the wheel")
+        self.folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.venv, ignore_errors=True)
         uv = shutil.which("uv")
         if uv:

@@ -261,7 +261,7 @@ class RealAirflow:
         home: its AIRFLOW_HOME, made if need be. What was kept there before can be read again.
         dags: files and folders that are copied into its DAGs folder.
         env: further environment of every component, such as connections.
-        database: `sqlite` or `postgres`.
+        database: `sqlite`, `postgres`, or a PostgreSQL that runs already and is left to whoever has started it.
         executor: `LocalExecutor`, or `CeleryExecutor` with a Redis of its own.
         python: the interpreter beside which the `airflow` command is.
         components: what to start; `standalone` is all of them in one.
@@ -277,7 +277,7 @@ class RealAirflow:
         *,
         dags: Iterable[Path],
         env: Mapping[str, str] | None = None,
-        database: str = "sqlite",
+        database: str | Postgres = "sqlite",
         executor: str = "LocalExecutor",
         python: str = sys.executable,
         components: Iterable[str] = COMPONENTS,
@@ -300,7 +300,8 @@ class RealAirflow:
         for source in dags:
             for file in source.glob("*.py") if source.is_dir() else [source]:
                 shutil.copy(file, self.home / "dags")
-        self.postgres = Postgres() if database == "postgres" else None
+        self._has_own_postgres = database == "postgres"
+        self.postgres = Postgres() if database == "postgres" else database if isinstance(database, Postgres) else None
         self._executor = executor
         self.redis = Redis() if executor == "CeleryExecutor" else None
         self._secret = secrets.token_hex(48)
@@ -369,7 +370,7 @@ class RealAirflow:
 
     def up(self) -> None:
         """Migrate the database and start everything; returns when all of it is healthy."""
-        if self.postgres is not None:
+        if self.postgres is not None and self._has_own_postgres:
             self.postgres.start()
         if self.redis is not None:
             self.redis.start()
@@ -402,7 +403,7 @@ class RealAirflow:
         self._processes.clear()
         if self.redis is not None:
             self.redis.remove()
-        if self.postgres is not None:
+        if self.postgres is not None and self._has_own_postgres:
             self.postgres.remove()
 
     def start(self, name: str) -> None:
@@ -608,13 +609,13 @@ class RealAirflow:
         """Mark a task instance, as a person would in the UI."""
         self.api("PATCH", self._task_path(dag_id, run_id, task_id), {"new_state": state})
 
-    def clear(self, dag_id: str, run_id: str, *task_ids: str, keep: bool = False) -> None:
+    def clear(self, dag_id: str, run_id: str, *task_ids: str | tuple[str, int], keep: bool = False) -> None:
         """Clear task instances, as a person would in the UI; all without `task_ids`.
 
         Args:
             dag_id: the DAG.
             run_id: its run.
-            task_ids: the tasks.
+            task_ids: the tasks; with a number, that instance of a mapped task.
             keep: what the tasks have stored stays, as with "Keep task state and resume" in the UI of Airflow 3.4.
                 Airflow before 3.4 has no such choice, and always keeps it.
         """

@@ -1,0 +1,19 @@
+"""The DAG of `make upgrade`: a plain and a mapped task, each waiting for a run of its own agent."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from airflow.sdk import DAG, task
+
+from airflow_provider_agents.operators import ExecuteAgentOperator
+
+with DAG("upgrade_runs", start_date=datetime(2026, 1, 1), schedule=None):  # noqa: DTZ001
+
+    @task
+    def agents(dag_run=None):  # noqa: ANN001, ANN201
+        """The agents of the mapped task."""
+        return dag_run.conf["mapped"]
+
+    ExecuteAgentOperator(task_id="plain", agent_id="{{ dag_run.conf['plain'] }}", settle=3.0, poll_interval=2.0)
+    ExecuteAgentOperator.partial(task_id="mapped", settle=3.0, poll_interval=2.0).expand(agent_id=agents())
