@@ -16,7 +16,6 @@ from airflow_provider_agents.interruption import interruptible
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
-    from contextlib import AbstractContextManager
 
 
 class Timer(Protocol):
@@ -41,9 +40,6 @@ class Clock(Protocol):
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
         """Call something on the running event loop after so many seconds."""
 
-    def working(self) -> AbstractContextManager[None]:
-        """For a block on the running event loop that awaits something real: an answer, a thread."""
-
 
 class SystemClock:
     """The system's time and the event loop's timers."""
@@ -63,10 +59,6 @@ class SystemClock:
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
         """A timer of the running loop."""
         return asyncio.get_running_loop().call_later(seconds, callback)
-
-    def working(self) -> AbstractContextManager[None]:
-        """Nothing depends on it."""
-        return contextlib.nullcontext()
 
 
 #: The one in use is the last.
@@ -136,8 +128,3 @@ def loop_time() -> float:
 def call_later(seconds: float, callback: Callable[[], object]) -> Timer:
     """Call something on the running event loop after so many seconds."""
     return _clocks[-1].call_later(seconds, callback)
-
-
-def working() -> AbstractContextManager[None]:
-    """For a block on the running event loop that awaits something real, such as an answer: time may not be skipped."""
-    return _clocks[-1].working()

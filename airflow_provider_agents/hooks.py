@@ -12,7 +12,6 @@ from airflow_provider_agents import _CONN_TYPE, _EXTRAS, _HIDDEN_FIELDS, _PLACEH
 from airflow_provider_agents.api import endpoints, flow
 from airflow_provider_agents.api.errors import AgentsError, InvalidConnectionError
 from airflow_provider_agents.api.rows import WarnOnce
-from airflow_provider_agents.clock import working
 from airflow_provider_agents.connection import aread_settings, read_settings
 
 if TYPE_CHECKING:
@@ -55,14 +54,18 @@ def run_url_of(template: str | None, *, agent_id: str, event_id: str | None) -> 
 # --- one feed per loop and connection -------------------------------------------------------------------------------
 
 
-async def _open_client(conn_id: str) -> AsyncClient:
+async def open_client(conn_id: str) -> AsyncClient:
+    """Read a connection, and make a client of it.
+
+    Raises:
+        AgentsError: there is no such connection, or none can be made with it.
+    """
     from airflow_provider_agents.api.client import AsyncClient
 
-    with working():
-        settings = await aread_settings(conn_id)
-        if isinstance(settings, InvalidConnectionError):
-            raise settings
-        return await AsyncClient.open(settings)
+    settings = await aread_settings(conn_id)
+    if isinstance(settings, InvalidConnectionError):
+        raise settings
+    return await AsyncClient.open(settings)
 
 
 def feed_of(conn_id: str) -> AbstractAsyncContextManager[Feed]:
@@ -71,7 +74,7 @@ def feed_of(conn_id: str) -> AbstractAsyncContextManager[Feed]:
 
     from airflow_provider_agents.feed.feed import Feed, shared_feed
 
-    return shared_feed(conn_id, lambda: Feed(conn_id, lambda: _open_client(conn_id), stats=Stats))
+    return shared_feed(conn_id, lambda: Feed(conn_id, lambda: open_client(conn_id), stats=Stats))
 
 
 # --- the hook -------------------------------------------------------------------------------------------------------

@@ -552,7 +552,7 @@ class ExecuteAgentOperator(BaseOperator):
         hook = AgentsHook(self.agents_conn_id)
         self._known = Known(submission=ended.submission, verdict=verdict, base_url=base_url_of(hook))
         if verdict is None:
-            memory.save(Phase.DETACHED, ended.submission)
+            memory.save(Phase.ACCEPTED, ended.submission)
             raise (AirflowFailException if ended.for_good else TemporaryError)(
                 f"The wait for the run has failed: {ended.error} The run is still running and cannot be cancelled. "
                 f"{memory.next_try_while_running} {named(ended.submission)}"
@@ -581,10 +581,10 @@ class ExecuteAgentOperator(BaseOperator):
             memory.save(Phase.ENDED, submission, outcome=verdict.outcome)
             what_now = ""
         elif verdict.outcome == Outcome.NOT_FOUND:
-            memory.save(Phase.DETACHED, submission)
+            memory.save(Phase.ACCEPTED, submission)
             what_now = memory.next_try_after_loss
         else:
-            memory.save(Phase.DETACHED, submission)
+            memory.save(Phase.ACCEPTED, submission)
             what_now = self._words_of_limit() + memory.next_try_while_running
         error = error_of(verdict, submission, what_now=what_now)
         raise error or AssertionError("unreachable: a COMPLETED verdict has an event")

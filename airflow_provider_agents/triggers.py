@@ -702,12 +702,3 @@ class AgentIdleTrigger(BaseTrigger):
                 for_good=error is not None and not error.is_retryable,
             ).to_json()
         )
-
-
-def __getattr__(name: str) -> Any:
-    """The watcher's names, which also work from here, where a DAG author looks for a trigger first."""
-    if name in {"AgentRunEventTrigger", "CURSOR_KEY", "finished_runs"}:
-        from airflow_provider_agents import watchers
-
-        return getattr(watchers, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

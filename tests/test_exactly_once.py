@@ -308,5 +308,5 @@ def test_at_most_one_run_for_each_that_is_wanted_and_every_success_true():
             max_examples=120, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
-    assert {"submitting", "accepted", "deferred", "detached", "ended"} == PHASES
+    assert {"submitting", "accepted", "deferred", "ended"} == PHASES
     assert {"found", "not found"} == COPIES

@@ -148,15 +148,6 @@ def test_the_triggers_paths_and_arguments_are_public_and_survive_a_round_trip():
         assert type(trigger)(**json.loads(json.dumps(serialized[1]))).serialize() == serialized
 
 
-def test_the_watchers_names_work_from_the_triggers_too():
-    from airflow_provider_agents import triggers, watchers
-
-    assert triggers.AgentRunEventTrigger is watchers.AgentRunEventTrigger
-    assert triggers.finished_runs is watchers.finished_runs
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        triggers.nonsense  # noqa: B018 - the access is the point
-
-
 def test_what_a_newer_version_adds_to_what_is_stored_does_not_stop_an_older_one():
     for kind, value in (
         (Submission, SUBMISSION),

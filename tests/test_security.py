@@ -246,7 +246,7 @@ def test_what_cannot_be_read_after_an_execute_says_that_the_run_may_have_started
     monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", connection(hostile(script).url))
     operator = ExecuteAgentOperator(task_id="run", agent_id="agent-1", wait_for_completion=False)
     submission = operator.execute({"ti": type("TI", (), {"max_tries": 0, "xcom_push": lambda *_, **__: None})()})
-    assert submission["accepted_at"] is not None
+    assert submission["sent_at"] is not None
     assert submission["request_id"] is None
 
 
@@ -368,7 +368,7 @@ def run_triggers():
     deadline_at = (now() + timedelta(seconds=60)).isoformat()
     wait = triggers.AgentRunTrigger(
         agents_conn_id="agents_default",
-        submission=Submission(agent_id="agent-1", taken_at=now(), accepted_at=now()).to_json(),
+        submission=Submission(agent_id="agent-1", taken_at=now()).to_json(),
         settle=5.0,
         appear_within=30.0,
         on_ambiguous="all",

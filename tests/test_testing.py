@@ -489,7 +489,7 @@ def test_waits_end_in_the_order_of_real_time_and_take_none():
 def test_no_time_is_skipped_while_something_real_is_under_way():
     async def scene():
         sleeping = asyncio.create_task(clock.asleep(3600))
-        with clock.working():
+        with time_of_test.working():
             # As an answer from the network would: by way of a thread, and a few hands on the loop.
             await asyncio.to_thread(lambda: None)
             for _ in range(500):
@@ -497,7 +497,8 @@ def test_no_time_is_skipped_while_something_real_is_under_way():
             assert not sleeping.done()
         await sleeping
 
-    with clock.replaced_by(SkippedTime()):
+    time_of_test = SkippedTime()
+    with clock.replaced_by(time_of_test):
         asyncio.run(scene())
 
 

@@ -12,13 +12,13 @@ import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import httpx
-from tenacity import AsyncRetrying, Retrying, retry_if_exception, stop_after_attempt
+from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
 from airflow_provider_agents import clock as our_clock
 from airflow_provider_agents.api import environment, retry
 from airflow_provider_agents.api.body import BodyDecoder, BodyError
 from airflow_provider_agents.api.errors import AgentsError, AuthenticationError, NoAnswerError, without_frames
-from airflow_provider_agents.api.flow import ApiCall, Flow, NoRetry, Response, Sleep, run_flow
+from airflow_provider_agents.api.flow import ApiCall, Flow, NoRetry, Response, Sleep
 from airflow_provider_agents.api.network import (
     NETWORK_ERRORS,
     PROXY_WANTS_CREDENTIALS,
@@ -33,7 +33,7 @@ from airflow_provider_agents.interruption import interruptible
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from airflow_provider_agents.api.settings import Settings
@@ -290,7 +290,7 @@ class AsyncClient:
 
     Make it with `await AsyncClient.open(settings)`, which builds the TLS context in a thread. Close it with `aclose`.
 
-    By default it retries nothing: its callers poll, and retries would multiply with polls.
+    It retries nothing: its callers poll, and retries would multiply with polls. `flow.run_flow` runs a flow with it.
     """
 
     def __init__(
@@ -299,12 +299,9 @@ class AsyncClient:
         *,
         tls: ssl.SSLContext | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
-        attempts: int = 1,
-        sleep: Callable[[float], Awaitable[None]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._settings, self._attempts, self._clock = settings, attempts, clock
-        self._sleep = sleep if sleep is not None else our_clock.asleep
+        self._settings, self._clock = settings, clock
         self._warn_once = WarnOnce()
         self._proxy = settings.proxy_in_use() if transport is None else None
         if tls is None:
@@ -321,14 +318,14 @@ class AsyncClient:
         return self._settings
 
     @classmethod
-    async def open(cls, settings: Settings, *, attempts: int = 1) -> Self:
+    async def open(cls, settings: Settings) -> Self:
         """Make a client without blocking the loop: building a TLS context takes about 50 ms.
 
         Raises:
             InvalidConnectionError: the CA bundle cannot be read, or the environment's proxy cannot be used.
         """
         tls = await asyncio.to_thread(settings.tls_context)
-        return cls(settings, tls=tls, attempts=attempts)
+        return cls(settings, tls=tls)
 
     async def __aenter__(self) -> Self:
         return self
@@ -349,9 +346,8 @@ class AsyncClient:
             AgentsError: the subclass that fits.
         """
         try:
-            with our_clock.working():
-                async with asyncio.timeout(self._settings.whole_request_seconds):
-                    reader = await self._read(call)
+            async with asyncio.timeout(self._settings.whole_request_seconds):
+                reader = await self._read(call)
         except NETWORK_ERRORS as error:
             failure = to_agents_error(error, call, self._settings, self._proxy)
         except AgentsError as error:
@@ -381,29 +377,6 @@ class AsyncClient:
         finally:
             await response.aclose()
         return reader
-
-    async def send(self, call: ApiCall[T]) -> Response[T]:
-        """Send one request, up to `attempts` times where that can do no harm.
-
-        Raises:
-            AgentsError: the last failure.
-        """
-        return await AsyncRetrying(sleep=self._sleep, **_policy(call, self._attempts))(self.send_once, call)
-
-    async def run_flow(self, flow: Flow[T]) -> T:
-        """Run a flow to its end and return its result."""
-        return await run_flow(flow, self.perform)
-
-    async def perform(self, step: ApiCall[Any] | NoRetry | Sleep) -> Response[Any] | None:
-        """Do what a flow yields."""
-        match step:
-            case Sleep(seconds):
-                await self._sleep(seconds)
-                return None
-            case NoRetry(call):
-                return await self.send_once(call)
-            case _:
-                return await self.send(step)
 
 
 def _query(call: ApiCall[Any]) -> httpx.QueryParams | None:

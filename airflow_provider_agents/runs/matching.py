@@ -137,12 +137,10 @@ class Found:
     """This one.
 
     Attributes:
-        certain: an id says so; else it is inferred.
         late: no candidate had appeared within `settle`, so this event may be another run's.
     """
 
     event: ExecutionEvent
-    certain: bool
     late: bool = False
 
     @property
@@ -246,14 +244,14 @@ def possible(
     events = list(events)
     seen = candidates(bounds, events, within=settle)
     if seen and is_ours(bounds, seen[0]):
-        return Found(seen[0], certain=True)
+        return Found(seen[0])
     late = was_empty or not seen
     if late:
         # What was created in the window and appears after it is no likelier than what was created after it.
         seen = candidates(bounds, events, within=appear_within)
     if len(seen) > 1:
         return Several(seen, late=late)
-    return Found(seen[0], certain=False, late=late) if seen else NotYet()
+    return Found(seen[0], late=late) if seen else NotYet()
 
 
 def match(
@@ -277,7 +275,7 @@ def match(
         was_empty: an earlier look, begun after `settle`, showed no candidate.
     """
     found = possible(bounds, events, settle=settle, appear_within=appear_within, was_empty=was_empty)
-    if isinstance(found, Found) and found.certain:
+    if isinstance(found, Found) and is_ours(bounds, found.event):
         return found
     has_settled = passed >= timedelta(seconds=settle)
     if isinstance(found, NotYet):

@@ -2,9 +2,7 @@
 
 ::
 
-    submitting ──► accepted ──► deferred ──► ended
-                       │            │
-                       └──────────► detached ──► (taken up by the next try)
+    submitting ──► accepted ◄──► deferred ──► ended
 
 Each phase is written before the step that it names can be interrupted, so that whatever dies, the next try knows the
 least that it must assume: in `submitting` a run may have started, from `accepted` on it has.
@@ -25,9 +23,8 @@ class Phase(StrEnum):
     """How far a task had come with its run."""
 
     SUBMITTING = "submitting"  # just before the POST, or around it; `sent_at` says if one may have started a run
-    ACCEPTED = "accepted"  # the run is known to have been asked for
+    ACCEPTED = "accepted"  # the run is known to have been asked for, and this try does not wait for it, or no longer
     DEFERRED = "deferred"  # about to wait in the triggerer
-    DETACHED = "detached"  # the task gave up waiting; the run may go on
     ENDED = "ended"  # the worker has seen the end
 
 

@@ -52,7 +52,6 @@ class Submission(BaseModel):
         known_event_ids: events that were there before the POST and are young enough to be mistaken for its run.
         taken_at: our clock when the snapshot before the POST was begun.
         sent_at: our clock just before the POST; None before it, and once it is known that the POST started nothing.
-        accepted_at: our clock when the answer came or was given up; for people, since nothing is decided by it.
         server_before: the server's clock (`Date`) in the snapshot: the run's event was created at or after this.
         server_after: the server's clock in the 202.
         newest_known_at: when the youngest event of the snapshot was created; stands in for a missing `Date`.
@@ -68,7 +67,6 @@ class Submission(BaseModel):
     known_event_ids: tuple[str, ...] = ()
     taken_at: AwareDatetime
     sent_at: AwareDatetime | None = None
-    accepted_at: AwareDatetime | None = None
     server_before: AwareDatetime | None = None
     server_after: AwareDatetime | None = None
     newest_known_at: AwareDatetime | None = None
@@ -123,7 +121,7 @@ class Submission(BaseModel):
 
 def attached_to(event: ExecutionEvent, agent_id: str, now: datetime) -> Submission:
     """The record of a run that somebody else started and this task takes as its own."""
-    return Submission(agent_id=agent_id, event_id=event.id, taken_at=now, accepted_at=now)
+    return Submission(agent_id=agent_id, event_id=event.id, taken_at=now)
 
 
 def take_snapshot(agent_id: str, *, now: Clock) -> Flow[Submission]:
@@ -205,7 +203,7 @@ def submit(
                 raise
             say("No run has appeared, so none was started; asking again.")
             continue
-        return intent.changed(request_id=answer.value.requestId, accepted_at=now(), server_after=answer.server_time)
+        return intent.changed(request_id=answer.value.requestId, server_after=answer.server_time)
 
 
 def _recover(
@@ -245,7 +243,7 @@ def lost_within(settle: float) -> float:
 def _lost(intent: Submission, given_up_at: datetime) -> Submission:
     """The record of a POST whose answer will never come: the server acted, if it did, before `given_up_at`."""
     server_after = intent.server_before + (given_up_at - intent.taken_at) if intent.server_before is not None else None
-    return intent.changed(accepted_at=given_up_at, server_after=server_after)
+    return intent.changed(server_after=server_after)
 
 
 def died_around(intent: Submission, *, request_seconds: float) -> Submission:

@@ -237,7 +237,13 @@ def simulated_agents(monkeypatch: pytest.MonkeyPatch) -> Iterator[AgentsSimulato
     for package in ("starlette", "uvicorn"):
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError("agents_simulator needs: pip install 'airflow-provider-agents[simulator]'")
+    from airflow_provider_agents import hooks
+    from airflow_provider_agents.api.client import AsyncClient
+
     time = SkippedTime()
+    # All that the provider awaits on an event loop and that is not a wait of its own.
+    monkeypatch.setattr(AsyncClient, "send_once", time.works(AsyncClient.send_once))
+    monkeypatch.setattr(hooks, "open_client", time.works(hooks.open_client))
     platform = Simulator(time.now, world=World(), api_keys=(_API_KEY,))
     # The environment's proxy cannot reach this machine.
     for name in ("NO_PROXY", "no_proxy"):

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import heapq
 import itertools
 import math
 import threading
 from datetime import UTC, datetime, timedelta
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from airflow_provider_agents import clock
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 #: Seconds by which a wait ends late, as each real one does. A test may stop the time of day while the clock of the
 #: event loop runs: without this, a wait for a time of day could end before that time, again and again.
@@ -64,8 +68,18 @@ class SkippedTime:
         return self._of_loop().add(seconds, callback)
 
     def working(self) -> contextlib.AbstractContextManager[None]:
-        """Nothing is skipped meanwhile."""
+        """For a block on the running event loop that awaits something real, such as an answer: nothing is skipped."""
         return self._of_loop().working()
+
+    def works(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+        """The same function, during which nothing is skipped."""
+
+        @functools.wraps(function)
+        async def working(*args: P.args, **kwargs: P.kwargs) -> R:
+            with self.working():
+                return await function(*args, **kwargs)
+
+        return working
 
     def _of_loop(self) -> _Waits:
         loop = asyncio.get_running_loop()

@@ -73,7 +73,6 @@ def serve_agents(scene, pipe):
                 "request_id": json.loads(reply.body)["data"]["requestId"],
                 "taken_at": at.isoformat(),
                 "sent_at": at.isoformat(),
-                "accepted_at": at.isoformat(),
                 "server_before": at.replace(microsecond=0).isoformat(),
                 "server_after": at.replace(microsecond=0).isoformat(),
             }

@@ -13,7 +13,7 @@ from airflow_provider_agents.runs.submission import Submission
 
 NOW = datetime(2026, 1, 1, 9, tzinfo=UTC)
 PLACE = TaskPlace(dag_id="dag", run_id="manual", task_id="run")
-SUBMISSION = Submission(agent_id="agent-1", request_id="req-1", taken_at=NOW, sent_at=NOW, accepted_at=NOW)
+SUBMISSION = Submission(agent_id="agent-1", request_id="req-1", taken_at=NOW, sent_at=NOW)
 COPY = RecordCopy(
     place=PLACE,
     record=RunRecord(

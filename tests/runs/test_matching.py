@@ -50,7 +50,7 @@ def test_nothing_is_inferred_before_settle_has_passed():
 
 
 def test_a_single_candidate_is_ours_once_settled():
-    assert match([event("a")], 33) == Found(event("a"), certain=False)
+    assert match([event("a")], 33) == Found(event("a"))
 
 
 def test_an_event_known_before_is_never_ours():
@@ -58,11 +58,11 @@ def test_an_event_known_before_is_never_ours():
 
 
 def test_an_event_that_bears_our_request_id_is_ours_at_once():
-    assert match([event("a"), event("b", requestId="req-1")], 2) == Found(event("b", requestId="req-1"), certain=True)
+    assert match([event("a"), event("b", requestId="req-1")], 2) == Found(event("b", requestId="req-1"))
 
 
 def test_an_event_whose_id_is_our_request_id_is_ours_at_once():
-    assert match([event("a"), event("req-1")], 2) == Found(event("req-1"), certain=True)
+    assert match([event("a"), event("req-1")], 2) == Found(event("req-1"))
 
 
 def test_an_event_that_bears_another_request_id_is_not_ours():
@@ -74,13 +74,13 @@ def test_an_event_created_before_the_post_is_not_ours():
 
 
 def test_clocks_of_gateway_and_application_may_differ_by_the_tolerance():
-    assert match([event("a", created=-5.0)], 33) == Found(event("a", created=-5.0), certain=False)
+    assert match([event("a", created=-5.0)], 33) == Found(event("a", created=-5.0))
 
 
 def test_an_event_created_after_the_window_is_ours_only_if_there_is_no_other():
     late = event("late", created=36.1)
-    assert match([late, event("a")], 40) == Found(event("a"), certain=False)
-    assert match([late], 40) == Found(late, certain=False, late=True)
+    assert match([late, event("a")], 40) == Found(event("a"))
+    assert match([late], 40) == Found(late, late=True)
 
 
 def test_several_that_come_late_together_stay_several():
@@ -90,13 +90,13 @@ def test_several_that_come_late_together_stay_several():
 
 def test_after_a_look_without_candidates_what_was_created_in_time_is_as_late_as_the_rest():
     in_time, after = event("in-time", 20), event("after", 60)
-    assert match([in_time], 70, was_empty=True) == Found(in_time, certain=False, late=True)
+    assert match([in_time], 70, was_empty=True) == Found(in_time, late=True)
     assert match([in_time, after], 70, was_empty=True) == Several((in_time, after), late=True)
 
 
 def test_an_id_makes_a_late_event_certain():
     late = event("late", 90, requestId="req-1")
-    assert match([late], 100, was_empty=True) == Found(late, certain=True)
+    assert match([late], 100, was_empty=True) == Found(late)
 
 
 @pytest.mark.parametrize(("created", "found"), [(1 + APPEAR + 5, True), (1 + APPEAR + 5.1, False)])
@@ -104,7 +104,7 @@ def test_an_id_makes_a_late_event_certain():
 def test_what_was_created_after_appear_within_is_never_ours(created, found, was_empty):
     # A process that resumes the wait after a day finds runs of all that day.
     late = event("late", created)
-    expected = Found(late, certain=False, late=True) if found else Missing()
+    expected = Found(late, late=True) if found else Missing()
     assert match([late], 86400, was_empty=was_empty) == expected
 
 
@@ -153,13 +153,13 @@ def test_a_process_that_did_not_see_the_acceptance_infers_nothing_from_another_m
 
 def test_without_the_servers_clock_only_what_was_known_before_is_left_out():
     bounds = replace(BOUNDS, server_before=None, server_after=None)
-    assert match([event("a", -9999), event("old")], 33, bounds) == Found(event("a", -9999), certain=False)
+    assert match([event("a", -9999), event("old")], 33, bounds) == Found(event("a", -9999))
 
 
 def test_a_known_event_id_decides_whatever_else_there_is():
     bounds = replace(BOUNDS, event_id="mine")
     assert match([event("a")], 33, bounds) == NotYet(settled=True)
-    assert match([event("a"), event("mine", -9999)], 2, bounds) == Found(event("mine", -9999), certain=True)
+    assert match([event("a"), event("mine", -9999)], 2, bounds) == Found(event("mine", -9999))
 
 
 def test_a_look_reaches_back_to_the_post_and_decides_once_settled_on_either_clock():
@@ -315,16 +315,16 @@ def test_a_late_event_that_cannot_be_read_holds_the_verdict_too():
     ],
 )
 def test_what_can_be_read_of_a_row_rules_its_event_out(fields):
-    assert match([event("a"), unreadable(**fields)], 33) == Found(event("a"), certain=False)
+    assert match([event("a"), unreadable(**fields)], 33) == Found(event("a"))
 
 
 def test_a_row_that_was_there_before_and_cannot_be_read_is_never_ours():
-    assert match([event("a"), unreadable("old")], 33) == Found(event("a"), certain=False)
+    assert match([event("a"), unreadable("old")], 33) == Found(event("a"))
 
 
 def test_an_event_with_our_id_is_ours_though_its_row_cannot_be_read():
     ours = unreadable(requestId="req-1")
-    assert match([event("a"), ours], 2) == Found(ours, certain=True)
+    assert match([event("a"), ours], 2) == Found(ours)
 
 
 def test_an_event_without_an_id_is_a_candidate_whatever_request_it_names():

@@ -68,9 +68,7 @@ class Scene:
     def lost(self, **fields):
         """The record of a POST that was sent and answered by nobody, now."""
         snapshot = self.client.run_flow(take_snapshot("a", now=self.clock))
-        return snapshot.changed(
-            sent_at=self.clock.now, accepted_at=self.clock.now, server_after=self.clock.now, **fields
-        )
+        return snapshot.changed(sent_at=self.clock.now, server_after=self.clock.now, **fields)
 
 
 def test_a_submission_holds_what_was_there_before_and_what_the_answer_said():
@@ -85,12 +83,11 @@ def test_a_submission_holds_what_was_there_before_and_what_the_answer_said():
         known_event_ids=(young.event_id,),
         taken_at=T0,
         sent_at=T0,
-        accepted_at=T0,
         server_before=T0 + timedelta(seconds=60),
         server_after=T0 + timedelta(seconds=60),
         newest_known_at=young.accepted_at,
     )
-    assert scene.saved == [submission.changed(request_id=None, accepted_at=None, server_after=None)]
+    assert scene.saved == [submission.changed(request_id=None, server_after=None)]
     assert scene.said == []
 
 
@@ -147,7 +144,7 @@ def test_a_runs_name_says_what_is_known_of_it():
 
 def test_a_run_that_somebody_else_started_is_known_by_its_event():
     submission = attached_to(ExecutionEvent(id="e", status="RUNNING"), "a", T0)
-    assert submission == Submission(agent_id="a", event_id="e", taken_at=T0, accepted_at=T0)
+    assert submission == Submission(agent_id="a", event_id="e", taken_at=T0)
 
 
 @pytest.mark.parametrize("fault", [{"kind": "status", "status": 429, "headers": {"Retry-After": "7"}}])
@@ -298,7 +295,6 @@ def test_a_run_whose_answer_was_lost_is_found_and_not_started_again(kind):
     submission = scene.submit()
     assert len(scene.sim.executions) == 1
     assert submission.request_id is None
-    assert submission.accepted_at == T0
     assert submission.server_after == T0
     assert submission.unanswered
     assert "may have started" in scene.said[0]
@@ -311,7 +307,7 @@ def test_a_post_of_which_nothing_came_is_repeated_once_settled():
     submission = scene.submit()
     assert len(scene.sim.executions) == 1
     assert submission.request_id == scene.sim.executions[0].request_id
-    assert SETTLE <= (submission.accepted_at - T0).total_seconds() <= SETTLE + 6.0
+    assert SETTLE <= (submission.sent_at - T0).total_seconds() <= SETTLE + 6.0
     assert "none was started" in scene.said[1]
 
 
@@ -332,7 +328,6 @@ def test_a_202_that_cannot_be_read_is_a_run_that_is_not_looked_for():
     submission = scene.submit()
     assert submission.request_id is None
     assert not submission.unanswered
-    assert submission.accepted_at == T0
     assert scene.slept == []
     assert len(scene.sim.executions) == 1
     assert "waited for without its requestId" in scene.said[0]
@@ -344,11 +339,10 @@ def test_a_202_that_cannot_be_read_is_a_run_that_is_not_looked_for():
 def test_a_request_that_died_was_under_way_no_longer_than_it_could_be():
     intent = Submission(agent_id="a", taken_at=T0, sent_at=T0 + timedelta(seconds=5), server_before=T0)
     late = died_around(intent, request_seconds=60.0)
-    assert late.accepted_at == T0 + timedelta(seconds=65)
     # On the server's clock as long after the snapshot as on that of the process that died.
     assert late.server_after == T0 + timedelta(seconds=65)
     unsent = died_around(intent.changed(sent_at=None, server_before=None), request_seconds=60.0)
-    assert (unsent.accepted_at, unsent.server_after) == (T0 + timedelta(seconds=60), None)
+    assert unsent.server_after is None
 
 
 def test_a_lost_run_is_looked_for_until_settle_has_passed():
@@ -484,5 +478,4 @@ def test_an_accepted_run_is_not_lost_over_the_body_of_the_answer(body):
     scene.sim.add_fault(Fault(kind="status", status=202, body=json.dumps(body), worked=True, method="POST"))
     submission = scene.submit()
     assert (submission.request_id, submission.unanswered) == (None, False)
-    assert submission.accepted_at == T0
     assert len(scene.sim.executions) == 1

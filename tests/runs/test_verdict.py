@@ -37,9 +37,7 @@ from airflow_provider_agents.simulator import ManualClock, Simulator, World, moc
 
 T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)
 #: Submitted at T0, on one clock.
-SUBMISSION = Submission(
-    agent_id="a", request_id="req", taken_at=T0, sent_at=T0, accepted_at=T0, server_before=T0, server_after=T0
-)
+SUBMISSION = Submission(agent_id="a", request_id="req", taken_at=T0, sent_at=T0, server_before=T0, server_after=T0)
 SETTLED = 32.0
 #: The same where the server does not tell its time.
 UNTIMED = SUBMISSION.changed(server_before=None, server_after=None)

@@ -335,9 +335,7 @@ def test_a_bounded_look_hands_on_answers_and_failures():
     ],
 )
 def test_what_is_known_of_a_run_is_told_before_it_is_certain(seen, words):
-    sent = Submission(
-        agent_id="a", request_id="r", taken_at=T0, sent_at=T0, accepted_at=T0, server_before=T0, server_after=T0
-    )
+    sent = Submission(agent_id="a", request_id="r", taken_at=T0, sent_at=T0, server_before=T0, server_after=T0)
     wait = Wait(sent, Rules(settle=30.0, appear_within=300.0))
     story = Story([row(f"e{number}", seconds=1 + number / 100) for number in range(seen)])
     look = story.tell(wait.look())
