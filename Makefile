@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up docs lint format soundness faults cluster-test benchmark deployment worker-time watcher fuzz ui matrix upgrade soak mutation clean
+.PHONY: help demo test up docs lint format soundness faults cluster-test benchmark deployment worker-time watcher fuzz ui matrix clears upgrade soak mutation clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,9 @@ matrix: ## the tests and the examples on every Airflow and Python (CELLS="3.0-py
 
 upgrade: $(READY) ## upgrade a real Airflow from 3.3 to 3.4 while tasks wait, and count the runs that they start
 	@$(BIN)/python dev/upgrade.py
+
+clears: $(READY) ## what each way to clear, mark or retry a task costs, on each Airflow (PYTHONS="/path/to/bin/python")
+	@$(BIN)/python dev/clears.py $(addprefix --python ,$(PYTHONS))
 
 faults: $(READY) ## kill everything at random moments in a real Airflow on PostgreSQL, and count
 	@$(BIN)/python dev/faults.py

@@ -386,10 +386,19 @@ class RealAirflow:
             self.start(component)
         self.wait_until_healthy()
 
+    def command(self, log: Path, *arguments: str) -> Process:
+        """Start an `airflow` command.
+
+        Args:
+            log: gets its output.
+            arguments: of the command.
+        """
+        return Process([str(self._bin / "airflow"), *arguments], self.env(), log)
+
     def _do(self, *arguments: str) -> None:
         """Run an `airflow` command to its end."""
         log = self.home / f"{arguments[0]}.log"
-        process = Process([str(self._bin / "airflow"), *arguments], self.env(), log)
+        process = self.command(log, *arguments)
         try:
             until(lambda: not process.is_alive(), _START_SECONDS, f"the end of `airflow {' '.join(arguments)}`")
         finally:
