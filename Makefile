@@ -67,22 +67,22 @@ format: $(READY) ## write the code as the formatter wants it
 	$(BIN)/ruff check --fix .
 
 soundness: $(READY) ## the documented polling loop and ours, side by side
-	@$(BIN)/python tests/benchmarks/soundness.py
+	@$(BIN)/python benchmarks/soundness.py
 
 benchmark: $(READY) ## what waiting costs a triggerer, beside dbt Cloud's trigger
 	@$(call install,bench)
-	@$(BIN)/python tests/benchmarks/triggerer.py
+	@$(BIN)/python benchmarks/triggerer.py
 
 deployment: $(READY) ## a thousand deferred tasks in a real triggerer
 	@$(call install,bench)
-	@$(BIN)/python tests/benchmarks/deployment.py
+	@$(BIN)/python benchmarks/deployment.py
 
 worker-time: $(READY) ## what each way of waiting takes from the workers, in a real Airflow
 	@$(call install,bench)
-	@$(BIN)/python tests/benchmarks/worker_time.py
+	@$(BIN)/python benchmarks/worker_time.py
 
 watcher: $(READY) ## a thousand finished runs, and a triggerer that is killed ten times
-	@$(BIN)/python tests/benchmarks/watcher.py
+	@$(BIN)/python benchmarks/watcher.py
 
 ui: $(READY) ## the provider in Airflow's pages, in a real browser (needs Chromium); takes the docs' pictures
 	@$(call install,ui)
@@ -101,10 +101,10 @@ faults: $(READY) ## kill everything at random moments in a real Airflow on Postg
 	@$(BIN)/python dev/faults.py
 
 fuzz: $(READY) ## a million hostile answers through all that reads them (ANSWERS=1000000, SEED=)
-	@$(BIN)/python tests/fuzzing.py $(if $(ANSWERS),--answers $(ANSWERS)) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python tests/support/fuzzing.py $(if $(ANSWERS),--answers $(ANSWERS)) $(if $(SEED),--seed $(SEED))
 
 soak: $(READY) ## a month of waiting on virtual time: are the verdicts right, and does anything leak
-	@$(BIN)/python tests/benchmarks/soak.py
+	@$(BIN)/python benchmarks/soak.py
 
 mutation: $(READY) ## change the rules of runs in many places, and count what the tests do not notice
 	@$(call install,mutation)

@@ -18,12 +18,12 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "dev"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dev"))
 
 import psycopg2
 from real_airflow import RealAirflow, connection_json, simulator_server, until
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 DAG = "agent_finished_starts_dag"
 AGENTS = 20
 

@@ -18,11 +18,13 @@ import logging
 import os
 import random
 import resource
+import sys
 import time
 import zlib
 from collections import Counter
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from urllib.parse import quote
 
 import httpx
@@ -786,4 +788,6 @@ def main():
 
 
 if __name__ == "__main__":
+    # As pytest has it: what is shared with the fixtures is in conftest.
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
     main()

@@ -23,7 +23,7 @@ import threading
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "dev"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dev"))
 
 from real_airflow import RealAirflow, connection_json, simulator_server, until
 

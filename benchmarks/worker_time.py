@@ -23,7 +23,7 @@ import threading
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "dev"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dev"))
 
 import psutil
 from real_airflow import RealAirflow, connection_json, free_port, simulator_server, until

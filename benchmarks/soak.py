@@ -27,7 +27,7 @@ from pathlib import Path
 import httpx
 
 # Run as a script, so the tests' own modules must be found.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 from virtual_time import VirtualLoop
 

@@ -1,6 +1,6 @@
 """What importing the operators costs on top of `airflow.sdk`, beside dbt Cloud's, each in fresh processes in turn.
 
-Run it with `python tests/benchmarks/import_cost.py`, after `pip install apache-airflow-providers-dbt-cloud`.
+Run it with `python benchmarks/import_cost.py`, after `pip install apache-airflow-providers-dbt-cloud`.
 """
 
 from __future__ import annotations
