@@ -41,7 +41,7 @@ from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.feed.waits import open_journal, sweeps_of, wait_for_end
 from airflow_provider_agents.runs.submission import submit
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
-from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, World, mock_transport
+from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, SimulatorConfig, mock_transport
 
 DAY = 86_400.0
 SETTLE, POLL_SECONDS = 30.0, 120.0
@@ -90,7 +90,7 @@ class Soak:
         self.rng = random.Random(seed)
         self.clock, self.runs, self.days, self.say = ManualClock(), runs, days, say
         self.loop = VirtualLoop(self.clock.advance)
-        self.world = World(
+        self.config = SimulatorConfig(
             request_id="absent",
             record_lag=lambda rng: rng.uniform(0, 10),
             queue_seconds=lambda rng: rng.choice([0.0, 2.0, 60.0]),
@@ -99,7 +99,7 @@ class Soak:
             retention_seconds=RETENTION_SECONDS,
             page_rows=25,
         )
-        self.sim = Simulator(self.clock, world=self.world, api_keys=("key-0",), seed=seed)
+        self.sim = Simulator(self.clock, config=self.config, api_keys=("key-0",), seed=seed)
         self.agents = [f"agent-{number}" for number in range(agents)]
         for number, agent_id in enumerate(self.agents):
             every = 3 * 3600.0 if number % 5 == 0 else None
@@ -145,7 +145,7 @@ class Soak:
         """By turns nothing tells which event is whose, and its `requestId` does."""
         for turn in range(1, 10**6):
             await asyncio.sleep(0.25 * self.days * DAY)
-            self.sim.world = replace(self.world, request_id="field" if turn % 2 else "absent")
+            self.sim.config = replace(self.config, request_id="field" if turn % 2 else "absent")
 
     # --- the connections ---
 
@@ -273,7 +273,7 @@ class Soak:
     def forget(self, before):
         for run, _ in self.sim.runs():
             if run.ended_at < before:
-                self.scheduled += run.by == "schedule"
+                self.scheduled += run.started_by == "schedule"
                 if run.event_id not in self.told:
                     self.untold.append(run.event_id)
                 self.told.discard(run.event_id)

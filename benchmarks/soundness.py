@@ -27,7 +27,7 @@ from airflow_provider_agents.api.settings import Settings
 from airflow_provider_agents.runs.submission import submit
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
 from airflow_provider_agents.runs.waiting import wait_for_end
-from airflow_provider_agents.simulator import ManualClock, Simulator, World, mock_transport
+from airflow_provider_agents.simulator import ManualClock, Simulator, SimulatorConfig, mock_transport
 
 RUNS, AGENTS = 200, 40
 #: The documented loop is given runs of a second, so it polls often; ours polls as its operator does by default.
@@ -44,15 +44,15 @@ def mostly_completed(rng):
 
 BASE = {"queue_seconds": 0.0, "run_seconds": run_seconds, "end_status": mostly_completed}
 #: name, the world, and how often (seconds) the platform itself starts each agent.
-WORLDS = (
-    ("record at once, nothing else runs", World(**BASE), None),
-    ("record up to 0.3 s after the 202", World(**BASE, record_lag=lambda rng: rng.uniform(0, 0.3)), None),
-    ("record up to 20 s after the 202", World(**BASE, record_lag=lambda rng: rng.uniform(0, 20)), None),
-    ("record at once, own schedule", World(**BASE), 7.0),
-    ("late records, own schedule", World(**BASE, record_lag=lambda rng: rng.uniform(0, 0.3)), 45.0),
+CONFIGS = (
+    ("record at once, nothing else runs", SimulatorConfig(**BASE), None),
+    ("record up to 0.3 s after the 202", SimulatorConfig(**BASE, record_lag=lambda rng: rng.uniform(0, 0.3)), None),
+    ("record up to 20 s after the 202", SimulatorConfig(**BASE, record_lag=lambda rng: rng.uniform(0, 20)), None),
+    ("record at once, own schedule", SimulatorConfig(**BASE), 7.0),
+    ("late records, own schedule", SimulatorConfig(**BASE, record_lag=lambda rng: rng.uniform(0, 0.3)), 45.0),
     (
         "late, scheduled, lagging replicas, skewed clocks",
-        World(
+        SimulatorConfig(
             **BASE,
             record_lag=lambda rng: rng.uniform(0, 5),
             replica_lag=lambda rng: rng.uniform(0, 5),
@@ -104,9 +104,9 @@ def ours(way, client, clock, agent_id):
     return status, [event.id for event in verdict.events]
 
 
-def measure(way, world, every):
+def measure(way, config, every):
     clock = ManualClock()
-    sim = Simulator(clock, world=world, seed=7)
+    sim = Simulator(clock, config=config, seed=7)
     rng = random.Random(7)
     for number in range(AGENTS):
         sim.add_agent(f"agent-{number}", schedule_every=every, schedule_offset=rng.uniform(0, every or 1))
@@ -136,14 +136,14 @@ def main():
     print(f"| {'world':48} | {'loop':17} | " + " | ".join(columns) + " |")
     print("|---" * (len(columns) + 2) + "|")
     wrong = 0
-    for name, world, every in WORLDS:
+    for name, config, every in CONFIGS:
         for way, label in ((naive, "documented"), (on_a_worker, "ours, on a worker"), (on_a_feed, "ours, deferred")):
-            counts = measure(way, world, every)
+            counts = measure(way, config, every)
             cells = " | ".join(f"{counts[column] / RUNS:{len(column)}.1%}" for column in columns)
             print(f"| {name:48} | {label:17} | {cells} |", flush=True)
             if way is not naive:
                 wrong += counts["another run's event"] + counts["wrong verdict"] + counts["false success"]
-    print(f"\nours: {wrong} wrong in {2 * RUNS * len(WORLDS):,} runs")
+    print(f"\nours: {wrong} wrong in {2 * RUNS * len(CONFIGS):,} runs")
     return int(wrong > 0)
 
 

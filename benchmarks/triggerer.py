@@ -40,14 +40,14 @@ EIGHT_HOURS = 8 * 3600.0
 
 def serve_agents(scene, pipe):
     """The simulated platform, with runs that end as told; sends its address and the runs' submissions."""
-    from airflow_provider_agents.simulator import Simulator, World, running_server
+    from airflow_provider_agents.simulator import Simulator, SimulatorConfig, running_server
 
     rng = random.Random(1)
     start = datetime.now(UTC)
     shift = [0.0]
     # Several runs of one agent at a time can only be told apart if the events name their requests.
-    world = World(queue_seconds=0.0, request_id="absent" if scene["agents"] == scene["runs"] else "field")
-    sim = Simulator(lambda: datetime.now(UTC) + timedelta(seconds=shift[0]), world=world)
+    config = SimulatorConfig(queue_seconds=0.0, request_id="absent" if scene["agents"] == scene["runs"] else "field")
+    sim = Simulator(lambda: datetime.now(UTC) + timedelta(seconds=shift[0]), config=config)
     began_ago = sorted((rng.uniform(*scene["began_within"]) for _ in range(scene["runs"])), reverse=True)
     shift[0] = -max(began_ago[0], scene["others"] and EIGHT_HOURS) - 1
     durations = {}

@@ -30,7 +30,7 @@ import psycopg2
 from audit import Audit, Run, Task, audit
 from real_airflow import RealAirflow, RealAirflowError, connection_to
 
-from airflow_provider_agents.simulator import Simulator, World, running_server
+from airflow_provider_agents.simulator import Simulator, SimulatorConfig, running_server
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,13 +114,13 @@ ENV = {
 
 def platform(agents: Sequence[str], seed: int) -> Simulator:
     """The platform at its most awkward, as far as its page allows."""
-    world = World(
+    config = SimulatorConfig(
         record_lag=lambda rng: rng.uniform(0, 3),
         replica_lag=lambda rng: rng.uniform(0, 0.5),
         end_status=lambda rng: "FAILED" if rng.random() < FAILS else "COMPLETED",
         rate_limit=(PLATFORM_RATE, 1.0),
     )
-    simulator = Simulator(lambda: datetime.now(UTC), world=world, api_keys=(KEY,), seed=seed)
+    simulator = Simulator(lambda: datetime.now(UTC), config=config, api_keys=(KEY,), seed=seed)
     rng = random.Random(seed)
     for number, agent in enumerate(agents):
         simulator.add_agent(

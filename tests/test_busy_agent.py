@@ -197,7 +197,7 @@ def test_a_run_that_vanishes_keeps_an_agent_busy_for_some_minutes_at_most(platfo
 def test_a_slow_listing_does_not_put_off_the_deadline(platform):
     busy(platform, seconds=9000.0)
     # An idle agent's page after page, each of them empty.
-    platform.sim.world = replace(platform.sim.world, endless_tokens=True)
+    platform.sim.config = replace(platform.sim.config, endless_tokens=True)
     monkey = {"max_requests_per_second": 0.05}
 
     async def main():
@@ -239,7 +239,7 @@ async def adrive(task, op, pause=lambda: 0.0):
 def test_tasks_that_wait_for_each_other_start_one_after_the_other_on_a_quick_or_slow_cluster(
     platform, least, most, run_seconds
 ):
-    platform.sim.world = replace(platform.sim.world, record_lag=2.0)
+    platform.sim.config = replace(platform.sim.config, record_lag=2.0)
     rng = random.Random(7)
     busy(platform)
     platform.pass_time(5)

@@ -71,7 +71,7 @@ def columns(ended):
 
 
 def change(platform, **knobs):
-    platform.sim.world = replace(platform.sim.world, **knobs)
+    platform.sim.config = replace(platform.sim.config, **knobs)
 
 
 def interrupt_when(condition):

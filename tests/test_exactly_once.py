@@ -34,7 +34,7 @@ from virtual_time import VirtualLoop
 
 from airflow_provider_agents.api.errors import AgentsError
 from airflow_provider_agents.operators import ExecuteAgentOperator
-from airflow_provider_agents.simulator import Fault, Simulator, World, mock_transport
+from airflow_provider_agents.simulator import Fault, Simulator, SimulatorConfig, mock_transport
 from airflow_provider_agents.testing.variables import Copies, copies_kept_in
 from airflow_provider_agents.validation import TRIGGERS_END_TASKS
 
@@ -107,7 +107,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.sim = Simulator(
             lambda: datetime.now(UTC),
             api_keys=(KEY,),
-            world=World(
+            config=SimulatorConfig(
                 record_lag=lambda rng: rng.choice([0.0, 0.0, 2.0, 20.0]),
                 run_seconds=lambda rng: rng.choice([0.5, 20.0, 300.0]),
                 end_status=lambda rng: rng.choice(["COMPLETED", "COMPLETED", "FAILED"]),

@@ -216,7 +216,7 @@ def test_a_task_killed_while_its_record_is_written_finishes_the_record(platform,
 
 def test_a_task_killed_while_it_looks_for_a_run_in_doubt_ends_and_pays_once(platform, task, killer):
     platform.sim.add_fault(Fault(kind="reset_after", method="POST", times=1))
-    platform.sim.world = platform.sim.world.__class__(record_lag=20.0)
+    platform.sim.config = platform.sim.config.__class__(record_lag=20.0)
     killer.strike_in_pause()
     end_killed(killer, operator(), task.context())
     assert task.store[RECORD_KEY]["phase"] == "submitting"

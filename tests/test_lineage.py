@@ -140,7 +140,7 @@ def test_a_run_that_is_late_is_told_as_far_as_it_was_seen(platform, task, make):
 
 
 def test_a_run_that_got_lost_is_told_by_what_the_api_answered(platform, task, make):
-    platform.sim.world = platform.sim.world.__class__(record_lag=10_000.0)
+    platform.sim.config = platform.sim.config.__class__(record_lag=10_000.0)
     op, error = lead(make, task)
     assert isinstance(error, AgentRunNotFoundError)
     request_id = platform.sim.executions[0].request_id
@@ -232,7 +232,7 @@ def test_a_sensor_whose_arguments_name_no_agent_tells_nothing():
 
 @pytest.mark.parametrize("end_status", ["COMPLETED", "FAILED"])
 def test_neither_the_key_nor_what_else_the_platform_sends_is_told(platform, task, make, end_status):
-    platform.sim.world = platform.sim.world.__class__(extra_event_fields={"prompt": "a secret plan"})
+    platform.sim.config = platform.sim.config.__class__(extra_event_fields={"prompt": "a secret plan"})
     platform.sim.add_agent("agent-1", end_status=end_status)
     op, _ = lead(make, task)
     told = event_of(op, SUCCESS if end_status == "COMPLETED" else FAILED)
@@ -244,7 +244,7 @@ def test_neither_the_key_nor_what_else_the_platform_sends_is_told(platform, task
 
 
 def test_a_task_whose_attributes_are_sent_too_tells_no_more(platform, task):
-    platform.sim.world = platform.sim.world.__class__(extra_event_fields={"prompt": "a secret plan"})
+    platform.sim.config = platform.sim.config.__class__(extra_event_fields={"prompt": "a secret plan"})
     op, _ = lead(operator, task)
     # `include_full_task_info`, which a deployment may set.
     told = Serde.to_json({"task": str(dict(TaskInfoComplete(op)))})

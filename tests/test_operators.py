@@ -81,7 +81,7 @@ def waiting(request):
 
 
 def test_the_final_event_of_its_own_run_is_returned(platform, task, waiting):
-    platform.sim.world = platform.sim.world.__class__(record_lag=0.5)
+    platform.sim.config = platform.sim.config.__class__(record_lag=0.5)
     event = run(operator(**waiting), task)
     (mine,) = platform.executions()
     assert (event["id"], event["status"]) == (mine, "COMPLETED")
@@ -143,7 +143,7 @@ def test_the_last_look_at_the_deadline_counts(platform, task, waiting):
 
 
 def test_a_run_without_an_event_is_said_to_be_lost(platform, task, waiting):
-    platform.sim.world = platform.sim.world.__class__(record_lag=10_000.0)
+    platform.sim.config = platform.sim.config.__class__(record_lag=10_000.0)
     with pytest.raises(AgentRunNotFoundError, match="may have started all the same.*A retry looks for it first"):
         run(operator(**waiting), task)
 
@@ -684,7 +684,7 @@ def test_a_refused_post_leaves_no_run_of_another_party_to_be_taken(platform, tas
 
 @pytest.mark.parametrize("settle", [1.0, 5.0])
 def test_a_small_settle_does_not_pay_twice_for_a_lost_post(platform, task, waiting, settle):
-    platform.sim.world = platform.sim.world.__class__(record_lag=4.5)
+    platform.sim.config = platform.sim.config.__class__(record_lag=4.5)
     platform.sim.faults.append(Fault(kind="reset_after", method="POST"))
     assert [run(operator(settle=settle, **waiting), task)["id"]] == platform.executions()
 

@@ -42,7 +42,7 @@ from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.waiting import LAST_LOOK_SECONDS
 from airflow_provider_agents.sensors import AgentRunSensor
-from airflow_provider_agents.simulator import Fault, World
+from airflow_provider_agents.simulator import Fault, SimulatorConfig
 from airflow_provider_agents.triggers import AgentSensorTrigger, RunEnded
 from airflow_provider_agents.version_compat import TRIGGERS_END_TASKS
 
@@ -190,7 +190,9 @@ def test_an_old_moment_does_not_list_everything_since(platform, wait):
 def test_a_late_record_cannot_overtake_the_first_run_however_far_off_a_clock_is(
     platform, wait, date_header, clock_skew
 ):
-    platform.sim.world = World(record_lag=lambda rng: next(lags), date_header=date_header, clock_skew=clock_skew)
+    platform.sim.config = SimulatorConfig(
+        record_lag=lambda rng: next(lags), date_header=date_header, clock_skew=clock_skew
+    )
     lags = iter([20.0, 0.0])
     platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=1.0)
     moment = platform.sim.now()
@@ -213,7 +215,7 @@ def days_of(platform, *with_a_run):
 @pytest.mark.parametrize("soft_fail", [True, False])
 def test_a_day_without_a_run_is_late_and_does_not_take_the_next_days(platform, wait, soft_fail, date_header):
     starts, runs = days_of(platform, 0, 2)
-    platform.sim.world = World(date_header=date_header)
+    platform.sim.config = SimulatorConfig(date_header=date_header)
     platform.pass_time(10 * 86400)
     before = sum(platform.slept)
 
@@ -236,7 +238,7 @@ def test_a_day_without_a_run_is_late_and_does_not_take_the_next_days(platform, w
 def test_an_interval_that_passes_without_a_run_is_late_as_soon_as_none_can_appear(
     platform, wait, date_header, clock_skew, longest
 ):
-    platform.sim.world = World(date_header=date_header, clock_skew=clock_skew)
+    platform.sim.config = SimulatorConfig(date_header=date_header, clock_skew=clock_skew)
     start = platform.sim.now()
     platform.sim.start_scheduled_run("agent-1", after=301)
     # On a platform that does not tell its clock, ours counts.
@@ -257,7 +259,7 @@ def test_a_run_of_the_interval_is_waited_for_beyond_its_end(platform, wait):
 def test_a_worker_is_held_for_settle_only_where_nothing_tells_the_time(platform):
     platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=1.0)
     for date_header, held in ((True, 0), (False, 30)):
-        platform.sim.world = World(date_header=date_header)
+        platform.sim.config = SimulatorConfig(date_header=date_header)
         moment = platform.sim.now()
         platform.sim.start_scheduled_run("agent-1")
         platform.pass_time(2)
@@ -274,7 +276,7 @@ def test_a_worker_is_held_for_settle_only_where_nothing_tells_the_time(platform)
 
 @pytest.mark.parametrize("clock_skew", [0.0, -600.0, 600.0])
 def test_without_the_platforms_clock_a_submission_is_waited_for_too(platform, task, wait, clock_skew):
-    platform.sim.world = World(date_header=False, clock_skew=clock_skew)
+    platform.sim.config = SimulatorConfig(date_header=False, clock_skew=clock_skew)
     submission = ExecuteAgentOperator(task_id="run", agent_id="agent-1", wait_for_completion=False).execute(
         task.context()
     )
@@ -287,7 +289,7 @@ def test_a_submission_whose_event_appears_late_is_taken_with_a_warning_or_refuse
     platform, task, wait, logged, on_ambiguous
 ):
     lags = iter([10_000_000.0])
-    platform.sim.world = World(record_lag=lambda rng: next(lags, 0.0))
+    platform.sim.config = SimulatorConfig(record_lag=lambda rng: next(lags, 0.0))
     submission = ExecuteAgentOperator(task_id="run", agent_id="agent-1", wait_for_completion=False).execute(
         task.context()
     )
@@ -436,7 +438,7 @@ def test_an_unknown_agent_fails_whatever_is_soft(platform, wait, soft_fail):
 
 
 def test_a_submission_that_never_appears_is_lost(platform, task, wait):
-    platform.sim.world = platform.sim.world.__class__(record_lag=10_000.0)
+    platform.sim.config = platform.sim.config.__class__(record_lag=10_000.0)
     submission = ExecuteAgentOperator(task_id="run", agent_id="agent-1", wait_for_completion=False).execute(
         task.context()
     )
@@ -590,7 +592,7 @@ def test_a_look_of_many_slow_pages_puts_off_no_timeout_of_a_sensor_on_a_worker(p
     if wait.way == "deferrable":
         pytest.skip("the time of an event loop does not move with that of the answers")
     event_id = platform.sim.start_scheduled_run("agent-1")
-    platform.sim.world = replace(platform.sim.world, endless_tokens=True)
+    platform.sim.config = replace(platform.sim.config, endless_tokens=True)
 
     def slowly(_request, answer):
         platform.traveller.shift(timedelta(seconds=15))

@@ -203,11 +203,11 @@ def test_a_run_that_has_ended_is_not_taken_up_by_a_retry_of_the_cleared_task_eit
 
 
 def test_a_run_that_never_appeared_is_followed_by_a_new_one(platform, task, copies, monkeypatch):
-    platform.sim.world = platform.sim.world.__class__(record_lag=1e6)
+    platform.sim.config = platform.sim.config.__class__(record_lag=1e6)
     stop_while_waiting(operator(), task, monkeypatch)
     platform.pass_time(400)
     task.clear(keep_state=False)
-    platform.sim.world = platform.sim.world.__class__()
+    platform.sim.config = platform.sim.config.__class__()
     assert run(operator(), task)["id"] == platform.executions()[1]
     assert copies == {}
 

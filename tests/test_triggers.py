@@ -12,7 +12,7 @@ from conftest import needs_airflow
 
 from airflow_provider_agents.api.errors import AgentRunFailedError, AmbiguousAgentRunError, InvalidArgumentError
 from airflow_provider_agents.operators import ExecuteAgentOperator
-from airflow_provider_agents.simulator import Fault, World
+from airflow_provider_agents.simulator import Fault, SimulatorConfig
 from airflow_provider_agents.task_state import RECORD_KEY
 from airflow_provider_agents.triggers import AgentRunTrigger
 
@@ -88,7 +88,7 @@ def test_every_other_end_resumes_a_worker(platform, task, in_a_task):
 def late(platform):
     """Let the event of the next run that a task starts never appear, and return one that starts another run later."""
     lags = iter([10_000_000.0])
-    platform.sim.world = World(record_lag=lambda rng: next(lags, 0.0))
+    platform.sim.config = SimulatorConfig(record_lag=lambda rng: next(lags, 0.0))
     return lambda: platform.sim.start_scheduled_run("agent-1", after=100)
 
 

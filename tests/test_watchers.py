@@ -464,7 +464,7 @@ def test_a_rate_limit_delays_what_ended_during_a_downtime_and_loses_nothing(plat
     watch(platform, 60, state=state)
     platform.pass_time(400 * 12)
     sim.add_history("busy", 390, every=12.0, run_seconds=3.0)
-    sim.world = dataclasses.replace(sim.world, rate_limit=(10, 60.0), page_rows=10)
+    sim.config = dataclasses.replace(sim.config, rate_limit=(10, 60.0), page_rows=10)
     told = flat(watch(platform, 1200, state=state))
     assert len(told) == len(set(told)) == 390
 
@@ -474,7 +474,7 @@ def test_a_watcher_starts_though_more_is_active_than_a_rate_limit_allows_to_list
     sim = platform.sim
     sim.add_agent("busy", queue_seconds=0.0, run_seconds=1200.0)
     started = [sim.start_scheduled_run("busy") for _ in range(40)]
-    sim.world = dataclasses.replace(sim.world, rate_limit=(6, 60.0), page_rows=4, retry_after=retry_after)
+    sim.config = dataclasses.replace(sim.config, rate_limit=(6, 60.0), page_rows=4, retry_after=retry_after)
     assert sorted(flat(watch(platform, 3600, state=AssetState()))) == sorted(started)
 
 

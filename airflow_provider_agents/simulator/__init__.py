@@ -6,8 +6,11 @@ It stands alone: it shares no code with the client that it is tried with, so tha
 from __future__ import annotations
 
 from airflow_provider_agents.simulator.app import asgi_app, mock_transport, running_server, serve
+from airflow_provider_agents.simulator.clock import ManualClock
+from airflow_provider_agents.simulator.config import SimulatorConfig
 from airflow_provider_agents.simulator.faults import Fault, IncomingRequest, Interceptor, Reply
-from airflow_provider_agents.simulator.state import Execution, ManualClock, Run, Simulator, World
+from airflow_provider_agents.simulator.platform import Simulator
+from airflow_provider_agents.simulator.runs import Execution, Run
 
 __all__ = [
     "Execution",
@@ -18,7 +21,7 @@ __all__ = [
     "Reply",
     "Run",
     "Simulator",
-    "World",
+    "SimulatorConfig",
     "asgi_app",
     "mock_transport",
     "running_server",

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_agents.simulator.app import serve
-from airflow_provider_agents.simulator.state import Simulator, World
+from airflow_provider_agents.simulator.config import SimulatorConfig
+from airflow_provider_agents.simulator.platform import Simulator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,21 +69,21 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--record-lag", type=float, metavar="S", help="seconds until an event can be seen")
     parser.add_argument("--queue-seconds", type=float, metavar="S", help="seconds that a run is PENDING")
     parser.add_argument(
-        "--world",
+        "--config",
         type=json.loads,
         default={},
         metavar="JSON",
-        help="the World's knobs that are not callables; the two options above go before it",
+        help="the options of SimulatorConfig that JSON can express; the two options above take precedence",
     )
     return parser.parse_args(given)
 
 
-def _world(arguments: argparse.Namespace) -> World:
-    knobs = dict(arguments.world)
+def _config(arguments: argparse.Namespace) -> SimulatorConfig:
+    knobs = dict(arguments.config)
     for name in ("record_lag", "queue_seconds"):
         if getattr(arguments, name) is not None:
             knobs[name] = getattr(arguments, name)
-    return World(**knobs)
+    return SimulatorConfig(**knobs)
 
 
 def _add_agent(simulator: Simulator, text: str) -> None:
@@ -123,7 +124,7 @@ def main(given: Sequence[str] | None = None) -> int:
     try:
         simulator = Simulator(
             lambda: datetime.now(UTC),
-            world=_world(arguments),
+            config=_config(arguments),
             api_keys=tuple(arguments.key or ["demo-key"]),
         )
         for text in arguments.agent or _AGENTS:

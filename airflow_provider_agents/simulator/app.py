@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from airflow_provider_agents.simulator.state import Simulator
+    from airflow_provider_agents.simulator.platform import Simulator
 
 #: A hanging request is let go after this many seconds even if its client never gives up.
 _LONGEST_HANG_SECONDS = 120.0
@@ -96,7 +96,7 @@ def asgi_app(simulator: Simulator) -> Starlette:
         ("PUT", "rows", controls.restore_row),
         ("POST", "faults", controls.add_fault),
         ("DELETE", "faults", controls.clear_faults),
-        ("PATCH", "world", controls.change_world),
+        ("PATCH", "config", controls.change_config),
         ("PUT", "keys", controls.set_keys),
     ]
     return Starlette(
@@ -130,7 +130,7 @@ class _Controls:
                 "eventId": run.event_id,
                 "requestId": run.request_id,
                 "agentId": run.agent_id,
-                "by": run.by,
+                "by": run.started_by,
                 "status": status,
                 "endStatus": run.end_status,
                 "acceptedAt": run.accepted_at.isoformat(timespec="microseconds"),
@@ -188,8 +188,8 @@ class _Controls:
         self._simulator.faults.clear()
         return {}
 
-    def change_world(self, body: dict[str, Any]) -> dict[str, Any]:
-        self._simulator.world = dataclasses.replace(self._simulator.world, **body)
+    def change_config(self, body: dict[str, Any]) -> dict[str, Any]:
+        self._simulator.config = dataclasses.replace(self._simulator.config, **body)
         return body
 
     def set_keys(self, body: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ a later request.
 from __future__ import annotations
 
 #: Longer times (some 30 years) are mistakes, and would leave the range of a datetime.
-MOST_SECONDS = 1e9
+MAX_SECONDS = 1e9
 
 
 def check(ok: bool, name: str, wanted: str) -> None:
@@ -27,7 +27,7 @@ def is_whole(value: object, least: int) -> bool:
 
 def is_seconds(value: object, least: float = 0.0) -> bool:
     """Whether it is a number of seconds, `least` or more."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= MOST_SECONDS
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= MAX_SECONDS
 
 
 def check_seconds(value: object, name: str) -> None:

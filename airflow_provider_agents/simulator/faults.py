@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal, get_args
 
@@ -143,3 +143,45 @@ class Fault:
     def is_over(self, now: datetime) -> bool:
         """Whether no later request matches."""
         return self.not_after is not None and now >= self.not_after
+
+
+def next_fault(faults: list[Fault], request: IncomingRequest, now: datetime) -> Fault | None:
+    """The first fault that hits a request, taken off the list when its `times` are used up."""
+    faults[:] = [fault for fault in faults if not fault.is_over(now)]
+    for index, fault in enumerate(faults):
+        if not fault.matches(request, now):
+            continue
+        if fault.skip:
+            faults[index] = replace(fault, skip=fault.skip - 1)
+            continue
+        if fault.times is not None:
+            if fault.times <= 1:
+                del faults[index]
+            else:
+                faults[index] = replace(fault, times=fault.times - 1)
+        return fault
+    return None
+
+
+def corrupt_reply(reply: Reply, fault: Fault) -> Reply:
+    """What is left of a response after a fault of any kind but `status`."""
+    headers = {**reply.headers, **fault.headers}
+    match fault.kind:
+        case "reset_after":
+            return Reply(broken="reset")
+        case "hang_after":
+            return Reply(broken="hang")
+        case "html":
+            headers["Content-Type"] = "text/html"
+            body = b"<!DOCTYPE html><html><body><h1>Sign in</h1></body></html>"
+        case "garbage":
+            body = bytes(range(256))
+        case "truncated":
+            body = reply.body[: len(reply.body) // 2]
+        case "wrong_shape":
+            body = b'{"data": "none"}'
+        case "huge":
+            body = b'{"data": [' + b" " * (33 * 1024 * 1024) + b"]}"
+        case _:
+            body = b""
+    return Reply(reply.status, headers, body)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_agents import clock
-from airflow_provider_agents.simulator import Execution, Fault, Simulator, World, running_server
+from airflow_provider_agents.simulator import Execution, Fault, Simulator, SimulatorConfig, running_server
 from airflow_provider_agents.testing.skipped_time import SkippedTime
 from airflow_provider_agents.testing.tries import Tries, check_runnable, sensors_wait_on
 
@@ -37,7 +37,7 @@ class AgentsSimulator:
     Attributes:
         url: where it listens, on this machine.
         api_key: the key that it accepts.
-        platform: the `Simulator` itself: every request and run, every knob of `World`, every kind of `Fault`.
+        platform: the `Simulator` itself: every request and run, every knob of `SimulatorConfig`, every kind of `Fault`.
     """
 
     def __init__(self, platform: Simulator, url: str, time: SkippedTime, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ class AgentsSimulator:
         self._change(record_lag=seconds)
 
     def _change(self, **knobs: Any) -> None:
-        self.platform.world = replace(self.platform.world, **knobs)
+        self.platform.config = replace(self.platform.config, **knobs)
 
     # --- time ---
 
@@ -244,7 +244,7 @@ def simulated_agents(monkeypatch: pytest.MonkeyPatch) -> Iterator[AgentsSimulato
     # All that the provider awaits on an event loop and that is not a wait of its own.
     monkeypatch.setattr(AsyncClient, "send_once", time.works(AsyncClient.send_once))
     monkeypatch.setattr(hooks, "open_client", time.works(hooks.open_client))
-    platform = Simulator(time.now, world=World(), api_keys=(_API_KEY,))
+    platform = Simulator(time.now, config=SimulatorConfig(), api_keys=(_API_KEY,))
     # The environment's proxy cannot reach this machine.
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, ",".join(filter(None, (os.environ.get(name), "127.0.0.1"))))

@@ -12,7 +12,7 @@ from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.runs.journal import Journal
 from airflow_provider_agents.runs.submission import attached_to
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
-from airflow_provider_agents.simulator import World
+from airflow_provider_agents.simulator import SimulatorConfig
 
 AGENTS, EVENTS = "/v1/agents/agent-0/events", "/v1/events"
 
@@ -35,7 +35,7 @@ def statuses(asked):
 
 
 def test_an_agents_listing_is_read_back_to_the_post_and_no_further_after_what_is_pending():
-    scene = Scene(World(), queue_seconds=0.0, run_seconds=1000.0)
+    scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=1000.0)
     scene.sim.add_history("agent-0", 1000, every=30.0, run_seconds=1.0)
     scene.waiting()
     gate = Gate(scene, no_account)
@@ -209,7 +209,7 @@ def test_runs_that_have_left_the_active_set_are_looked_for_where_they_began():
 
 @pytest.mark.parametrize(("request_id", "known"), [("field", True), ("id", True), ("absent", False)])
 def test_a_run_that_bears_its_requests_id_is_known_with_the_first_look(request_id, known):
-    scene = Scene(World(request_id=request_id), agents=3, queue_seconds=0.0, run_seconds=1000.0)
+    scene = Scene(SimulatorConfig(request_id=request_id), agents=3, queue_seconds=0.0, run_seconds=1000.0)
     tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
     scene.sweep()
     mine = [(run.event_id,) if known else () for run in scene.sim.executions]
@@ -217,7 +217,7 @@ def test_a_run_that_bears_its_requests_id_is_known_with_the_first_look(request_i
 
 
 def test_an_id_means_nothing_in_an_event_of_another_agent():
-    scene = Scene(World(), agents=2, queue_seconds=0.0, run_seconds=1000.0)
+    scene = Scene(SimulatorConfig(), agents=2, queue_seconds=0.0, run_seconds=1000.0)
     submission = scene.submitted("agent-0")
     stranger = scene.sim.start_scheduled_run("agent-1")
     scene.sim.corrupt(stranger, {"requestId": submission.request_id})

@@ -15,7 +15,7 @@ from airflow_provider_agents.runs.journal import Journal
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS
 from airflow_provider_agents.runs.submission import attached_to
 from airflow_provider_agents.runs.verdict import Rules, Wait
-from airflow_provider_agents.simulator import World
+from airflow_provider_agents.simulator import SimulatorConfig
 
 EVENTS = "/v1/events"
 
@@ -107,7 +107,7 @@ def inferred(scene):
 
 
 def test_the_accounts_listing_ends_where_all_is_older_than_what_is_sought():
-    scene = Scene(World(), agents=8, queue_seconds=0.0, run_seconds=1000.0)
+    scene = Scene(SimulatorConfig(), agents=8, queue_seconds=0.0, run_seconds=1000.0)
     for number in range(8):
         scene.sim.add_history(f"agent-{number}", 200, every=60.0, run_seconds=1.0)
     for wait, deadline_at in inferred(scene):
@@ -124,7 +124,7 @@ def test_the_accounts_listing_ends_where_all_is_older_than_what_is_sought():
 def test_the_accounts_listing_is_read_as_far_as_it_is_cheap(every, listed, clock_skew):
     # Forty minutes of an account that starts a run every `every` seconds: twelve pages and some, or 24. Twice what the
     # agents' own listings cost is twelve.
-    scene = Scene(World(clock_skew=clock_skew), agents=3, queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(clock_skew=clock_skew), agents=3, queue_seconds=0.0, run_seconds=9000.0)
     waits = inferred(scene)
     scene.sim.add_agent("busy", queue_seconds=0.0, run_seconds=3.0, schedule_every=every)
     scene.clock.advance(2400)
@@ -137,7 +137,7 @@ def test_the_accounts_listing_is_read_as_far_as_it_is_cheap(every, listed, clock
 
 @pytest.mark.parametrize("clock_skew", [0.0, -3600.0, 3600.0])
 def test_how_busy_an_account_is_decides_how_it_is_asked_from_then_on(clock_skew):
-    scene = Scene(World(clock_skew=clock_skew), agents=2, queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(clock_skew=clock_skew), agents=2, queue_seconds=0.0, run_seconds=9000.0)
     scene.sim.add_agent("busy", queue_seconds=0.0, run_seconds=3.0, schedule_every=0.5)
     scene.clock.advance(600)
     for wait, deadline_at in inferred(scene):
@@ -154,7 +154,7 @@ def test_how_busy_an_account_is_decides_how_it_is_asked_from_then_on(clock_skew)
 
 def test_a_listing_that_turns_out_dearer_than_its_first_page_promised_is_broken_off():
     # The last hour was quiet, the six before it were not: more than seventy pages in all.
-    scene = Scene(World(), agents=2, queue_seconds=0.0, run_seconds=50_000.0)
+    scene = Scene(SimulatorConfig(), agents=2, queue_seconds=0.0, run_seconds=50_000.0)
     waits = inferred(scene)
     for every, seconds in ((1.5, 6 * 3600), (36.0, 3600)):
         scene.sim.add_agent("busy", queue_seconds=0.0, run_seconds=1.0, schedule_every=every)
@@ -168,7 +168,7 @@ def test_a_listing_that_turns_out_dearer_than_its_first_page_promised_is_broken_
 
 @pytest.mark.parametrize("is_watched", [False, True])
 def test_the_account_is_not_listed_for_seekers_once_a_row_has_hidden_whose_it_is(is_watched):
-    scene = Scene(World(), agents=3, queue_seconds=9000.0)
+    scene = Scene(SimulatorConfig(), agents=3, queue_seconds=9000.0)
     waits = inferred(scene)
     scene.sim.corrupt(
         None, lambda row: row | ({"status": None, "agentId": None} if row["agentId"] == "agent-0" else {})
@@ -186,7 +186,7 @@ def test_the_account_is_not_listed_for_seekers_once_a_row_has_hidden_whose_it_is
 
 
 def test_how_long_an_agents_listing_is_decides_how_it_is_asked_from_then_on():
-    scene = Scene(World(), queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=9000.0)
     ((wait, deadline_at),) = inferred(scene)
     scene.sim.add_agent("agent-0", queue_seconds=0.0, run_seconds=3.0, schedule_every=1.0)
     scene.clock.advance(300)
@@ -199,7 +199,7 @@ def test_how_long_an_agents_listing_is_decides_how_it_is_asked_from_then_on():
 
 
 def test_an_event_that_is_named_ends_the_walk_over_an_agents_listing():
-    scene = Scene(World(), queue_seconds=0.0, run_seconds=1.0)
+    scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=1.0)
     for _ in range(1000):
         scene.sim.start_scheduled_run("agent-0")
     scene.sim.add_agent("agent-0", queue_seconds=0.0, run_seconds=9000.0)
@@ -213,7 +213,7 @@ def test_an_event_that_is_named_ends_the_walk_over_an_agents_listing():
 @pytest.mark.parametrize("clock_skew", [0.0, -3600.0])
 def test_runs_of_a_busy_agent_are_not_followed_in_one_long_window(clock_skew):
     # Between the two, 500 others began: three pages instead of two.
-    scene = Scene(World(request_id="field", clock_skew=clock_skew), queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(request_id="field", clock_skew=clock_skew), queue_seconds=0.0, run_seconds=9000.0)
     gate = Gate(scene, lambda path, query: 403 if path == EVENTS else None)
     scene.waiting()
     gate.sweep()
@@ -239,7 +239,7 @@ def test_runs_of_a_busy_agent_are_not_followed_in_one_long_window(clock_skew):
 )
 def test_a_way_that_is_refused_is_not_asked_again_for_some_minutes(way, with_it, caplog):
     caplog.set_level("INFO")
-    scene = Scene(World(), agents=30, queue_seconds=0.0, run_seconds=50_000.0)
+    scene = Scene(SimulatorConfig(), agents=30, queue_seconds=0.0, run_seconds=50_000.0)
     refused = {way, *with_it}
     gate = Gate(scene, lambda path, query: 403 if kind(path, query) in refused else None)
 
@@ -262,7 +262,7 @@ def test_a_way_that_is_refused_is_not_asked_again_for_some_minutes(way, with_it,
 
 
 def test_a_watcher_that_may_not_list_the_account_is_told_so():
-    scene = Scene(World(), agents=2, queue_seconds=0.0, run_seconds=1000.0)
+    scene = Scene(SimulatorConfig(), agents=2, queue_seconds=0.0, run_seconds=1000.0)
     deadline_at = scene.clock.now + timedelta(days=9)
     watcher = scene.driver.join(Journal.from_now(ACCOUNT, 10.0, scene.sim.now()), deadline_at=deadline_at)
     other = scene.waiting()
@@ -293,7 +293,7 @@ def test_a_followed_run_that_has_not_begun_is_asked_for_among_those():
 
 
 def test_a_run_that_nothing_shows_is_searched_for_more_and_more_rarely():
-    scene = Scene(World(request_id="field", retention_seconds=0.0), queue_seconds=0.0, run_seconds=100.0)
+    scene = Scene(SimulatorConfig(request_id="field", retention_seconds=0.0), queue_seconds=0.0, run_seconds=100.0)
     scene.sim.add_history("agent-0", 100)
     scene.waiting()
     gate = Gate(scene)
@@ -337,7 +337,7 @@ def test_a_row_that_hides_whose_it_is_does_not_hide_the_followed_ones_behind_it(
     ],
 )
 def test_a_platform_in_trouble_is_not_asked_in_other_ways(broken, asked):
-    scene = Scene(World(), agents=8, queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(), agents=8, queue_seconds=0.0, run_seconds=9000.0)
     tickets = [scene.driver.join(wait, deadline_at=deadline_at) for wait, deadline_at in inferred(scene)]
     gate = Gate(scene, lambda path, query: 500 if kind(path, query) == broken else None)
     for _ in range(2):

@@ -43,7 +43,7 @@ from airflow_provider_agents.feed.plan import Plan, PollStats
 from airflow_provider_agents.runs.submission import submit
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
 from airflow_provider_agents.runs.waiting import LAST_LOOK_SECONDS
-from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, World, mock_transport
+from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, SimulatorConfig, mock_transport
 
 KEY = "test-key"
 LATENCY = 0.05
@@ -73,10 +73,12 @@ class Transport(httpx.AsyncBaseTransport):
 class Scene:
     """A simulator, a connection that can be changed, and feeds on a loop of virtual time."""
 
-    def __init__(self, *, agents=1, world=None, seed=1, plan=Plan, stats=None, **agent):
+    def __init__(self, *, agents=1, config=None, seed=1, plan=Plan, stats=None, **agent):
         self.clock = ManualClock()
         self.loop = VirtualLoop(self.clock.advance)
-        self.sim = Simulator(self.clock, world=world or World(request_id="field"), seed=seed, api_keys=(KEY,))
+        self.sim = Simulator(
+            self.clock, config=config or SimulatorConfig(request_id="field"), seed=seed, api_keys=(KEY,)
+        )
         self.agents = [f"agent-{number}" for number in range(agents)]
         for agent_id in self.agents:
             self.sim.add_agent(agent_id, **{"queue_seconds": 0.0, "run_seconds": 60.0, **agent})
@@ -322,7 +324,7 @@ def test_who_waits_is_told_now_and_then_that_it_does():
 
 
 def test_a_changed_key_is_read_again_and_nobody_notices():
-    scene = Scene(agents=20, world=World(request_id="absent"))
+    scene = Scene(agents=20, config=SimulatorConfig(request_id="absent"))
 
     async def main():
         waits = [asyncio.ensure_future(scene.wait(agent_id)) for agent_id in scene.agents]
@@ -416,7 +418,7 @@ def test_who_only_asks_is_told_at_once_that_there_is_no_connection():
 
 @pytest.mark.parametrize("ceiling", [2, 10])
 def test_never_more_requests_than_the_connection_allows(ceiling):
-    scene = Scene(agents=60, world=World(request_id="absent"))
+    scene = Scene(agents=60, config=SimulatorConfig(request_id="absent"))
     scene.settings = Settings(api_key=KEY, base_url="http://127.0.0.1", max_requests_per_second=ceiling)
     scene.sim.add_fault(Fault(kind="status", status=403, path="^/v1/events$", times=None))
     submissions = [scene.submitted(agent_id) for agent_id in scene.agents]
@@ -527,7 +529,7 @@ def test_a_deadline_is_kept_whatever_a_poll_is_busy_with(slow):
     submission = scene.submitted()
     if slow == "pages":
         # A page after the other, each in good time, and none of them the last.
-        scene.sim.world = replace(scene.sim.world, empty_pages=500)
+        scene.sim.config = replace(scene.sim.config, empty_pages=500)
         scene.latency = lambda: 40.0
     if slow == "rate":
         scene.settings = replace(scene.settings, max_requests_per_second=0.001)
@@ -715,7 +717,7 @@ def test_the_feeds_own_lines_carry_no_tasks_context():
 
 def test_the_server_clock_is_what_delays_are_measured_on():
     stats = Stats()
-    scene = Scene(stats=stats, world=World(request_id="field", clock_skew=240.0))
+    scene = Scene(stats=stats, config=SimulatorConfig(request_id="field", clock_skew=240.0))
 
     async def main():
         async with scene.held() as feed:

@@ -18,7 +18,7 @@ from airflow_provider_agents.feed.tickets import ACCOUNT
 from airflow_provider_agents.feed.waits import journal_from_now
 from airflow_provider_agents.runs.journal import Cursor, Journal
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS
-from airflow_provider_agents.simulator import Fault, World
+from airflow_provider_agents.simulator import Fault, SimulatorConfig
 
 FOREVER = datetime.max.replace(tzinfo=UTC)
 SETTLE = 10.0
@@ -373,13 +373,13 @@ def test_an_outage_does_not_count_towards_the_hour():
 
 def limited(scene, requests=12, page_rows=5):
     """So many requests a minute, and so many rows on a page."""
-    scene.sim.world = dataclasses.replace(scene.sim.world, rate_limit=(requests, 60.0), page_rows=page_rows)
+    scene.sim.config = dataclasses.replace(scene.sim.config, rate_limit=(requests, 60.0), page_rows=page_rows)
 
 
 @pytest.mark.parametrize("sort_by", ["createdAt", "startedAt", "updatedAt"])
 @pytest.mark.parametrize("agent_id", [ACCOUNT, "agent-0"])
 def test_more_than_a_rate_limit_allows_at_once_is_caught_up_with_in_parts(sort_by, agent_id):
-    scene = Scene(World(request_id="absent", sort_by=sort_by), agents=1, queue_seconds=0.0, run_seconds=60.0)
+    scene = Scene(SimulatorConfig(request_id="absent", sort_by=sort_by), agents=1, queue_seconds=0.0, run_seconds=60.0)
     journal = from_now(scene, agent_id)
     scene.sweep()
     scene = scene.again()
@@ -404,7 +404,7 @@ def test_more_than_a_rate_limit_allows_at_once_is_caught_up_with_in_parts(sort_b
 
 
 def test_more_active_runs_than_a_rate_limit_allows_at_once_are_followed_in_parts():
-    scene = Scene(World(request_id="absent"), agents=4, queue_seconds=0.0, run_seconds=3600.0)
+    scene = Scene(SimulatorConfig(request_id="absent"), agents=4, queue_seconds=0.0, run_seconds=3600.0)
     journal = from_now(scene)
     scene.sweep()
     started = [scene.sim.start_scheduled_run(f"agent-{number % 4}") for number in range(100)]
@@ -422,7 +422,7 @@ class Watching:
 
     def __init__(self, seed, agent_id, sort_by, page_rows):
         self.rng, self.agent_id = random.Random(seed), agent_id
-        world = World(
+        config = SimulatorConfig(
             request_id="absent",
             record_lag=lambda rng: rng.uniform(0, SETTLE / 2),
             replica_lag=lambda rng: rng.uniform(0, SETTLE / 3),
@@ -432,7 +432,7 @@ class Watching:
             date_header=self.rng.random() < 0.5,
         )
         self.scene = Scene(
-            world,
+            config,
             agents=3,
             seed=seed,
             queue_seconds=lambda rng: rng.choice([0.0, 1.0, 90.0]),
@@ -466,14 +466,14 @@ class Watching:
 
     def limit(self):
         """Allow so few requests a minute that a look takes more than one sweep."""
-        self.scene.sim.world = dataclasses.replace(self.scene.sim.world, rate_limit=(self.rng.randrange(4, 9), 60.0))
+        self.scene.sim.config = dataclasses.replace(self.scene.sim.config, rate_limit=(self.rng.randrange(4, 9), 60.0))
 
     def fault(self):
         self.scene.sim.faults.append(Fault(kind=self.rng.choice(["reset_before", "html", "truncated"])))
 
     def wait(self):
         self.scene.sim.faults.clear()
-        self.scene.sim.world = dataclasses.replace(self.scene.sim.world, rate_limit=None)
+        self.scene.sim.config = dataclasses.replace(self.scene.sim.config, rate_limit=None)
         self.scene.waiting(self.rng.choice(self.scene.agents))
         self._note(self.scene.sim.executions[-1].agent_id, self.scene.sim.executions[-1].event_id)
 

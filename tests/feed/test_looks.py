@@ -17,7 +17,7 @@ from airflow_provider_agents.runs.journal import Journal
 from airflow_provider_agents.runs.matching import Seek
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
-from airflow_provider_agents.simulator import World
+from airflow_provider_agents.simulator import SimulatorConfig
 
 EVENTS = "/v1/events"
 
@@ -70,7 +70,7 @@ def slow_down(scene, seconds):
 @pytest.mark.parametrize("way", ["account", "agents"])
 def test_a_look_is_as_old_as_its_first_page(way):
     # A walk over many pages takes long; what began meanwhile may be on none of them.
-    scene = Scene(World(page_rows=10), agents=2, queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(page_rows=10), agents=2, queue_seconds=0.0, run_seconds=9000.0)
     floor = scene.sim.now()
     for _ in range(25):
         scene.clock.advance(10)
@@ -94,7 +94,7 @@ def test_a_look_is_as_old_as_its_first_page(way):
 
 @pytest.mark.parametrize("agent_id", ["agent-0", ACCOUNT])
 def test_who_seeks_is_not_shown_an_older_state_after_a_newer_one(agent_id):
-    scene = Scene(World(), queue_seconds=20.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(), queue_seconds=20.0, run_seconds=9000.0)
     floor = scene.sim.now()
     event_id = scene.sim.start_scheduled_run("agent-0")
     scene.clock.advance(1)
@@ -112,7 +112,7 @@ def test_who_seeks_is_not_shown_an_older_state_after_a_newer_one(agent_id):
 
 
 def test_who_follows_is_not_told_an_older_state_after_a_newer_one():
-    scene = Scene(World(), queue_seconds=20.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(), queue_seconds=20.0, run_seconds=9000.0)
     event_id = scene.sim.start_scheduled_run("agent-0")
     pending = scene.sim.row(event_id)
     scene.clock.advance(1)
@@ -131,7 +131,7 @@ def test_who_follows_is_not_told_an_older_state_after_a_newer_one():
 
 
 def test_an_agents_own_listing_says_whose_its_events_are_though_they_do_not():
-    scene = Scene(World(), queue_seconds=40.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(), queue_seconds=40.0, run_seconds=9000.0)
     scene.sim.corrupt(None, {"agentId": None})
     floor = scene.sim.now()
     event_id = scene.sim.start_scheduled_run("agent-0")
@@ -147,7 +147,7 @@ def test_an_agents_own_listing_says_whose_its_events_are_though_they_do_not():
 
 @pytest.mark.parametrize("narrowed", [True, False])
 def test_an_agents_own_listing_ends_the_wait_for_an_event_that_does_not_say_whose_it_is(narrowed):
-    scene = Scene(World(request_id="field"), agents=3, queue_seconds=0.0, run_seconds=100.0)
+    scene = Scene(SimulatorConfig(request_id="field"), agents=3, queue_seconds=0.0, run_seconds=100.0)
     scene.sim.corrupt(None, {"agentId": None})
     gate = Gate(
         scene,
@@ -169,7 +169,7 @@ def test_an_agents_own_listing_ends_the_wait_for_an_event_that_does_not_say_whos
 @pytest.mark.parametrize("named", [True, False])
 def test_a_run_is_not_overlooked_behind_a_page_of_others_that_wait_for_their_turn(named):
     # By `startedAt`, which it does not have yet, it stands behind all that has begun; and others queue before it.
-    scene = Scene(World(sort_by="startedAt", nulls="last"), queue_seconds=0.0, run_seconds=1.0)
+    scene = Scene(SimulatorConfig(sort_by="startedAt", nulls="last"), queue_seconds=0.0, run_seconds=1.0)
     scene.sim.add_history("agent-0", 300, every=30.0, run_seconds=1.0)
     scene.sim.add_agent("agent-0", queue_seconds=9000.0, run_seconds=1.0)
     scene.sim.corrupt(None, {} if named else {"agentId": None})
@@ -200,7 +200,7 @@ def test_who_leaves_takes_nothing_from_those_who_follow_the_same_run():
 
 
 def test_who_follows_several_runs_follows_the_rest_once_one_is_over():
-    scene = Scene(World(), queue_seconds=0.0, run_seconds=60.0)
+    scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=60.0)
     submission = scene.submitted()
     scene.sim.add_agent("agent-0", queue_seconds=0.0, run_seconds=300.0)
     longer = scene.sim.start_scheduled_run("agent-0")
@@ -218,7 +218,7 @@ def test_who_follows_several_runs_follows_the_rest_once_one_is_over():
 
 
 def test_a_look_that_ends_one_wait_is_given_to_the_others_too():
-    scene = Scene(World(), queue_seconds=0.0, run_seconds=1.0)
+    scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=1.0)
     floor = crowd(scene, events=1)
     scene.clock.advance(60)
 
@@ -249,7 +249,7 @@ def test_a_look_that_ends_one_wait_is_given_to_the_others_too():
 
 
 def test_a_sweep_that_is_given_up_says_nothing_of_those_it_did_not_get_to():
-    scene = Scene(World(), agents=9, queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(), agents=9, queue_seconds=0.0, run_seconds=9000.0)
     submissions = [scene.submitted(agent_id).changed(request_id=None) for agent_id in scene.agents]
     scene.driver.rng = None
     # Their runs have been due for an event long since; the listings would have shown it.
@@ -308,7 +308,7 @@ def test_each_event_that_no_narrow_listing_shows_is_searched_for():
 
 def test_an_event_without_a_time_is_not_lost_behind_one_with_a_time():
     # Of two followed events of an agent one says nothing of its time, so the search may not end above it.
-    scene = Scene(World(), queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=9000.0)
     old = scene.sim.start_scheduled_run("agent-0")
     scene.sim.add_agent("agent-0", queue_seconds=0.0, run_seconds=1.0)
     for _ in range(450):
@@ -331,7 +331,7 @@ def test_an_event_without_a_time_is_not_lost_behind_one_with_a_time():
 
 
 def test_a_key_that_is_revoked_is_told_by_the_accounts_listing():
-    scene = Scene(World(), agents=3, queue_seconds=0.0, run_seconds=1000.0)
+    scene = Scene(SimulatorConfig(), agents=3, queue_seconds=0.0, run_seconds=1000.0)
     tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
     gate = Gate(scene, lambda path, query: 401)
     # The key is the same for all listings, so one refusal is enough.
@@ -362,7 +362,7 @@ def crowd(scene, *, events):
 
 
 def test_looks_that_decide_nothing_are_given_to_a_few_and_those_that_can_to_all():
-    scene = Scene(World(), queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=9000.0)
     floor = crowd(scene, events=50)
     later = scene.clock.now + timedelta(hours=1)
     early = [Ripening(later, floor=floor) for _ in range(30)]
@@ -403,7 +403,7 @@ def pauses_of(scene):
 
 
 def test_the_loop_gets_a_turn_while_an_outage_is_told():
-    scene = Scene(World(), queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=9000.0)
     floor = crowd(scene, events=1)
     tickets = [watch(scene, Witness(floor=floor)) for _ in range(100)]
     scene.sweep()
@@ -416,7 +416,7 @@ def test_the_loop_gets_a_turn_while_an_outage_is_told():
 
 @pytest.mark.parametrize(("many", "pauses"), [(19, 0), (20, 1), (100, 5)])
 def test_the_loop_gets_a_turn_while_looks_are_given(many, pauses):
-    scene = Scene(World(), queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=9000.0)
     # 49 events, fifty for the look itself and one for the turn.
     floor = crowd(scene, events=49)
     for _ in range(many):
@@ -425,7 +425,7 @@ def test_the_loop_gets_a_turn_while_looks_are_given(many, pauses):
 
 
 def test_the_loop_gets_a_turn_before_thousands_are_looked_for():
-    scene = Scene(World(), queue_seconds=0.0, run_seconds=90_000.0)
+    scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=90_000.0)
     known = ExecutionEvent.model_validate(scene.sim.row(scene.sim.start_scheduled_run("agent-0")))
     for _ in range(999):
         watch(scene, Witness(following=[known]))
@@ -439,7 +439,7 @@ def test_the_loop_gets_a_turn_before_thousands_are_looked_for():
 
 
 def test_a_row_that_cannot_be_read_is_shown_to_those_who_seek_its_agent_or_the_account():
-    scene = Scene(World(), agents=3, queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(), agents=3, queue_seconds=0.0, run_seconds=9000.0)
     floor = scene.sim.now()
     runs = [scene.sim.start_scheduled_run(agent_id) for agent_id in scene.agents]
     scene.sim.corrupt(runs[0], {"status": None})
@@ -453,7 +453,7 @@ def test_a_row_that_cannot_be_read_is_shown_to_those_who_seek_its_agent_or_the_a
 
 @pytest.mark.parametrize("odd", [{"status": None}, {"id": 7}, 7])
 def test_a_row_counts_as_unreadable_only_in_the_look_that_shows_it_so(odd):
-    scene = Scene(World(), queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=9000.0)
     witness = Witness(floor=scene.sim.now())
     run = scene.sim.start_scheduled_run("agent-0")
     watch(scene, witness)
@@ -466,7 +466,7 @@ def test_a_row_counts_as_unreadable_only_in_the_look_that_shows_it_so(odd):
 
 @pytest.mark.parametrize(("rows", "lines"), [(5, 5), (6, 6), (9, 6)])
 def test_rows_that_cannot_be_read_are_named_up_to_a_few(rows, lines, caplog):
-    scene = Scene(World(), agents=rows, queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(), agents=rows, queue_seconds=0.0, run_seconds=9000.0)
     floor = scene.sim.now()
     for agent_id in scene.agents:
         scene.sim.start_scheduled_run(agent_id)
@@ -481,7 +481,7 @@ def test_rows_that_cannot_be_read_are_named_up_to_a_few(rows, lines, caplog):
 
 
 def test_a_follower_is_woken_when_its_row_can_no_longer_be_read():
-    scene = Scene(World(), queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=9000.0)
     run = scene.sim.start_scheduled_run("agent-0")
     (known,) = scene.client.send(list_events()).value.data
     witness = Witness(following=[known])
@@ -495,7 +495,7 @@ def test_a_follower_is_woken_when_its_row_can_no_longer_be_read():
 
 
 def test_rows_that_do_not_say_whose_they_are_hide_nobody_and_are_seen_by_the_accounts_watcher():
-    scene = Scene(World(), agents=4, queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(), agents=4, queue_seconds=0.0, run_seconds=9000.0)
     floor = scene.sim.now()
     runs = [scene.sim.start_scheduled_run(agent_id) for agent_id in scene.agents]
     for nameless in (runs[1], runs[3]):
@@ -518,7 +518,7 @@ def test_rows_that_do_not_say_whose_they_are_hide_nobody_and_are_seen_by_the_acc
 
 
 def test_a_listing_that_is_refused_says_nothing_of_what_it_would_have_shown():
-    scene = Scene(World(), agents=3, queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(), agents=3, queue_seconds=0.0, run_seconds=9000.0)
     submissions = [scene.submitted(agent_id).changed(request_id=None) for agent_id in scene.agents]
     scene.clock.advance(400)
     deadline_at = scene.clock.now + timedelta(hours=1)
@@ -533,7 +533,7 @@ def test_a_listing_that_is_refused_says_nothing_of_what_it_would_have_shown():
 
 @pytest.mark.parametrize(("skew", "ahead"), [(600.0, 600), (-600.0, -600), (1.0, 0), (-1.0, 0), (3.0, 3), (2.0, 0)])
 def test_how_far_the_servers_clock_is_ahead(skew, ahead):
-    scene = Scene(World(clock_skew=skew), agents=3, queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(clock_skew=skew), agents=3, queue_seconds=0.0, run_seconds=9000.0)
     for agent_id in scene.agents:
         scene.waiting(agent_id, interval=5.0)
     scene.sweep()
@@ -541,7 +541,7 @@ def test_how_far_the_servers_clock_is_ahead(skew, ahead):
 
 
 def test_the_servers_clock_is_read_from_the_first_answer_of_a_sweep():
-    scene = Scene(World(), agents=5, queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(), agents=5, queue_seconds=0.0, run_seconds=9000.0)
     for agent_id in scene.agents:
         scene.waiting(agent_id)
     slow_down(scene, 10)
@@ -554,7 +554,7 @@ def test_the_servers_clock_is_read_from_the_first_answer_of_a_sweep():
 
 
 def test_what_is_too_old_for_all_who_seek_is_dropped():
-    scene = Scene(World(), queue_seconds=0.0, run_seconds=1.0)
+    scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=1.0)
     scene.sim.add_agent("busy", queue_seconds=0.0, run_seconds=1.0, schedule_every=10.0)
     watcher = scene.driver.join(
         Journal.from_now(ACCOUNT, 30.0, scene.sim.now()), interval=5.0, deadline_at=scene.clock.now + timedelta(days=9)
@@ -619,7 +619,7 @@ def test_nobody_who_waits_is_nothing_to_wait_for():
 
 
 def test_nothing_is_kept_of_agents_and_tickets_that_nobody_waits_for_any_more():
-    scene = Scene(World(), agents=3, queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(), agents=3, queue_seconds=0.0, run_seconds=9000.0)
     for agent_id in scene.agents:
         scene.sim.add_history(agent_id, 20, every=700.0, run_seconds=600.0)
     gate = Gate(scene, refused_account)
@@ -635,7 +635,7 @@ def test_nothing_is_kept_of_agents_and_tickets_that_nobody_waits_for_any_more():
 
 
 def test_what_is_followed_no_longer_is_asked_for_no_longer():
-    scene = Scene(World(), queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=9000.0)
     known = ExecutionEvent.model_validate(scene.sim.row(scene.sim.start_scheduled_run("agent-0")))
 
     class Fickle(Witness):
@@ -656,7 +656,7 @@ def test_what_is_followed_no_longer_is_asked_for_no_longer():
 
 
 def test_one_who_joins_with_an_older_state_does_not_undo_what_is_known():
-    scene = Scene(World(), queue_seconds=20.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(), queue_seconds=20.0, run_seconds=9000.0)
     run = scene.sim.start_scheduled_run("agent-0")
     older = ExecutionEvent.model_validate(scene.sim.row(run))
     scene.clock.advance(60)
@@ -668,7 +668,7 @@ def test_one_who_joins_with_an_older_state_does_not_undo_what_is_known():
 
 
 def test_nothing_is_due_right_after_a_sweep():
-    scene = Scene(World(), queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=9000.0)
     scene.waiting()
     scene.sweep()
     assert not scene.plan.is_due(scene.driver.at())
@@ -679,7 +679,7 @@ def test_nothing_is_due_right_after_a_sweep():
 
 def limited(scene, requests=10):
     """So many requests a minute, and five rows on a page."""
-    scene.sim.world = dataclasses.replace(scene.sim.world, rate_limit=(requests, 60.0), page_rows=5)
+    scene.sim.config = dataclasses.replace(scene.sim.config, rate_limit=(requests, 60.0), page_rows=5)
 
 
 def busy(scene, runs=100, every=5.0):
@@ -694,7 +694,7 @@ def busy(scene, runs=100, every=5.0):
 @pytest.mark.parametrize("sort_by", ["createdAt", "startedAt", "updatedAt"])
 @pytest.mark.parametrize("agent_id", ["agent-0", ACCOUNT])
 def test_a_look_over_several_sweeps_shows_all_that_was_created_before_its_first_page(agent_id, sort_by):
-    scene = Scene(World(request_id="absent", sort_by=sort_by), queue_seconds=1.0, run_seconds=3.0)
+    scene = Scene(SimulatorConfig(request_id="absent", sort_by=sort_by), queue_seconds=1.0, run_seconds=3.0)
     started = busy(scene)
     limited(scene)
     witness = Witness(agent_id)
@@ -712,7 +712,7 @@ def test_a_look_over_several_sweeps_shows_all_that_was_created_before_its_first_
 
 @pytest.mark.parametrize("agent_id", ["agent-0", ACCOUNT])
 def test_who_joins_while_a_look_is_under_way_is_given_a_later_one(agent_id):
-    scene = Scene(World(request_id="absent"), queue_seconds=1.0, run_seconds=3.0)
+    scene = Scene(SimulatorConfig(request_id="absent"), queue_seconds=1.0, run_seconds=3.0)
     busy(scene)
     limited(scene)
     first, second = Witness(agent_id), Witness(agent_id)
@@ -732,7 +732,7 @@ def test_who_joins_while_a_look_is_under_way_is_given_a_later_one(agent_id):
 
 
 def test_a_look_is_begun_anew_once_those_who_waited_for_it_have_left():
-    scene = Scene(World(request_id="absent"), queue_seconds=1.0, run_seconds=3.0)
+    scene = Scene(SimulatorConfig(request_id="absent"), queue_seconds=1.0, run_seconds=3.0)
     busy(scene)
     limited(scene)
     gone = watch(scene, Witness())
@@ -748,7 +748,7 @@ def test_a_look_is_begun_anew_once_those_who_waited_for_it_have_left():
 
 
 def test_a_wait_of_long_standing_on_a_busy_agent_is_decided_after_a_restart_under_a_rate_limit():
-    scene = Scene(World(request_id="absent"), queue_seconds=1.0, run_seconds=3.0)
+    scene = Scene(SimulatorConfig(request_id="absent"), queue_seconds=1.0, run_seconds=3.0)
     submission = scene.submitted()
     (mine,) = [done.event_id for done in scene.sim.executions]
     scene.clock.advance(60)
@@ -763,7 +763,7 @@ def test_a_wait_of_long_standing_on_a_busy_agent_is_decided_after_a_restart_unde
 
 
 def test_a_search_for_a_run_that_no_narrow_listing_shows_is_continued_under_a_rate_limit():
-    scene = Scene(World(request_id="absent"), queue_seconds=1.0, run_seconds=3.0)
+    scene = Scene(SimulatorConfig(request_id="absent"), queue_seconds=1.0, run_seconds=3.0)
     scene.sim.add_agent("agent-0", queue_seconds=0.0, run_seconds=1500.0)
     wanted = scene.sim.start_scheduled_run("agent-0")
     event = scene.client.send(list_events()).value.data[0]

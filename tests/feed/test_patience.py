@@ -17,7 +17,7 @@ from airflow_provider_agents.api.models import ExecutionEvent
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS
 from airflow_provider_agents.runs.submission import attached_to
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
-from airflow_provider_agents.simulator import World
+from airflow_provider_agents.simulator import SimulatorConfig
 
 EVENTS = "/v1/events"
 STATUSES = {
@@ -49,8 +49,8 @@ def of_agent(agent_id, status):
 @pytest.mark.parametrize("seconds", [1.0, 60.0, REFUSED_SECONDS - 30.0])
 @pytest.mark.parametrize("status", STATUSES)
 def test_a_time_of_refusals_ends_no_wait(status, seconds, way):
-    world = World(request_id="field") if way == "following" else World()
-    scene = Scene(world, agents=3, queue_seconds=0.0, run_seconds=900.0)
+    config = SimulatorConfig(request_id="field") if way == "following" else SimulatorConfig()
+    scene = Scene(config, agents=3, queue_seconds=0.0, run_seconds=900.0)
     tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
     scene.sweep(2)
     gate = Gate(scene, lambda _path, _query: status)
@@ -64,7 +64,7 @@ def test_a_time_of_refusals_ends_no_wait(status, seconds, way):
 @pytest.mark.parametrize("interval", [5.0, 60.0, 400.0])
 @pytest.mark.parametrize("status", STATUSES)
 def test_five_minutes_of_nothing_else_end_all_waits_typed(status, interval):
-    scene = Scene(World(request_id="field"), agents=3, queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(request_id="field"), agents=3, queue_seconds=0.0, run_seconds=9000.0)
     tickets = [scene.waiting(agent_id, interval=interval) for agent_id in scene.agents]
     scene.sweep(2)
     refused_from = scene.clock.now
@@ -78,7 +78,7 @@ def test_five_minutes_of_nothing_else_end_all_waits_typed(status, interval):
 
 
 def test_a_refused_key_is_tried_with_growing_pauses():
-    scene = Scene(World(request_id="field"), agents=50, queue_seconds=0.0, run_seconds=9000.0)
+    scene = Scene(SimulatorConfig(request_id="field"), agents=50, queue_seconds=0.0, run_seconds=9000.0)
     tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
     scene.sweep(2)
     gate = Gate(scene, lambda _path, _query: 401)
@@ -89,8 +89,8 @@ def test_a_refused_key_is_tried_with_growing_pauses():
 @pytest.mark.parametrize("status", OF_AN_AGENT)
 @pytest.mark.parametrize("way", ["seeking", "following"])
 def test_a_refusal_of_one_agent_touches_no_other(status, way):
-    world = World(request_id="field") if way == "following" else World()
-    scene = Scene(world, agents=4, queue_seconds=0.0, run_seconds=REFUSED_SECONDS * 3)
+    config = SimulatorConfig(request_id="field") if way == "following" else SimulatorConfig()
+    scene = Scene(config, agents=4, queue_seconds=0.0, run_seconds=REFUSED_SECONDS * 3)
     gate = Gate(scene, only_agents)
     tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
     gate.sweep(2)
@@ -110,7 +110,7 @@ def test_a_refusal_of_one_agent_touches_no_other(status, way):
 @pytest.mark.parametrize("other", [503, None])
 @pytest.mark.parametrize("status", OF_AN_AGENT)
 def test_refusals_with_anything_else_in_between_end_no_wait(status, other):
-    scene = Scene(World(request_id="field"), queue_seconds=0.0, run_seconds=REFUSED_SECONDS * 6)
+    scene = Scene(SimulatorConfig(request_id="field"), queue_seconds=0.0, run_seconds=REFUSED_SECONDS * 6)
     gate = Gate(scene, only_agents)
     ticket = scene.waiting()
     gate.sweep(2)
@@ -131,7 +131,7 @@ def test_refusals_with_anything_else_in_between_end_no_wait(status, other):
 
 @pytest.mark.parametrize("another_task", [True, False])
 def test_an_answer_for_another_task_of_the_same_agent_counts(another_task):
-    scene = Scene(World(request_id="field"), queue_seconds=0.0, run_seconds=9 * 3600.0)
+    scene = Scene(SimulatorConfig(request_id="field"), queue_seconds=0.0, run_seconds=9 * 3600.0)
     gate = Gate(scene, only_agents)
     rare = scene.waiting(interval=REFUSED_SECONDS + 10)
     began = scene.clock.now
@@ -150,7 +150,7 @@ def test_an_answer_for_another_task_of_the_same_agent_counts(another_task):
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_the_first_refusal_ends_a_wait_that_nothing_was_answered_for(status):
-    scene = Scene(World(request_id="field"), agents=2, queue_seconds=0.0, run_seconds=900.0)
+    scene = Scene(SimulatorConfig(request_id="field"), agents=2, queue_seconds=0.0, run_seconds=900.0)
     event_id = scene.sim.start_scheduled_run("agent-0")
     known = attached_to(ExecutionEvent(id=event_id, status="RUNNING"), "agent-0", scene.clock.now)
     deadline_at = scene.clock.now + timedelta(hours=1)
@@ -174,7 +174,7 @@ def test_the_first_refusal_ends_a_wait_that_nothing_was_answered_for(status):
 
 
 def test_an_agent_that_is_deleted_ends_the_wait_for_its_run_within_some_minutes():
-    scene = Scene(World(request_id="field"), agents=2, queue_seconds=0.0, run_seconds=4 * 3600.0)
+    scene = Scene(SimulatorConfig(request_id="field"), agents=2, queue_seconds=0.0, run_seconds=4 * 3600.0)
     gone, kept = (scene.waiting(agent_id) for agent_id in scene.agents)
     scene.sweep(3)
     began = scene.clock.now
@@ -186,7 +186,7 @@ def test_an_agent_that_is_deleted_ends_the_wait_for_its_run_within_some_minutes(
 
 
 def test_the_accounts_listing_is_asked_again_after_a_time_in_which_everything_was_refused():
-    scene = Scene(World(request_id="field"), agents=40, queue_seconds=0.0, run_seconds=900.0)
+    scene = Scene(SimulatorConfig(request_id="field"), agents=40, queue_seconds=0.0, run_seconds=900.0)
     for agent_id in scene.agents:
         scene.waiting(agent_id)
     gate = Gate(scene, lambda _path, _query: 404)

@@ -16,7 +16,7 @@ from airflow_provider_agents.api.errors import AuthenticationError, NotFoundErro
 from airflow_provider_agents.feed.plan import PollStats
 from airflow_provider_agents.runs.submission import attached_to
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
-from airflow_provider_agents.simulator import Fault, World
+from airflow_provider_agents.simulator import Fault, SimulatorConfig
 
 # --- how much is asked ---
 
@@ -63,7 +63,7 @@ def test_an_estimate_that_is_far_off_costs_a_page():
 
 
 def test_a_run_whose_event_is_gone_is_not_searched_for_in_every_sweep():
-    scene = Scene(World(request_id="field", retention_seconds=0.0), queue_seconds=0.0, run_seconds=100.0)
+    scene = Scene(SimulatorConfig(request_id="field", retention_seconds=0.0), queue_seconds=0.0, run_seconds=100.0)
     scene.sim.add_history("agent-0", 100)
     ticket = scene.waiting()
     scene.sweep()
@@ -109,7 +109,7 @@ def test_a_row_that_cannot_be_read_blinds_nobody_else():
 
 def test_an_event_with_an_empty_agent_id_is_not_taken_for_one_of_another_agent():
     # The account's listing then cannot tell whose it is, so the agents' own listings must.
-    scene = Scene(World(request_id="field"), agents=30, queue_seconds=0.0, run_seconds=20.0)
+    scene = Scene(SimulatorConfig(request_id="field"), agents=30, queue_seconds=0.0, run_seconds=20.0)
     scene.sim.corrupt(None, {"agentId": ""})
     tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
     scene.driver.wait_for(*tickets)

@@ -20,7 +20,7 @@ from airflow_provider_agents.api.settings import Settings
 from airflow_provider_agents.runs.submission import submit, take_snapshot
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
 from airflow_provider_agents.runs.waiting import wait_for_end
-from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, World, mock_transport
+from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, SimulatorConfig, mock_transport
 
 SETTLE = 30.0
 RULES = Rules(settle=SETTLE, appear_within=300.0)
@@ -43,7 +43,7 @@ def worlds(draw):
     # A run that has not begun, under a status that the page does not know, behind all that have: nothing short of the
     # whole history shows it. The documentation names this world as one that is not covered.
     hides_queued = sort_by == "startedAt" and nulls == "last" and not started_at_while_pending
-    return World(
+    return SimulatorConfig(
         record_lag=draw(st.sampled_from([0.0, record_lag, lambda rng: rng.uniform(0, record_lag)])),
         replica_lag=draw(st.sampled_from([0.0, replica_lag, lambda rng: rng.uniform(0, replica_lag)])),
         created_at=draw(st.sampled_from(["accepted", "appeared"])),
@@ -64,7 +64,7 @@ def worlds(draw):
 
 
 def run_once(
-    world,
+    config,
     *,
     seed,
     every=None,
@@ -83,7 +83,7 @@ def run_once(
     where `is_delayed`.
     """
     clock = ManualClock()
-    sim = Simulator(clock, world=world, seed=seed)
+    sim = Simulator(clock, config=config, seed=seed)
     sim.add_agent("agent", schedule_every=every, schedule_offset=offset)
     sim.add_history("agent", 5, every=40.0, run_seconds=30.0)
     rng = random.Random(seed)
@@ -135,14 +135,14 @@ def run_once(
     if verdict.outcome in {Outcome.COMPLETED, Outcome.FAILED} and not is_delayed:
         ends = [sim.truth(event.id).ended_at for event in verdict.events]
         # However far off a clock is: no later than by `settle`, a replica's lag and a few looks.
-        latest = max(max(ends) - timedelta(seconds=world.clock_skew), began_at + timedelta(seconds=SETTLE))
+        latest = max(max(ends) - timedelta(seconds=config.clock_skew), began_at + timedelta(seconds=SETTLE))
         assert clock.now - latest <= timedelta(seconds=90)
     return sim, submission, verdict
 
 
 @settings(max_examples=examples(250), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    world=worlds(),
+    config=worlds(),
     seed=st.integers(0, 2**32),
     every=st.sampled_from([None, 7.0, 45.0, 300.0]),
     offset=st.floats(0, 60),
@@ -151,9 +151,9 @@ def run_once(
     deferred=st.sampled_from([0, 1, 2, 5]),
     skew=st.sampled_from(SKEWS),
 )
-def test_a_success_is_never_wrong(world, seed, every, offset, strangers, on_ambiguous, deferred, skew):
+def test_a_success_is_never_wrong(config, seed, every, offset, strangers, on_ambiguous, deferred, skew):
     sim, submission, verdict = run_once(
-        world,
+        config,
         seed=seed,
         every=every,
         offset=offset,
@@ -173,7 +173,7 @@ def test_a_success_is_never_wrong(world, seed, every, offset, strangers, on_ambi
 
 @settings(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    world=worlds(),
+    config=worlds(),
     seed=st.integers(0, 2**32),
     kinds=st.lists(
         st.sampled_from(
@@ -185,9 +185,9 @@ def test_a_success_is_never_wrong(world, seed, every, offset, strangers, on_ambi
     deferred=st.sampled_from([0, 1]),
     skew=st.sampled_from(SKEWS),
 )
-def test_blips_neither_change_a_verdict_nor_start_a_second_run(world, seed, kinds, skip, deferred, skew):
+def test_blips_neither_change_a_verdict_nor_start_a_second_run(config, seed, kinds, skip, deferred, skew):
     faults = [Fault(kind=kind, skip=skip + n, worked=bool(n % 2)) for n, kind in enumerate(kinds)]
-    sim, _, verdict = run_once(world, seed=seed, faults=faults, deferred=deferred, skew=skew)
+    sim, _, verdict = run_once(config, seed=seed, faults=faults, deferred=deferred, skew=skew)
     assert len(sim.executions) == 1
     mine = sim.executions[0].event_id
     if verdict.outcome == Outcome.COMPLETED:
@@ -197,7 +197,7 @@ def test_blips_neither_change_a_verdict_nor_start_a_second_run(world, seed, kind
 
 @settings(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    world=worlds(),
+    config=worlds(),
     seed=st.integers(0, 2**32),
     every=st.sampled_from([None, None, 45.0]),
     strangers=st.lists(st.floats(0, 130), max_size=3),
@@ -207,14 +207,14 @@ def test_blips_neither_change_a_verdict_nor_start_a_second_run(world, seed, kind
     on_ambiguous=st.sampled_from(["all", "fail"]),
 )
 def test_a_success_is_never_wrong_unless_nobody_saw_an_answer_and_the_task_puts_up_with_that(
-    world, seed, every, strangers, lost, on_ambiguous
+    config, seed, every, strangers, lost, on_ambiguous
 ):
     faults = [
         Fault(kind="status", status=429, method="POST") if kind == "refused" else Fault(kind=kind, method="POST")
         for kind in lost
     ]
     sim, submission, verdict = run_once(
-        world, seed=seed, every=every, strangers=strangers, faults=faults, on_ambiguous=on_ambiguous
+        config, seed=seed, every=every, strangers=strangers, faults=faults, on_ambiguous=on_ambiguous
     )
     assert len(sim.executions) <= 1
     if verdict.outcome == Outcome.COMPLETED and not (submission.unanswered and on_ambiguous == "all"):
@@ -226,7 +226,7 @@ def test_a_success_is_never_wrong_unless_nobody_saw_an_answer_and_the_task_puts_
 
 @pytest.mark.parametrize("end_status", ["COMPLETED", "FAILED", "CANCELLED"])
 def test_a_lone_run_gets_its_own_verdict_in_the_friendliest_world(end_status):
-    sim, submission, verdict = run_once(World(end_status=end_status), seed=1)
+    sim, submission, verdict = run_once(SimulatorConfig(end_status=end_status), seed=1)
     assert [event.id for event in verdict.events] == [sim.event_of(submission.request_id)]
     assert verdict.outcome == (Outcome.COMPLETED if end_status == "COMPLETED" else Outcome.FAILED)
 
@@ -234,7 +234,7 @@ def test_a_lone_run_gets_its_own_verdict_in_the_friendliest_world(end_status):
 def test_a_pending_run_that_stands_behind_everything_else_is_not_overlooked():
     # Sorted by a `startedAt` that it does not have yet, ours is the last of all rows; a stranger seems the only one.
     long_queue = iter([70.0, 0.0])
-    world = World(
+    config = SimulatorConfig(
         sort_by="startedAt",
         nulls="last",
         queue_seconds=lambda rng: next(long_queue),
@@ -242,10 +242,10 @@ def test_a_pending_run_that_stands_behind_everything_else_is_not_overlooked():
         end_status=lambda rng: "COMPLETED",
     )
     clock = ManualClock()
-    sim = Simulator(clock, world=World())
+    sim = Simulator(clock, config=SimulatorConfig())
     sim.add_agent("agent")
     sim.add_history("agent", 60)
-    sim.world = world
+    sim.config = config
     client = Client(
         Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim), sleep=clock.advance
     )
@@ -261,7 +261,7 @@ def test_a_pending_run_that_stands_behind_everything_else_is_not_overlooked():
 def test_an_old_run_that_has_not_begun_does_not_end_the_look_before_ours():
     # Sorted by a `startedAt` that it does not have, a stranger that queues since long ago stands before everything.
     clock = ManualClock()
-    sim = Simulator(clock, world=World(sort_by="startedAt", nulls="first", page_rows=1, run_seconds=100.0))
+    sim = Simulator(clock, config=SimulatorConfig(sort_by="startedAt", nulls="first", page_rows=1, run_seconds=100.0))
     sim.add_agent("agent")
     sim.add_agent("agent", queue_seconds=10_000.0)
     sim.start_scheduled_run("agent")
@@ -293,10 +293,10 @@ def follow_slowly(client, clock, steps):
 def test_a_run_that_begins_between_the_two_listings_of_a_look_is_in_one_of_them(step):
     # While it queues it stands behind everything else; once it has begun it is no longer PENDING.
     clock = ManualClock()
-    sim = Simulator(clock, world=World())
+    sim = Simulator(clock, config=SimulatorConfig())
     sim.add_agent("agent")
     sim.add_history("agent", 60, every=600.0)
-    sim.world = World(sort_by="startedAt", nulls="last", queue_seconds=3.0, run_seconds=60.0)
+    sim.config = SimulatorConfig(sort_by="startedAt", nulls="last", queue_seconds=3.0, run_seconds=60.0)
     client = Client(
         Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim), sleep=clock.advance
     )
@@ -337,13 +337,13 @@ def changed(row, change):
 
 @settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    world=worlds(),
+    config=worlds(),
     seed=st.integers(0, 2**32),
     history=st.lists(changes, min_size=1, max_size=5),
     deferred=st.sampled_from([0, 1, 2]),
 )
 def test_odd_rows_of_an_agents_history_neither_keep_its_run_from_starting_nor_from_ending(
-    world, seed, history, deferred
+    config, seed, history, deferred
 ):
     old = []
 
@@ -351,7 +351,7 @@ def test_odd_rows_of_an_agents_history_neither_keep_its_run_from_starting_nor_fr
         old.extend(run.event_id for run, _ in sim.runs() if not sim.executions and run.event_id not in old)
         return changed(row, history[old.index(row["id"]) % len(history)]) if row["id"] in old else row
 
-    sim, submission, verdict = run_once(world, seed=seed, deferred=deferred, odd=odd)
+    sim, submission, verdict = run_once(config, seed=seed, deferred=deferred, odd=odd)
     mine = sim.event_of(submission.request_id)
     assert {event.id for event in verdict.events} == {mine}
     assert verdict.outcome == (Outcome.COMPLETED if sim.final_status(mine) == "COMPLETED" else Outcome.FAILED)
@@ -359,14 +359,14 @@ def test_odd_rows_of_an_agents_history_neither_keep_its_run_from_starting_nor_fr
 
 @settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    world=worlds(),
+    config=worlds(),
     seed=st.integers(0, 2**32),
     strangers=st.lists(st.floats(0, 150), max_size=3),
     odd_ones=st.lists(st.none() | changes, min_size=1, max_size=8),
     until=st.none() | st.floats(0, 600),
     deferred=st.sampled_from([0, 1, 2]),
 )
-def test_odd_rows_of_any_run_never_make_a_verdict_wrong(world, seed, strangers, odd_ones, until, deferred):
+def test_odd_rows_of_any_run_never_make_a_verdict_wrong(config, seed, strangers, odd_ones, until, deferred):
     began = []
 
     def odd(sim, row):
@@ -376,7 +376,7 @@ def test_odd_rows_of_any_run_never_make_a_verdict_wrong(world, seed, strangers, 
         return row if change is None or is_over else changed(row, change)
 
     sim, submission, verdict = run_once(
-        world, seed=seed, strangers=strangers, deferred=deferred, odd=odd, is_delayed=True
+        config, seed=seed, strangers=strangers, deferred=deferred, odd=odd, is_delayed=True
     )
     mine = sim.event_of(submission.request_id)
     if verdict.outcome == Outcome.COMPLETED:

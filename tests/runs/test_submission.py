@@ -28,16 +28,16 @@ from airflow_provider_agents.runs.submission import (
     submit,
     take_snapshot,
 )
-from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, World, mock_transport
+from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, SimulatorConfig, mock_transport
 
 SETTLE = 30.0
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Scene:
-    def __init__(self, **world):
+    def __init__(self, **config):
         self.clock = ManualClock(T0)
-        self.sim = Simulator(self.clock, world=World(**world))
+        self.sim = Simulator(self.clock, config=SimulatorConfig(**config))
         self.sim.add_agent("a")
         self.saved, self.said, self.slept = [], [], []
         self.meanwhile = lambda: None

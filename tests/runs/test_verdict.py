@@ -33,7 +33,7 @@ from airflow_provider_agents.runs.verdict import (
     usage_of,
 )
 from airflow_provider_agents.runs.waiting import state_of
-from airflow_provider_agents.simulator import ManualClock, Simulator, World, mock_transport
+from airflow_provider_agents.simulator import ManualClock, Simulator, SimulatorConfig, mock_transport
 
 T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)
 #: Submitted at T0, on one clock.
@@ -380,7 +380,7 @@ def test_of_several_events_none_is_known():
 
 def test_a_look_for_a_run_that_is_known_is_one_request():
     clock = ManualClock(T0)
-    sim = Simulator(clock, world=World(queue_seconds=0.0, run_seconds=500.0))
+    sim = Simulator(clock, config=SimulatorConfig(queue_seconds=0.0, run_seconds=500.0))
     sim.add_agent("a")
     client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim))
     submission = client.run_flow(submit("a", settle=30.0, now=clock))
@@ -396,7 +396,7 @@ def test_a_look_for_a_run_that_is_known_is_one_request():
 
 def test_an_active_run_is_not_overlooked_behind_hundreds_that_are_over():
     clock = ManualClock(T0)
-    sim = Simulator(clock, world=World(queue_seconds=0.0, run_seconds=5000.0))
+    sim = Simulator(clock, config=SimulatorConfig(queue_seconds=0.0, run_seconds=5000.0))
     sim.add_agent("a")
     running = sim.start_scheduled_run("a")
     sim.add_agent("a", run_seconds=1.0)
@@ -410,13 +410,13 @@ def test_an_active_run_is_not_overlooked_behind_hundreds_that_are_over():
 
 def test_the_active_runs_of_an_agent_are_those_that_are_not_over():
     clock = ManualClock(T0)
-    sim = Simulator(clock, world=World(queue_seconds=0.0, run_seconds=100.0))
+    sim = Simulator(clock, config=SimulatorConfig(queue_seconds=0.0, run_seconds=100.0))
     sim.add_agent("a")
     sim.add_history("a", 3)
     running = sim.start_scheduled_run("a")
     sim.add_agent("a", queue_seconds=50.0)
     pending = sim.start_scheduled_run("a")
-    sim.world = World(extra_status="QUEUED")
+    sim.config = SimulatorConfig(extra_status="QUEUED")
     sim.add_agent("a", queue_seconds=2.0)
     odd = sim.start_scheduled_run("a")
     clock.advance(1.5)
@@ -555,7 +555,7 @@ def test_a_wait_that_was_held_says_by_which_event_and_why(odd):
 )
 def test_an_agent_is_busy_with_a_row_that_cannot_be_read_unless_it_names_its_end(odd, active):
     clock = ManualClock(T0)
-    sim = Simulator(clock, world=World(queue_seconds=0.0, run_seconds=100.0))
+    sim = Simulator(clock, config=SimulatorConfig(queue_seconds=0.0, run_seconds=100.0))
     sim.add_agent("a")
     running = sim.start_scheduled_run("a")
     sim.add_row("a", odd)

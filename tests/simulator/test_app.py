@@ -71,7 +71,7 @@ def test_the_control_routes_tell_the_truth_and_change_the_world(http, sim):
     http.post("/_simulator/faults", json={"kind": "status", "status": 418, "times": None})
     assert http.get("/v1/agents").status_code == 418
     http.delete("/_simulator/faults")
-    http.patch("/_simulator/world", json={"agent_envelope": True})
+    http.patch("/_simulator/config", json={"agent_envelope": True})
     assert http.get("/v1/agents/b").json()["data"]["id"] == "b"
     http.put("/_simulator/keys", json=["new"])
     assert http.get("/v1/agents").status_code == 401
@@ -131,7 +131,7 @@ def test_a_status_that_has_no_body_is_served_without_one(http, sim, status):
         ("POST", "faults", {"sort": "status"}),
         ("POST", "agents", {}),
         ("POST", "runs", {"agentId": "nobody"}),
-        ("PATCH", "world", {"gravity": 1}),
+        ("PATCH", "config", {"gravity": 1}),
         ("POST", "faults", "x"),
         ("POST", "faults", {"kind": "earthquake"}),
         ("POST", "faults", {"kind": "status", "status": "503"}),
@@ -142,8 +142,8 @@ def test_a_status_that_has_no_body_is_served_without_one(http, sim, status):
         ("POST", "agents", {"agent_id": ["b"]}),
         ("POST", "agents", ["b"]),
         ("POST", "runs", ["a"]),
-        ("PATCH", "world", {"record_lag": "soon"}),
-        ("PATCH", "world", {"sort_by": "colour"}),
+        ("PATCH", "config", {"record_lag": "soon"}),
+        ("PATCH", "config", {"sort_by": "colour"}),
         ("PUT", "keys", "abc"),
         ("PUT", "keys", [1]),
     ],
@@ -205,5 +205,5 @@ def test_a_server_that_cannot_break_a_connection_makes_no_answer_of_it():
 
 
 def test_a_world_of_json_takes_lists_for_pairs(http):
-    assert http.patch("/_simulator/world", json={"rate_limit": [0, 10], "queue_seconds": 2}).status_code == 200
+    assert http.patch("/_simulator/config", json={"rate_limit": [0, 10], "queue_seconds": 2}).status_code == 200
     assert http.get("/v1/agents").status_code == 429

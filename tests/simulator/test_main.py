@@ -13,9 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from airflow_provider_agents.simulator import Simulator, running_server
+from airflow_provider_agents.simulator import ManualClock, Simulator, running_server
 from airflow_provider_agents.simulator.__main__ import main
-from airflow_provider_agents.simulator.state import ManualClock
 
 COMMAND = [sys.executable, "-m", "airflow_provider_agents.simulator"]
 KEY = {"X-Api-Key": "demo-key"}
@@ -48,7 +47,7 @@ def test_it_says_where_it_listens_and_ends_quietly_when_told(end):
 
 def test_its_options_make_the_world():
     options = ["--key", "k", "--agent", "a:0:FAILED", "--queue-seconds", "0", "--record-lag", "0"]
-    options += ["--world", '{"record_lag": 900, "agent_envelope": true}']
+    options += ["--config", '{"record_lag": 900, "agent_envelope": true}']
     with (
         command(*options) as (_, url),
         httpx.Client(base_url=url, headers={"X-Api-Key": "k"}, timeout=10) as http,
@@ -74,9 +73,9 @@ def test_an_agent_may_have_a_schedule():
     [
         (["--host", "0.0.0.0"], "only listens on this machine"),  # noqa: S104 - the point
         (["--host", "example.org"], "only listens on this machine"),
-        (["--world", '{"gravity": 1}'], "gravity"),
-        (["--world", '{"record_lag": -1}'], "record_lag must be"),
-        (["--world", "[1]"], "makes no simulator"),
+        (["--config", '{"gravity": 1}'], "gravity"),
+        (["--config", '{"record_lag": -1}'], "record_lag must be"),
+        (["--config", "[1]"], "makes no simulator"),
         (["--record-lag", "nan"], "record_lag must be"),
         (["--agent", "a:soon"], "soon"),
         (["--agent", ":5"], "agent_id must be"),
@@ -90,7 +89,7 @@ def test_what_it_cannot_do_is_one_line_and_status_2(capsys, arguments, words):
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["--port", "65536"], ["--port", "x"], ["--world", "{"]])
+@pytest.mark.parametrize("arguments", [["--port", "65536"], ["--port", "x"], ["--config", "{"]])
 def test_an_argument_that_is_none_is_refused_by_name(capsys, arguments):
     with pytest.raises(SystemExit) as ended:
         main(arguments)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, World
+from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, SimulatorConfig
 
 KEY = {"Authorization": "Bearer test-key"}
 EVENTS = "/v1/agents/a/events"
@@ -21,9 +21,9 @@ SAMPLES = Path(__file__).parents[1] / "fixtures"
 
 
 class Api:
-    def __init__(self, **world):
+    def __init__(self, **config):
         self.clock = ManualClock()
-        self.sim = Simulator(self.clock, world=World(**world))
+        self.sim = Simulator(self.clock, config=SimulatorConfig(**config))
         self.sim.add_agent("a")
 
     def reply(self, method, path, headers=KEY, **query):
@@ -141,7 +141,7 @@ def test_a_paused_agent_is_refused_unless_the_world_says_otherwise():
     api = Api()
     api.sim.add_agent("a", status="PAUSED")
     assert api.reply("POST", "/v1/agents/a/execute").status == 409
-    api.sim.world = World(paused_executes=True)
+    api.sim.config = SimulatorConfig(paused_executes=True)
     assert api.reply("POST", "/v1/agents/a/execute").status == 202
 
 
@@ -208,9 +208,9 @@ def test_a_pending_event_may_have_a_start_and_may_pass_the_filter_without_one():
     api.execute()
     assert api.rows()[0]["startedAt"] is None
     assert api.rows(startedAfter="2025-01-01T00:00:00Z") == []
-    api.sim.world = World(queue_seconds=10.0, started_filter_keeps_pending=True)
+    api.sim.config = SimulatorConfig(queue_seconds=10.0, started_filter_keeps_pending=True)
     assert len(api.rows(startedAfter="2025-01-01T00:00:00Z")) == 1
-    api.sim.world = World(started_at_while_pending=True)
+    api.sim.config = SimulatorConfig(started_at_while_pending=True)
     pending = api.rows()[0]
     assert pending["startedAt"] == "2026-01-01T00:00:00.000Z"
     api.clock.advance(12)
@@ -470,11 +470,11 @@ def test_requests_are_counted_by_method_and_path():
 )
 def test_a_knob_that_cannot_be_turned_so_is_refused_by_name(knob, value):
     with pytest.raises(ValueError, match=f"^{knob} must be"):
-        World(**{knob: value})
+        SimulatorConfig(**{knob: value})
 
 
 def test_time_only_moves_on():
-    with pytest.raises(ValueError, match="moves on"):
+    with pytest.raises(ValueError, match="time does not go back"):
         ManualClock().advance(-1)
 
 
@@ -527,7 +527,7 @@ def test_any_listing_is_what_filtering_and_sorting_every_run_would_give(
     )
     for number, (pause, queue, run, lag) in enumerate(runs):
         api.clock.advance(pause)
-        api.sim.world = replace(api.sim.world, record_lag=lag)
+        api.sim.config = replace(api.sim.config, record_lag=lag)
         end_status = "FAILED" if number % 3 else "COMPLETED"
         api.sim.add_agent("a", queue_seconds=queue, run_seconds=run, end_status=end_status)
         api.execute()
@@ -545,7 +545,7 @@ def test_any_listing_is_what_filtering_and_sorting_every_run_would_give(
         else:
             shown = started.replace(microsecond=started.microsecond // 1000 * 1000)
             in_window = (after is None or shown > after) and (before is None or shown < before)
-        here = run.status_at(now, api.sim.world)
+        here = run.status_at(now, api.sim.config)
         if run.visible_at <= now and kept and in_window and status in (None, here):
             created = run.accepted_at if created_at == "accepted" else run.visible_at
             updated = max([created, *(at for at in (run.started_at, run.ended_at) if at <= now)])
@@ -607,7 +607,7 @@ def test_a_pending_event_may_pass_a_filter_for_a_start_far_in_the_future():
 def test_where_events_are_created_as_they_appear_the_last_to_appear_is_the_newest():
     api = Api(created_at="appeared", record_lag=30.0, queue_seconds=0.0, run_seconds=0.0)
     late = api.sim.event_of(api.execute())
-    api.sim.world = replace(api.sim.world, record_lag=0.0)
+    api.sim.config = replace(api.sim.config, record_lag=0.0)
     for _ in range(3):
         api.clock.advance(1)
         api.execute()

@@ -26,7 +26,7 @@ from virtual_time import VirtualLoop
 
 from airflow_provider_agents.api.errors import AgentsError
 from airflow_provider_agents.operators import ExecuteAgentOperator
-from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, World, mock_transport
+from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, SimulatorConfig, mock_transport
 from airflow_provider_agents.testing.variables import Copies, copies_kept_in
 from airflow_provider_agents.watchers import AgentRunEventTrigger
 
@@ -126,7 +126,7 @@ class Episode:
             Attempted(f"agent-{number}", deferrable=not self.alone, on_ambiguous=rng.choice(["all", "fail"]))
             for number in range(1 if self.alone else 3)
         ]
-        self.world = World(
+        self.config = SimulatorConfig(
             request_id=rng.choice(["absent", "field", "id"]),
             sort_by=rng.choice(["createdAt", "startedAt"]),
             nulls=rng.choice(["first", "last"]),
@@ -135,7 +135,7 @@ class Episode:
             queue_seconds=2.0,
         )
         self.clock = ManualClock(START)
-        self.sim = Simulator(self.clock, world=self.world, api_keys=(key,), seed=rng.randrange(10**6))
+        self.sim = Simulator(self.clock, config=self.config, api_keys=(key,), seed=rng.randrange(10**6))
         self.deleted, self.output = set(), io.StringIO()
         self.is_watched, self.watched, self.reported = not self.alone and rng.random() < 0.5, None, set()
         self._planned = []
@@ -176,10 +176,10 @@ class Episode:
         Where only time and known ids tell runs apart, a row that loses both while tasks wait could be a new run.
         """
         rng = self.rng
-        if rng.random() < 0.2 and not (started and self.world.request_id == "absent"):
+        if rng.random() < 0.2 and not (started and self.config.request_id == "absent"):
             return self._value(), ()
         fields = [*NEEDLESS, "id", "agentId", "status", "requestId", "createdAt", "startedAt", "completedAt"]
-        count = 1 if self.world.request_id == "absent" else rng.choice([1, 1, 2, 5])
+        count = 1 if self.config.request_id == "absent" else rng.choice([1, 1, 2, 5])
         names = rng.sample(fields, count)
         if rng.random() < 0.25:
             return {}, names

@@ -44,7 +44,7 @@ from airflow_provider_agents.runs.sought import list_begun
 from airflow_provider_agents.runs.submission import Submission, attached_to, find_lost, submit
 from airflow_provider_agents.runs.verdict import Rules, Verdict, Wait, active_runs, error_of, usage_of
 from airflow_provider_agents.runs.waiting import state_of
-from airflow_provider_agents.simulator import Reply, World, mock_transport
+from airflow_provider_agents.simulator import Reply, SimulatorConfig, mock_transport
 
 KEY = "sk/fuzz-0123456789+key"
 #: No answer may take longer, in seconds: ten times what the slowest ones take.
@@ -363,7 +363,7 @@ class HostileScene(Scene):
 
     def __init__(self, rng, tally, share):
         super().__init__(
-            World(
+            SimulatorConfig(
                 request_id=rng.choice(["field", "id", "absent"]),
                 sort_by=rng.choice(["createdAt", "startedAt"]),
                 nulls=rng.choice(["first", "last"]),
