@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
-from conftest import KEY, DyingStore, Killed, Task, needs_airflow
+from conftest import AIRFLOW, KEY, DyingStore, Killed, Task, needs_airflow
 
 from airflow_provider_agents.api.errors import AgentRunFailedError, AgentRunTimeoutError, ServerError
 from airflow_provider_agents.hooks import AgentsHook
@@ -458,3 +458,14 @@ def test_airflow_takes_nothing_of_a_copy_for_a_secret(platform, task, copies, mo
     ((key, text),) = copies.items()
     assert not should_hide_value_for_key(key)
     assert redact(json.loads(text), key) == json.loads(text)
+
+
+# --- what a log line or an error says of the next try ---
+
+
+def test_what_a_next_try_will_do_is_true_of_this_airflow(platform, task, waiting):
+    platform.sim.add_agent("agent-1", run_seconds=600)
+    with pytest.raises(AgentRunTimeoutError, match="A retry or clear waits for the same run again") as late:
+        run(operator(timeout=60, **waiting), task)
+    newer = 'If the run has ended by then, a clear starts a new run, unless "Keep task state and resume" is ticked.'
+    assert (newer in str(late.value)) is (AIRFLOW >= (3, 4))
