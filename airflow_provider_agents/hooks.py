@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent
     from airflow_provider_agents.api.retry import RetryWindow
     from airflow_provider_agents.api.settings import Settings
-    from airflow_provider_agents.feed.feed import Feed
+    from airflow_provider_agents.polling.poller import SharedPoller
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ def run_url_of(template: str | None, *, agent_id: str, event_id: str | None) -> 
     return url
 
 
-# --- one feed per loop and connection -------------------------------------------------------------------------------
+# --- one poller per loop and connection -------------------------------------------------------------------------------
 
 
 async def open_client(conn_id: str) -> AsyncClient:
@@ -68,13 +68,13 @@ async def open_client(conn_id: str) -> AsyncClient:
     return await AsyncClient.open(settings)
 
 
-def feed_of(conn_id: str) -> AbstractAsyncContextManager[Feed]:
-    """The one feed of this event loop and connection, shared by all who hold it at the same time."""
+def poller_of(conn_id: str) -> AbstractAsyncContextManager[SharedPoller]:
+    """The one poller of this event loop and connection, shared by all who hold it at the same time."""
     from airflow.providers.common.compat.sdk import Stats
 
-    from airflow_provider_agents.feed.feed import Feed, shared_feed
+    from airflow_provider_agents.polling.poller import SharedPoller, shared_poller
 
-    return shared_feed(conn_id, lambda: Feed(conn_id, lambda: open_client(conn_id), stats=Stats))
+    return shared_poller(conn_id, lambda: SharedPoller(conn_id, lambda: open_client(conn_id), stats=Stats))
 
 
 # --- the hook -------------------------------------------------------------------------------------------------------
@@ -188,8 +188,8 @@ class AgentsHook(BaseHook):
             return client.run_flow(steps)
 
     async def _afollow(self, steps: flow.Flow[T]) -> T:
-        async with feed_of(self.agents_conn_id) as feed:
-            return await feed.ask(steps)
+        async with poller_of(self.agents_conn_id) as poller:
+            return await poller.ask(steps)
 
     def list_agents(self, limit: int = 100) -> list[Agent]:
         """The newest `limit` agents (≥ 1) of the account."""
@@ -299,8 +299,8 @@ class AgentsHook(BaseHook):
     async def atest_connection(self) -> tuple[bool, str]:
         """As `test_connection`, on an event loop."""
         try:
-            async with feed_of(self.agents_conn_id) as feed:
-                await feed.ask(flow.value_of(endpoints.list_agents(limit=1)))
+            async with poller_of(self.agents_conn_id) as poller:
+                await poller.ask(flow.value_of(endpoints.list_agents(limit=1)))
         except AgentsError as error:
             return False, str(error)
         return True, "The API accepts the API key."

@@ -27,9 +27,9 @@ from airflow_provider_agents.api.errors import (
 )
 from airflow_provider_agents.api.models import read_event
 from airflow_provider_agents.clock import now
-from airflow_provider_agents.feed.waits import wait_for_end, wait_for_sought, wait_until_idle
-from airflow_provider_agents.hooks import feed_of, run_url_of
+from airflow_provider_agents.hooks import poller_of, run_url_of
 from airflow_provider_agents.links import RUN_URL_KEY
+from airflow_provider_agents.polling.waits import wait_for_end, wait_for_sought, wait_until_idle
 from airflow_provider_agents.runs.sought import Sought, check_bound
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.verdict import (
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 
     from airflow_provider_agents.api.models import ExecutionEvent
-    from airflow_provider_agents.feed.feed import Feed
+    from airflow_provider_agents.polling.poller import SharedPoller
 
 
 class UnknownTriggerEventError(AgentsError):
@@ -160,20 +160,20 @@ class AgentIdle(Payload):
         return self.released_at is None or now - self.released_at > timedelta(seconds=self.hold_seconds)
 
 
-def _link_to(feed: Feed, agent_id: str, event_id: str | None) -> str | None:
-    """Where a person can look at a run, as far as the feed's connection says."""
-    template = feed.settings.run_url if feed.settings is not None else None
+def _link_to(poller: SharedPoller, agent_id: str, event_id: str | None) -> str | None:
+    """Where a person can look at a run, as far as the poller's connection says."""
+    template = poller.settings.run_url if poller.settings is not None else None
     return run_url_of(template, agent_id=agent_id, event_id=event_id)
 
 
-def _link_of(feed: Feed, submission: Submission, verdict: Verdict) -> str | None:
+def _link_of(poller: SharedPoller, submission: Submission, verdict: Verdict) -> str | None:
     """The same for a run that is over; None if it cannot be told from others."""
     own = own_event(verdict, submission)
-    return _link_to(feed, submission.agent_id, own.id if own is not None else None)
+    return _link_to(poller, submission.agent_id, own.id if own is not None else None)
 
 
 #: Writes to Airflow's database that the triggers of an event loop make at once. Each goes through the one process that
-#: also hands triggers their work, so a thousand runs that are identified in one sweep must not come down on it at once.
+#: also hands triggers their work, so a thousand runs that are identified in one cycle must not come down on it at once.
 _WRITES_AT_ONCE = 4
 #: Seconds until a write is given up, and until the wait for a turn to push an XCom is: a write takes some 25 ms, so a
 #: thousand have had their turns after ten seconds.
@@ -241,13 +241,13 @@ class _Herald:
         self._task: Any = getattr(trigger, "task_instance", None) if TRIGGERS_END_TASKS else None
         self._hushed = False
 
-    def tell(self, feed: Feed, agent_id: str, event: ExecutionEvent) -> None:
+    def tell(self, poller: SharedPoller, agent_id: str, event: ExecutionEvent) -> None:
         """Say where to look at the run, and push what is wanted, in a while.
 
         Only where there is a link: nobody but a person looks at a task that is deferred, and each push is a write to
         Airflow's database.
         """
-        url = _link_to(feed, agent_id, event.id)
+        url = _link_to(poller, agent_id, event.id)
         if url is None:
             return
         self._log.info("Look at the run: %s", url)
@@ -464,16 +464,16 @@ class AgentRunTrigger(BaseTrigger):
         )
         herald = _Herald(self, self.show)
         try:
-            async with feed_of(self.agents_conn_id) as feed:
+            async with poller_of(self.agents_conn_id) as poller:
                 verdict = await wait_for_end(
-                    feed,
+                    poller,
                     wait,
                     poll_interval=self.poll_interval,
                     deadline_at=datetime.fromisoformat(self.deadline_at),
                     say=self.log.log,
-                    on_known=partial(herald.tell, feed, submission.agent_id),
+                    on_known=partial(herald.tell, poller, submission.agent_id),
                 )
-                link = _link_of(feed, submission, verdict)
+                link = _link_of(poller, submission, verdict)
         except (PermanentError, InvalidConnectionError) as error:
             self.log.error("The wait for the run has failed: %s %s", error, named(submission))  # noqa: TRY400
             yield _error_event(self.agents_conn_id, submission, error)
@@ -593,20 +593,20 @@ class AgentSensorTrigger(BaseTrigger):
             )
             unknown = Submission(agent_id=sought.agent_id, taken_at=now())
             rules = Rules(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous)
-            async with feed_of(self.agents_conn_id) as feed:
+            async with poller_of(self.agents_conn_id) as poller:
                 submission, verdict = await wait_for_sought(
-                    feed,
+                    poller,
                     sought,
                     rules,
                     poll_interval=self.poll_interval,
                     deadline_at=self._deadline(),
                     now=now,
                     say=self.log.log,
-                    on_known=partial(herald.tell, feed, sought.agent_id),
+                    on_known=partial(herald.tell, poller, sought.agent_id),
                     # A worker has looked before it deferred the task. Without a worker, the first refusal is believed.
                     answered=self.deadline_at is not None,
                 )
-                link = _link_of(feed, submission, verdict)
+                link = _link_of(poller, submission, verdict)
         except (PermanentError, InvalidConnectionError, InvalidArgumentError) as error:
             self.log.error("The wait cannot go on: %s", error)  # noqa: TRY400 - its traceback would say no more
             yield _error_event(self.agents_conn_id, unknown, error)
@@ -677,9 +677,9 @@ class AgentIdleTrigger(BaseTrigger):
         error: AgentsError | None = None
         released_at: datetime | None = None
         try:
-            async with feed_of(self.agents_conn_id) as feed:
+            async with poller_of(self.agents_conn_id) as poller:
                 await wait_until_idle(
-                    feed,
+                    poller,
                     self.agent_id,
                     poll_interval=self.poll_interval,
                     deadline_at=deadline_at,

@@ -28,9 +28,9 @@ from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 from airflow_provider_agents import clock, validation
 from airflow_provider_agents.api.errors import AgentsError
 from airflow_provider_agents.api.models import Status
-from airflow_provider_agents.feed.tickets import ACCOUNT
-from airflow_provider_agents.feed.waits import open_journal, sweeps_of
-from airflow_provider_agents.hooks import feed_of
+from airflow_provider_agents.hooks import poller_of
+from airflow_provider_agents.polling.subscriptions import ACCOUNT
+from airflow_provider_agents.polling.waits import open_journal, stream_completions
 from airflow_provider_agents.runs.journal import Cursor
 from airflow_provider_agents.triggers import Payload
 from airflow_provider_agents.version_compat import WATCHERS_HAVE_QUEUES
@@ -111,7 +111,7 @@ ARGUMENTS = validation.Arguments(
 class AgentRunEventTrigger(BaseEventTrigger):
     """Tells an asset of every run that ends, whoever has started it.
 
-    For `AssetWatcher(name=..., trigger=AgentRunEventTrigger(...))`. One sweep yields one event that lists all runs
+    For `AssetWatcher(name=..., trigger=AgentRunEventTrigger(...))`. One cycle yields one event that lists all runs
     that ended, since Airflow up to 3.3.2 holds back all but the first event of a burst; beyond 500 runs or 256 KiB the
     rest follows in further events, `poll_interval` seconds apart. Read it with `finished_runs`.
 
@@ -166,22 +166,22 @@ class AgentRunEventTrigger(BaseEventTrigger):
         return "airflow_provider_agents.watchers.AgentRunEventTrigger", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Look for ever; yield one event for each sweep in which runs had ended."""
+        """Look for ever; yield one event for each cycle in which runs had ended."""
         checkpoints = _Checkpoints(self)
         cursor = await checkpoints.load()
         while True:
             try:
-                async with feed_of(self.agents_conn_id) as feed:
+                async with poller_of(self.agents_conn_id) as poller:
                     journal = await open_journal(
-                        feed, self.agent_id or ACCOUNT, settle=self.settle, cursor=cursor, statuses=self.statuses
+                        poller, self.agent_id or ACCOUNT, settle=self.settle, cursor=cursor, statuses=self.statuses
                     )
                     if cursor is None:
                         cursor = journal.cursor()
                         await checkpoints.commit_first(cursor)
                     self.log.info("Watching %s.", f"agent {self.agent_id}" if self.agent_id else "all agents")
-                    sweeps = sweeps_of(feed, journal, poll_interval=self.poll_interval, say=self.log.log)
-                    async with aclosing(sweeps):
-                        async for ended in sweeps:
+                    cycles = stream_completions(poller, journal, poll_interval=self.poll_interval, say=self.log.log)
+                    async with aclosing(cycles):
+                        async for ended in cycles:
                             if ended:
                                 yield TriggerEvent(FinishedRuns(runs=tuple(run.to_json() for run in ended)).to_json())
                                 checkpoints.note_yield()

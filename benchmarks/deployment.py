@@ -136,7 +136,7 @@ def main():
         until(lambda: states(airflow, runs)["deferred"] == tasks, 240, "the deferral of all tasks", pause=2.0)
         print(f"{tasks:,} tasks deferred after {time.monotonic() - began:.0f} s", flush=True)
         # Airflow hands a triggerer fifty triggers a second.
-        until(lambda: (monitor.gauges.get("airflow.agents.feed.subscribers") or 0) == tasks, 120, "all triggers")
+        until(lambda: (monitor.gauges.get("airflow.agents.poll.subscribers") or 0) == tasks, 120, "all triggers")
         time.sleep(10)
         waiting = measure(airflow, simulator)
         print(f"{states(airflow, runs)['deferred']:,} deferred: {json.dumps(waiting)}", flush=True)
@@ -145,9 +145,9 @@ def main():
         log = airflow.log_file("triggerer").read_text(errors="replace")
         print("loop blocked:", re.findall(r"thread was blocked for ([0-9.]+) seconds", log))
     delays = [seconds / 1e3 for seconds in monitor.timings["airflow.agents.run.notice_delay"]]
-    sweeps = monitor.timings["airflow.agents.feed.sweep"]
+    cycles = monitor.timings["airflow.agents.poll.cycle"]
     print(f"notice delay of {len(delays):,}: mean {statistics.fmean(delays):.2f} s, worst {max(delays):.2f} s")
-    print(f"{len(sweeps):,} sweeps: mean {statistics.fmean(sweeps):.0f} ms, worst {max(sweeps):.0f} ms")
+    print(f"{len(cycles):,} cycles: mean {statistics.fmean(cycles):.0f} ms, worst {max(cycles):.0f} ms")
     print({name: count for name, count in monitor.counts.items() if ".agents." in name})
     extra = waiting["cpu_percent"] - idle["cpu_percent"]
     print(f"waiting takes {extra:.1f} % of a core and {waiting['requests_per_minute']:.0f} requests a minute")

@@ -2,8 +2,8 @@
 
 Run it with `make soak`. Time is virtual, so a month takes minutes; every number is drawn from a fixed seed.
 
-Tasks arrive at random times, start a run each and wait for it on the feed of one of two connections. A watcher of the
-whole account lives all month on the first, so that its feed does, too; the feed of the second comes and goes. Some
+Tasks arrive at random times, start a run each and wait for it on the poller of one of two connections. A watcher of the
+whole account lives all month on the first, so that its poller does, too; the poller of the second comes and goes. Some
 agents also run on the platform's own schedule. Meanwhile requests are refused, broken or answered with rubbish, the
 platform is down for an hour now and then, the key is rotated, and tasks are cancelled or run into their deadline.
 """
@@ -36,16 +36,16 @@ from airflow_provider_agents.api.errors import AgentsError, NoAnswerError
 from airflow_provider_agents.api.flow import NoRetry, Sleep, run_flow
 from airflow_provider_agents.api.responses import read_response
 from airflow_provider_agents.api.settings import Settings
-from airflow_provider_agents.feed.feed import Feed, count_shared, shared_feed
-from airflow_provider_agents.feed.tickets import ACCOUNT
-from airflow_provider_agents.feed.waits import open_journal, sweeps_of, wait_for_end
+from airflow_provider_agents.polling.poller import SharedPoller, count_shared, shared_poller
+from airflow_provider_agents.polling.subscriptions import ACCOUNT
+from airflow_provider_agents.polling.waits import open_journal, stream_completions, wait_for_end
 from airflow_provider_agents.runs.submission import submit
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
 from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, SimulatorConfig, mock_transport
 
 DAY = 86_400.0
 SETTLE, POLL_SECONDS = 30.0, 120.0
-#: The watched connection, whose feed lives all month, and one whose feed comes and goes.
+#: The watched connection, whose poller lives all month, and one whose poller comes and goes.
 WATCHED, OTHER = "watched", "other"
 #: The platform lists what has ended for this long; the simulator remembers it for twice that.
 RETENTION_SECONDS = 3 * 3600.0
@@ -108,7 +108,7 @@ class Soak:
         self.requests, self.faults, self.open_transports = 0, Counter(), 0
         self.verdicts, self.wrong, self.wanted, self.executed = Counter(), [], 0, 0
         self.told, self.tellings, self.scheduled, self.untold = set(), 0, 0, []
-        self.feeds_made, self.long_lived, self.problems = 0, None, []
+        self.pollers_made, self.long_lived, self.problems = 0, None, []
         self.samples, self.sample_count = [], samples
 
     # --- what goes wrong ---
@@ -154,12 +154,12 @@ class Soak:
         self.opened += 1
         return AsyncClient(Settings(api_key=self.key, base_url="http://127.0.0.1"), transport=Transport(self))
 
-    def feed_of(self, name):
+    def poller_of(self, name):
         def make():
-            self.feeds_made += 1
-            return Feed(name, self.open_client, now=self.clock)
+            self.pollers_made += 1
+            return SharedPoller(name, self.open_client, now=self.clock)
 
-        return shared_feed(name, make)
+        return shared_poller(name, make)
 
     # --- tasks ---
 
@@ -195,9 +195,9 @@ class Soak:
         wait = Wait(submission, Rules(settle=SETTLE))
 
         async def wait_on_a_feed():
-            async with self.feed_of(name) as feed:
+            async with self.poller_of(name) as poller:
                 return await wait_for_end(
-                    feed, wait, poll_interval=POLL_SECONDS, deadline_at=deadline_at, say=lambda level, message: None
+                    poller, wait, poll_interval=POLL_SECONDS, deadline_at=deadline_at, say=lambda level, message: None
                 )
 
         waiting = asyncio.ensure_future(wait_on_a_feed())
@@ -240,12 +240,12 @@ class Soak:
     # --- the watcher ---
 
     async def watch(self):
-        async with self.feed_of(WATCHED) as feed:
-            self.long_lived = feed
-            journal = await open_journal(feed, ACCOUNT, settle=SETTLE, cursor=None)
-            sweeps = sweeps_of(feed, journal, poll_interval=POLL_SECONDS, say=lambda level, message: None)
-            async with aclosing(sweeps):
-                async for ended in sweeps:
+        async with self.poller_of(WATCHED) as poller:
+            self.long_lived = poller
+            journal = await open_journal(poller, ACCOUNT, settle=SETTLE, cursor=None)
+            cycles = stream_completions(poller, journal, poll_interval=POLL_SECONDS, say=lambda level, message: None)
+            async with aclosing(cycles):
+                async for ended in cycles:
                     for event in ended:
                         self.tell(event)
 
@@ -299,7 +299,7 @@ class Soak:
         for each in around:
             each.cancel()
         self.sim.faults.clear()
-        # For whoever was started by a schedule last, and for a last sweep.
+        # For whoever was started by a schedule last, and for a last cycle.
         await asyncio.sleep(5 * 3600.0)
         left = self.left_in_feed()
         watcher.cancel()
@@ -309,7 +309,7 @@ class Soak:
         return left
 
     def left_in_feed(self):
-        """What the feed that the watcher keeps alive still holds of those who have gone."""
+        """What the poller that the watcher keeps alive still holds of those who have gone."""
         stats = asdict(self.long_lived.stats())
         # What it follows, and what it remembers, may still be listed.
         listed = sum(run.ended_at > self.sim.now() - timedelta(seconds=2 * POLL_SECONDS) for run, _ in self.sim.runs())
@@ -320,7 +320,7 @@ class Soak:
         """Live through it; what went wrong, in sentences."""
         self.loop.set_exception_handler(lambda _, context: self.problems.append(str(context)))
         try:
-            in_feed = self.loop.run_until_complete(self.main())
+            in_poller = self.loop.run_until_complete(self.main())
             self.loop.run_until_complete(asyncio.sleep(60.0))
             gc.collect()
             tasks, registry = len(asyncio.all_tasks(self.loop)), count_shared(self.loop)
@@ -328,10 +328,10 @@ class Soak:
             self.loop.close()
         self.left = {
             "asyncio tasks": tasks,
-            "feeds in the registry": registry,
+            "pollers in the registry": registry,
             "clients": self.open_transports,
-            **{f"{name} in the feed": count for name, count in in_feed.items()},
-            **{f"{name} in the closed feed": count for name, count in asdict(self.long_lived.stats()).items()},
+            **{f"{name} in the poller": count for name, count in in_poller.items()},
+            **{f"{name} in the closed poller": count for name, count in asdict(self.long_lived.stats()).items()},
         }
         failures = [f"{count} {name} left" for name, count in self.left.items() if count]
         failures += [f"a wrong verdict: {words}" for words in self.wrong]
@@ -365,7 +365,7 @@ class Soak:
             f"the watcher told of {self.tellings:,} ends, {self.scheduled:,} of them of the platform's schedule",
             f"ends that it missed: {len(self.untold)}",
             f"{self.requests:,} requests; gone wrong: {faults}",
-            f"{self.outages} outages of an hour, {self.rotations} rotations of the key, {self.feeds_made:,} feeds",
+            f"{self.outages} outages of an hour, {self.rotations} rotations of the key, {self.pollers_made:,} pollers",
             f"left behind: {left or 'nothing'}",
             f"growth from the first tenth to the last: {megabytes:+.1f} MB, {objects:+,} objects",
         ]

@@ -92,8 +92,8 @@ def on_a_worker(client, clock, wait):
 def on_a_feed(client, clock, wait):
     """This provider's way in a triggerer."""
     driver = Driver(client, clock, clock.advance)
-    ticket = driver.join(wait, interval=OUR_POLL_SECONDS, deadline_at=clock.now + timedelta(hours=24))
-    return driver.wait_for(ticket)[0]
+    subscription = driver.subscribe(wait, interval=OUR_POLL_SECONDS, deadline_at=clock.now + timedelta(hours=24))
+    return driver.wait_for(subscription)[0]
 
 
 def ours(way, client, clock, agent_id):

@@ -129,7 +129,7 @@ def our_triggers(scene, url, submissions):
     from airflow.providers.common.compat.sdk import Stats  # noqa: F401
 
     import airflow_provider_agents.api.client
-    import airflow_provider_agents.feed.feed  # noqa: F401
+    import airflow_provider_agents.polling.poller  # noqa: F401
     from airflow_provider_agents.triggers import AgentRunTrigger
 
     os.environ["AIRFLOW_CONN_AGENTS_DEFAULT"] = json.dumps({"conn_type": "agents", "host": url, "password": "test-key"})
@@ -243,7 +243,7 @@ def wait_for_all(triggers, go, ends, steps, listen, idle):
 
     async def main():
         if listen:
-            # To time each step costs more CPU than our sweeps do, so it is a run of its own.
+            # To time each step costs more CPU than our cycles do, so it is a run of its own.
             steps.listen()
         before, cpu = resident(), time.process_time()
         tasks = [asyncio.create_task(one(number, trigger)) for number, trigger in enumerate(triggers)]
@@ -251,8 +251,8 @@ def wait_for_all(triggers, go, ends, steps, listen, idle):
         collector = Collector()
         waiting, settled, began = resident() - before, time.process_time(), time.time()
         await asyncio.sleep(STEADY[1] - STEADY[0])
-        sweeps = (time.time() - began) / INTERVAL
-        steady, collecting = (time.process_time() - settled) / sweeps, collector.cpu / sweeps
+        cycles = (time.time() - began) / INTERVAL
+        steady, collecting = (time.process_time() - settled) / cycles, collector.cpu / cycles
         if idle:
             for task in tasks:
                 task.cancel()
@@ -278,7 +278,7 @@ def child(side, scene):
     go = time.time()
     pipe.send(go)
     steps = Steps()
-    delays, waiting, cpu, sweep_cpu, sweep_gc = wait_for_all(
+    delays, waiting, cpu, cycle_cpu, cycle_gc = wait_for_all(
         triggers, go, scene["ends"], steps, listen=scene["listen"], idle=side == "idle"
     )
     pipe.send(None)
@@ -287,8 +287,8 @@ def child(side, scene):
     result = {
         "requests": requests,
         "cpu": cpu,
-        "sweep_cpu": sweep_cpu,
-        "sweep_gc": sweep_gc,
+        "cycle_cpu": cycle_cpu,
+        "cycle_gc": cycle_gc,
         "memory": waiting / 1024,
         "worst": max(delays),
         "mean": statistics.fmean(delays),
@@ -328,7 +328,7 @@ COLUMNS = (
     "runs, agents",
     "requests",
     "CPU s",
-    "ms a sweep",
+    "ms a cycle",
     "of it GC",
     "KB a run",
     "mean delay s",
@@ -338,8 +338,8 @@ COLUMNS = (
 
 def row(name, agents, one, runs):
     print(
-        f"| {name:11} | {agents:>13} | {one['requests']:8,} | {one['cpu']:5.2f} | {one['sweep_cpu'] * 1e3:10.1f} "
-        f"| {one['sweep_gc'] * 1e3:8.1f} "
+        f"| {name:11} | {agents:>13} | {one['requests']:8,} | {one['cpu']:5.2f} | {one['cycle_cpu'] * 1e3:10.1f} "
+        f"| {one['cycle_gc'] * 1e3:8.1f} "
         f"| {one['memory'] / runs:8.1f} | {one['mean']:12.2f} | {one['worst']:13.2f} |",
         flush=True,
     )
@@ -348,7 +348,7 @@ def row(name, agents, one, runs):
 def ratios(dbt, ours):
     print(
         f"| dbt / ours  | {'':13} | {dbt['requests'] / ours['requests']:8.0f} | {dbt['cpu'] / ours['cpu']:5.1f} "
-        f"| {dbt['sweep_cpu'] / ours['sweep_cpu']:10.1f} | {'':8} | {dbt['memory'] / ours['memory']:8.1f} "
+        f"| {dbt['cycle_cpu'] / ours['cycle_cpu']:10.1f} | {'':8} | {dbt['memory'] / ours['memory']:8.1f} "
         f"| {dbt['mean'] / ours['mean']:12.2f} | {dbt['worst'] / ours['worst']:13.2f} |",
         flush=True,
     )
@@ -394,8 +394,8 @@ def main():
         )
     if {1000, 10000} <= set(options.runs):
         for name, agents in (("one agent", (1, 1)), ("100 agents", (100, 100)), ("an agent each", (10000, 1000))):
-            many, few = (one["sweep_cpu"] - one["sweep_gc"] for one in (ours[10000, agents[0]], ours[1000, agents[1]]))
-            print(f"CPU a run and sweep without GC, 10,000 runs over 1,000, {name}: {many / few / 10:.2f}")
+            many, few = (one["cycle_cpu"] - one["cycle_gc"] for one in (ours[10000, agents[0]], ours[1000, agents[1]]))
+            print(f"CPU a run and cycle without GC, 10,000 runs over 1,000, {name}: {many / few / 10:.2f}")
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def test_a_task_that_leaves_holds_up_no_other(platform, gone):
 
 
 def test_a_task_that_comes_after_a_release_waits_as_well(platform):
-    # The feed is closed by then, as nothing else waits.
+    # The poller is closed by then, as nothing else waits.
     busy(platform)
 
     async def main():

@@ -46,7 +46,7 @@ from airflow_provider_agents.api.errors import (
 from airflow_provider_agents.api.models import ExecutionEvent
 from airflow_provider_agents.api.settings import Settings
 from airflow_provider_agents.clock import now
-from airflow_provider_agents.hooks import AgentsHook, feed_of, run_url_of
+from airflow_provider_agents.hooks import AgentsHook, poller_of, run_url_of
 from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.runs.matching import Look
 from airflow_provider_agents.runs.submission import Submission
@@ -340,8 +340,8 @@ def test_a_wrong_connection_does_not_show_its_key(monkeypatch, wrong):
     assert KEY not in shown(caught.value)
 
     async def in_a_triggerer():
-        async with feed_of("agents_default") as feed:
-            await feed.ask(flow.value_of(READ))
+        async with poller_of("agents_default") as poller:
+            await poller.ask(flow.value_of(READ))
 
     with pytest.raises(InvalidConnectionError) as caught:
         asyncio.run(in_a_triggerer())

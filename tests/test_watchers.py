@@ -86,7 +86,7 @@ def flat(told):
     return [event_id for ids in told for event_id in ids]
 
 
-def test_what_ends_in_one_sweep_is_one_event(platform):
+def test_what_ends_in_one_cycle_is_one_event(platform):
     platform.sim.add_agent("agent-2", queue_seconds=0.0, run_seconds=3.0)
     started = []
     told = watch(
@@ -564,7 +564,7 @@ def test_over_kills_at_any_moment_every_run_arrives_and_only_the_last_seconds_ar
     for run in started:
         times = [at for one, at in airflow.stored if one == run]
         for at, again in itertools.pairwise(times):
-            # 15 s after the yield returned, at the next sweep, with a state that takes up to 12 s.
+            # 15 s after the yield returned, at the next cycle, with a state that takes up to 12 s.
             assert any(at <= kill <= again and (kill - at).total_seconds() <= 15 + 5 + 2 * 12 for kill in kills)
 
 

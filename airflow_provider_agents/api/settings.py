@@ -33,7 +33,7 @@ WHOLE_REQUEST_FACTOR = 4
 _SHORTEST_REDACTED_KEY = 8
 
 #: A triggerer asks no more than this for all that wait on a connection, unless the connection says otherwise: enough
-#: for 10,000 runs in a sweep of two seconds, at 200 events a request.
+#: for 10,000 runs in a cycle of two seconds, at 200 events a request.
 DEFAULT_REQUESTS_PER_SECOND = 25.0
 MAX_REQUESTS_PER_SECOND = 1000.0
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 MOST_RUNS_AT_ONCE, MOST_BYTES_AT_ONCE = 500, 256 * 1024
 #: A followed run that no listing shows any more is given up after so long. What hides a run for a while (a replica that
 #: lags, a row that is written anew) takes seconds or minutes; what takes an hour is a deleted agent, or a platform that
-#: keeps runs for a limited time. To look for such a run costs up to two requests in each sweep.
+#: keeps runs for a limited time. To look for such a run costs up to two requests in each cycle.
 LOST_AFTER = timedelta(hours=1)
 #: Between two looks no more than this counts as time in which the run was not shown: an outage says nothing.
 _MOST_BETWEEN_LOOKS = timedelta(minutes=5)
@@ -114,7 +114,7 @@ class Journal:
     """The runs of one agent, or of the whole account, that end.
 
     Args:
-        agent_id: the agent, or `feed.tickets.ACCOUNT`.
+        agent_id: the agent, or `polling.subscriptions.ACCOUNT`.
         settle: seconds within which the event of a run appears.
         cursor: where an earlier journal has got to.
         statuses: which ends `ended` reports; None reports all of them.

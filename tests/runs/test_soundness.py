@@ -117,15 +117,15 @@ def run_once(
     if deferred:
         # As in a triggerer: with others, whose runs are of no concern to ours.
         driver = Driver(client, other_clock, sleep, rng=rng)
-        ticket = driver.join(wait, deadline_at=deadline_at)
+        subscription = driver.subscribe(wait, deadline_at=deadline_at)
         for number in range(deferred - 1):
             sim.add_agent(f"other-{number}", schedule_every=50.0, schedule_offset=10.0 * number)
             other = client.run_flow(submit(f"other-{number}", settle=SETTLE, now=clock))
-            driver.join(
+            driver.subscribe(
                 Wait(other, RULES, other_clock()), interval=rng.choice([2.0, 5.0, 30.0]), deadline_at=deadline_at
             )
-        (verdict,) = driver.wait_for(ticket)
-        assert ticket.error is None
+        (verdict,) = driver.wait_for(subscription)
+        assert subscription.error is None
     else:
         verdict = client.run_flow(
             wait_for_end(

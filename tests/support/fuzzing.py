@@ -37,8 +37,8 @@ from airflow_provider_agents.api.client import AsyncClient, Client
 from airflow_provider_agents.api.errors import AgentsError, InvalidConnectionError
 from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent, Page
 from airflow_provider_agents.api.settings import Settings
-from airflow_provider_agents.feed.tickets import ACCOUNT
-from airflow_provider_agents.feed.waits import _Busy
+from airflow_provider_agents.polling.subscriptions import ACCOUNT
+from airflow_provider_agents.polling.waits import _Busy
 from airflow_provider_agents.runs.journal import Cursor, Journal
 from airflow_provider_agents.runs.sought import list_begun
 from airflow_provider_agents.runs.submission import Submission, attached_to, find_lost, submit
@@ -416,13 +416,13 @@ class CountingClient(Client):
         return answer
 
 
-def feed(rng, tally):
-    """Everybody who can wait on a feed, whose plan is driven by hand."""
+def poller(rng, tally):
+    """Everybody who can wait on a poller, whose plan is driven by hand."""
     while True:
         scene = HostileScene(rng, tally, rng.choice([0.1, 0.5, 0.9]))
         journals = []
         for _ in range(rng.randrange(20, 60)):
-            while len(scene.plan.tickets) < 6:
+            while len(scene.plan.subscriptions) < 6:
                 agent_id = rng.choice(scene.agents)
                 deadline_at = scene.clock.now + timedelta(seconds=rng.choice([30, 600, 86400]))
                 run = scene.sim.start_scheduled_run(agent_id)
@@ -434,7 +434,7 @@ def feed(rng, tally):
                     server_before=rng.choice([None, scene.clock.now]),
                 )
                 rules = Rules(settle=5.0, appear_within=60.0)
-                subject = rng.choice(
+                subscriber = rng.choice(
                     [
                         lambda: Wait(submission, rules),  # noqa: B023 - called at once
                         lambda: Wait(attached_to(event, agent_id, scene.clock.now), rules),  # noqa: B023
@@ -442,13 +442,13 @@ def feed(rng, tally):
                         lambda: Journal(rng.choice([ACCOUNT, agent_id]), 5.0, Cursor(floor=scene.clock.now)),  # noqa: B023
                     ]
                 )()
-                journals += [subject] if isinstance(subject, Journal) else []
-                scene.driver.join(subject, interval=rng.choice([0.5, 5.0, 60.0]), deadline_at=deadline_at)
+                journals += [subscriber] if isinstance(subscriber, Journal) else []
+                scene.driver.subscribe(subscriber, interval=rng.choice([0.5, 5.0, 60.0]), deadline_at=deadline_at)
             before = scene.answers
-            scene.driver.sweep_once()
-            for ticket in scene.plan.tickets:
-                if isinstance(ticket.subject, Wait):
-                    assert state_of(ticket.subject).isprintable()
+            scene.driver.cycle_once()
+            for subscription in scene.plan.subscriptions:
+                if isinstance(subscription.subscriber, Wait):
+                    assert state_of(subscription.subscriber).isprintable()
             for journal in journals:
                 for ended in journal.ended():
                     check_kept(ended.to_json())
@@ -709,7 +709,7 @@ def tasks(rng, tally):
 #: each: so there are few connections.
 WAYS = {
     reading: 0.67,
-    feed: 0.17,
+    poller: 0.17,
     worker: 0.03,
     tasks: 0.03,
     transport: 0.0985,

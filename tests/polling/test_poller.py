@@ -1,4 +1,4 @@
-"""The feed on an event loop of virtual time: who shares, who is told, and what is left when everybody has gone."""
+"""The poller on an event loop of virtual time: who shares, who is told, and what is left when everybody has gone."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from airflow_provider_agents.api.errors import (
     TemporaryError,
 )
 from airflow_provider_agents.api.settings import Settings
-from airflow_provider_agents.feed.feed import (
-    OPENING_SECONDS,
+from airflow_provider_agents.polling.clients import OPENING_SECONDS
+from airflow_provider_agents.polling.plan import Plan, PollStats
+from airflow_provider_agents.polling.poller import (
+    CYCLE_SECONDS,
     SIGN_OF_LIFE_SECONDS,
-    SWEEP_SECONDS,
-    Feed,
-    FeedClosedError,
+    PollerClosedError,
+    SharedPoller,
     count_shared,
-    shared_feed,
+    shared_poller,
 )
-from airflow_provider_agents.feed.plan import Plan, PollStats
 from airflow_provider_agents.runs.submission import submit
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
 from airflow_provider_agents.runs.waiting import LAST_LOOK_SECONDS
@@ -71,7 +71,7 @@ class Transport(httpx.AsyncBaseTransport):
 
 
 class Scene:
-    """A simulator, a connection that can be changed, and feeds on a loop of virtual time."""
+    """A simulator, a connection that can be changed, and pollers on a loop of virtual time."""
 
     def __init__(self, *, agents=1, config=None, seed=1, plan=Plan, stats=None, **agent):
         self.clock = ManualClock()
@@ -84,7 +84,7 @@ class Scene:
             self.sim.add_agent(agent_id, **{"queue_seconds": 0.0, "run_seconds": 60.0, **agent})
         self.settings = Settings(api_key=KEY, base_url="http://127.0.0.1")
         self.plan, self.stats = plan, stats
-        self.transports, self.feeds, self.sent_at, self.look_ups = [], [], [], 0
+        self.transports, self.pollers, self.sent_at, self.look_ups = [], [], [], 0
         self.opening = []
         self.problems = []
 
@@ -105,16 +105,20 @@ class Scene:
         return AsyncClient(self.settings, transport=self.transports[-1])
 
     def make(self):
-        self.feeds.append(Feed("agents_default", self.open_client, stats=self.stats, now=self.clock, plan=self.plan()))
-        return self.feeds[-1]
+        self.pollers.append(
+            SharedPoller("agents_default", self.open_client, stats=self.stats, now=self.clock, plan=self.plan())
+        )
+        return self.pollers[-1]
 
     def held(self):
-        return shared_feed("agents_default", self.make)
+        return shared_poller("agents_default", self.make)
 
-    async def wait(self, agent_id="agent-0", *, submission=None, interval=5.0, tell=lambda ticket, is_news: None):
+    async def wait(self, agent_id="agent-0", *, submission=None, interval=5.0, tell=lambda subscription, is_news: None):
         wait = Wait(submission or self.submitted(agent_id), Rules())
-        async with self.held() as feed:
-            return await feed.watch(wait, interval=interval, deadline_at=self.clock.now + timedelta(hours=9), tell=tell)
+        async with self.held() as poller:
+            return await poller.wait_for(
+                wait, interval=interval, deadline_at=self.clock.now + timedelta(hours=9), tell=tell
+            )
 
     def run(self, coroutine):
         """Run to the end, and see that nothing is left behind."""
@@ -134,7 +138,7 @@ class Scene:
         assert not shared
         assert not self.problems
         assert all(transport.closed for transport in self.transports)
-        assert {feed.stats() for feed in self.feeds} <= {PollStats()}
+        assert {poller.stats() for poller in self.pollers} <= {PollStats()}
         return result
 
 
@@ -164,15 +168,15 @@ def test_everybody_shares_one_client_and_one_look_up_and_the_last_one_closes_it(
 
     verdicts = scene.run(many())
     assert {verdict.outcome for verdict in verdicts} == {Outcome.COMPLETED}
-    assert (len(scene.feeds), len(scene.transports), scene.look_ups) == (1, 1, 1)
+    assert (len(scene.pollers), len(scene.transports), scene.look_ups) == (1, 1, 1)
 
 
-def test_who_comes_while_the_last_one_goes_gets_a_feed_of_its_own():
+def test_who_comes_while_the_last_one_goes_gets_a_poller_of_its_own():
     scene = Scene(agents=2, run_seconds=10.0)
 
     async def main():
         first = asyncio.ensure_future(scene.wait("agent-0"))
-        while not scene.feeds or scene.feeds[0].holders:
+        while not scene.pollers or scene.pollers[0].holders:
             await asyncio.sleep(LATENCY / 3)
         # It closes now, which takes a while.
         assert not first.done()
@@ -181,7 +185,7 @@ def test_who_comes_while_the_last_one_goes_gets_a_feed_of_its_own():
 
     verdicts = scene.run(main())
     assert [verdict.outcome for verdict in verdicts] == [Outcome.COMPLETED] * 2
-    assert len(scene.feeds) == 2
+    assert len(scene.pollers) == 2
 
 
 def test_one_that_is_cancelled_while_the_client_is_opened_takes_it_from_nobody():
@@ -193,7 +197,7 @@ def test_one_that_is_cancelled_while_the_client_is_opened_takes_it_from_nobody()
         assert scene.look_ups == 1
         first.cancel()
         await asyncio.sleep(LATENCY / 4)
-        assert scene.feeds[0].stats().waits == 1
+        assert scene.pollers[0].stats().waits == 1
         verdict = await second
         return first.cancelled(), verdict.outcome
 
@@ -223,7 +227,7 @@ def test_joining_leaving_and_cancelling_at_any_await(seed, waits, cancelled, fau
         told[number] += 1
         late = scene.clock.now - verdict.event.completedAt
         assert verdict.event.requestId == submission.request_id
-        # Two intervals at most, what the requests of a sweep or two take, and what the faults put off.
+        # Two intervals at most, what the requests of a cycle or two take, and what the faults put off.
         assert late <= timedelta(seconds=12.0 + 60.0 * (1 + faults))
         return verdict.outcome
 
@@ -263,7 +267,7 @@ def test_a_holder_that_is_cancelled_again_while_it_closes_leaves_nothing_open():
     assert [transport.closed for transport in scene.transports] == [True]
 
 
-def test_who_joins_a_feed_that_sleeps_for_long_is_not_kept_waiting():
+def test_who_joins_a_poller_that_sleeps_for_long_is_not_kept_waiting():
     scene = Scene(agents=2, run_seconds=20.0)
 
     async def main():
@@ -277,14 +281,14 @@ def test_who_joins_a_feed_that_sleeps_for_long_is_not_kept_waiting():
     scene.run(main())
 
 
-def test_a_feed_that_is_closed_tells_those_who_still_wait():
+def test_a_poller_that_is_closed_tells_those_who_still_wait():
     scene = Scene()
 
     async def main():
         waiting = asyncio.ensure_future(scene.wait())
         await asyncio.sleep(3.0)
-        await scene.feeds[0].aclose()
-        with pytest.raises(FeedClosedError, match="agents_default"):
+        await scene.pollers[0].aclose()
+        with pytest.raises(PollerClosedError, match="agents_default"):
             await waiting
 
     scene.run(main())
@@ -294,10 +298,10 @@ def test_a_fault_in_the_plan_is_told_to_everybody_and_the_next_wait_works():
     class Broken(Plan):
         broken = True
 
-        def sweep(self, at):
+        def cycle(self, at):
             if self.broken:
                 raise KeyError("no such thing")
-            return super().sweep(at)
+            return super().cycle(at)
 
     scene = Scene(agents=3, plan=Broken)
 
@@ -309,13 +313,13 @@ def test_a_fault_in_the_plan_is_told_to_everybody_and_the_next_wait_works():
             return await scene.wait()
 
     assert scene.run(main()).outcome == Outcome.COMPLETED
-    assert len(scene.feeds) == 1
+    assert len(scene.pollers) == 1
 
 
 def test_who_waits_is_told_now_and_then_that_it_does():
     scene = Scene(run_seconds=3 * SIGN_OF_LIFE_SECONDS + 10)
     told = []
-    scene.run(scene.wait(tell=lambda ticket, is_news: told.append(is_news)))
+    scene.run(scene.wait(tell=lambda subscription, is_news: told.append(is_news)))
     # When the run was seen, on the way, and at the end.
     assert told == [True, False, False, False, True]
 
@@ -368,7 +372,7 @@ def test_a_connection_that_cannot_be_used_is_told_to_everybody_and_not_remembere
         return await scene.wait()
 
     assert scene.run(main()).outcome == Outcome.COMPLETED
-    assert len(scene.feeds) == 2
+    assert len(scene.pollers) == 2
 
 
 @pytest.mark.parametrize(
@@ -383,7 +387,7 @@ def test_a_connection_that_cannot_be_read_for_a_while_ends_nothing(error):
         return await asyncio.gather(*(scene.wait(agent_id) for agent_id in scene.agents))
 
     assert {verdict.outcome for verdict in scene.run(main())} == {Outcome.COMPLETED}
-    assert len(scene.feeds) == 1
+    assert len(scene.pollers) == 1
 
 
 @pytest.mark.parametrize(
@@ -406,9 +410,9 @@ def test_who_only_asks_is_told_at_once_that_there_is_no_connection():
     scene.opening = [MissingConnectionError("There is no connection.")]
 
     async def main():
-        async with scene.held() as feed:
+        async with scene.held() as poller:
             with pytest.raises(MissingConnectionError):
-                await feed.ask(flow.value_of(endpoints.list_agents()))
+                await poller.ask(flow.value_of(endpoints.list_agents()))
 
     scene.run(main())
 
@@ -450,7 +454,7 @@ def test_when_the_server_asks_for_a_pause_nobody_asks_anything():
         scene.sim.intercept(refuse_once)
         await asyncio.sleep(10.0)
         with pytest.raises(RateLimitedError) as refusal:
-            await scene.feeds[0].ask(flow.value_of(endpoints.list_agents()))
+            await scene.pollers[0].ask(flow.value_of(endpoints.list_agents()))
         assert 75 < refusal.value.retry_after_seconds < 90
         return await asyncio.gather(*waits)
 
@@ -497,8 +501,10 @@ def test_a_look_up_that_hangs_for_good_ends_the_waits_and_blocks_no_other_connec
     async def main():
         waits = [asyncio.ensure_future(hanging.wait(agent_id)) for agent_id in hanging.agents]
         began = hanging.clock.now
-        async with shared_feed("another", lambda: Feed("another", other.open_client, now=hanging.clock)) as feed:
-            answer = await feed.ask(flow.value_of(endpoints.list_agents()))
+        async with shared_poller(
+            "another", lambda: SharedPoller("another", other.open_client, now=hanging.clock)
+        ) as poller:
+            answer = await poller.ask(flow.value_of(endpoints.list_agents()))
         assert hanging.clock.now - began < timedelta(seconds=5)
         return answer, await asyncio.gather(*waits, return_exceptions=True)
 
@@ -536,8 +542,8 @@ def test_a_deadline_is_kept_whatever_a_poll_is_busy_with(slow):
     deadline_at = scene.clock.now + timedelta(seconds=100)
 
     async def main():
-        async with scene.held() as feed:
-            verdict = await feed.watch(Wait(submission, Rules()), interval=5.0, deadline_at=deadline_at)
+        async with scene.held() as poller:
+            verdict = await poller.wait_for(Wait(submission, Rules()), interval=5.0, deadline_at=deadline_at)
             # Its client closes in good time.
             scene.latency = lambda: LATENCY
             return verdict, scene.clock.now
@@ -572,7 +578,7 @@ def test_a_slow_agent_keeps_nobody_from_the_next_look():
 
     verdict, took = scene.run(main())
     assert verdict.outcome == Outcome.COMPLETED
-    assert took <= timedelta(seconds=600 + 2 * SWEEP_SECONDS)
+    assert took <= timedelta(seconds=600 + 2 * CYCLE_SECONDS)
 
 
 def test_a_refused_key_is_looked_up_once_in_a_poll():
@@ -614,21 +620,21 @@ def test_a_connection_that_is_bad_while_the_key_is_refused_ends_nothing(error):
 # --- asking together ---
 
 
-def ask_agents(feed, seconds=3600.0):
-    deadline_at = feed.now() + timedelta(seconds=seconds)
-    return feed.ask_together("agents", lambda: flow.value_of(endpoints.list_agents()), deadline_at=deadline_at)
+def ask_agents(poller, seconds=3600.0):
+    deadline_at = poller.now() + timedelta(seconds=seconds)
+    return poller.single_flight("agents", lambda: flow.value_of(endpoints.list_agents()), deadline_at=deadline_at)
 
 
 def test_an_answer_that_others_wait_for_longer_is_given_up_at_the_deadline():
     scene = Scene()
 
     async def main():
-        async with scene.held() as feed:
+        async with scene.held() as poller:
             scene.latency = lambda: 50.0
-            patient = asyncio.ensure_future(ask_agents(feed))
+            patient = asyncio.ensure_future(ask_agents(poller))
             began = scene.clock.now
             with pytest.raises(NoAnswerError):
-                await ask_agents(feed, seconds=10.0)
+                await ask_agents(poller, seconds=10.0)
             scene.latency = lambda: LATENCY
             took = scene.clock.now - began
             return await patient, took
@@ -642,12 +648,12 @@ def test_who_asks_the_same_at_the_same_time_shares_the_answer():
     scene = Scene()
 
     async def main():
-        async with scene.held() as feed:
-            asked = [asyncio.ensure_future(ask_agents(feed)) for _ in range(30)]
+        async with scene.held() as poller:
+            asked = [asyncio.ensure_future(ask_agents(poller)) for _ in range(30)]
             await asyncio.sleep(LATENCY)
             asked[0].cancel()
             answers = await asyncio.gather(*asked, return_exceptions=True)
-            again = await ask_agents(feed)
+            again = await ask_agents(poller)
             return answers, again
 
     answers, again = scene.run(main())
@@ -661,15 +667,15 @@ def test_an_answer_that_everybody_has_given_up_on_may_be_an_error():
     scene = Scene()
 
     async def main():
-        async with scene.held() as feed:
+        async with scene.held() as poller:
             scene.sim.faults.append(Fault(kind="reset_before"))
-            asked = asyncio.ensure_future(ask_agents(feed))
+            asked = asyncio.ensure_future(ask_agents(poller))
             await asyncio.sleep(LATENCY)
             asked.cancel()
             await asyncio.sleep(10.0)
             scene.sim.faults.append(Fault(kind="reset_before"))
             with pytest.raises(TemporaryError):
-                await ask_agents(feed)
+                await ask_agents(poller)
 
     scene.run(main())
 
@@ -688,15 +694,15 @@ def test_the_statistics_say_what_it_costs_and_for_whom():
         return await asyncio.gather(*waits)
 
     scene.run(main())
-    assert sum(stats.values("agents.feed.requests")) == len(scene.sent_at)
-    assert sum(stats.values("agents.feed.failures")) == 1
-    assert stats.values("agents.feed.subscribers")[0] == 5
-    assert stats.values("agents.feed.subscribers")[-1] == 0
-    assert all(timedelta(0) < seconds < timedelta(seconds=1) for seconds in stats.values("agents.feed.sweep"))
+    assert sum(stats.values("agents.poll.requests")) == len(scene.sent_at)
+    assert sum(stats.values("agents.poll.failures")) == 1
+    assert stats.values("agents.poll.subscribers")[0] == 5
+    assert stats.values("agents.poll.subscribers")[-1] == 0
+    assert all(timedelta(0) < seconds < timedelta(seconds=1) for seconds in stats.values("agents.poll.cycle"))
     assert {tags["conn_id"] for _, _, tags in stats.got} == {"agents_default"}
 
 
-def test_the_feeds_own_lines_carry_no_tasks_context():
+def test_the_pollers_own_lines_carry_no_tasks_context():
     whose = contextvars.ContextVar("whose", default="nobody's")
     seen = []
 
@@ -708,7 +714,7 @@ def test_the_feeds_own_lines_carry_no_tasks_context():
 
     async def main():
         whose.set("the first task's")
-        return await scene.wait(tell=lambda ticket, is_news: seen.append(whose.get()))
+        return await scene.wait(tell=lambda subscription, is_news: seen.append(whose.get()))
 
     scene.run(main())
     assert set(seen[:-1]) == {"nobody's", "the first task's"}
@@ -720,9 +726,9 @@ def test_the_server_clock_is_what_delays_are_measured_on():
     scene = Scene(stats=stats, config=SimulatorConfig(request_id="field", clock_skew=240.0))
 
     async def main():
-        async with scene.held() as feed:
+        async with scene.held() as poller:
             verdict = await scene.wait()
-            feed.note_end(verdict.outcome, verdict.event.completedAt)
+            poller.note_end(verdict.outcome, verdict.event.completedAt)
 
     scene.run(main())
     (delay,) = stats.values("agents.run.notice_delay")

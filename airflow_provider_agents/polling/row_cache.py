@@ -1,4 +1,4 @@
-"""Pages of events, read once: a row that says what it said in the sweep before is not read again. Pure.
+"""Pages of events, read once: a row that says what it said in the cycle before is not read again. Pure.
 
 Of a run that goes on, counters may grow from look to look (steps, seconds). They matter once it is over; until then a
 row is read again only when its status, one of its times or its name has changed.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class RowCache:
-    """Reads pages of events, and remembers the rows of this sweep and of the one before."""
+    """Reads pages of events, and remembers the rows of this cycle and of the one before."""
 
     def __init__(self) -> None:
         # By the id that was sent: what of a row matters while its run goes on, the row as an event, and whether the run
@@ -26,7 +26,7 @@ class RowCache:
         self._now: dict[str, tuple[tuple[Any, ...], ExecutionEvent, bool]] = {}
 
     def turn(self) -> None:
-        """A sweep has ended: what neither it nor the next one shows is forgotten."""
+        """A cycle has ended: what neither it nor the next one shows is forgotten."""
         self._last, self._now = self._now, {}
 
     def cached(self, call: ApiCall[Page[ExecutionEvent]]) -> ApiCall[Page[ExecutionEvent]]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from airflow_provider_agents.api.flow import Flow
-    from airflow_provider_agents.feed.tickets import At
+    from airflow_provider_agents.polling.subscriptions import ClockReading
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Walk(Protocol):
     """A walk under way, and what is known of it."""
 
     @property
-    def at(self) -> At:
+    def at(self) -> ClockReading:
         """When its first page was asked for."""
 
     @property
@@ -59,7 +59,7 @@ class Walks:
     def go(
         self,
         key: Hashable,
-        at: At,
+        at: ClockReading,
         begin: Callable[[], W],
         steps: Callable[[W], Flow[Any]],
         *,
@@ -78,7 +78,7 @@ class Walks:
             AgentsError: as the walk does. After a failure that may pass, the next call resumes.
         """
         walk, failures = self._kept.pop(key, (None, 0))
-        if walk is not None and at.clock - walk.at.clock <= MOST_SECONDS and is_of_use(walk):
+        if walk is not None and at.monotonic - walk.at.monotonic <= MOST_SECONDS and is_of_use(walk):
             before = walk.pages
             try:
                 yield from steps(walk)
@@ -110,7 +110,7 @@ class Walks:
         """Whether a walk was interrupted."""
         return key in self._kept
 
-    def expire(self, at: At) -> None:
+    def expire(self, at: ClockReading) -> None:
         """Drop what is too old to be resumed."""
-        for key in [key for key, (walk, _) in self._kept.items() if at.clock - walk.at.clock > MOST_SECONDS]:
+        for key in [key for key, (walk, _) in self._kept.items() if at.monotonic - walk.at.monotonic > MOST_SECONDS]:
             del self._kept[key]

@@ -1,4 +1,4 @@
-"""The waits of a trigger, on a feed. They say and decide what `runs.waiting` does for a worker."""
+"""The waits of a trigger, on a poller. They say and decide what `runs.waiting` does for a worker."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from airflow_provider_agents.api.errors import AgentsError, PermanentError, Rate
 from airflow_provider_agents.api.flow import ApiCall, Flow, Response, Sleep, paginate
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
 from airflow_provider_agents.clock import timeout
-from airflow_provider_agents.feed.feed import SIGN_OF_LIFE_SECONDS, News
-from airflow_provider_agents.feed.queues import StartQueue
-from airflow_provider_agents.feed.tickets import ACCOUNT
+from airflow_provider_agents.polling.poller import SIGN_OF_LIFE_SECONDS, TimedEvent
+from airflow_provider_agents.polling.queues import StartQueue
+from airflow_provider_agents.polling.subscriptions import ACCOUNT
 from airflow_provider_agents.runs.journal import Journal
 from airflow_provider_agents.runs.matching import TOLERANCE, Look, Missing, clock_at_least, lies_before
 from airflow_provider_agents.runs.patience import Patience, is_refusal
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Sequence
     from datetime import datetime
 
-    from airflow_provider_agents.feed.feed import Feed
-    from airflow_provider_agents.feed.tickets import Ticket, Trouble
+    from airflow_provider_agents.polling.poller import SharedPoller
+    from airflow_provider_agents.polling.subscriptions import Outage, Subscription
     from airflow_provider_agents.runs.journal import Cursor
     from airflow_provider_agents.runs.sought import Sought
     from airflow_provider_agents.runs.submission import Clock
@@ -55,38 +55,39 @@ R = TypeVar("R")
 _LIMIT_SECONDS = 60.0
 
 
-class _Teller:
-    """Says what is new about a wait: changes of state, troubles, and now and then that it goes on."""
+class ProgressLogger:
+    """Logs what is new about a wait: changes of state, outages, and now and then that it is still running."""
 
-    __slots__ = ("_say", "_state", "_trouble")
+    __slots__ = ("_outage", "_say", "_state")
 
     def __init__(self, say: Say) -> None:
         self._say = say
         self._state = ""
-        self._trouble: Trouble | None = None
+        self._outage: Outage | None = None
 
-    def tell(self, state: str, trouble: Trouble | None, *, is_news: bool) -> None:
-        before, self._trouble = self._trouble, trouble
-        ended = trouble is None and before is not None
-        began = trouble is not None and (before is None or is_refusal(trouble.error) != is_refusal(before.error))
-        if trouble is not None and began:
-            self._say(logging.WARNING, in_words(trouble.error))
-        elif trouble is not None and not is_news:
+    def report(self, state: str, outage: Outage | None, *, is_news: bool) -> None:
+        """Log what has changed since the last report; without news, log that the wait goes on."""
+        before, self._outage = self._outage, outage
+        ended = outage is None and before is not None
+        began = outage is not None and (before is None or is_refusal(outage.error) != is_refusal(before.error))
+        if outage is not None and began:
+            self._say(logging.WARNING, in_words(outage.error))
+        elif outage is not None and not is_news:
             self._say(
                 logging.WARNING,
-                f"Still no look at the run since {trouble.since:%Y-%m-%d %H:%M:%S} UTC: {trouble.error}",
+                f"Still no look at the run since {outage.since:%Y-%m-%d %H:%M:%S} UTC: {outage.error}",
             )
         elif ended and before is not None:
             self._say(logging.INFO, f"The API answers again after {before.looks} failed looks.")
         if state != self._state:
             self._state = state
             self._say(logging.INFO, state)
-        elif not (is_news or trouble is not None):
+        elif not (is_news or outage is not None):
             self._say(logging.INFO, f"Still waiting. {state}")
 
 
 async def wait_for_end(
-    feed: Feed,
+    poller: SharedPoller,
     wait: Wait,
     *,
     poll_interval: float,
@@ -98,7 +99,7 @@ async def wait_for_end(
     """Wait until there is a verdict, or until a last look at the deadline.
 
     Args:
-        feed: of the run's connection.
+        poller: of the run's connection.
         wait: the run.
         poll_interval: seconds between two looks.
         deadline_at: when to give up, on our clock. The run goes on after it.
@@ -111,8 +112,8 @@ async def wait_for_end(
         PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
         InvalidConnectionError: the connection cannot be used.
     """
-    teller, late, known = _Teller(say), LateWarning(wait), False
-    trouble: Trouble | None = None
+    logger, late, known = ProgressLogger(say), LateWarning(wait), False
+    outage: Outage | None = None
 
     def note_known() -> None:
         nonlocal known
@@ -120,25 +121,25 @@ async def wait_for_end(
             known = True
             on_known(wait.events[0])
 
-    def tell(ticket: Ticket[Verdict], is_news: bool) -> None:
-        nonlocal trouble
-        trouble = ticket.trouble
+    def tell(subscription: Subscription[Verdict], is_news: bool) -> None:
+        nonlocal outage
+        outage = subscription.outage
         late.log_once(say)
-        teller.tell(state_of(wait), ticket.trouble, is_news=is_news)
-        if not ticket.over:
+        logger.report(state_of(wait), subscription.outage, is_news=is_news)
+        if not subscription.over:
             note_known()
 
     note_known()
-    verdict = await feed.watch(wait, interval=poll_interval, deadline_at=deadline_at, tell=tell, answered=answered)
+    verdict = await poller.wait_for(wait, interval=poll_interval, deadline_at=deadline_at, tell=tell, answered=answered)
     ends = [event.completedAt for event in verdict.events if event.completedAt is not None]
-    feed.note_end(verdict.outcome, max(ends, default=None))
-    if verdict.outcome == Outcome.TIMED_OUT and trouble is not None:
-        return replace(verdict, failure=str(trouble.error))
+    poller.note_end(verdict.outcome, max(ends, default=None))
+    if verdict.outcome == Outcome.TIMED_OUT and outage is not None:
+        return replace(verdict, failure=str(outage.error))
     return verdict
 
 
 async def wait_for_sought(
-    feed: Feed,
+    poller: SharedPoller,
     sought: Sought,
     rules: Rules,
     *,
@@ -162,7 +163,7 @@ async def wait_for_sought(
     submission, first = sought.known(now()), None
     if submission is None and sought.started_after is not None:
         pace = Pace(poll_interval, deadline_at, now, say, Patience(answered=answered))
-        found = await _wait_for_first(feed, sought, sought.started_after, rules.settle, pace)
+        found = await _wait_for_first(poller, sought, sought.started_after, rules.settle, pace)
         answered = True
         if found is None or isinstance(found, Missing):
             nothing = Submission(agent_id=sought.agent_id, taken_at=now())
@@ -179,7 +180,7 @@ async def wait_for_sought(
         if verdict is not None:
             return submission, verdict
     return submission, await wait_for_end(
-        feed,
+        poller,
         wait,
         poll_interval=poll_interval,
         deadline_at=deadline_at,
@@ -190,7 +191,7 @@ async def wait_for_sought(
 
 
 async def _wait_for_first(
-    feed: Feed, sought: Sought, after: datetime, settle: float, pace: Pace
+    poller: SharedPoller, sought: Sought, after: datetime, settle: float, pace: Pace
 ) -> ExecutionEvent | Missing | None:
     """The first run of an interval, or None at the deadline."""
     agent_id, before, search = sought.agent_id, sought.started_before, FirstRun(sought.started_before, settle)
@@ -198,9 +199,9 @@ async def _wait_for_first(
     while True:
         over = pace.is_over()
         try:
-            look = await feed.ask_together(
+            look = await poller.single_flight(
                 ("first", agent_id, after, before),
-                lambda: list_begun(agent_id, after, before, now=feed.now),
+                lambda: list_begun(agent_id, after, before, now=poller.now),
                 deadline_at=pace.deadline_at,
             )
         except (TemporaryError, PermanentError) as error:
@@ -215,7 +216,7 @@ async def _wait_for_first(
             )
         if over:
             return None
-        await feed.sleep(pause)
+        await poller.sleep(pause)
 
 
 class _Busy:
@@ -249,16 +250,16 @@ _ASK_AGAIN_SECONDS = 60.0
 _queues: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str], StartQueue]] = WeakKeyDictionary()
 
 
-def _queue_of(feed: Feed, agent_id: str, now: Clock) -> StartQueue:
-    """The queue for an agent. It outlives the feed, which is closed as soon as the last task is released."""
+def _queue_of(poller: SharedPoller, agent_id: str, now: Clock) -> StartQueue:
+    """The queue for an agent. It outlives the poller, which is closed as soon as the last task is released."""
     queues = _queues.setdefault(asyncio.get_running_loop(), {})
     for key in [key for key, queue in queues.items() if not queue.is_of_use(now())]:
         del queues[key]
-    return queues.setdefault((feed.name, agent_id), StartQueue())
+    return queues.setdefault((poller.name, agent_id), StartQueue())
 
 
 async def wait_until_idle(
-    feed: Feed,
+    poller: SharedPoller,
     agent_id: str,
     *,
     poll_interval: float,
@@ -273,7 +274,7 @@ async def wait_until_idle(
     The runs that are active are followed with everything else.
 
     Args:
-        feed: of the agent's connection.
+        poller: of the agent's connection.
         agent_id: the agent.
         poll_interval: seconds between two looks.
         deadline_at: when to give up, on our clock.
@@ -287,7 +288,7 @@ async def wait_until_idle(
         PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
         InvalidConnectionError: the connection cannot be used.
     """
-    queue, task, news = _queue_of(feed, agent_id, now), object(), News(asyncio.get_running_loop())
+    queue, task, news = _queue_of(poller, agent_id, now), object(), TimedEvent(asyncio.get_running_loop())
     pace = Pace(poll_interval, deadline_at, now, say, queue.patience)
 
     def may_start(active: Sequence[ExecutionEvent]) -> str | None:
@@ -295,19 +296,19 @@ async def wait_until_idle(
             queue.see_active_run(settle, now())
         return "a task that came first was just released" if queue.is_taken(now()) else None
 
-    def tell(ticket: Ticket[bool], is_news: bool) -> None:  # noqa: ARG001 - the pace knows when to speak
-        if ticket.trouble is not None:
-            pace.sign_of_life(logging.WARNING, f"Still no look at agent {agent_id}: {ticket.trouble.error}")
-        elif not ticket.over:
+    def tell(subscription: Subscription[bool], is_news: bool) -> None:  # noqa: ARG001 - the pace knows when to speak
+        if subscription.outage is not None:
+            pace.sign_of_life(logging.WARNING, f"Still no look at agent {agent_id}: {subscription.outage.error}")
+        elif not subscription.over:
             pace.sign_of_life(logging.INFO, f"Still waiting for agent {agent_id} to become idle.")
 
     async def rest(pause: Sleep) -> None:
         # A row without an id cannot be followed.
         if not isinstance(pause, BusyPause) or any(event.lacks_id for event in pause.active):
-            await feed.sleep(pause.seconds)
+            await poller.sleep(pause.seconds)
             return
         ask_again_at = now() + timedelta(seconds=max(_ASK_AGAIN_SECONDS, poll_interval))
-        await feed.watch(
+        await poller.wait_for(
             _Busy(agent_id, pause.active),
             interval=poll_interval,
             deadline_at=min(deadline_at, ask_again_at),
@@ -318,7 +319,7 @@ async def wait_until_idle(
     try:
         await _wait_for_turn(queue, task, agent_id, pace, news, now)
         async with timeout((deadline_at - now()).total_seconds() + LAST_LOOK_SECONDS):
-            await feed.ask(idle_steps(agent_id, pace, may_start=may_start), patient=True, rest=rest)
+            await poller.ask(idle_steps(agent_id, pace, may_start=may_start), patient=True, rest=rest)
         queue.release(hold_seconds, now())
     except TimeoutError:
         raise StillBusyError(
@@ -329,7 +330,9 @@ async def wait_until_idle(
         queue.leave(task)
 
 
-async def _wait_for_turn(queue: StartQueue, task: object, agent_id: str, pace: Pace, news: News, now: Clock) -> None:
+async def _wait_for_turn(
+    queue: StartQueue, task: object, agent_id: str, pace: Pace, news: TimedEvent, now: Clock
+) -> None:
     """Wait until no other task comes first."""
     if not queue.is_first(task):
         pace.speak(logging.INFO, f"Waiting for agent {agent_id}. Tasks that come first: {queue.ahead_of(task)}.")
@@ -346,7 +349,12 @@ async def _wait_for_turn(queue: StartQueue, task: object, agent_id: str, pace: P
 
 
 async def open_journal(
-    feed: Feed, agent_id: str, *, settle: float, cursor: Cursor | None, statuses: Collection[str] | None = None
+    poller: SharedPoller,
+    agent_id: str,
+    *,
+    settle: float,
+    cursor: Cursor | None,
+    statuses: Collection[str] | None = None,
 ) -> Journal:
     """A journal that goes on from a cursor, or from now; from now, it is known that it can be read.
 
@@ -357,7 +365,7 @@ async def open_journal(
     """
     if cursor is not None:
         return Journal(agent_id, settle, cursor, statuses=statuses)
-    return await feed.ask(_within_limit(journal_from_now(agent_id, settle=settle, now=feed.now, statuses=statuses)))
+    return await poller.ask(_within_limit(journal_from_now(agent_id, settle=settle, now=poller.now, statuses=statuses)))
 
 
 def _within_limit(steps: Flow[R]) -> Flow[R]:
@@ -411,8 +419,8 @@ def journal_from_now(
     return Journal.from_now(agent_id, settle, server_now, seen.values(), local_now=now(), statuses=statuses)
 
 
-async def sweeps_of(
-    feed: Feed, journal: Journal, *, poll_interval: float, say: Say
+async def stream_completions(
+    poller: SharedPoller, journal: Journal, *, poll_interval: float, say: Say
 ) -> AsyncGenerator[list[ExecutionEvent]]:
     """What has ended, after each complete look; more than `Journal.ended` returns at once comes in several parts.
 
@@ -423,13 +431,16 @@ async def sweeps_of(
         PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
         InvalidConnectionError: the connection cannot be used.
     """
-    looks, trouble = journal.looks, False
-    async with aclosing(feed.listen(journal, interval=poll_interval)) as changes:
-        async for ticket in changes:
-            if (ticket.trouble is not None) != trouble:
-                trouble = ticket.trouble is not None
-                if ticket.trouble is not None:
-                    say(logging.WARNING, f"{ticket.trouble.error} Looking again until it can be seen what has ended.")
+    looks, outage = journal.looks, False
+    async with aclosing(poller.stream(journal, interval=poll_interval)) as changes:
+        async for subscription in changes:
+            if (subscription.outage is not None) != outage:
+                outage = subscription.outage is not None
+                if subscription.outage is not None:
+                    say(
+                        logging.WARNING,
+                        f"{subscription.outage.error} Looking again until it can be seen what has ended.",
+                    )
                 else:
                     say(logging.INFO, "The API answers again.")
             if journal.looks != looks:
@@ -443,5 +454,5 @@ async def sweeps_of(
                     )
                 yield journal.ended()
                 while journal.has_ended:
-                    await feed.sleep(poll_interval)
+                    await poller.sleep(poll_interval)
                     yield journal.ended()

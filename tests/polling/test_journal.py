@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from airflow_provider_agents.api.endpoints import list_events
 from airflow_provider_agents.api.errors import PermanentError
-from airflow_provider_agents.feed.tickets import ACCOUNT
-from airflow_provider_agents.feed.waits import journal_from_now
+from airflow_provider_agents.polling.subscriptions import ACCOUNT
+from airflow_provider_agents.polling.waits import journal_from_now
 from airflow_provider_agents.runs.journal import Cursor, Journal
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS
 from airflow_provider_agents.simulator import Fault, SimulatorConfig
@@ -25,7 +25,7 @@ SETTLE = 10.0
 
 
 def listen(scene, journal, interval=5.0):
-    scene.driver.join(journal, interval=interval, deadline_at=FOREVER)
+    scene.driver.subscribe(journal, interval=interval, deadline_at=FOREVER)
     return journal
 
 
@@ -45,12 +45,12 @@ def scene():
 @pytest.mark.parametrize("agent_id", [ACCOUNT, "agent-1"])
 def test_each_run_that_ends_is_told_once_whoever_started_it(scene, agent_id):
     journal = from_now(scene, agent_id)
-    scene.sweep()
+    scene.cycle()
     mine = [scene.sim.start_scheduled_run(name) for name in scene.agents]
     mine.append(scene.submitted("agent-1") and None)
     told = []
     for _ in range(12):
-        scene.sweep()
+        scene.cycle()
         told += journal.ended()
     assert len(told) == len(set(ids(told)))
     assert {event.agentId for event in told} == ({"agent-1"} if agent_id else set(scene.agents))
@@ -62,7 +62,7 @@ def test_the_first_look_ever_replays_nothing(scene):
     scene.sim.add_history("agent-0", 5, every=3.0, run_seconds=1.0)
     scene.clock.advance(10)
     journal = from_now(scene)
-    scene.sweep(2)
+    scene.cycle(2)
     assert journal.ended() == []
 
 
@@ -72,20 +72,20 @@ def test_what_goes_on_at_the_first_look_is_told_when_it_ends(scene):
     scene.clock.advance(3600)
     active = scene.client.send(list_events(status="RUNNING")).value.data
     journal = listen(scene, Journal.from_now(ACCOUNT, SETTLE, scene.sim.now(), active))
-    scene.sweep(300)
+    scene.cycle(300)
     assert journal.ended() == []
-    scene.sweep(500)
+    scene.cycle(500)
     assert ids(journal.ended()) == [slow]
 
 
 def test_a_run_of_hours_is_told_though_it_began_long_before_the_floor(scene):
     scene.sim.add_agent("slow", queue_seconds=0.0, run_seconds=7200.0)
     journal = from_now(scene)
-    scene.sweep()
+    scene.cycle()
     slow = scene.sim.start_scheduled_run("slow")
     asked, told = [], []
     while slow not in ids(told):
-        asked.append(len(scene.sweep()))
+        asked.append(len(scene.cycle()))
         told += journal.ended()
     # What is queued, the account's latest, and where the long one is.
     assert max(asked) <= 4
@@ -94,23 +94,23 @@ def test_a_run_of_hours_is_told_though_it_began_long_before_the_floor(scene):
 def test_a_run_that_is_queued_for_hours_is_told(scene):
     scene.sim.add_agent("queued", queue_seconds=7200.0, run_seconds=1.0)
     journal = from_now(scene)
-    scene.sweep()
+    scene.cycle()
     queued = scene.sim.start_scheduled_run("queued")
-    scene.sweep(1500)
+    scene.cycle(1500)
     assert ids(journal.ended()) == [queued]
 
 
 def test_what_ends_while_nobody_looks_is_told_afterwards(scene):
     journal = from_now(scene)
-    scene.sweep()
+    scene.cycle()
     before = scene.sim.start_scheduled_run("agent-0")
-    scene.sweep(2)
+    scene.cycle(2)
     cursor = Cursor.from_json(json.loads(json.dumps(journal.cursor().to_json())))
     scene = scene.again()
     between = scene.sim.start_scheduled_run("agent-1")
     scene.clock.advance(3600)
     journal = listen(scene, Journal(ACCOUNT, SETTLE, cursor))
-    scene.sweep()
+    scene.cycle()
     assert sorted(ids(journal.ended())) == sorted([before, between])
 
 
@@ -119,19 +119,21 @@ def test_a_cursor_stays_small():
     journal = from_now(scene)
     for _ in range(300):
         scene.sim.start_scheduled_run("agent-0")
-        scene.sweep()
+        scene.cycle()
     assert len(journal.ended()) >= 298
     assert len(json.dumps(journal.cursor().to_json())) < 1000
 
 
 def test_a_key_that_may_not_list_the_account_is_told_so(scene):
     Gate(scene, lambda path, _query: 403 if path == "/v1/events" else None)
-    ticket = scene.driver.join(Journal.from_now(ACCOUNT, SETTLE, scene.sim.now()), interval=5.0, deadline_at=FOREVER)
-    scene.sweep()
-    assert isinstance(ticket.trouble.error, PermanentError)
+    subscription = scene.driver.subscribe(
+        Journal.from_now(ACCOUNT, SETTLE, scene.sim.now()), interval=5.0, deadline_at=FOREVER
+    )
+    scene.cycle()
+    assert isinstance(subscription.outage.error, PermanentError)
     scene.clock.advance(REFUSED_SECONDS)
-    scene.sweep()
-    assert isinstance(ticket.error, PermanentError)
+    scene.cycle()
+    assert isinstance(subscription.error, PermanentError)
 
 
 def damage(scene, *event_ids, **fields):
@@ -146,10 +148,10 @@ def damage(scene, *event_ids, **fields):
     return restore
 
 
-def sweeps(scene, journal, times):
+def cycles(scene, journal, times):
     told = []
     for _ in range(times):
-        scene.sweep()
+        scene.cycle()
         told += journal.ended()
     return told
 
@@ -159,59 +161,59 @@ def sweeps(scene, journal, times):
 )
 def test_a_run_whose_row_cannot_be_read_for_long_is_told_once_it_can_be(scene, damaged):
     journal = from_now(scene)
-    scene.sweep()
+    scene.cycle()
     odd = scene.sim.start_scheduled_run("agent-1")
     mended = damage(scene, odd, **damaged)
     fine = scene.sim.start_scheduled_run("agent-2")
-    assert ids(sweeps(scene, journal, 20)) == [fine]
+    assert ids(cycles(scene, journal, 20)) == [fine]
     # Long after its end, and after a restart.
     journal = listen(scene := scene.again(), Journal(ACCOUNT, SETTLE, Cursor.from_json(journal.cursor().to_json())))
-    assert sweeps(scene, journal, 20) == []
+    assert cycles(scene, journal, 20) == []
     mended()
-    assert ids(sweeps(scene, journal, 10)) == [odd]
+    assert ids(cycles(scene, journal, 10)) == [odd]
 
 
-def test_a_row_that_cannot_be_read_is_said_once_and_not_in_every_sweep(scene, caplog):
+def test_a_row_that_cannot_be_read_is_said_once_and_not_in_every_cycle(scene, caplog):
     journal = from_now(scene)
-    scene.sweep()
+    scene.cycle()
     odd = scene.sim.start_scheduled_run("agent-1")
     damage(scene, odd, status=None)
-    sweeps(scene, journal, 30)
+    cycles(scene, journal, 30)
     (line,) = [line for line in caplog.messages if "cannot be read" in line]
     assert line.endswith(f"agent=agent-1 event={odd}")
     assert "status" in line
     # Another row is another run.
     other = scene.sim.start_scheduled_run("agent-1")
     damage(scene, odd, other, status=None)
-    sweeps(scene, journal, 30)
+    cycles(scene, journal, 30)
     assert [other in line for line in caplog.messages if "cannot be read" in line] == [False, True]
 
 
 def test_rows_without_an_id_are_said_once_for_each_kind(scene, caplog):
     journal = from_now(scene)
-    scene.sweep()
+    scene.cycle()
     damage(scene, *[scene.sim.start_scheduled_run("agent-1") for _ in range(5)], id=None)
-    sweeps(scene, journal, 30)
+    cycles(scene, journal, 30)
     (line,) = [line for line in caplog.messages if "cannot be read" in line]
     assert line.endswith("agent=agent-1 event=unknown")
 
 
 def test_a_page_full_of_damaged_rows_does_not_flood_the_log(scene, caplog):
     journal = from_now(scene)
-    scene.sweep()
+    scene.cycle()
     damage(scene, *[scene.sim.start_scheduled_run("agent-1") for _ in range(150)], status=None)
-    sweeps(scene, journal, 10)
+    cycles(scene, journal, 10)
     lines = [line for line in caplog.messages if "cannot be read" in line]
     assert len(lines) == 5 + 1
     assert "145 other" in lines[-1]
 
 
-def test_a_damaged_row_costs_no_search_in_every_sweep(scene):
+def test_a_damaged_row_costs_no_search_in_every_cycle(scene):
     journal = from_now(scene)
-    scene.sweep()
+    scene.cycle()
     damage(scene, scene.sim.start_scheduled_run("agent-1"), status=None)
-    sweeps(scene, journal, 10)
-    assert len(scene.sweep(10)) <= 10 * 3
+    cycles(scene, journal, 10)
+    assert len(scene.cycle(10)) <= 10 * 3
 
 
 def test_an_old_row_that_is_damaged_is_not_told_when_it_is_mended(scene):
@@ -219,18 +221,18 @@ def test_an_old_row_that_is_damaged_is_not_told_when_it_is_mended(scene):
     scene.clock.advance(3600)
     mended = damage(scene, old, status=None)
     journal = from_now(scene)
-    sweeps(scene, journal, 5)
+    cycles(scene, journal, 5)
     mended()
-    assert sweeps(scene, journal, 5) == []
+    assert cycles(scene, journal, 5) == []
 
 
-def test_a_journal_shares_its_sweeps_with_those_who_wait(scene):
+def test_a_journal_shares_its_cycles_with_those_who_wait(scene):
     journal = from_now(scene)
-    tickets = [scene.waiting(agent_id) for agent_id in scene.agents for _ in range(2)]
-    asked = [len(scene.sweep()) for _ in range(8)]
+    subscriptions = [scene.waiting(agent_id) for agent_id in scene.agents for _ in range(2)]
+    asked = [len(scene.cycle()) for _ in range(8)]
     assert max(asked) <= 4
-    scene.driver.wait_for(*tickets)
-    assert {ticket.result.event.id for ticket in tickets} == set(ids(journal.ended()))
+    scene.driver.wait_for(*subscriptions)
+    assert {subscription.result.event.id for subscription in subscriptions} == set(ids(journal.ended()))
 
 
 @pytest.mark.parametrize("value", [None, 7, "x", {}, {"floor": "2026-01-01"}, {"floor": "x"}, {"version": 2}])
@@ -244,9 +246,9 @@ def test_what_is_no_cursor_is_not_taken_for_one(value):
 def follow_one_of_each(scene, interval=5.0):
     """A watcher of the account that follows a long run of each agent; the runs, by agent."""
     journal = listen(scene, Journal.from_now(ACCOUNT, SETTLE, scene.sim.now()), interval)
-    scene.sweep()
+    scene.cycle()
     runs = {agent_id: scene.sim.start_scheduled_run(agent_id) for agent_id in scene.agents}
-    scene.sweep(3)
+    scene.cycle(3)
     return journal, runs
 
 
@@ -260,20 +262,20 @@ def of_agent(agent_id):
 def test_what_one_agent_answers_keeps_a_watcher_of_the_account_from_no_other(status, is_listed):
     scene = Scene(agents=3, queue_seconds=1.0, run_seconds=600.0)
     journal, runs = follow_one_of_each(scene)
-    (ticket,) = scene.plan.tickets
+    (subscription,) = scene.plan.subscriptions
     if not is_listed:
         scene.sim.remove_agent("agent-0")
     theirs = of_agent("agent-0")
     Gate(scene, lambda path, query: status if theirs(path, query) else None)
     told = []
     for _ in range(300):
-        scene.sweep()
+        scene.cycle()
         told += ids(journal.ended())
-    assert not ticket.over
+    assert not subscription.over
     assert set(told) >= {runs["agent-1"], runs["agent-2"]}
     later = scene.sim.start_scheduled_run("agent-1")
     scene.clock.advance(600)
-    scene.sweep(3)
+    scene.cycle(3)
     assert later in ids(journal.ended())
 
 
@@ -284,7 +286,7 @@ def test_a_run_is_told_though_its_agents_own_listing_is_refused(status):
     Gate(scene, lambda path, _query: status if "/agents/agent-0/" in path else None)
     told = []
     for _ in range(140):
-        scene.sweep()
+        scene.cycle()
         told += ids(journal.ended())
     assert sorted(told) == sorted(runs.values())
 
@@ -292,13 +294,13 @@ def test_a_run_is_told_though_its_agents_own_listing_is_refused(status):
 def test_a_wait_for_a_run_of_a_refused_agent_does_not_end_a_watcher_that_follows_it_too():
     scene = Scene(agents=2, queue_seconds=1.0, run_seconds=600.0)
     journal, runs = follow_one_of_each(scene)
-    (watching,) = scene.plan.tickets
+    (watching,) = scene.plan.subscriptions
     waiting = scene.waiting("agent-0")
-    scene.sweep(3)
+    scene.cycle(3)
     Gate(scene, lambda path, _query: 404 if "/agents/agent-0/" in path else None)
     told = []
     for _ in range(300):
-        scene.sweep()
+        scene.cycle()
         told += ids(journal.ended())
     assert waiting.over
     assert not watching.over
@@ -306,10 +308,10 @@ def test_a_wait_for_a_run_of_a_refused_agent_does_not_end_a_watcher_that_follows
 
 
 def hours(scene, journal, count, interval=60.0):
-    """The ids of what is told and of what is given up in so many hours of sweeps."""
+    """The ids of what is told and of what is given up in so many hours of cycles."""
     told, lost = [], []
     for _ in range(int(count * 3600 / interval)):
-        scene.sweep()
+        scene.cycle()
         told += ids(journal.ended())
         lost += ids(journal.lost())
     return told, lost
@@ -329,7 +331,7 @@ def test_a_followed_run_that_no_listing_shows_any_more_is_given_up_after_an_hour
     assert hours(scene, journal, 0.2) == ([], [runs["agent-0"]])
     assert [event.id for event in journal.going_on] == [runs["agent-1"]]
     assert hours(scene, journal, 1.5) == ([runs["agent-1"]], [])
-    assert len(scene.sweep(10)) <= 10 * 3
+    assert len(scene.cycle(10)) <= 10 * 3
 
 
 def test_the_hour_is_counted_over_restarts():
@@ -363,7 +365,7 @@ def test_an_outage_does_not_count_towards_the_hour():
     hours(scene, journal, 0.5)
     gate.refuse = lambda _path, _query: 503
     scene.clock.advance(36_000)
-    scene.sweep(20)
+    scene.cycle(20)
     gate.refuse = lambda _path, _query: None
     assert hours(scene, journal, 0.3) == ([], [])
 
@@ -381,7 +383,7 @@ def limited(scene, requests=12, page_rows=5):
 def test_more_than_a_rate_limit_allows_at_once_is_caught_up_with_in_parts(sort_by, agent_id):
     scene = Scene(SimulatorConfig(request_id="absent", sort_by=sort_by), agents=1, queue_seconds=0.0, run_seconds=60.0)
     journal = from_now(scene, agent_id)
-    scene.sweep()
+    scene.cycle()
     scene = scene.again()
     started = []
     for _ in range(200):
@@ -393,12 +395,12 @@ def test_more_than_a_rate_limit_allows_at_once_is_caught_up_with_in_parts(sort_b
     while not told:
         # What goes on meanwhile is told, too.
         started.append(scene.sim.start_scheduled_run("agent-0"))
-        scene.sweep()
+        scene.cycle()
         told += ids(journal.ended())
     # 40 pages and two more in each part; a pause may be twice as long as the limit asks for.
     assert (scene.clock.now - began).total_seconds() <= 8 * 120
     for _ in range(40):
-        scene.sweep()
+        scene.cycle()
         told += ids(journal.ended())
     assert sorted(told) == sorted(started)
 
@@ -406,19 +408,19 @@ def test_more_than_a_rate_limit_allows_at_once_is_caught_up_with_in_parts(sort_b
 def test_more_active_runs_than_a_rate_limit_allows_at_once_are_followed_in_parts():
     scene = Scene(SimulatorConfig(request_id="absent"), agents=4, queue_seconds=0.0, run_seconds=3600.0)
     journal = from_now(scene)
-    scene.sweep()
+    scene.cycle()
     started = [scene.sim.start_scheduled_run(f"agent-{number % 4}") for number in range(100)]
-    scene.sweep(2)
+    scene.cycle(2)
     limited(scene)
     told = []
     for _ in range(200):
-        scene.sweep()
+        scene.cycle()
         told += ids(journal.ended())
     assert sorted(told) == sorted(started)
 
 
 class Watching:
-    """A watcher's life: it keeps its cursor one sweep late, and is restarted now and then."""
+    """A watcher's life: it keeps its cursor one cycle late, and is restarted now and then."""
 
     def __init__(self, seed, agent_id, sort_by, page_rows):
         self.rng, self.agent_id = random.Random(seed), agent_id
@@ -444,7 +446,7 @@ class Watching:
         self.scene.clock.advance(60)
         steps = journal_from_now(agent_id, settle=SETTLE, now=self.scene.clock)
         self.journal = listen(self.scene, self.scene.client.run_flow(steps))
-        self.scene.sweep()
+        self.scene.cycle()
         assert self.journal.ended() == []
         self.told, self.started, self.restarts = [], [], 0
         self.cursors = [self.journal.cursor()] * 3
@@ -457,15 +459,15 @@ class Watching:
         agent_id = self.rng.choice(self.scene.agents)
         self._note(agent_id, self.scene.sim.start_scheduled_run(agent_id))
 
-    def sweep(self):
+    def cycle(self):
         looks = self.journal.looks
-        self.scene.sweep()
+        self.scene.cycle()
         if self.journal.looks != looks:
             self.told.extend(ids(self.journal.ended()))
             self.cursors = [*self.cursors[1:], self.journal.cursor()]
 
     def limit(self):
-        """Allow so few requests a minute that a look takes more than one sweep."""
+        """Allow so few requests a minute that a look takes more than one cycle."""
         self.scene.sim.config = dataclasses.replace(self.scene.sim.config, rate_limit=(self.rng.randrange(4, 9), 60.0))
 
     def fault(self):
@@ -492,7 +494,7 @@ class Watching:
 @given(
     seed=st.integers(0, 2**32),
     steps=st.lists(
-        st.sampled_from(["run", "run", "run", "sweep", "sweep", "sweep", "fault", "wait", "restart", "pause", "limit"]),
+        st.sampled_from(["run", "run", "run", "cycle", "cycle", "cycle", "fault", "wait", "restart", "pause", "limit"]),
         min_size=5,
         max_size=60,
     ),
@@ -507,7 +509,7 @@ def test_over_restarts_every_run_is_told_and_repeated_only_after_one(seed, steps
     watching.scene.sim.faults.clear()
     watching.scene.clock.advance(600)
     for _ in range(60):
-        watching.sweep()
+        watching.cycle()
     told = watching.told
     assert set(told) == set(watching.started)
     assert max((told.count(event_id) for event_id in told), default=1) <= 1 + watching.restarts

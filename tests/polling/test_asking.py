@@ -8,7 +8,7 @@ import pytest
 from driving import Gate, Scene
 
 from airflow_provider_agents.api.errors import AuthenticationError
-from airflow_provider_agents.feed.tickets import ACCOUNT
+from airflow_provider_agents.polling.subscriptions import ACCOUNT
 from airflow_provider_agents.runs.journal import Journal
 from airflow_provider_agents.runs.submission import attached_to
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
@@ -39,40 +39,40 @@ def test_an_agents_listing_is_read_back_to_the_post_and_no_further_after_what_is
     scene.sim.add_history("agent-0", 1000, every=30.0, run_seconds=1.0)
     scene.waiting()
     gate = Gate(scene, no_account)
-    gate.sweep()
+    gate.cycle()
     gate.asked.clear()
-    asked = gate.sweep()
+    asked = gate.cycle()
     assert [path for path, _ in asked] == [AGENTS, AGENTS]
     assert statuses(asked) == ["PENDING", None]
 
 
 def test_a_key_that_is_revoked_is_told_by_an_agents_listing_too():
     scene = Scene(agents=3, queue_seconds=0.0, run_seconds=1000.0)
-    tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
+    subscriptions = [scene.waiting(agent_id) for agent_id in scene.agents]
     gate = Gate(scene, nothing_but_agents)
-    gate.sweep(9)
+    gate.cycle(9)
     gate.refuse = lambda path, query: nothing_but_agents(path, query) or 401
-    scene.driver.wait_for(*tickets)
-    assert {type(ticket.error) for ticket in tickets} == {AuthenticationError}
+    scene.driver.wait_for(*subscriptions)
+    assert {type(subscription.error) for subscription in subscriptions} == {AuthenticationError}
 
 
 @pytest.mark.parametrize("way", ["seeking", "following"])
 def test_an_outage_of_an_agents_listing_is_told_to_those_who_wait_for_it(way):
     scene = Scene(agents=2, queue_seconds=0.0, run_seconds=1000.0)
     gate = Gate(scene, nothing_but_agents)
-    tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
+    subscriptions = [scene.waiting(agent_id) for agent_id in scene.agents]
     if way == "following":
-        gate.sweep(12)
-    down = tickets[0].subject.agent_id
+        gate.cycle(12)
+    down = subscriptions[0].subscriber.agent_id
     gate.refuse = lambda path, query: 500 if f"/{down}/" in path else nothing_but_agents(path, query)
-    gate.sweep(6)
-    troubled, well = tickets
-    assert troubled.trouble is not None
-    assert "500" in str(troubled.trouble.error)
-    assert well.trouble is None
+    gate.cycle(6)
+    troubled, well = subscriptions
+    assert troubled.outage is not None
+    assert "500" in str(troubled.outage.error)
+    assert well.outage is None
     gate.refuse = nothing_but_agents
-    gate.sweep(3)
-    assert troubled.trouble is None
+    gate.cycle(3)
+    assert troubled.outage is None
 
 
 # --- a look that does not show everything ----------------------------------------------------------------------------
@@ -84,13 +84,13 @@ def test_a_listing_that_is_broken_off_says_nothing_of_what_it_did_not_show():
     submissions = [scene.submitted(agent_id).changed(request_id=None) for agent_id in scene.agents]
     scene.sim.add_agent("busy", queue_seconds=0.0, run_seconds=30.0, schedule_every=3.0)
     scene.clock.advance(8 * 3600)
-    tickets = [
-        scene.driver.join(Wait(submission, Rules()), deadline_at=scene.clock.now + timedelta(hours=8))
+    subscriptions = [
+        scene.driver.subscribe(Wait(submission, Rules()), deadline_at=scene.clock.now + timedelta(hours=8))
         for submission in submissions
     ]
-    scene.sweep(2)
-    assert [ticket.over for ticket in tickets] == [False] * 3
-    assert [len(ticket.following) for ticket in tickets] == [1] * 3
+    scene.cycle(2)
+    assert [subscription.over for subscription in subscriptions] == [False] * 3
+    assert [len(subscription.following) for subscription in subscriptions] == [1] * 3
 
 
 def test_a_watchers_short_listing_says_nothing_of_runs_that_are_older():
@@ -99,13 +99,13 @@ def test_a_watchers_short_listing_says_nothing_of_runs_that_are_older():
     # What began since fills more than the page with which the watcher's listing ends.
     scene.sim.add_agent("busy", queue_seconds=0.0, run_seconds=1.0, schedule_every=3.0)
     scene.clock.advance(2 * 3600)
-    scene.driver.join(
+    scene.driver.subscribe(
         Journal.from_now(ACCOUNT, 10.0, scene.sim.now()), interval=5.0, deadline_at=scene.clock.now + timedelta(days=9)
     )
-    ticket = scene.driver.join(Wait(submission, Rules()), deadline_at=scene.clock.now + timedelta(hours=8))
-    scene.sweep(3)
-    assert not ticket.over
-    assert len(ticket.following) == 1
+    subscription = scene.driver.subscribe(Wait(submission, Rules()), deadline_at=scene.clock.now + timedelta(hours=8))
+    scene.cycle(3)
+    assert not subscription.over
+    assert len(subscription.following) == 1
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -114,16 +114,16 @@ def test_a_run_whose_row_cannot_be_read_is_not_taken_for_one_that_never_appeared
     submissions = [scene.submitted(agent_id).changed(request_id=None) for agent_id in scene.agents]
     damaged = scene.sim.executions[0].event_id
     scene.sim.corrupt(damaged, {"status": None} if named else {"status": None, "agentId": None})
-    tickets = [
-        scene.driver.join(Wait(one, Rules(appear_within=60.0)), deadline_at=scene.clock.now + timedelta(hours=8))
+    subscriptions = [
+        scene.driver.subscribe(Wait(one, Rules(appear_within=60.0)), deadline_at=scene.clock.now + timedelta(hours=8))
         for one in submissions
     ]
-    scene.sweep(30)
-    assert not any(ticket.over for ticket in tickets)
-    assert [event.unreadable is not None for event in tickets[0].subject.events] == [True]
+    scene.cycle(30)
+    assert not any(subscription.over for subscription in subscriptions)
+    assert [event.unreadable is not None for event in subscriptions[0].subscriber.events] == [True]
     scene.sim.restore(damaged)
-    scene.driver.wait_for(*tickets)
-    assert {ticket.result.outcome for ticket in tickets} == {Outcome.COMPLETED}
+    scene.driver.wait_for(*subscriptions)
+    assert {subscription.result.outcome for subscription in subscriptions} == {Outcome.COMPLETED}
 
 
 # --- a followed event that nothing shows -----------------------------------------------------------------------------
@@ -132,12 +132,12 @@ def test_a_run_whose_row_cannot_be_read_is_not_taken_for_one_that_never_appeared
 def test_the_search_for_a_followed_event_ends_where_all_is_older_than_it():
     scene = Scene(queue_seconds=0.0, run_seconds=1000.0)
     scene.sim.add_history("agent-0", 1000, every=30.0, run_seconds=1.0)
-    ticket = scene.waiting()
+    subscription = scene.waiting()
     gate = Gate(scene, nothing_but_agents)
-    gate.sweep(9)
-    assert ticket.following
+    gate.cycle(9)
+    assert subscription.following
     gate.asked.clear()
-    searches = [query for path, query in gate.sweep(4) if path == AGENTS and "startedAfter" not in query]
+    searches = [query for path, query in gate.cycle(4) if path == AGENTS and "startedAfter" not in query]
     # One page shows it. None of them is continued.
     assert searches
     assert not any("nextToken" in query for query in searches)
@@ -145,26 +145,26 @@ def test_the_search_for_a_followed_event_ends_where_all_is_older_than_it():
 
 def test_the_search_for_a_followed_event_goes_on_until_it_is_there():
     scene = Scene(queue_seconds=0.0, run_seconds=100.0)
-    ticket = scene.waiting()
-    Gate(scene, nothing_but_agents).sweep(9)
-    assert ticket.following
+    subscription = scene.waiting()
+    Gate(scene, nothing_but_agents).cycle(9)
+    assert subscription.following
     for _ in range(450):
         scene.sim.start_scheduled_run("agent-0")
     scene.clock.advance(100)
-    scene.sweep()
-    assert ticket.result.outcome == Outcome.COMPLETED
+    scene.cycle()
+    assert subscription.result.outcome == Outcome.COMPLETED
 
 
 def test_the_search_for_an_event_that_is_gone_ends_where_all_is_older_than_it():
     scene = Scene(queue_seconds=0.0, run_seconds=1000.0)
     scene.sim.add_history("agent-0", 1000, every=30.0, run_seconds=1.0)
-    ticket = scene.waiting()
+    subscription = scene.waiting()
     gate = Gate(scene, nothing_but_agents)
-    gate.sweep(9)
-    (event_id,) = ticket.following
+    gate.cycle(9)
+    (event_id,) = subscription.following
     scene.sim.corrupt(event_id, {"id": "other"})
     gate.asked.clear()
-    searches = [query for path, query in gate.sweep(4) if path == AGENTS and "startedAfter" not in query]
+    searches = [query for path, query in gate.cycle(4) if path == AGENTS and "startedAfter" not in query]
     assert searches
     assert not any("nextToken" in query for query in searches)
 
@@ -179,26 +179,26 @@ def test_an_event_of_which_only_the_id_is_known_is_searched_for_to_the_end():
         scene.clock.advance(2)
         scene.sim.start_scheduled_run("agent-0")
     known = attached_to(ExecutionEvent(id=event_id, status="RUNNING"), "agent-0", scene.clock.now)
-    ticket = scene.driver.join(Wait(known, Rules()), deadline_at=scene.clock.now + timedelta(hours=2))
+    subscription = scene.driver.subscribe(Wait(known, Rules()), deadline_at=scene.clock.now + timedelta(hours=2))
     gate = Gate(scene, nothing_but_agents)
-    gate.sweep(2)
-    assert [event.startedAt is not None for event in ticket.subject.going_on] == [True]
+    gate.cycle(2)
+    assert [event.startedAt is not None for event in subscription.subscriber.going_on] == [True]
 
 
 def test_an_event_that_says_nothing_of_its_time_is_searched_for_as_well():
     scene = Scene(queue_seconds=60.0, run_seconds=10.0)
     scene.sim.corrupt(None, {"createdAt": None})
-    ticket = scene.waiting()
+    subscription = scene.waiting()
     Gate(scene, nothing_but_agents)
-    (verdict,) = scene.driver.wait_for(ticket)
+    (verdict,) = scene.driver.wait_for(subscription)
     assert verdict.outcome == Outcome.COMPLETED
 
 
 def test_runs_that_have_left_the_active_set_are_looked_for_where_they_began():
     scene = Scene(agents=300, queue_seconds=0.0, run_seconds=100.0)
-    tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
+    subscriptions = [scene.waiting(agent_id) for agent_id in scene.agents]
     gate = Gate(scene)
-    scene.driver.wait_for(*tickets)
+    scene.driver.wait_for(*subscriptions)
     windows = [query for path, query in gate.asked if path == EVENTS and "startedAfter" in query]
     assert windows
     assert all("startedBefore" in query for query in windows)
@@ -210,10 +210,10 @@ def test_runs_that_have_left_the_active_set_are_looked_for_where_they_began():
 @pytest.mark.parametrize(("request_id", "known"), [("field", True), ("id", True), ("absent", False)])
 def test_a_run_that_bears_its_requests_id_is_known_with_the_first_look(request_id, known):
     scene = Scene(SimulatorConfig(request_id=request_id), agents=3, queue_seconds=0.0, run_seconds=1000.0)
-    tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
-    scene.sweep()
+    subscriptions = [scene.waiting(agent_id) for agent_id in scene.agents]
+    scene.cycle()
     mine = [(run.event_id,) if known else () for run in scene.sim.executions]
-    assert [ticket.following for ticket in tickets] == mine
+    assert [subscription.following for subscription in subscriptions] == mine
 
 
 def test_an_id_means_nothing_in_an_event_of_another_agent():
@@ -222,10 +222,10 @@ def test_an_id_means_nothing_in_an_event_of_another_agent():
     stranger = scene.sim.start_scheduled_run("agent-1")
     scene.sim.corrupt(stranger, {"requestId": submission.request_id})
     deadline_at = scene.clock.now + timedelta(hours=1)
-    ticket = scene.driver.join(Wait(submission, Rules()), deadline_at=deadline_at)
+    subscription = scene.driver.subscribe(Wait(submission, Rules()), deadline_at=deadline_at)
     # So that the other agent's events are looked at, too.
     scene.waiting("agent-1")
-    scene.sweep(2)
-    assert ticket.following == ()
-    scene.sweep(8)
-    assert ticket.following == (scene.sim.executions[0].event_id,)
+    scene.cycle(2)
+    assert subscription.following == ()
+    scene.cycle(8)
+    assert subscription.following == (scene.sim.executions[0].event_id,)

@@ -32,8 +32,8 @@ OF_AN_AGENT = [status for status in STATUSES if status != 401]
 
 def pass_time(scene, seconds):
     end = scene.clock.now + timedelta(seconds=seconds)
-    while scene.clock.now < end and scene.plan.tickets:
-        scene.driver.sweep_once()
+    while scene.clock.now < end and scene.plan.subscriptions:
+        scene.driver.cycle_once()
 
 
 def only_agents(path, _query):
@@ -51,38 +51,38 @@ def of_agent(agent_id, status):
 def test_a_time_of_refusals_ends_no_wait(status, seconds, way):
     config = SimulatorConfig(request_id="field") if way == "following" else SimulatorConfig()
     scene = Scene(config, agents=3, queue_seconds=0.0, run_seconds=900.0)
-    tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
-    scene.sweep(2)
+    subscriptions = [scene.waiting(agent_id) for agent_id in scene.agents]
+    scene.cycle(2)
     gate = Gate(scene, lambda _path, _query: status)
     pass_time(scene, seconds)
-    assert all(type(ticket.trouble.error) is STATUSES[status] for ticket in tickets)
+    assert all(type(subscription.outage.error) is STATUSES[status] for subscription in subscriptions)
     gate.refuse = lambda _path, _query: None
-    scene.driver.wait_for(*tickets)
-    assert {ticket.result.outcome for ticket in tickets} == {Outcome.COMPLETED}
+    scene.driver.wait_for(*subscriptions)
+    assert {subscription.result.outcome for subscription in subscriptions} == {Outcome.COMPLETED}
 
 
 @pytest.mark.parametrize("interval", [5.0, 60.0, 400.0])
 @pytest.mark.parametrize("status", STATUSES)
 def test_five_minutes_of_nothing_else_end_all_waits_typed(status, interval):
     scene = Scene(SimulatorConfig(request_id="field"), agents=3, queue_seconds=0.0, run_seconds=9000.0)
-    tickets = [scene.waiting(agent_id, interval=interval) for agent_id in scene.agents]
-    scene.sweep(2)
+    subscriptions = [scene.waiting(agent_id, interval=interval) for agent_id in scene.agents]
+    scene.cycle(2)
     refused_from = scene.clock.now
     Gate(scene, lambda _path, _query: status)
-    scene.driver.wait_for(*tickets)
-    assert {type(ticket.error) for ticket in tickets} == {STATUSES[status]}
-    assert all(str(status) in str(ticket.error) for ticket in tickets)
-    assert all("Every request since" in str(ticket.error) for ticket in tickets)
+    scene.driver.wait_for(*subscriptions)
+    assert {type(subscription.error) for subscription in subscriptions} == {STATUSES[status]}
+    assert all(str(status) in str(subscription.error) for subscription in subscriptions)
+    assert all("Every request since" in str(subscription.error) for subscription in subscriptions)
     lasted = (scene.clock.now - refused_from).total_seconds()
     assert REFUSED_SECONDS <= lasted <= 2 * REFUSED_SECONDS + 2 * interval
 
 
 def test_a_refused_key_is_tried_with_growing_pauses():
     scene = Scene(SimulatorConfig(request_id="field"), agents=50, queue_seconds=0.0, run_seconds=9000.0)
-    tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
-    scene.sweep(2)
+    subscriptions = [scene.waiting(agent_id) for agent_id in scene.agents]
+    scene.cycle(2)
     gate = Gate(scene, lambda _path, _query: 401)
-    scene.driver.wait_for(*tickets)
+    scene.driver.wait_for(*subscriptions)
     assert len(gate.asked) <= 10
 
 
@@ -92,18 +92,18 @@ def test_a_refusal_of_one_agent_touches_no_other(status, way):
     config = SimulatorConfig(request_id="field") if way == "following" else SimulatorConfig()
     scene = Scene(config, agents=4, queue_seconds=0.0, run_seconds=REFUSED_SECONDS * 3)
     gate = Gate(scene, only_agents)
-    tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
-    gate.sweep(2)
-    *refused, well = tickets
+    subscriptions = [scene.waiting(agent_id) for agent_id in scene.agents]
+    gate.cycle(2)
+    *refused, well = subscriptions
 
     def refuse(path, query):
-        return only_agents(path, query) if f"/{well.subject.agent_id}/" in path else status
+        return only_agents(path, query) if f"/{well.subscriber.agent_id}/" in path else status
 
     gate.refuse = refuse
     scene.driver.wait_for(*refused)
-    assert {type(ticket.error) for ticket in refused} == {STATUSES[status]}
+    assert {type(subscription.error) for subscription in refused} == {STATUSES[status]}
     assert not well.over
-    assert well.trouble is None
+    assert well.outage is None
     assert scene.driver.wait_for(well)[0].outcome == Outcome.COMPLETED
 
 
@@ -112,8 +112,8 @@ def test_a_refusal_of_one_agent_touches_no_other(status, way):
 def test_refusals_with_anything_else_in_between_end_no_wait(status, other):
     scene = Scene(SimulatorConfig(request_id="field"), queue_seconds=0.0, run_seconds=REFUSED_SECONDS * 6)
     gate = Gate(scene, only_agents)
-    ticket = scene.waiting()
-    gate.sweep(2)
+    subscription = scene.waiting()
+    gate.cycle(2)
     began = scene.clock.now
 
     def refuse(path, query):
@@ -124,9 +124,9 @@ def test_refusals_with_anything_else_in_between_end_no_wait(status, other):
 
     gate.refuse = refuse
     pass_time(scene, REFUSED_SECONDS * 4)
-    assert not ticket.over
+    assert not subscription.over
     gate.refuse = only_agents
-    assert scene.driver.wait_for(ticket)[0].outcome == Outcome.COMPLETED
+    assert scene.driver.wait_for(subscription)[0].outcome == Outcome.COMPLETED
 
 
 @pytest.mark.parametrize("another_task", [True, False])
@@ -157,26 +157,26 @@ def test_the_first_refusal_ends_a_wait_that_nothing_was_answered_for(status):
 
     def join(answered):
         wait = Wait(known, Rules())
-        return scene.plan.join(
+        return scene.plan.subscribe(
             wait, interval=5.0, deadline_at=deadline_at, wake=lambda: None, at=scene.driver.at(), answered=answered
         )
 
     gate = Gate(scene, lambda _path, _query: status)
     new, old = join(answered=False), join(answered=True)
-    gate.sweep()
+    gate.cycle()
     assert (type(new.error), old.over) == (STATUSES[status], False)
     gate.refuse = lambda _path, _query: None
     later = join(answered=False)
-    gate.sweep(2)
+    gate.cycle(2)
     gate.refuse = lambda _path, _query: status
-    gate.sweep(2)
+    gate.cycle(2)
     assert not later.over
 
 
 def test_an_agent_that_is_deleted_ends_the_wait_for_its_run_within_some_minutes():
     scene = Scene(SimulatorConfig(request_id="field"), agents=2, queue_seconds=0.0, run_seconds=4 * 3600.0)
     gone, kept = (scene.waiting(agent_id) for agent_id in scene.agents)
-    scene.sweep(3)
+    scene.cycle(3)
     began = scene.clock.now
     scene.sim.remove_agent("agent-0")
     scene.driver.wait_for(gone)
@@ -190,7 +190,7 @@ def test_the_accounts_listing_is_asked_again_after_a_time_in_which_everything_wa
     for agent_id in scene.agents:
         scene.waiting(agent_id)
     gate = Gate(scene, lambda _path, _query: 404)
-    gate.sweep(2)
+    gate.cycle(2)
     gate.refuse = lambda _path, _query: None
-    gate.sweep()
-    assert len(gate.sweep()) <= 3
+    gate.cycle()
+    assert len(gate.cycle()) <= 3

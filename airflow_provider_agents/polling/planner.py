@@ -1,4 +1,4 @@
-"""What a sweep would cost by each way of asking, counted in requests. Pure.
+"""What a cycle would cost by each way of asking, counted in requests. Pure.
 
 The API has no way to ask for some events by their ids. What there is: an agent's listing or the account's, narrowed by
 `startedAfter` and `startedBefore`, or by `status`. Which of them is the cheapest depends on how many runs are waited
@@ -50,15 +50,15 @@ class Window:
     requests: int
 
 
-class Begun(NamedTuple):
+class StartedRun(NamedTuple):
     """An event that is looked for, and what narrows its listing. A tuple, as thousands are sorted in one go."""
 
-    began_at: datetime
+    started_at: datetime
     event_id: str
     agent_id: str
 
 
-class Estimate:
+class ExpiringEstimate:
     """A number that was measured a while ago.
 
     Args:
@@ -85,7 +85,7 @@ def pages(rows: float) -> int:
 
 
 def windows(
-    some: Iterable[Begun],
+    some: Iterable[StartedRun],
     rows_per_second: float | None,
     of_agent: Callable[[str], float | None],
     *,
@@ -100,22 +100,22 @@ def windows(
         whole_account: whether the account's own listing may be asked.
     """
     everything = sorted(some)
-    owners = {begun.agent_id for begun in everything}
+    owners = {started.agent_id for started in everything}
     by_account: list[Window] | None = None
     if whole_account and len(owners) > 1:
         by_account = [
             # With one agent in it, it is asked of the agent: no stranger can fill it.
             _window(group, group[0].agent_id, of_agent(group[0].agent_id))
-            if all(begun.agent_id == group[0].agent_id for begun in group)
+            if all(started.agent_id == group[0].agent_id for started in group)
             else _window(group, None, rows_per_second)
             for group in _groups(everything, rows_per_second, _JOINING_SECONDS)
         ]
         if requests_of(by_account) < len(owners):
             # An agent takes one request at least, so there is nothing to compare.
             return by_account
-    by_owner: dict[str, list[Begun]] = {}
-    for begun in everything:
-        by_owner.setdefault(begun.agent_id, []).append(begun)
+    by_owner: dict[str, list[StartedRun]] = {}
+    for started in everything:
+        by_owner.setdefault(started.agent_id, []).append(started)
     by_agent = [
         _window(group, agent_id, of_agent(agent_id))
         for agent_id, own in by_owner.items()
@@ -129,22 +129,22 @@ def _known(own: float | None, of_all: float | None) -> float | None:
 
 
 def _groups(
-    ordered: Sequence[Begun], rows_per_second: float | None, joining_seconds: float
-) -> Iterator[Sequence[Begun]]:
+    ordered: Sequence[StartedRun], rows_per_second: float | None, joining_seconds: float
+) -> Iterator[Sequence[StartedRun]]:
     """Neighbours that share a window: those between which there is not much else."""
     start = 0
     for index, (one, next_one) in enumerate(pairwise(ordered), start=1):
-        gap = (next_one.began_at - one.began_at).total_seconds()
+        gap = (next_one.started_at - one.started_at).total_seconds()
         if gap * rows_per_second > _JOINING_ROWS if rows_per_second is not None else gap > joining_seconds:
             yield ordered[start:index]
             start = index
     yield ordered[start:]
 
 
-def _window(group: Sequence[Begun], agent_id: str | None, rows_per_second: float | None) -> Window:
-    after, before = group[0].began_at - WINDOW_MARGIN, group[-1].began_at + WINDOW_MARGIN
+def _window(group: Sequence[StartedRun], agent_id: str | None, rows_per_second: float | None) -> Window:
+    after, before = group[0].started_at - WINDOW_MARGIN, group[-1].started_at + WINDOW_MARGIN
     rows = max(float(len(group)), (before - after).total_seconds() * (rows_per_second or 0.0))
-    return Window(agent_id, tuple(begun.event_id for begun in group), after, before, pages(rows))
+    return Window(agent_id, tuple(started.event_id for started in group), after, before, pages(rows))
 
 
 def requests_of(some: Iterable[Window]) -> int:

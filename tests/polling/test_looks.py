@@ -11,8 +11,8 @@ from driving import Gate, Scene
 from airflow_provider_agents.api.endpoints import list_events
 from airflow_provider_agents.api.errors import AuthenticationError, TemporaryError
 from airflow_provider_agents.api.models import ExecutionEvent
-from airflow_provider_agents.feed.plan import PollStats
-from airflow_provider_agents.feed.tickets import ACCOUNT
+from airflow_provider_agents.polling.plan import PollStats
+from airflow_provider_agents.polling.subscriptions import ACCOUNT
 from airflow_provider_agents.runs.journal import Journal
 from airflow_provider_agents.runs.matching import Seek
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS
@@ -42,7 +42,7 @@ class Witness:
 
 
 def watch(scene, witness, **join):
-    return scene.driver.join(witness, deadline_at=scene.clock.now + timedelta(hours=9), **join)
+    return scene.driver.subscribe(witness, deadline_at=scene.clock.now + timedelta(hours=9), **join)
 
 
 def refused_account(path, _query):
@@ -79,10 +79,10 @@ def test_a_look_is_as_old_as_its_first_page(way):
     witnesses = [Witness(agent_id, floor=floor) for agent_id in scene.agents]
     for witness in witnesses:
         watch(scene, witness)
-    Gate(scene, refused_account if way == "agents" else lambda path, query: None).sweep()
+    Gate(scene, refused_account if way == "agents" else lambda path, query: None).cycle()
     slow_down(scene, 5)
-    scene.sweep()
-    began_at = scene.clock.now - timedelta(seconds=scene.driver.at().clock - scene.driver.sweeps[-1])
+    scene.cycle()
+    began_at = scene.clock.now - timedelta(seconds=scene.driver.at().monotonic - scene.driver.cycles[-1])
     first, second = ((witness.looks[-1].server_time - began_at).total_seconds() for witness in witnesses)
     assert len(witnesses[0].looks[-1].events) == 25
     # By agents, one after the other, in either order: four pages of the one, two of the other, five seconds each.
@@ -101,13 +101,13 @@ def test_who_seeks_is_not_shown_an_older_state_after_a_newer_one(agent_id):
     witness = Witness(agent_id, floor=floor)
     watch(scene, witness)
     pending = scene.sim.row(event_id)
-    scene.sweep()
+    scene.cycle()
     assert states(witness.looks[-1]) == {event_id: "PENDING"}
     scene.clock.advance(30)
-    scene.sweep()
+    scene.cycle()
     assert states(witness.looks[-1]) == {event_id: "RUNNING"}
     scene.sim.corrupt(event_id, {name: pending[name] for name in ("status", "startedAt", "updatedAt")})
-    scene.sweep()
+    scene.cycle()
     assert states(witness.looks[-1]) == {event_id: "RUNNING"}
 
 
@@ -119,11 +119,11 @@ def test_who_follows_is_not_told_an_older_state_after_a_newer_one():
     witness = Witness(following=[ExecutionEvent.model_validate(pending)])
     watch(scene, witness)
     scene.clock.advance(30)
-    scene.sweep(3)
+    scene.cycle(3)
     told = [event.status for event in witness.updates]
     assert told == ["RUNNING"]
     scene.sim.corrupt(event_id, {name: pending[name] for name in ("status", "startedAt", "updatedAt")})
-    scene.sweep(5)
+    scene.cycle(5)
     assert [event.status for event in witness.updates] == told
 
 
@@ -138,10 +138,10 @@ def test_an_agents_own_listing_says_whose_its_events_are_though_they_do_not():
     witness = Witness(floor=floor)
     watch(scene, witness)
     gate = Gate(scene)
-    gate.sweep()
+    gate.cycle()
     assert states(witness.looks[-1]) == {event_id: "PENDING"}
     scene.clock.advance(60)
-    gate.sweep()
+    gate.cycle()
     assert states(witness.looks[-1]) == {event_id: "RUNNING"}
 
 
@@ -153,17 +153,17 @@ def test_an_agents_own_listing_ends_the_wait_for_an_event_that_does_not_say_whos
         scene,
         lambda path, query: 403 if path == EVENTS else 400 if not narrowed and "startedAfter" in query else None,
     )
-    tickets = []
+    subscriptions = []
     for agent_id in scene.agents:
-        tickets.append(scene.waiting(agent_id))
+        subscriptions.append(scene.waiting(agent_id))
         scene.clock.advance(10)
-    gate.sweep(2)
-    assert all(ticket.following for ticket in tickets)
+    gate.cycle(2)
+    assert all(subscription.following for subscription in subscriptions)
     scene.clock.advance(80)
-    before = len(scene.driver.sweeps)
-    assert {verdict.outcome for verdict in scene.driver.wait_for(*tickets)} == {Outcome.COMPLETED}
+    before = len(scene.driver.cycles)
+    assert {verdict.outcome for verdict in scene.driver.wait_for(*subscriptions)} == {Outcome.COMPLETED}
     # The last of them ends ten seconds later.
-    assert len(scene.driver.sweeps) - before <= 4
+    assert len(scene.driver.cycles) - before <= 4
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -177,7 +177,7 @@ def test_a_run_is_not_overlooked_behind_a_page_of_others_that_wait_for_their_tur
     event_ids = {scene.sim.start_scheduled_run("agent-0") for _ in range(450)}
     witness = Witness(floor=floor)
     watch(scene, witness)
-    scene.sweep()
+    scene.cycle()
     assert event_ids <= set(states(witness.looks[-1]))
 
 
@@ -188,11 +188,13 @@ def test_who_leaves_takes_nothing_from_those_who_follow_the_same_run():
     scene = Scene(queue_seconds=0.0, run_seconds=60.0)
     submission = scene.submitted()
     deadline_at = scene.clock.now + timedelta(hours=1)
-    first, second, third = (scene.driver.join(Wait(submission, Rules()), deadline_at=deadline_at) for _ in range(3))
-    scene.sweep(2)
+    first, second, third = (
+        scene.driver.subscribe(Wait(submission, Rules()), deadline_at=deadline_at) for _ in range(3)
+    )
+    scene.cycle(2)
     assert scene.plan.stats().followed == 1
-    scene.plan.leave(first)
-    scene.sweep(2)
+    scene.plan.unsubscribe(first)
+    scene.cycle(2)
     scene.driver.wait_for(second, third)
     assert second.result == third.result
     assert second.result.outcome == Outcome.COMPLETED
@@ -204,16 +206,16 @@ def test_who_follows_several_runs_follows_the_rest_once_one_is_over():
     submission = scene.submitted()
     scene.sim.add_agent("agent-0", queue_seconds=0.0, run_seconds=300.0)
     longer = scene.sim.start_scheduled_run("agent-0")
-    ticket = scene.driver.join(Wait(submission, Rules()), deadline_at=scene.clock.now + timedelta(hours=1))
+    subscription = scene.driver.subscribe(Wait(submission, Rules()), deadline_at=scene.clock.now + timedelta(hours=1))
     both = {scene.sim.executions[0].event_id, longer}
-    while set(ticket.following) != both:
-        scene.sweep()
+    while set(subscription.following) != both:
+        scene.cycle()
     assert scene.plan.stats().followed == 2
     scene.clock.advance(60)
-    scene.sweep()
-    assert ticket.following == (longer,)
+    scene.cycle()
+    assert subscription.following == (longer,)
     assert scene.plan.stats().followed == 1
-    scene.plan.leave(ticket)
+    scene.plan.unsubscribe(subscription)
     assert scene.plan.stats().followed == 0
 
 
@@ -230,25 +232,25 @@ def test_a_look_that_ends_one_wait_is_given_to_the_others_too():
             return "enough"
 
     content, first, second = Content(floor=floor), Witness(floor=floor), Witness(floor=floor)
-    tickets = [watch(scene, witness) for witness in (first, content, second)]
-    scene.sweep()
+    subscriptions = [watch(scene, witness) for witness in (first, content, second)]
+    scene.cycle()
     assert [len(witness.looks) for witness in (first, content, second)] == [1, 1, 1]
-    assert [ticket.result for ticket in tickets] == [None, "enough", None]
+    assert [subscription.result for subscription in subscriptions] == [None, "enough", None]
     # One that leaves while its listing is read keeps nothing from the others, either.
 
     def leave_meanwhile(_request, answer):
-        scene.plan.leave(tickets[0])
+        scene.plan.unsubscribe(subscriptions[0])
         return answer()
 
     scene.sim.intercept(leave_meanwhile)
-    scene.sweep()
+    scene.cycle()
     assert [len(witness.looks) for witness in (first, second)] == [1, 2]
 
 
 # --- nothing at all --------------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_that_is_given_up_says_nothing_of_those_it_did_not_get_to():
+def test_a_cycle_that_is_given_up_says_nothing_of_those_it_did_not_get_to():
     scene = Scene(SimulatorConfig(), agents=9, queue_seconds=0.0, run_seconds=9000.0)
     submissions = [scene.submitted(agent_id).changed(request_id=None) for agent_id in scene.agents]
     scene.driver.rng = None
@@ -256,43 +258,43 @@ def test_a_sweep_that_is_given_up_says_nothing_of_those_it_did_not_get_to():
     scene.clock.advance(400)
     gate = Gate(scene, lambda path, query: refused_account(path, query) or 500)
     waits = [Wait(submission, Rules(appear_within=300.0)) for submission in submissions]
-    tickets = [scene.driver.join(wait, deadline_at=scene.clock.now + timedelta(hours=1)) for wait in waits]
+    subscriptions = [scene.driver.subscribe(wait, deadline_at=scene.clock.now + timedelta(hours=1)) for wait in waits]
     # The account's is refused; three of the agents' listings fail, and the rest is not tried.
-    assert [path == EVENTS for path, _ in gate.sweep()] == [True, False, False, False]
-    gate.sweep()
-    assert not any(ticket.over for ticket in tickets)
-    assert all("500" in str(ticket.trouble.error) for ticket in tickets)
+    assert [path == EVENTS for path, _ in gate.cycle()] == [True, False, False, False]
+    gate.cycle()
+    assert not any(subscription.over for subscription in subscriptions)
+    assert all("500" in str(subscription.outage.error) for subscription in subscriptions)
     gate.refuse = refused_account
-    gate.sweep(2)
-    assert all(len(ticket.following) == 1 for ticket in tickets)
+    gate.cycle(2)
+    assert all(len(subscription.following) == 1 for subscription in subscriptions)
 
 
 def test_windows_that_nobody_got_to_are_told_to_those_who_follow_them():
     scene = Scene(agents=9, queue_seconds=0.0, run_seconds=9000.0)
     gate = Gate(scene, refused_account)
-    tickets = []
+    subscriptions = []
     for agent_id in scene.agents:
         scene.clock.advance(200)
-        tickets.append(scene.waiting(agent_id))
-    gate.sweep(2)
+        subscriptions.append(scene.waiting(agent_id))
+    gate.cycle(2)
     scene.driver.rng = None
     gate.refuse = lambda path, query: refused_account(path, query) or 500
-    assert len(gate.sweep()) == 3
-    gate.sweep()
-    assert all(ticket.trouble is not None and ticket.trouble.looks == 2 for ticket in tickets)
+    assert len(gate.cycle()) == 3
+    gate.cycle()
+    assert all(subscription.outage is not None and subscription.outage.looks == 2 for subscription in subscriptions)
     gate.refuse = refused_account
-    gate.sweep()
-    assert all(ticket.trouble is None for ticket in tickets)
+    gate.cycle()
+    assert all(subscription.outage is None for subscription in subscriptions)
 
 
 def test_each_event_that_no_narrow_listing_shows_is_searched_for():
     scene = Scene(agents=3, queue_seconds=0.0, run_seconds=100.0)
-    tickets = []
+    subscriptions = []
     for agent_id in scene.agents:
         scene.clock.advance(10)
-        tickets.append(scene.waiting(agent_id))
+        subscriptions.append(scene.waiting(agent_id))
     gate = Gate(scene, lambda path, query: 403 if path == EVENTS else None)
-    gate.sweep(2)
+    gate.cycle(2)
 
     def without_narrow_rows(request, answer):
         reply = answer()
@@ -301,9 +303,9 @@ def test_each_event_that_no_narrow_listing_shows_is_searched_for():
 
     scene.sim.intercept(without_narrow_rows)
     scene.clock.advance(100)
-    scene.sweep()
-    assert {ticket.result.outcome for ticket in tickets if ticket.over} == {Outcome.COMPLETED}
-    assert all(ticket.over for ticket in tickets)
+    scene.cycle()
+    assert {subscription.result.outcome for subscription in subscriptions if subscription.over} == {Outcome.COMPLETED}
+    assert all(subscription.over for subscription in subscriptions)
 
 
 def test_an_event_without_a_time_is_not_lost_behind_one_with_a_time():
@@ -326,20 +328,20 @@ def test_an_event_without_a_time_is_not_lost_behind_one_with_a_time():
     )
     watch(scene, witness)
     scene.clock.advance(5)
-    Gate(scene, refused_account).sweep()
+    Gate(scene, refused_account).cycle()
     assert {event.id for event in witness.updates} == {old, young}
 
 
 def test_a_key_that_is_revoked_is_told_by_the_accounts_listing():
     scene = Scene(SimulatorConfig(), agents=3, queue_seconds=0.0, run_seconds=1000.0)
-    tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
+    subscriptions = [scene.waiting(agent_id) for agent_id in scene.agents]
     gate = Gate(scene, lambda path, query: 401)
     # The key is the same for all listings, so one refusal is enough.
-    assert [path for path, _ in gate.sweep()] == [EVENTS]
-    assert [type(ticket.trouble.error) for ticket in tickets] == [AuthenticationError] * 3
+    assert [path for path, _ in gate.cycle()] == [EVENTS]
+    assert [type(subscription.outage.error) for subscription in subscriptions] == [AuthenticationError] * 3
     scene.clock.advance(REFUSED_SECONDS)
-    gate.sweep()
-    assert [type(ticket.error) for ticket in tickets] == [AuthenticationError] * 3
+    gate.cycle()
+    assert [type(subscription.error) for subscription in subscriptions] == [AuthenticationError] * 3
 
 
 # --- how much, and how soon ------------------------------------------------------------------------------------------
@@ -367,28 +369,28 @@ def test_looks_that_decide_nothing_are_given_to_a_few_and_those_that_can_to_all(
     later = scene.clock.now + timedelta(hours=1)
     early = [Ripening(later, floor=floor) for _ in range(30)]
     ripe = [Ripening(scene.clock.now, floor=floor) for _ in range(3)]
-    tickets = [watch(scene, witness) for witness in (*early, *ripe)]
-    scene.sweep()
+    subscriptions = [watch(scene, witness) for witness in (*early, *ripe)]
+    scene.cycle()
     assert all(len(witness.looks) == 1 for witness in ripe)
     # A look at fifty events counts as a hundred, and two thousand are enough.
     assert sum(len(witness.looks) for witness in early) == 20
     # News of how a run is getting on; who can be told how it ended is woken by that.
-    assert sum(scene.driver.woken.get(ticket, 0) for ticket in tickets[:30]) == 20
-    assert not any(scene.driver.woken.get(ticket, 0) for ticket in tickets[30:])
+    assert sum(scene.driver.woken.get(subscription, 0) for subscription in subscriptions[:30]) == 20
+    assert not any(scene.driver.woken.get(subscription, 0) for subscription in subscriptions[30:])
 
 
 def pauses_of(scene):
-    """The pauses of the next sweep."""
-    pause = scene.plan.next_at(scene.driver.at()) - scene.driver.at().clock
+    """The pauses of the next cycle."""
+    pause = scene.plan.next_at(scene.driver.at()) - scene.driver.at().monotonic
     scene.clock.advance(max(pause, 1e-6))
     assert scene.plan.is_due(scene.driver.at())
     found = []
-    for stage in scene.plan.sweep(scene.driver.at()):
-        for errand in stage:
+    for batch in scene.plan.cycle(scene.driver.at()):
+        for flow in batch:
             answer = None
             try:
                 while True:
-                    step = errand.send(answer)
+                    step = flow.send(answer)
                     answer = None
                     if not hasattr(step, "path"):
                         found.append(step.seconds)
@@ -396,7 +398,7 @@ def pauses_of(scene):
                     try:
                         answer = scene.client.send_once(step)
                     except TemporaryError as error:
-                        errand.throw(error)
+                        flow.throw(error)
             except StopIteration:
                 pass
     return found
@@ -405,13 +407,13 @@ def pauses_of(scene):
 def test_the_loop_gets_a_turn_while_an_outage_is_told():
     scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=9000.0)
     floor = crowd(scene, events=1)
-    tickets = [watch(scene, Witness(floor=floor)) for _ in range(100)]
-    scene.sweep()
+    subscriptions = [watch(scene, Witness(floor=floor)) for _ in range(100)]
+    scene.cycle()
     Gate(scene, lambda path, query: 500)
     assert pauses_of(scene) == []
     # Each counts as fifty, and two thousand are a turn.
     assert pauses_of(scene) == [0] * 2
-    assert all(ticket.trouble is not None for ticket in tickets)
+    assert all(subscription.outage is not None for subscription in subscriptions)
 
 
 @pytest.mark.parametrize(("many", "pauses"), [(19, 0), (20, 1), (100, 5)])
@@ -431,7 +433,7 @@ def test_the_loop_gets_a_turn_before_thousands_are_looked_for():
         watch(scene, Witness(following=[known]))
     assert pauses_of(scene) == []
     watch(scene, Witness(following=[known]))
-    scene.sweep()
+    scene.cycle()
     assert pauses_of(scene) == [0]
 
 
@@ -446,7 +448,7 @@ def test_a_row_that_cannot_be_read_is_shown_to_those_who_seek_its_agent_or_the_a
     witnesses = [Witness(agent_id, floor=floor) for agent_id in (ACCOUNT, *scene.agents)]
     for witness in witnesses:
         watch(scene, witness)
-    scene.sweep()
+    scene.cycle()
     shown = [{event.id: event.unreadable is not None for event in witness.looks[-1].events} for witness in witnesses]
     assert shown == [{run: run == runs[0] for run in runs}, *({run: run == runs[0]} for run in runs)]
 
@@ -458,9 +460,9 @@ def test_a_row_counts_as_unreadable_only_in_the_look_that_shows_it_so(odd):
     run = scene.sim.start_scheduled_run("agent-0")
     watch(scene, witness)
     scene.sim.corrupt(run, odd)
-    scene.sweep()
+    scene.cycle()
     scene.sim.restore(run)
-    scene.sweep(2)
+    scene.cycle(2)
     assert [[event.unreadable is None for event in look.events] for look in witness.looks[::2]] == [[False], [True]]
 
 
@@ -472,7 +474,7 @@ def test_rows_that_cannot_be_read_are_named_up_to_a_few(rows, lines, caplog):
         scene.sim.start_scheduled_run(agent_id)
     scene.sim.corrupt(None, {"status": None})
     watch(scene, Witness(ACCOUNT, floor=floor))
-    scene.sweep(3)
+    scene.cycle(3)
     first, *_ = warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == lines
     assert first.startswith("A row of a listing cannot be read, so its run counts as still running: status: ")
@@ -485,13 +487,13 @@ def test_a_follower_is_woken_when_its_row_can_no_longer_be_read():
     run = scene.sim.start_scheduled_run("agent-0")
     (known,) = scene.client.send(list_events()).value.data
     witness = Witness(following=[known])
-    ticket = watch(scene, witness)
+    subscription = watch(scene, witness)
     scene.sim.corrupt(run, {"startedAt": 7, "completedAt": 8})
-    scene.sweep()
-    assert scene.driver.woken[ticket] == 1
+    scene.cycle()
+    assert scene.driver.woken[subscription] == 1
     # What was known of it is kept, so that it is found where it was.
     assert (witness.updates[-1].unreadable is None, witness.updates[-1].startedAt) == (False, known.startedAt)
-    assert len(scene.sweep(5)) <= 5 * 2
+    assert len(scene.cycle(5)) <= 5 * 2
 
 
 def test_rows_that_do_not_say_whose_they_are_hide_nobody_and_are_seen_by_the_accounts_watcher():
@@ -503,14 +505,14 @@ def test_rows_that_do_not_say_whose_they_are_hide_nobody_and_are_seen_by_the_acc
     following = Witness(following=[ExecutionEvent.model_validate(scene.sim.row(runs[0]))])
     watch(scene, following)
     everything = Witness(ACCOUNT, floor=floor)
-    ticket = watch(scene, everything)
-    scene.sweep()
+    subscription = watch(scene, everything)
+    scene.cycle()
     assert set(states(everything.looks[-1])) == set(runs)
-    scene.plan.leave(ticket)
+    scene.plan.unsubscribe(subscription)
     only = [Witness(agent_id, floor=floor) for agent_id in scene.agents]
     for witness in only:
         watch(scene, witness)
-    scene.sweep()
+    scene.cycle()
     assert [set(states(witness.looks[-1])) for witness in only] == [{run} for run in runs]
 
 
@@ -523,9 +525,11 @@ def test_a_listing_that_is_refused_says_nothing_of_what_it_would_have_shown():
     scene.clock.advance(400)
     deadline_at = scene.clock.now + timedelta(hours=1)
     waits = [Wait(submission, Rules(appear_within=300.0)) for submission in submissions]
-    tickets = [scene.driver.join(wait, deadline_at=deadline_at) for wait in waits]
-    Gate(scene, lambda path, query: 403 if path == EVENTS and "status" not in query else None).sweep()
-    assert [ticket.following for ticket in tickets] == [(run.event_id,) for run in scene.sim.executions]
+    subscriptions = [scene.driver.subscribe(wait, deadline_at=deadline_at) for wait in waits]
+    Gate(scene, lambda path, query: 403 if path == EVENTS and "status" not in query else None).cycle()
+    assert [subscription.following for subscription in subscriptions] == [
+        (run.event_id,) for run in scene.sim.executions
+    ]
 
 
 # --- the server's clock ----------------------------------------------------------------------------------------------
@@ -536,17 +540,17 @@ def test_how_far_the_servers_clock_is_ahead(skew, ahead):
     scene = Scene(SimulatorConfig(clock_skew=skew), agents=3, queue_seconds=0.0, run_seconds=9000.0)
     for agent_id in scene.agents:
         scene.waiting(agent_id, interval=5.0)
-    scene.sweep()
+    scene.cycle()
     assert scene.plan.server_ahead.total_seconds() == ahead
 
 
-def test_the_servers_clock_is_read_from_the_first_answer_of_a_sweep():
+def test_the_servers_clock_is_read_from_the_first_answer_of_a_cycle():
     scene = Scene(SimulatorConfig(), agents=5, queue_seconds=0.0, run_seconds=9000.0)
     for agent_id in scene.agents:
         scene.waiting(agent_id)
     slow_down(scene, 10)
-    scene.sweep()
-    # The later ones are older than the sweep by what the earlier ones took.
+    scene.cycle()
+    # The later ones are older than the cycle by what the earlier ones took.
     assert scene.plan.server_ahead == timedelta()
 
 
@@ -556,13 +560,13 @@ def test_the_servers_clock_is_read_from_the_first_answer_of_a_sweep():
 def test_what_is_too_old_for_all_who_seek_is_dropped():
     scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=1.0)
     scene.sim.add_agent("busy", queue_seconds=0.0, run_seconds=1.0, schedule_every=10.0)
-    watcher = scene.driver.join(
+    watcher = scene.driver.subscribe(
         Journal.from_now(ACCOUNT, 30.0, scene.sim.now()), interval=5.0, deadline_at=scene.clock.now + timedelta(days=9)
     )
     ended = 0
     for _ in range(400):
-        scene.sweep()
-        ended += len(watcher.subject.ended())
+        scene.cycle()
+        ended += len(watcher.subscriber.ended())
         # What began in the last 35 seconds, and five more until the next look.
         assert scene.plan.stats().rows <= 6
     assert ended == pytest.approx(200, abs=5)
@@ -570,67 +574,67 @@ def test_what_is_too_old_for_all_who_seek_is_dropped():
 
 def test_trouble_is_told_as_of_the_first_failed_look():
     scene = Scene(queue_seconds=0.0, run_seconds=9000.0)
-    ticket = scene.waiting()
+    subscription = scene.waiting()
     gate = Gate(scene)
-    gate.sweep(2)
+    gate.cycle(2)
     gate.refuse = lambda path, query: 500
-    gate.sweep()
+    gate.cycle()
     since = scene.clock.now
-    assert ticket.trouble is None
-    gate.sweep()
-    assert (ticket.trouble.since, ticket.trouble.looks) == (since, 2)
-    gate.sweep()
-    assert (ticket.trouble.since, ticket.trouble.looks) == (since, 3)
+    assert subscription.outage is None
+    gate.cycle()
+    assert (subscription.outage.since, subscription.outage.looks) == (since, 2)
+    gate.cycle()
+    assert (subscription.outage.since, subscription.outage.looks) == (since, 3)
     gate.refuse = lambda path, query: None
-    gate.sweep()
-    assert ticket.trouble is None
+    gate.cycle()
+    assert subscription.outage is None
     gate.refuse = lambda path, query: 500
-    gate.sweep()
+    gate.cycle()
     since = scene.clock.now
-    gate.sweep()
-    assert (ticket.trouble.since, ticket.trouble.looks) == (since, 2)
+    gate.cycle()
+    assert (subscription.outage.since, subscription.outage.looks) == (since, 2)
 
 
 @pytest.mark.parametrize("leaver", [0, 1, 2])
 def test_one_who_has_left_in_an_outage_hides_nothing_from_the_others(leaver):
     scene = Scene(agents=3, queue_seconds=0.0, run_seconds=9000.0)
-    tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
+    subscriptions = [scene.waiting(agent_id) for agent_id in scene.agents]
     gate = Gate(scene)
-    gate.sweep(2)
+    gate.cycle(2)
     gate.refuse = lambda path, query: 500
-    gate.sweep()
+    gate.cycle()
 
     def leave_meanwhile(_request, answer):
-        scene.plan.leave(tickets[leaver])
+        scene.plan.unsubscribe(subscriptions[leaver])
         return answer()
 
     scene.sim.intercept(leave_meanwhile)
-    gate.sweep()
-    assert tickets.pop(leaver).trouble is None
-    assert [ticket.trouble.looks for ticket in tickets] == [2, 2]
+    gate.cycle()
+    assert subscriptions.pop(leaver).outage is None
+    assert [subscription.outage.looks for subscription in subscriptions] == [2, 2]
 
 
 def test_nobody_who_waits_is_nothing_to_wait_for():
     scene = Scene(queue_seconds=0.0, run_seconds=9000.0)
-    ticket = scene.waiting()
+    subscription = scene.waiting()
     assert scene.plan.next_at(scene.driver.at()) is not None
-    scene.plan.leave(ticket)
+    scene.plan.unsubscribe(subscription)
     assert scene.plan.next_at(scene.driver.at()) is None
 
 
-def test_nothing_is_kept_of_agents_and_tickets_that_nobody_waits_for_any_more():
+def test_nothing_is_kept_of_agents_and_subscriptions_that_nobody_waits_for_any_more():
     scene = Scene(SimulatorConfig(), agents=3, queue_seconds=0.0, run_seconds=9000.0)
     for agent_id in scene.agents:
         scene.sim.add_history(agent_id, 20, every=700.0, run_seconds=600.0)
     gate = Gate(scene, refused_account)
-    tickets = [scene.waiting(agent_id) for agent_id in scene.agents]
-    gate.sweep(2)
+    subscriptions = [scene.waiting(agent_id) for agent_id in scene.agents]
+    gate.cycle(2)
     assert scene.plan.stats().estimates == 6
     gate.refuse = lambda path, query: 500
-    gate.sweep()
+    gate.cycle()
     assert scene.plan.stats().failing == 3
-    for ticket in tickets:
-        scene.plan.leave(ticket)
+    for subscription in subscriptions:
+        scene.plan.unsubscribe(subscription)
     assert scene.plan.stats() == PollStats()
 
 
@@ -648,10 +652,10 @@ def test_what_is_followed_no_longer_is_asked_for_no_longer():
 
     fickle = Fickle(floor=scene.sim.now())
     fickle.going_on = (known,)
-    ticket = watch(scene, fickle)
-    assert ticket.following == (known.id,)
+    subscription = watch(scene, fickle)
+    assert subscription.following == (known.id,)
     assert scene.plan.stats().followed == 1
-    scene.sweep()
+    scene.cycle()
     assert scene.plan.stats().followed == 0
 
 
@@ -664,17 +668,17 @@ def test_one_who_joins_with_an_older_state_does_not_undo_what_is_known():
     watch(scene, Witness(following=[newer]))
     watch(scene, Witness(following=[older]))
     # It has begun, so it is not asked for among those that have not.
-    assert not any("status" in query for _, query in Gate(scene).sweep())
+    assert not any("status" in query for _, query in Gate(scene).cycle())
 
 
-def test_nothing_is_due_right_after_a_sweep():
+def test_nothing_is_due_right_after_a_cycle():
     scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=9000.0)
     scene.waiting()
-    scene.sweep()
+    scene.cycle()
     assert not scene.plan.is_due(scene.driver.at())
 
 
-# --- looks that take several sweeps ---
+# --- looks that take several cycles ---
 
 
 def limited(scene, requests=10):
@@ -693,7 +697,7 @@ def busy(scene, runs=100, every=5.0):
 
 @pytest.mark.parametrize("sort_by", ["createdAt", "startedAt", "updatedAt"])
 @pytest.mark.parametrize("agent_id", ["agent-0", ACCOUNT])
-def test_a_look_over_several_sweeps_shows_all_that_was_created_before_its_first_page(agent_id, sort_by):
+def test_a_look_over_several_cycles_shows_all_that_was_created_before_its_first_page(agent_id, sort_by):
     scene = Scene(SimulatorConfig(request_id="absent", sort_by=sort_by), queue_seconds=1.0, run_seconds=3.0)
     started = busy(scene)
     limited(scene)
@@ -701,7 +705,7 @@ def test_a_look_over_several_sweeps_shows_all_that_was_created_before_its_first_
     watch(scene, witness)
     began = scene.clock.now
     while not witness.looks:
-        scene.sweep()
+        scene.cycle()
         started += busy(scene, 1)
     (look,) = witness.looks
     assert began <= look.server_time <= began + timedelta(seconds=2)
@@ -717,16 +721,16 @@ def test_who_joins_while_a_look_is_under_way_is_given_a_later_one(agent_id):
     limited(scene)
     first, second = Witness(agent_id), Witness(agent_id)
     watch(scene, first)
-    scene.sweep()
+    scene.cycle()
     assert not first.looks
     scene.clock.advance(1)
     joined = scene.clock.now
     watch(scene, second)
     while not first.looks:
-        scene.sweep()
+        scene.cycle()
     assert not second.looks
     while not second.looks:
-        scene.sweep()
+        scene.cycle()
     assert first.looks[0].server_time < joined <= second.looks[0].server_time
     assert len(second.looks[0].events) >= 100
 
@@ -736,13 +740,13 @@ def test_a_look_is_begun_anew_once_those_who_waited_for_it_have_left():
     busy(scene)
     limited(scene)
     gone = watch(scene, Witness())
-    scene.sweep()
-    scene.driver.plan.leave(gone)
+    scene.cycle()
+    scene.driver.plan.unsubscribe(gone)
     second = Witness()
     watch(scene, second)
     joined = scene.clock.now
     while not second.looks:
-        scene.sweep()
+        scene.cycle()
     assert second.looks[0].server_time >= joined
     assert len(second.looks[0].events) >= 100
 
@@ -754,10 +758,10 @@ def test_a_wait_of_long_standing_on_a_busy_agent_is_decided_after_a_restart_unde
     scene.clock.advance(60)
     busy(scene, 200)
     limited(scene)
-    ticket = scene.driver.join(Wait(submission, Rules()), deadline_at=scene.clock.now + timedelta(hours=9))
+    subscription = scene.driver.subscribe(Wait(submission, Rules()), deadline_at=scene.clock.now + timedelta(hours=9))
     began = scene.clock.now
-    scene.driver.wait_for(ticket)
-    assert ticket.result.event.id == mine
+    scene.driver.wait_for(subscription)
+    assert subscription.result.event.id == mine
     # 41 pages, ten a minute; a pause after a failure is at most twice the limit's.
     assert scene.clock.now - began < timedelta(minutes=10)
 
@@ -777,6 +781,6 @@ def test_a_search_for_a_run_that_no_narrow_listing_shows_is_continued_under_a_ra
     watch(scene, witness)
     began = scene.clock.now
     while not witness.updates:
-        scene.sweep()
+        scene.cycle()
     assert witness.updates[-1].status == "COMPLETED"
     assert scene.clock.now - began < timedelta(minutes=20)

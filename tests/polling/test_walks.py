@@ -21,8 +21,8 @@ from airflow_provider_agents.api.errors import (
 )
 from airflow_provider_agents.api.flow import PageCursor, Response, paginate
 from airflow_provider_agents.api.models import Page
-from airflow_provider_agents.feed.tickets import At
-from airflow_provider_agents.feed.walks import MOST_FAILURES, MOST_SECONDS, Walks
+from airflow_provider_agents.polling.subscriptions import ClockReading
+from airflow_provider_agents.polling.walks import MOST_FAILURES, MOST_SECONDS, Walks
 
 T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)
 LIMIT = RateLimitedError("429")
@@ -34,7 +34,7 @@ REFUSED = RequestRejectedError("400", status_code=400)
 class Reading:
     """A walk that notes what it has read."""
 
-    at: At
+    at: ClockReading
     rows: list = field(default_factory=list)
     place: PageCursor = field(default_factory=PageCursor)
 
@@ -65,7 +65,7 @@ class Listing:
 
             return paginate(list_events(), enough, cursor=reading.place)
 
-        at = At(self.clock, T0)
+        at = ClockReading(self.clock, T0)
         going = self.walks.go("all", at, lambda: Reading(at), steps, is_of_use=is_of_use)
         turns = iter(failures)
         try:
@@ -155,7 +155,7 @@ def test_progress_forgives_failures():
 def test_an_old_walk_is_not_resumed(seconds, resumes):
     listing = interrupted()
     listing.clock = seconds
-    listing.walks.expire(At(seconds, T0))
+    listing.walks.expire(ClockReading(seconds, T0))
     assert listing.walks.is_under_way("all") == resumes
     assert listing.go().rows == [0, 1, 2, 3, 4]
     assert (0 in listing.asked) != resumes
@@ -163,7 +163,7 @@ def test_an_old_walk_is_not_resumed(seconds, resumes):
 
 def test_a_walk_whose_end_nothing_waits_for_is_not_resumed():
     listing = interrupted()
-    assert listing.go(is_of_use=lambda reading: reading.at.clock > 0.0).rows == [0, 1, 2, 3, 4]
+    assert listing.go(is_of_use=lambda reading: reading.at.monotonic > 0.0).rows == [0, 1, 2, 3, 4]
     assert listing.asked[0] == 0
 
 
@@ -172,4 +172,4 @@ def test_a_walk_that_has_read_nothing_begins_when_it_is_read():
     with pytest.raises(RateLimitedError):
         listing.go(LIMIT)
     listing.clock = 60.0
-    assert listing.go().at.clock == 60.0
+    assert listing.go().at.monotonic == 60.0

@@ -11,11 +11,11 @@ def test_after_a_day_of_waits_faults_and_rotated_keys_every_verdict_was_right_an
     soak = Soak(runs=400, days=1, agents=20, seed=7, samples=3)
     assert soak.run() == []
     assert soak.executed == 400
-    # Had there been no trouble, it would prove little.
+    # Had there been no outage, it would prove little.
     assert soak.outages
     assert soak.rotations
     assert soak.faults.total() > 5
-    assert soak.feeds_made > 10
+    assert soak.pollers_made > 10
     assert {"completed", "failed", "cancelled", "timed_out"} <= set(soak.verdicts)
 
 

@@ -1,4 +1,4 @@
-"""Who waits on a feed, and for what."""
+"""Who waits on a poller, and for what."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.runs.matching import Look, Seek
 
-#: In the place of an agent's id: the whole account. A subject that seeks there gets looks at all agents at once.
+#: In the place of an agent's id: the whole account. A subscriber that seeks there gets looks at all agents at once.
 ACCOUNT = ""
 
 R = TypeVar("R")
@@ -23,14 +23,14 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class At:
+class ClockReading:
     """A moment: monotonic seconds, for pauses, and our clock's time, for what people and servers said."""
 
-    clock: float
-    now: datetime
+    monotonic: float
+    wall: datetime
 
 
-class Subject(Protocol[R_co]):
+class Subscriber(Protocol[R_co]):
     """Something that is waited for. `runs.verdict.Wait` is one."""
 
     @property
@@ -56,7 +56,7 @@ class Subject(Protocol[R_co]):
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class Outage:
     """Looks that failed, one after the other."""
 
     since: datetime
@@ -64,18 +64,18 @@ class Trouble:
     error: AgentsError
 
 
-class Ticket(Generic[R]):
-    """One subject's place in a plan. It ends once: with a result, or with an error.
+class Subscription(Generic[R]):
+    """One subscriber's place in a plan. It ends once: with a result, or with an error.
 
     Attributes:
-        subject: what is waited for.
+        subscriber: what is waited for.
         interval: seconds between two looks, at most.
         deadline_at: when to give up, on our clock, after one last look.
-        wake: called when there is news: the subject has changed, the trouble has, or it is over.
+        wake: called when there is news: the subscriber has changed, the outage has, or it is over.
         over: whether there is a result or an error.
-        result: what the subject said.
+        result: what the subscriber said.
         error: why nothing can be said.
-        trouble: the failures so far, if there was more than one in a row, or one that is a refusal.
+        outage: the failures so far, if there was more than one in a row, or one that is a refusal.
         patience: which failure ends the wait.
     """
 
@@ -86,37 +86,37 @@ class Ticket(Generic[R]):
         "failing_since",
         "following",
         "interval",
+        "outage",
         "over",
         "patience",
         "result",
         "seek",
         "seeking_since",
-        "subject",
-        "trouble",
+        "subscriber",
         "wake",
     )
 
     def __init__(
         self,
-        subject: Subject[R],
+        subscriber: Subscriber[R],
         interval: float,
         deadline_at: datetime,
         wake: Callable[[], None],
         *,
         answered: bool = True,
     ) -> None:
-        self.subject = subject
+        self.subscriber = subscriber
         self.interval = interval
         self.deadline_at = deadline_at
         self.wake = wake
         self.over = False
         self.result: R | None = None
         self.error: Exception | None = None
-        self.trouble: Trouble | None = None
+        self.outage: Outage | None = None
         self.patience = Patience(answered=answered)
         self.failed_looks = 0
         self.failing_since: datetime | None = None
         self.seek: Seek | None = None
-        # The number of the plan's last sweep when it began to seek.
+        # The number of the plan's last cycle when it began to seek.
         self.seeking_since = 0
         self.following: tuple[str, ...] = ()

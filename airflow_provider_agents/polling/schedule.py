@@ -1,6 +1,6 @@
 """When to look. Pure.
 
-Each sweep is for all who wait, and the sweeps are as far apart as the shortest interval of these. A last look at a
+Each cycle is for all who wait, and the cycles are as far apart as the shortest interval of these. A last look at a
 deadline may come earlier.
 """
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from airflow_provider_agents.feed.tickets import At, Ticket
+    from airflow_provider_agents.polling.subscriptions import ClockReading, Subscription
 
-#: Joins are gathered before the first sweep of a feed for this share of their interval, and at most so many seconds:
+#: Joins are gathered before the first cycle of a poller for this share of their interval, and at most so many seconds:
 #: tasks that are deferred together arrive over a second or so.
 GATHER_SHARE, GATHER_SECONDS = 0.2, 1.0
-#: Pauses after failed sweeps double from the shortest interval up to this, in seconds.
+#: Pauses after failed cycles double from the shortest interval up to this, in seconds.
 MAX_BACKOFF_SECONDS = 120.0
-#: A last look comes at its deadline, but no earlier than this after another sweep, in seconds.
+#: A last look comes at its deadline, but no earlier than this after another cycle, in seconds.
 _LAST_LOOK_GAP_SECONDS = 1.0
-#: So many deadlines of tickets that have left are kept, beside as many as tickets wait: to drop each at once would cost
-#: more.
+#: So many deadlines of subscriptions that have left are kept, beside as many as subscriptions wait: to drop each at
+#: once would cost more.
 _LEFT_DEADLINES = 8
 
 
@@ -41,14 +41,14 @@ class Schedule:
         self._jitter = jitter
         self._numbers = itertools.count()
         self._intervals: Counter[float] = Counter()
-        # Those that no sweep was for yet.
-        self._newcomers: dict[Ticket[Any], None] = {}
-        # Those of tickets that have left are dropped when they come up.
-        self._deadlines: list[tuple[datetime, int, Ticket[Any]]] = []
+        # Those that no cycle was for yet.
+        self._newcomers: dict[Subscription[Any], None] = {}
+        # Those of subscriptions that have left are dropped when they come up.
+        self._deadlines: list[tuple[datetime, int, Subscription[Any]]] = []
         self._left = 0
         self._gathered_at = 0.0
         self._began = -math.inf
-        # The shortest interval when the last sweep began.
+        # The shortest interval when the last cycle began.
         self._period = 0.0
         self._failures = 0
         self._back_off_until = self._hold_until = -math.inf
@@ -63,20 +63,20 @@ class Schedule:
         """How many waits and deadlines are kept."""
         return self._intervals.total() + len(self._deadlines)
 
-    def join(self, ticket: Ticket[Any], at: At) -> None:
-        """Take a ticket in, for the next sweep."""
+    def subscribe(self, subscription: Subscription[Any], at: ClockReading) -> None:
+        """Take a subscription in, for the next cycle."""
         if not self._newcomers:
-            self._gathered_at = at.clock + min(GATHER_SECONDS, GATHER_SHARE * ticket.interval)
-        self._newcomers[ticket] = None
-        self._intervals[ticket.interval] += 1
-        heapq.heappush(self._deadlines, (ticket.deadline_at, next(self._numbers), ticket))
+            self._gathered_at = at.monotonic + min(GATHER_SECONDS, GATHER_SHARE * subscription.interval)
+        self._newcomers[subscription] = None
+        self._intervals[subscription.interval] += 1
+        heapq.heappush(self._deadlines, (subscription.deadline_at, next(self._numbers), subscription))
 
-    def leave(self, ticket: Ticket[Any]) -> None:
-        """Let a ticket go, which is marked as over."""
-        self._newcomers.pop(ticket, None)
-        self._intervals[ticket.interval] -= 1
-        if not self._intervals[ticket.interval]:
-            del self._intervals[ticket.interval]
+    def unsubscribe(self, subscription: Subscription[Any]) -> None:
+        """Let a subscription go, which is marked as over."""
+        self._newcomers.pop(subscription, None)
+        self._intervals[subscription.interval] -= 1
+        if not self._intervals[subscription.interval]:
+            del self._intervals[subscription.interval]
         self._left += 1
         waits = self._intervals.total()
         if self._left > waits + _LEFT_DEADLINES or not waits:
@@ -85,21 +85,21 @@ class Schedule:
             self._deadlines = [entry for entry in self._deadlines if not entry[2].over]
             heapq.heapify(self._deadlines)
 
-    def next_at(self, at: At) -> float:
+    def next_at(self, at: ClockReading) -> float:
         """The monotonic second at which there is something to do."""
-        if at.clock < self._hold_until:
+        if at.monotonic < self._hold_until:
             return min(self._hold_until, self._deadline_at(at))
-        return self._sweep_at(at)
+        return self._cycle_at(at)
 
-    def held_seconds(self, at: At) -> float:
+    def held_seconds(self, at: ClockReading) -> float:
         """For how long the server still wants to be left alone; 0 if it does not."""
-        return max(0.0, self._hold_until - at.clock)
+        return max(0.0, self._hold_until - at.monotonic)
 
-    def is_due(self, at: At) -> bool:
-        """Whether to sweep now."""
-        return at.clock >= self._hold_until and at.clock >= self._sweep_at(at)
+    def is_due(self, at: ClockReading) -> bool:
+        """Whether to cycle now."""
+        return at.monotonic >= self._hold_until and at.monotonic >= self._cycle_at(at)
 
-    def _sweep_at(self, at: At) -> float:
+    def _cycle_at(self, at: ClockReading) -> float:
         due = math.inf
         if self._intervals.total() > len(self._newcomers):
             due = self._began + self._period
@@ -109,9 +109,9 @@ class Schedule:
         last_look = max(self._deadline_at(at), self._began + min(_LAST_LOOK_GAP_SECONDS, self.shortest))
         return min(due, last_look)
 
-    def begin(self, at: At) -> None:
-        """A sweep for all who wait begins."""
-        self._began, self._period = at.clock, self.shortest
+    def begin(self, at: ClockReading) -> None:
+        """A cycle for all who wait begins."""
+        self._began, self._period = at.monotonic, self.shortest
         self._newcomers.clear()
 
     def _first_deadline(self) -> datetime | None:
@@ -120,24 +120,24 @@ class Schedule:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
 
-    def _deadline_at(self, at: At) -> float:
+    def _deadline_at(self, at: ClockReading) -> float:
         """The earliest deadline in monotonic seconds. One that has passed is now; without any it is infinity."""
         deadline = self._first_deadline()
-        return math.inf if deadline is None else at.clock + max(0.0, (deadline - at.now).total_seconds())
+        return math.inf if deadline is None else at.monotonic + max(0.0, (deadline - at.wall).total_seconds())
 
-    def expired(self, at: At) -> list[Ticket[Any]]:
+    def expired(self, at: ClockReading) -> list[Subscription[Any]]:
         """Those whose deadline has passed; each is named once."""
         found = []
-        while (deadline := self._first_deadline()) is not None and deadline <= at.now:
+        while (deadline := self._first_deadline()) is not None and deadline <= at.wall:
             found.append(heapq.heappop(self._deadlines)[2])
         return found
 
-    def hold(self, seconds: float, at: At) -> None:
+    def hold(self, seconds: float, at: ClockReading) -> None:
         """Ask nothing for so many seconds: the server's wish."""
-        self._hold_until = max(self._hold_until, at.clock + seconds)
+        self._hold_until = max(self._hold_until, at.monotonic + seconds)
 
     def reckon(self, *, in_vain: bool) -> None:
-        """Pause longer after each sweep that brought nothing."""
+        """Pause longer after each cycle that brought nothing."""
         if not in_vain:
             self._failures = 0
             return
