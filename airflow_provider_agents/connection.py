@@ -24,7 +24,6 @@ from airflow_provider_agents.api.errors import (
     InvalidConnectionError,
     MissingConnectionError,
     one_line,
-    quote_setting,
     without_frames,
 )
 
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
     # The client brings httpx with it; it is imported where a connection is read, so that parsing a DAG is cheap.
     from airflow_provider_agents.api.settings import Settings
 
+#: Extras whose names differ from the settings'.
+_SETTINGS = {"timeout": "timeout_seconds"}
 #: Older forms of Airflow save the extra fields under names with this in front.
 _FORM_PREFIX = "extra__agents__"
 #: What Airflow takes from a connection that is written as JSON. All but the port and the extra are text.
@@ -98,14 +99,7 @@ async def aread_settings(conn_id: str) -> Settings | InvalidConnectionError:
 def _settings_of(connection: Connection, extras: object) -> Settings:
     from airflow import __version__ as airflow_version
 
-    from airflow_provider_agents.api.settings import (
-        DEFAULT_BASE_URL,
-        DEFAULT_REQUESTS_PER_SECOND,
-        DEFAULT_TIMEOUT_SECONDS,
-        Settings,
-        check_api_key,
-        user_agent,
-    )
+    from airflow_provider_agents.api.settings import DEFAULT_BASE_URL, Settings, check_api_key, user_agent
 
     _check_type(connection)
     # First of all: where a URI is written wrongly, parts of the key stand in the other fields.
@@ -125,31 +119,11 @@ def _settings_of(connection: Connection, extras: object) -> Settings:
             "host itself: the whole base URL, percent-encoded in a URI. A / in the key is percent-encoded, too."
         )
 
-    timeout = _number(given, "timeout", DEFAULT_TIMEOUT_SECONDS)
-    most_requests = _number(given, "max_requests_per_second", DEFAULT_REQUESTS_PER_SECOND)
-
-    verify = given.get("verify", True)
-    switch = _switch(verify)
-    if switch is not None:
-        verify = switch
-    elif not isinstance(verify, str):
-        raise InvalidConnectionError("The connection's verify must be true, false or the path of a CA bundle.")
-
-    allow_plain_http = _switch(given.get("allow_plain_http", False))
-    if allow_plain_http is None:
-        raise InvalidConnectionError("The connection's allow_plain_http must be true or false.")
-
     settings = Settings(
         api_key=connection.password or "",
         base_url=base_url,
-        auth_header=given.get("auth_header", "Authorization"),
-        timeout_seconds=timeout,
-        max_requests_per_second=most_requests,
-        verify=verify,
-        proxy=given.get("proxy"),
-        run_url=given.get("run_url"),
-        allow_plain_http=allow_plain_http,
         user_agent=user_agent(f"airflow/{airflow_version}"),
+        **{_SETTINGS.get(name, name): value for name, value in given.items() if name in _EXTRAS},
     )
     # Last of all: in a URI that is written wrongly, such a name is a part of the key, and another field tells why.
     _refuse_unknown(unknown, may_be_shown=not any("@" in f"{name}{given[name]}" for name in unknown))
@@ -232,28 +206,6 @@ def _named(name: str, known: Collection[str]) -> str:
     if similar is not None:
         return f"a field {one_line(name, 40)!r} that is not known (did you mean {similar!r}?)"
     return f"a field {name!r} that is not known" if re.fullmatch(r"[a-z_]{3,40}", name) else _UNNAMED
-
-
-def _switch(value: object) -> bool | None:
-    """A boolean, also as the text that a form or a URI makes of it; None if it is neither."""
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.strip().lower() in {"true", "false"}:
-        return value.strip().lower() == "true"
-    return None
-
-
-def _number(given: dict[str, Any], name: str, default: float) -> Any:
-    """A number, also as the text that a form or a URI makes of it. Its range is checked by `Settings`."""
-    value = given.get(name, default)
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        raise InvalidConnectionError(
-            f"The connection's {name} must be a number, got {quote_setting(value, 40)}."
-        ) from None
 
 
 # --- what is wrong --------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def test_the_settings_do_not_show_the_key_or_the_proxys_password():
         ({"timeout_seconds": -1}, "timeout"),
         ({"timeout_seconds": float("nan")}, "timeout"),
         ({"timeout_seconds": 601}, "timeout"),
-        ({"timeout_seconds": "30"}, "timeout"),
+        ({"timeout_seconds": "soon"}, "timeout must be a number"),
         ({"timeout_seconds": True}, "timeout"),
         ({"verify": "/does/not/exist.pem"}, "CA bundle"),
         ({"proxy": "proxy:3128"}, "proxy is not the URL"),
