@@ -206,7 +206,7 @@ class Collector:
             self.cpu += time.process_time() - self._began
 
 
-class Steps:
+class Flow:
     """How long the steps on a loop take: the longest one, and the longest without the garbage collector's part."""
 
     def __init__(self):
@@ -277,7 +277,7 @@ def child(side, scene):
     triggers = {"ours": our_triggers, "idle": idle_triggers, "dbt": dbt_triggers}[side](scene, url, submissions)
     go = time.time()
     pipe.send(go)
-    steps = Steps()
+    steps = Flow()
     delays, waiting, cpu, cycle_cpu, cycle_gc = wait_for_all(
         triggers, go, scene["ends"], steps, listen=scene["listen"], idle=side == "idle"
     )
