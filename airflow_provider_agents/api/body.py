@@ -1,8 +1,7 @@
-"""An answer's body made harmless: its bytes within bounds and without the key, its JSON such that Airflow can keep it.
+"""The body of a response made safe: its size limited, the key removed, its JSON such that Airflow can store it.
 
-Whoever answers may be a broken gateway, or somebody between. What they send must cost a bounded amount of memory and
-time, must not carry the key into a log or an XCom, and must not break the Airflow process or database that it ends in.
-Pure.
+The sender may be a broken gateway or an attacker. A body must cost a limited amount of memory and time, must not bring
+the key into a log or an XCom, and must not break the Airflow process or database that receives it. Pure.
 """
 
 from __future__ import annotations
@@ -17,48 +16,47 @@ from pydantic_core import from_json
 
 from airflow_provider_agents.api.errors import one_line
 
-#: Bytes of one answer, as sent and decompressed. The largest documented page, 200 events, is about 100 KB; this is 200
-#: events with 40 KB of text in each.
+#: Bytes of one body, both as sent and decompressed: 200 events with 40 KB of text in each. The largest documented page,
+#: 200 events, has about 100 KB.
 MAX_BODY_BYTES = 8 * 1024 * 1024
-#: Values in one answer. An event has about 15, a page of them 3,000. Each takes some 64 bytes as an object, however
-#: short its JSON is: eight megabytes of empty lists would be two hundred.
+#: JSON values in one body. An event has about 15, so a page of 200 has 3,000.
 MAX_VALUES = 500_000
+#: Bytes of a Python object for a JSON value, however short its JSON is: eight megabytes of empty lists would take 200.
 VALUE_BYTES = 64
-#: Rows of one page. 200 is the most that is ever asked for; a server that ignores that may send some more.
+#: Rows of one page. We ask for 200 at most; a server that ignores the limit may send some more.
 MAX_ROWS = 1000
-#: Levels of lists and objects in what is handed on. An event that the API documents has one.
+#: Levels of lists and objects that are kept. A documented event has one.
 MAX_DEPTH = 32
-#: Of an answer that is no success, only so many bytes are read: enough for the sentence in it.
+#: Error bodies are truncated to this size: enough for a sentence.
 MAX_ERROR_BYTES = 65536
 
 _TOO_DEEP = "…"
 _LARGEST_INTEGER = 2**63
 _ESCAPE = re.compile(rb"\\(?:u00([2-7][0-9A-Fa-f])|.)", re.DOTALL)
 
-#: A pair of surrogates, or one alone: half of a character, as is left where JavaScript cuts a text.
+#: A pair of surrogates, or a single one: half a character, as JavaScript leaves it where a text is cut.
 _SURROGATES = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
 )
 
 
 class BodyError(ValueError):
-    """A body is refused. Its text goes on from "the answer …"."""
+    """A body is refused. The text continues the sentence "The answer …"."""
 
 
-#: Members of one gzip body. A gateway that compresses piece by piece makes one of each: this is a body of the largest
-#: size in pieces of 8 KiB.
+#: Members of one gzip body: a body of the largest size in pieces of 8 KiB. Some gateways compress each piece by itself.
 MAX_MEMBERS = 1024
-#: Bytes that are decompressed at once. What follows a member is copied, so with many members in a larger piece the cost
-#: would grow with the square of its size.
+#: Bytes that are decompressed at once. The bytes after a member are copied, so the cost of many members grows with the
+#: square of this size.
 _PIECE_BYTES = 65536
-#: How a member of a gzip body begins (RFC 1952); the third byte stands for deflate, the only method there is.
+#: The first bytes of a gzip member (RFC 1952); the third one means deflate, the only method that exists.
 _GZIP_MEMBER = b"\x1f\x8b\x08"
-#: Some encoders put it before UTF-8. RFC 8259 lets a reader ignore it.
+#: Some encoders write it before UTF-8. RFC 8259 allows a reader to ignore it.
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class _Decompressor:
-    """Undoes gzip, of one member or several, or deflate, with or without the header of zlib."""
+    """Decompresses gzip with one or more members, and deflate with or without the zlib header."""
 
     def __init__(self, coding: str) -> None:
         self._coding = coding
@@ -69,14 +67,14 @@ class _Decompressor:
 
     @property
     def is_whole(self) -> bool:
-        """Whether what was fed so far is a whole body."""
+        """Whether the body so far is complete."""
         return self._members > 0 and self._inflate is None
 
     def feed(self, data: bytes, most: int) -> bytes:
-        """What the next bytes decompress to, at most `most` bytes of it. What follows the last member is ignored.
+        """Decompress the next bytes, to at most `most` bytes. Bytes after the last member are ignored.
 
         Raises:
-            zlib.error: they are damaged, or there are too many members.
+            zlib.error: the bytes are damaged, or there are too many members.
         """
         out = bytearray()
         self._held += data
@@ -92,7 +90,7 @@ class _Decompressor:
         return bytes(out)
 
     def _next_member(self) -> zlib._Decompress | None:
-        """What decompresses the member that the held bytes begin, or None if they begin none, or are too few to say."""
+        """The decompressor of the next member; None if no member begins here, or too few bytes are known."""
         if self._members and (self._coding != "gzip" or self._held[:3] != _GZIP_MEMBER[: len(self._held)]):
             self._has_ended = True
         if self._has_ended:
@@ -108,23 +106,22 @@ class _Decompressor:
     def _window_bits(self) -> int:
         if self._coding == "gzip":
             return zlib.MAX_WBITS | 16
-        # RFC 1950: the header names the method, 8, and as a number of 16 bits it is a multiple of 31. Servers that
-        # leave it out are as old as deflate itself.
+        # RFC 1950: the header names the method, 8, and is a multiple of 31 as a 16-bit number. Old servers omit it.
         has_header = self._held[0] & 15 == zlib.DEFLATED and int.from_bytes(self._held[:2]) % 31 == 0
         return zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS
 
 
 class BodyDecoder:
-    """Takes in a body, chunk by chunk.
+    """Decodes a body chunk by chunk.
 
     Args:
-        content_encoding: the header. Only gzip is asked for; deflate is undone for servers that do not look. Nothing
-            else is undone, and no two codings at once: each is a way to make megabytes of a few bytes.
-        is_success: whether the status is a success; of any other answer only the beginning is kept, and no damage
-            of it hides the status.
+        content_encoding: the header. Requests ask for gzip; deflate is decoded for servers that ignore this. Any other
+            encoding, and two at once, are refused: with them, a few bytes could become megabytes.
+        is_success: whether the status is a success. Of an error response, only the beginning is kept, and a damaged
+            body does not hide the status.
 
     Raises:
-        BodyError: the coding is another one.
+        BodyError: the encoding is refused.
     """
 
     def __init__(self, content_encoding: str | None, *, is_success: bool) -> None:
@@ -134,7 +131,7 @@ class BodyDecoder:
         self._data = bytearray()
         self._received = 0
         self._is_success = is_success
-        #: Whether the rest need not be read.
+        #: Whether the rest of the body is not needed.
         self.is_full = False
         if codings and self._decompressor is None:
             if is_success:
@@ -142,16 +139,16 @@ class BodyDecoder:
             self.is_full = True
 
     def add(self, chunk: bytes) -> None:
-        """The next bytes.
+        """Add the next bytes.
 
         Raises:
-            BodyError: they are too many, or cannot be decompressed.
+            BodyError: the body is too large, or cannot be decompressed.
         """
         most = MAX_BODY_BYTES if self._is_success else MAX_ERROR_BYTES
         self._received += len(chunk)
         try:
             for start in range(0, len(chunk), _PIECE_BYTES):
-                # Never more than is allowed: the one byte too many tells that there would have been more.
+                # One byte more than allowed is enough to know that the body is too large.
                 left = most + 1 - len(self._data)
                 piece = chunk[start : start + _PIECE_BYTES]
                 if left > 0:
@@ -170,7 +167,7 @@ class BodyDecoder:
         """The whole body.
 
         Raises:
-            BodyError: it was compressed and is cut short.
+            BodyError: a compressed body is cut short.
         """
         if self._is_success and self._decompressor is not None and self._received and not self._decompressor.is_whole:
             raise BodyError("has a damaged content encoding: it is cut short")
@@ -178,24 +175,24 @@ class BodyDecoder:
 
 
 def redact(body: bytes, secret: str) -> bytes:
-    """JSON without a secret, also where it is spelled with escapes, as some encoders do with `/`, `&` or `<`."""
+    """JSON with the secret replaced, even where it is written with escapes, as some encoders write `/`, `&` and `<`."""
     if rb"\u00" in body or rb"\/" in body:
-        body = _ESCAPE.sub(_spelled_plainly, body)
-    return body.replace(_spelled(secret), b"***")
+        body = _ESCAPE.sub(_unescape, body)
+    return body.replace(_escaped(secret), b"***")
 
 
-def _spelled(text: str) -> bytes:
+def _escaped(text: str) -> bytes:
     return json.dumps(text)[1:-1].encode()
 
 
-def _spelled_plainly(escape: re.Match[bytes]) -> bytes:
+def _unescape(escape: re.Match[bytes]) -> bytes:
     if escape[1] is not None:
-        return _spelled(chr(int(escape[1], 16)))
+        return _escaped(chr(int(escape[1], 16)))
     return b"/" if escape[0] == rb"\/" else escape[0]
 
 
 def size_bytes_of(body: bytes) -> int:
-    """About how many bytes a body takes as Python objects. Cheap, and never far too little."""
+    """An estimate of the bytes that a body takes as Python objects. Cheap, and never far too low."""
     return len(body) + VALUE_BYTES * _most_values(body)
 
 
@@ -207,29 +204,29 @@ def read_json(body: bytes) -> Any:
     """Decode a body.
 
     Raises:
-        BodyError: it holds too many values.
-        ValueError: it is not JSON, or nested more than 200 deep.
+        BodyError: the body holds too many values.
+        ValueError: the body is not JSON, or more than 200 levels deep.
     """
     body = body.removeprefix(_BYTE_ORDER_MARK)
-    # A value takes a byte, so most bodies need no counting.
+    # A value takes at least a byte, so most bodies need no counting.
     if len(body) > MAX_VALUES and _most_values(body) > MAX_VALUES:
         raise BodyError(f"holds more than {MAX_VALUES:,} values and was not read")
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError:
-        # One text that is cut within a character must not hide a page.
-        mended = _SURROGATES.sub(lambda match: rb"\ufffd" if match[1] else match[0], body)
-        if mended == body:
+        # A text that was cut within a character must not hide a page.
+        fixed = _SURROGATES.sub(lambda match: rb"\ufffd" if match[1] else match[0], body)
+        if fixed == body:
             raise
-        return from_json(mended, allow_inf_nan=False)
+        return from_json(fixed, allow_inf_nan=False)
 
 
 def rows_of(page: Any) -> list[Any]:
     """The rows of a decoded page.
 
     Raises:
-        BodyError: they are too many.
-        KeyError, TypeError: there are none.
+        BodyError: there are too many rows.
+        KeyError, TypeError: the page has no list of rows.
     """
     rows = page["data"]
     if not isinstance(rows, list):
@@ -240,11 +237,11 @@ def rows_of(page: Any) -> list[Any]:
 
 
 def to_storable(value: Any, depth: int = 0) -> Any:
-    """A decoded value such that Airflow's messages and databases can carry it, and take it for nothing but data.
+    """A decoded value that Airflow's messages and databases can store, and read only as data.
 
-    What is changed: NUL characters (PostgreSQL refuses them) are replaced; numbers beyond 64 bits (Airflow's messages
-    cannot hold them) become floats, or None if they are none; what is nested too deeply is cut; and fields whose names
-    begin with two underscores are left out, because Airflow takes some of them for the name of a class to be made.
+    NUL characters are replaced (PostgreSQL refuses them). Numbers beyond 64 bits become floats, or None if even a float
+    cannot hold them (Airflow's messages cannot). Levels below `MAX_DEPTH` are cut. Fields whose names begin with two
+    underscores are left out: Airflow reads some of them as the name of a class to create.
     """
     match value:
         case str():

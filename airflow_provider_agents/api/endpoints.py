@@ -1,4 +1,4 @@
-"""Each endpoint once, as a value: what to ask. Pure."""
+"""Each endpoint of the API as an `ApiCall`. Pure."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def check_agent_id(agent_id: object) -> str:
     """Return `agent_id` if it can name an agent.
 
     Raises:
-        InvalidArgumentError: it is not text, is empty, longer than 1,024 characters, holds control characters or
-            surrounding white space, or would climb out of its place in the path (`..`).
+        InvalidArgumentError: it is not text, is empty, is longer than 1,024 characters, holds control characters or
+            surrounding white space, or would change the path (`..`).
     """
     if not isinstance(agent_id, str):
         raise InvalidArgumentError(f"agent_id must be text, got {type(agent_id).__name__}. Pass the agent's id.")
@@ -27,7 +27,7 @@ def check_agent_id(agent_id: object) -> str:
             "agent_id must be at most 1,024 characters, without blanks around them and control characters, got "
             f"{one_line(repr(agent_id), 60)}. Pass the agent's id as `airflow agents list` shows it."
         )
-    # Percent-encoding hides a slash from us, but gateways decode it again before they resolve dot segments.
+    # Percent-encoding does not protect the path: some gateways decode slashes before they resolve dot segments.
     if any(part in {".", ".."} for part in agent_id.replace("\\", "/").split("/")):
         raise InvalidArgumentError(
             f"agent_id must be the id of an agent and not a path, got {one_line(repr(agent_id), 60)}."
@@ -59,6 +59,13 @@ def _limit(limit: int) -> list[tuple[str, str]]:
     if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= MAX_LIMIT:
         raise InvalidArgumentError(f"limit must be a whole number from 1 to {MAX_LIMIT}, got {limit!r}.")
     return [("limit", str(limit))]
+
+
+def _filters(
+    status: str | None, started_after: datetime | None, started_before: datetime | None, limit: int
+) -> tuple[tuple[str, str], ...]:
+    after, before = _timestamp("startedAfter", started_after), _timestamp("startedBefore", started_before)
+    return (*_text("status", status), *after, *before, *_limit(limit))
 
 
 def _read_agents(value: Any) -> Page[Agent]:
@@ -104,19 +111,9 @@ def list_agent_events(
     limit: int = MAX_LIMIT,
 ) -> ApiCall[Page[ExecutionEvent]]:
     """`GET /v1/agents/{agentId}/events`: an agent's runs, newest first."""
-    params = [
-        *_text("status", status),
-        *_timestamp("startedAfter", started_after),
-        *_timestamp("startedBefore", started_before),
-        *_limit(limit),
-    ]
-    return ApiCall(
-        "GET",
-        f"{_agent_path(agent_id)}/events",
-        _read_events,
-        f"listing the events of agent {agent_id}",
-        tuple(params),
-    )
+    params = _filters(status, started_after, started_before, limit)
+    label = f"listing the events of agent {agent_id}"
+    return ApiCall("GET", f"{_agent_path(agent_id)}/events", _read_events, label, params)
 
 
 def list_events(
@@ -128,11 +125,6 @@ def list_events(
     limit: int = MAX_LIMIT,
 ) -> ApiCall[Page[ExecutionEvent]]:
     """`GET /v1/events`: the account's runs, newest first."""
-    params = [
-        *(_text("agentId", check_agent_id(agent_id)) if agent_id is not None else []),
-        *_text("status", status),
-        *_timestamp("startedAfter", started_after),
-        *_timestamp("startedBefore", started_before),
-        *_limit(limit),
-    ]
-    return ApiCall("GET", "/v1/events", _read_events, "listing the account's events", tuple(params))
+    of_agent = _text("agentId", check_agent_id(agent_id)) if agent_id is not None else []
+    params = (*of_agent, *_filters(status, started_after, started_before, limit))
+    return ApiCall("GET", "/v1/events", _read_events, "listing the account's events", params)

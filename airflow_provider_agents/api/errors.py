@@ -1,28 +1,28 @@
-"""Everything that can go wrong, as one tree, split by what the caller should do.
+"""All errors of the package, as one tree, split by what the caller should do.
 
     AgentsError
     ├── InvalidArgumentError        an argument is wrong; nothing was sent (also a ValueError)
     ├── InvalidConnectionError      the connection is wrong; nothing was sent (also a ValueError)
-    │   └── MissingConnectionError  Airflow says that it does not exist
-    ├── TemporaryError              worth trying again, after `retry_after_seconds` if that is known
+    │   └── MissingConnectionError  Airflow reports that it does not exist
+    ├── TemporaryError              worth trying again, after `retry_after_seconds` if the server named a pause
     │   ├── NotSentError            no connection was made: the platform has not seen the request
-    │   ├── NoAnswerError           sent, but the answer was lost: the platform may have acted
+    │   ├── NoAnswerError           sent, but the response was lost: the platform may have acted
     │   ├── RateLimitedError        429: refused for now, not acted on
     │   ├── ServerError             5xx: the platform may have acted
-    │   └── UnreadableAnswerError   an answer came, but it is not what the API describes
-    ├── PermanentError              will fail the same way again
+    │   └── UnreadableAnswerError   a success whose body is not what the API describes
+    ├── PermanentError              fails the same way again
     │   ├── AuthenticationError     401
     │   ├── PermissionDeniedError   403
     │   ├── NotFoundError           404
-    │   ├── RequestRejectedError    any other status that is neither success, 429 nor 5xx
+    │   ├── RequestRejectedError    any other status that is neither a success, 429 nor 5xx
     │   └── PaginationError         a listing does not end
     └── AgentRunError               about one run
-        ├── AgentRunFailedError     it ended, and not as COMPLETED
-        ├── AgentRunTimeoutError    it was not over at the deadline; it may still go on
-        ├── AgentRunNotFoundError   accepted, but no record of it has appeared; it may still run
+        ├── AgentRunFailedError     the run ended with another status than COMPLETED
+        ├── AgentRunTimeoutError    the run was not finished at the deadline; it may still be running
+        ├── AgentRunNotFoundError   accepted, but its event did not appear; it may still be running
         └── AmbiguousAgentRunError  several runs could be it, and they ended differently
 
-No message holds the API key, and none quotes more than a short, single-line extract of what a server sent.
+No message holds the API key. Server-written text is quoted as a short single line.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ if TYPE_CHECKING:
 
 E = TypeVar("E", bound=BaseException)
 
-#: Characters of server-written text that a message may quote. Enough for a sentence, too little for a page.
+#: The most characters of server-written text in a message: about one sentence.
 ONE_LINE_LIMIT = 200
 
 
 def one_line(text: str, limit: int = ONE_LINE_LIMIT) -> str:
-    """Server-written text made safe for a log line: one line, printable, at most `limit` characters."""
-    # Cut first: `text` may be megabytes.
+    """Server-written text made safe for a log: one line, printable, at most `limit` characters."""
+    # Cut before cleaning: `text` may be megabytes.
     clean = "".join(c if c.isprintable() else " " for c in text[: limit * 4])
     clean = " ".join(clean.split())
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
 def quote_setting(value: object, limit: int) -> str:
-    """A setting's value for an error message, or words in its place where it may hold a password.
+    """A setting's value for an error message; only a description if it may hold a password.
 
-    In a URI that is written wrongly, a value runs on into the next field, such as a proxy with its password.
+    In a URI that is written wrongly, a value can include the next field, such as a proxy with its password.
     """
     text = value if isinstance(value, str) else repr(value)
     if "@" in text:
@@ -61,14 +61,14 @@ def quote_setting(value: object, limit: int) -> str:
 
 
 def first_error(error: ValidationError) -> str:
-    """Where and why a value does not fit its model, without the value: the place, then what is wrong there."""
-    fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(str(part) for part in fault["loc"]) or "the whole"
-    return f"{one_line(place, 80)}: {one_line(fault['msg'].removeprefix('Value error, '))}"
+    """The first reason why a value does not fit its model: the field and the reason, without the value."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or "the whole"
+    return f"{one_line(field, 80)}: {one_line(first['msg'].removeprefix('Value error, '))}"
 
 
 def without_frames(error: E) -> E:
-    """The error without the frames in which it arose, and without what it arose from: they can hold the key.
+    """The error without its traceback and its cause, because their variables can hold the key.
 
     Raise it outside the handler that caught it, from a frame whose variables hold no secret.
     """
@@ -80,7 +80,7 @@ class AgentsError(Exception):
     """Base of all errors of this package.
 
     Attributes:
-        is_retryable: whether a new try can end otherwise. If not, a task fails without retries.
+        is_retryable: whether a new try can succeed. If not, a task fails without retries.
     """
 
     is_retryable: ClassVar[bool] = True
@@ -99,7 +99,7 @@ class InvalidConnectionError(AgentsError, ValueError):
 
 
 class MissingConnectionError(InvalidConnectionError):
-    """Airflow says that there is no such connection. It also says so while its own API server restarts."""
+    """Airflow reports that the connection does not exist. It also reports so while its own API server restarts."""
 
     is_retryable = True
 
@@ -108,12 +108,16 @@ class TemporaryError(AgentsError):
     """Trying again may help.
 
     Attributes:
-        retry_after_seconds: how long the server asked to wait, or None if it did not say.
+        retry_after_seconds: the pause that the server asked for; None if it asked for none.
+        status_code: the HTTP status; None without a response.
     """
 
-    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after_seconds: float | None = None, status_code: int | None = None
+    ) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+        self.status_code = status_code
 
 
 class NotSentError(TemporaryError):
@@ -121,7 +125,7 @@ class NotSentError(TemporaryError):
 
 
 class NoAnswerError(TemporaryError):
-    """The request went out and the answer was lost, so the platform may have acted."""
+    """The request was sent and the response was lost, so the platform may have acted."""
 
 
 class RateLimitedError(TemporaryError):
@@ -129,34 +133,18 @@ class RateLimitedError(TemporaryError):
 
 
 class ServerError(TemporaryError):
-    """5xx: something failed behind the API, perhaps after it had acted.
-
-    Attributes:
-        status_code: the HTTP status.
-    """
-
-    def __init__(self, message: str, *, status_code: int, retry_after_seconds: float | None = None) -> None:
-        super().__init__(message, retry_after_seconds=retry_after_seconds)
-        self.status_code = status_code
+    """5xx: the server, or a gateway in front of it, failed, perhaps after the platform had acted."""
 
 
 class UnreadableAnswerError(TemporaryError):
-    """An answer arrived that is not what the API describes: HTML, cut JSON, a wrong type, too large.
-
-    Attributes:
-        status_code: the HTTP status it came with.
-    """
-
-    def __init__(self, message: str, *, status_code: int, retry_after_seconds: float | None = None) -> None:
-        super().__init__(message, retry_after_seconds=retry_after_seconds)
-        self.status_code = status_code
+    """A success whose body is not what the API describes: HTML, cut JSON, a wrong type, too large."""
 
 
 class PermanentError(AgentsError):
-    """Trying again will fail the same way.
+    """Trying again fails the same way.
 
     Attributes:
-        status_code: the HTTP status, or None where no single answer is to blame.
+        status_code: the HTTP status; None where no single response is the cause.
     """
 
     is_retryable = False
@@ -179,20 +167,20 @@ class NotFoundError(PermanentError):
 
 
 class RequestRejectedError(PermanentError):
-    """A status that is neither success nor temporary, a redirect included: redirects are never followed."""
+    """A status that is neither a success nor temporary. Includes redirects, which are never followed."""
 
 
 class PaginationError(PermanentError):
-    """A listing repeats its `nextToken` or goes on beyond the stated bound of pages."""
+    """A listing repeats its `nextToken`, or has more pages than the limit."""
 
 
 class AgentRunError(AgentsError):
-    """A run did not give the task what it wanted.
+    """A run did not give the task its result.
 
     Attributes:
         agent_id: the agent.
-        request_id: what the API answered to the execute, if it did.
-        event_ids: the events that are, or could be, the run.
+        request_id: the `requestId` of the execute; None if it is not known.
+        event_ids: the events of the run, or those that could be it.
     """
 
     def __init__(
@@ -205,18 +193,18 @@ class AgentRunError(AgentsError):
 
 
 class AgentRunFailedError(AgentRunError):
-    """The run is over and its status is not COMPLETED."""
+    """The run has ended and its status is not COMPLETED."""
 
 
 class AgentRunTimeoutError(AgentRunError):
-    """The deadline passed before the run was over. The run cannot be cancelled and may still go on."""
+    """The deadline passed before the run ended. The run cannot be cancelled and may still be running."""
 
 
 class AgentRunNotFoundError(AgentRunError):
-    """No event of the run appeared in time. The run may have started all the same."""
+    """No event of the run appeared in time. The run may still have started."""
 
 
 class AmbiguousAgentRunError(AgentRunError):
-    """Several events could be the run, and what they say differs."""
+    """Several events could be the run, and they ended differently."""
 
     is_retryable = False

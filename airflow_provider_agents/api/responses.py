@@ -1,22 +1,25 @@
-"""How to read an answer: its value, or the error that fits. Pure."""
+"""How to read a response: its value, or the error that fits. Pure."""
 
 from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
 from airflow_provider_agents.api.body import MAX_ERROR_BYTES, BodyError, read_json, size_bytes_of
 from airflow_provider_agents.api.errors import (
+    AgentsError,
     AuthenticationError,
     NotFoundError,
+    PermanentError,
     PermissionDeniedError,
     RateLimitedError,
     RequestRejectedError,
     ServerError,
+    TemporaryError,
     UnreadableAnswerError,
     first_error,
     one_line,
@@ -30,12 +33,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: The longest `Retry-After` that is believed, in seconds. Beyond an hour it is a mistake or an attack.
+#: A longer `Retry-After`, in seconds, counts as this: beyond an hour it is a mistake or an attack.
 MAX_RETRY_AFTER_SECONDS = 3600.0
 
 
 def read_http_date(value: str | None) -> datetime | None:
-    """The moment an HTTP date names, in UTC, or None if it names none, or one in which nobody answers."""
+    """An HTTP date in UTC; None if it cannot be read, or is not plausible."""
     if not value:
         return None
     try:
@@ -48,9 +51,9 @@ def read_http_date(value: str | None) -> datetime | None:
 
 
 def read_retry_after(value: str | None, server_time: datetime | None) -> float | None:
-    """Seconds from now that a `Retry-After` asks for, from 0 to 3,600, or None if it asks for nothing readable.
+    """The seconds of a `Retry-After`, from 0 to 3,600; None if it cannot be read.
 
-    A date is measured against the `Date` of the same answer, so that our clock does not come into it.
+    A date is compared with the `Date` of the same response, so that our clock does not matter.
     """
     if not value:
         return None
@@ -67,34 +70,34 @@ def read_retry_after(value: str | None, server_time: datetime | None) -> float |
 
 
 def read_response(call: ApiCall[T], status_code: int, headers: Mapping[str, str], body: bytes) -> Response[T]:
-    """What an HTTP answer says.
+    """Read an HTTP response.
 
     Args:
-        call: what was asked.
+        call: the request.
         status_code: the HTTP status.
-        headers: case-insensitive, as httpx gives them.
-        body: decoded of its transfer and content encodings.
+        headers: their names in lower case.
+        body: decoded from its transfer and content encodings.
 
     Raises:
         UnreadableAnswerError: a success whose body is not what the API describes.
-        AgentsError: the one that fits any other status.
+        AgentsError: the subclass that fits any other status.
     """
     server_time = read_http_date(headers.get("date"))
     if not 200 <= status_code < 300:  # noqa: PLR2004 - HTTP's own classes
-        _raise_for_status(call, status_code, headers, body, server_time)
+        raise _error_for(call, status_code, headers, body, server_time)
     try:
         decoded = read_json(body)
     except BodyError as error:
         raise unreadable(call, status_code, headers, f"{error}.") from None
     except ValueError:
         reason = (
-            f"is not JSON ({_shape_of(headers, body)}). "
+            f"is not JSON ({_describe_body(headers, body)}). "
             "Check that the connection's host is the API's base URL and that nothing between rewrites its answers."
         )
         raise unreadable(call, status_code, headers, reason) from None
     try:
         value = call.read(decoded)
-        # Added up by a walk alone, of the pages that have a next one; to tell it takes a while.
+        # Only `paginate` uses the size, of pages that have a next one, and the estimate takes time.
         size_bytes = size_bytes_of(body) if isinstance(value, Page) and value.nextToken else 0
         return Response(value, server_time, size_bytes)
     except BodyError as error:
@@ -111,10 +114,10 @@ def unreadable(call: ApiCall[Any], status_code: int, headers: Mapping[str, str],
     """The error for a success that cannot be read.
 
     Args:
-        call: what was asked.
+        call: the request.
         status_code: the HTTP status.
-        headers: of the answer. A page of a gateway in maintenance can come with a `Retry-After`.
-        reason: goes on from "the answer", to the end of its last sentence.
+        headers: of the response. A gateway in maintenance can send a page with a `Retry-After`.
+        reason: continues the sentence "The answer …", with its full stop.
     """
     return UnreadableAnswerError(
         f"The answer ({status_code}) {reason} {call.sentence}",
@@ -123,13 +126,13 @@ def unreadable(call: ApiCall[Any], status_code: int, headers: Mapping[str, str],
     )
 
 
-def _shape_of(headers: Mapping[str, str], body: bytes) -> str:
+def _describe_body(headers: Mapping[str, str], body: bytes) -> str:
     kind = one_line(headers.get("content-type") or "no content type", 60)
     return f"{kind}, {len(body):,} bytes" + (", cut short or damaged" if body[:1] in {b"{", b"["} else "")
 
 
-def _words(body: bytes) -> str:
-    """What an error body says, if it says it in one of the usual ways; the API's page does not describe it."""
+def _server_words(body: bytes) -> str:
+    """The message of an error body in one of the usual forms. The API's page does not document any."""
     try:
         value = read_json(body[:MAX_ERROR_BYTES])
     except ValueError:
@@ -140,7 +143,7 @@ def _words(body: bytes) -> str:
     return f" The server says: {one_line(value).rstrip('.')}." if isinstance(value, str) and value.strip() else ""
 
 
-def _what_is_missing(call: ApiCall[Any]) -> str:
+def _not_found_text(call: ApiCall[Any]) -> str:
     if call.path in {"/v1/agents", "/v1/events"}:
         return "The API is not there. Check the connection's host: it must be the API's base URL."
     return (
@@ -149,54 +152,39 @@ def _what_is_missing(call: ApiCall[Any]) -> str:
     )
 
 
-def _raise_for_status(
+def _error_for(
     call: ApiCall[Any], status_code: int, headers: Mapping[str, str], body: bytes, server_time: datetime | None
-) -> NoReturn:
-    words = _words(body)
-
-    def said(text: str, words: str = words) -> str:
-        # What happened comes first: Airflow's page cuts long lines.
-        return f"{status_code}: {text}{words} {call.sentence}"
-
+) -> AgentsError:
+    words = _server_words(body)
     retry_after = read_retry_after(headers.get("retry-after"), server_time)
+
+    def permanent(kind: type[PermanentError], text: str) -> PermanentError:
+        # The event comes first, because Airflow's page cuts long lines.
+        return kind(f"{status_code}: {text} {call.sentence}", status_code=status_code)
+
+    def temporary(kind: type[TemporaryError], text: str) -> TemporaryError:
+        message = f"{status_code}: {text}{words} {call.sentence}"
+        return kind(message, status_code=status_code, retry_after_seconds=retry_after)
+
     match status_code:
         case 401:
-            raise AuthenticationError(
-                said(
-                    "The API key of the connection is missing, wrong or revoked. "
-                    "Put a valid key in the connection's password (API key)."
-                ),
-                status_code=status_code,
-            )
+            text = "The API key of the connection is missing, wrong or revoked. Put a valid key in the connection's"
+            return permanent(AuthenticationError, f"{text} password (API key).{words}")
         case 403:
-            raise PermissionDeniedError(
-                said("The API key is valid but may not do this. Use a key that owns the agent."),
-                status_code=status_code,
-            )
+            text = f"The API key is valid but may not do this. Use a key that owns the agent.{words}"
+            return permanent(PermissionDeniedError, text)
         case 404:
-            raise NotFoundError(said(_what_is_missing(call)), status_code=status_code)
+            return permanent(NotFoundError, f"{_not_found_text(call)}{words}")
         case 429:
-            raise RateLimitedError(said("Too many requests for now."), retry_after_seconds=retry_after)
+            return temporary(RateLimitedError, "Too many requests for now.")
         case 408 | 425:
-            raise ServerError(
-                said("The server did not take the request in time."),
-                status_code=status_code,
-                retry_after_seconds=retry_after,
-            )
+            return temporary(ServerError, "The server did not take the request in time.")
         case _ if 300 <= status_code < 400:  # noqa: PLR2004 - HTTP's own classes
-            raise RequestRejectedError(
-                said(
-                    f"The server redirects to {one_line(headers.get('location') or 'nowhere', 100)!r}, and the key is "
-                    "not sent after a redirect. Set the connection's host to the address the API really has.",
-                    words="",
-                ),
-                status_code=status_code,
-            )
+            # Without the server's words: they would be a page about the redirect.
+            target = one_line(headers.get("location") or "nowhere", 100)
+            text = f"The server redirects to {target!r}, and the key is not sent after a redirect. Set the connection's"
+            return permanent(RequestRejectedError, f"{text} host to the address the API really has.")
         case _ if status_code >= 500 and status_code not in {501, 505}:  # noqa: PLR2004 - HTTP's own classes
-            raise ServerError(
-                said("The server, or a gateway before it, failed."),
-                status_code=status_code,
-                retry_after_seconds=retry_after,
-            )
+            return temporary(ServerError, "The server, or a gateway before it, failed.")
         case _:
-            raise RequestRejectedError(said("The server refuses the request."), status_code=status_code)
+            return permanent(RequestRejectedError, f"The server refuses the request.{words}")

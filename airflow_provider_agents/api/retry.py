@@ -1,6 +1,6 @@
-"""May this call be repeated after that failure, and when. Pure.
+"""Whether a call may be repeated after a failure, and when. Pure.
 
-Back-off comes from tenacity; what is ours is the one rule that it cannot know: an execute is repeated only where the
+tenacity does the back-off. Ours is the one rule that tenacity cannot know: an execute is repeated only where the
 platform cannot have acted. `started_nothing` is that rule, for every caller.
 """
 
@@ -21,9 +21,7 @@ from airflow_provider_agents.api.errors import (
     NotSentError,
     PermanentError,
     RateLimitedError,
-    ServerError,
     TemporaryError,
-    UnreadableAnswerError,
 )
 
 if TYPE_CHECKING:
@@ -36,40 +34,40 @@ E = TypeVar("E", bound=AgentsError)
 
 #: Tries of one call on a worker, the first included.
 ATTEMPTS = 5
-#: The longest single pause on a worker, in seconds. A server that asks for more fails the call, and the error says how
-#: long it asked for: a worker slot is too dear to sleep in.
+#: The longest single pause on a worker, in seconds. If the server asks for a longer pause, the call fails: a sleeping
+#: task would keep its worker slot.
 MAX_PAUSE_SECONDS = 60.0
 #: Pauses without `Retry-After` are drawn from 0 to 1, 2, 4, … seconds, at most this.
 MAX_BACKOFF_SECONDS = 20.0
-#: Seconds for which a worker keeps trying as long as its run is not started: a rolling deploy of a web service, health
-#: checks included, is over by then. Nothing is paid for yet, so a longer wait would only hold the worker.
+#: Seconds for which a worker retries while no run is started: longer than a rolling deploy of a web service with its
+#: health checks. Nothing is paid for yet, so a longer wait would only keep the worker slot.
 START_PATIENCE_SECONDS = 120.0
 #: Seconds between two warnings about the same failures.
 _WARN_EVERY = timedelta(seconds=60)
-#: Request Timeout and Too Early: a gateway may answer so although the server behind it has acted.
+#: Request Timeout and Too Early: a gateway may send them although the server behind it has acted.
 _REFUSED_IN_DOUBT = frozenset({408, 425})
 
 _backoff = wait_random_exponential(multiplier=1, max=MAX_BACKOFF_SECONDS)
 
 
 def may_repeat(call: ApiCall[Any], error: BaseException) -> bool:
-    """Whether sending `call` again after `error` can neither do harm nor fail for certain."""
+    """Whether `call` may be sent again after `error`: no harm is possible, and success is."""
     return isinstance(error, TemporaryError) and (call.idempotent or started_nothing(error))
 
 
 def started_nothing(error: AgentsError) -> bool:
     """Whether an execute that failed with `error` has certainly started no run.
 
-    That is so if nothing was sent, or if the server refused the request: an answer 3xx or 4xx other than 408 and 425.
+    True if nothing was sent, or if the server refused the request: a 3xx, or a 4xx other than 408 and 425.
     """
     if isinstance(error, NotSentError | RateLimitedError | InvalidArgumentError | InvalidConnectionError):
         return True
-    status_code = error.status_code if isinstance(error, PermanentError | ServerError | UnreadableAnswerError) else None
+    status_code = error.status_code if isinstance(error, PermanentError | TemporaryError) else None
     return status_code is not None and 300 <= status_code < 500 and status_code not in _REFUSED_IN_DOUBT  # noqa: PLR2004 - HTTP's own classes
 
 
 def retry_after_of(error: BaseException | None) -> float | None:
-    """The pause in seconds that the server asked for with `error`, or None."""
+    """The seconds of the `Retry-After` that came with `error`; None without one."""
     return error.retry_after_seconds if isinstance(error, TemporaryError) else None
 
 
@@ -78,7 +76,7 @@ def _failure(state: RetryCallState) -> BaseException | None:
 
 
 class WaitAtLeastRetryAfter(wait_base):
-    """What the server asks for, and never less than a random exponential back-off."""
+    """Random exponential back-off, but at least the pause that the server asks for."""
 
     def __call__(self, retry_state: RetryCallState) -> float:
         """Seconds to wait before the next try."""
@@ -86,38 +84,38 @@ class WaitAtLeastRetryAfter(wait_base):
 
 
 class StopAtLongRetryAfter(stop_base):
-    """Give up when the server asks for a longer pause than a worker should sleep."""
+    """Give up when the server asks for a pause of more than `MAX_PAUSE_SECONDS`."""
 
     def __call__(self, retry_state: RetryCallState) -> bool:
         """Whether this was the last try."""
         return (retry_after_of(_failure(retry_state)) or 0.0) > MAX_PAUSE_SECONDS
 
 
-def append_sentence(error: E, words: str) -> E:
+def append_sentence(error: E, sentence: str) -> E:
     """The same error with one more sentence in its text."""
-    error.args = (f"{_sentence(error)} {words}",)
+    error.args = (f"{_sentence(error)} {sentence}",)
     return error
 
 
 def _sentence(error: AgentsError) -> str:
-    # What a server says stands at the end of some texts, and may lack a full stop.
+    # Some texts end with server-written words, which may lack a full stop.
     text = str(error)
     return text if text.endswith((".", "!", "?", "…")) else f"{text}."
 
 
 class RetryWindow:
-    """How long failures are retried before there is a run to lose.
+    """How long failures are retried while no run is started.
 
-    A row of failures may last `seconds`; a success ends the row. Time is counted on the caller's clock.
+    Failures in a row may last `seconds`; a success ends the row.
 
     Args:
         seconds: above 0.
-        now: the clock, aware.
-        say: called with a warning at the first failure of a row, and then once a minute.
+        now: the caller's clock, aware.
+        warn: called with a warning at the first failure in a row, and then once a minute.
     """
 
-    def __init__(self, seconds: float, *, now: Callable[[], datetime], say: Callable[[str], object]) -> None:
-        self._seconds, self._now, self._say = seconds, now, say
+    def __init__(self, seconds: float, *, now: Callable[[], datetime], warn: Callable[[str], object]) -> None:
+        self._seconds, self._now, self._warn = seconds, now, warn
         self._failures = 0
         self._failing_since: datetime | None = None
         self._warned_at: datetime | None = None
@@ -127,14 +125,14 @@ class RetryWindow:
         self._failures, self._failing_since, self._warned_at = 0, None, None
 
     def pause_after(self, error: AgentsError, state: str = "") -> float:
-        """Seconds to wait before the next try; the last try is at the end of the window.
+        """Seconds to wait before the next try. The last try is at the end of the window.
 
         Args:
             error: why the last try failed.
-            state: a sentence for the warning: what the failure means.
+            state: one more sentence for the warning, such as what has not happened yet.
 
         Raises:
-            AgentsError: `error`, if the window is at its end, or ends before the pause that the server asks for.
+            AgentsError: `error`, if the window has ended, or will end within the pause that the server asks for.
         """
         now = self._now()
         self._failures += 1
@@ -152,8 +150,8 @@ class RetryWindow:
             )
         if self._warned_at is None or now - self._warned_at >= _WARN_EVERY:
             self._warned_at = now
-            self._say(" ".join(filter(None, (_sentence(error), state, f"Trying again until {ends_at:%H:%M:%S} UTC."))))
+            self._warn(" ".join(filter(None, (_sentence(error), state, f"Trying again until {ends_at:%H:%M:%S} UTC."))))
         backoff = min(MAX_BACKOFF_SECONDS, 2.0 ** min(self._failures - 1, 10))
-        # Half fixed, half random: many tasks that failed together do not come back together.
+        # Half fixed, half random, so that tasks that failed together are not repeated together.
         backoff = backoff / 2 + random.uniform(0, backoff / 2)  # noqa: S311 - no secret
         return min(max(retry_after, backoff), left)

@@ -1,39 +1,35 @@
-"""Which rows that cannot be read were logged already."""
+"""Logs unreadable rows, each only once."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Row
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 log = logging.getLogger(__name__)
 
-#: Rows that are remembered: some 200 KB. Further ones are not logged until one was not seen for so many seconds.
+#: The most rows remembered: about 200 KB. Beyond them, nothing is logged until some were not seen for this long.
 MOST_ROWS, FORGOTTEN_AFTER_SECONDS = 1000, 3600.0
-#: So many rows of one page are logged one by one; the rest are counted.
+#: Rows of one page that are logged one by one; the rest are only counted.
 LOGGED_ONE_BY_ONE = 5
 
 
 class WarnOnce:
-    """Logs each row that cannot be read once, and rows without an id once for each agent and reason."""
+    """Logs each unreadable row once; rows without an id once for each agent and reason."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str | None, str | None, str], float] = {}
 
-    def check(self, answer: object, clock: float) -> None:
-        """Log what is new among the rows of an answer.
+    def check(self, value: object, clock: float) -> None:
+        """Log the unreadable rows of a response that were not logged before.
 
         Args:
-            answer: a page, or something without rows.
+            value: a page, or a value without rows.
             clock: monotonic seconds.
         """
-        if not isinstance(answer, Page):
+        if not isinstance(value, Page):
             return
-        new = [row for row in self._unreadable(answer.data) if self._is_new(row, clock)]
+        new = [row for row in value.data if row.unreadable is not None and self._is_new(row, clock)]
         for row in new[:LOGGED_ONE_BY_ONE]:
             if isinstance(row, ExecutionEvent):
                 log.warning(
@@ -46,10 +42,6 @@ class WarnOnce:
                 log.warning("A row of the list of agents cannot be read: %s.", row.unreadable)
         if len(new) > LOGGED_ONE_BY_ONE:
             log.warning("The same page has %d other new rows that cannot be read.", len(new) - LOGGED_ONE_BY_ONE)
-
-    @staticmethod
-    def _unreadable(rows: Iterable[Row]) -> Iterable[Row]:
-        return (row for row in rows if row.unreadable is not None)
 
     def _is_new(self, row: Row, clock: float) -> bool:
         key = (None if row.lacks_id else row.id, getattr(row, "agentId", None), str(row.unreadable))

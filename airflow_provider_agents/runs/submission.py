@@ -176,7 +176,7 @@ def submit(
         AgentsError: the last failure. If the last saved record has a `sent_at`, a run may have started all the same;
             `find_lost` with that record looks for it.
     """
-    window = retry.RetryWindow(retry.START_PATIENCE_SECONDS, now=now, say=say)
+    window = retry.RetryWindow(retry.START_PATIENCE_SECONDS, now=now, warn=say)
     lost_posts = 0
     while True:
         snapshot = yield from take_snapshot(agent_id, now=now)

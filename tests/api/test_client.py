@@ -196,7 +196,7 @@ def test_a_worker_does_not_sleep_for_longer_than_a_minute_because_a_server_asks(
 @pytest.mark.parametrize(("call", "requests"), [(READ, 2), (EXECUTE, 1)])
 def test_a_client_with_a_window_retries_what_may_be_repeated_as_long_as_the_window_lasts(call, requests):
     clock = ManualClock()
-    window = RetryWindow(300.0, now=clock, say=lambda _: None)
+    window = RetryWindow(300.0, now=clock, warn=lambda _: None)
     server = Server(httpx.Response(503))
     client = Client(Settings(api_key=KEY), window=window, transport=httpx.MockTransport(server), sleep=clock.advance)
     began_at = clock.now

@@ -29,7 +29,7 @@ class Scene:
 
     def __init__(self, seconds=120.0):
         self.time, self.said = T0, []
-        self.window = RetryWindow(seconds, now=lambda: self.time, say=self.said.append)
+        self.window = RetryWindow(seconds, now=lambda: self.time, warn=self.said.append)
 
     def fail(self, error=None):
         pause = self.window.pause_after(error or NoAnswerError("No answer."))
