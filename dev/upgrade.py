@@ -41,7 +41,7 @@ RUN_SECONDS = 300.0
 LATER_RUN_SECONDS = 5.0
 _END_SECONDS = 600.0
 #: The tasks of the DAG, by their id and their index.
-TASKS = (("plain", -1), ("mapped", 0), ("mapped", 1))
+TASKS = (("plain", -1), ("attach", -1), ("mapped", 0), ("mapped", 1))
 
 
 @dataclass(frozen=True)
@@ -58,31 +58,31 @@ class Way:
     words: str
     cleared: tuple[str | tuple[str, int], ...]
     keep: bool
-    executes: tuple[int, int, int]
+    executes: tuple[int, int, int, int]
 
 
 WAYS = {
-    "alone": Way("left alone", (), keep=False, executes=(1, 1, 1)),
-    "kept": Way("plain task cleared, state kept", ("plain",), keep=True, executes=(1, 1, 1)),
-    "discarded": Way("plain task cleared, state discarded", ("plain",), keep=False, executes=(2, 1, 1)),
-    "instance": Way("one mapped instance cleared, state kept", (("mapped", 0),), keep=True, executes=(1, 1, 1)),
-    "whole": Way("mapped task cleared whole, state kept", ("mapped",), keep=True, executes=(1, 2, 2)),
+    "alone": Way("left alone", (), keep=False, executes=(1, 1, 1, 1)),
+    "kept": Way("plain tasks cleared, state kept", ("plain", "attach"), keep=True, executes=(1, 1, 1, 1)),
+    "discarded": Way("plain tasks cleared, state discarded", ("plain", "attach"), keep=False, executes=(2, 1, 1, 1)),
+    "instance": Way("one mapped instance cleared, state kept", (("mapped", 0),), keep=True, executes=(1, 1, 1, 1)),
+    "whole": Way("mapped task cleared whole, state kept", ("mapped",), keep=True, executes=(1, 1, 2, 2)),
 }
 
 
 def agents_of(name: str) -> list[str]:
     """The agents of a way's tasks, in the order of `TASKS`."""
-    return [f"{name}-plain", f"{name}-mapped-0", f"{name}-mapped-1"]
+    return [f"{name}-{task_id}-{number}" for number, (task_id, _) in enumerate(TASKS)]
 
 
 def start_waiting(airflow: RealAirflow, simulator: SimulatorServer) -> dict[str, str]:
     """Start a DAG run for each way, and return their ids once every task waits in the triggerer."""
     run_ids = {}
     for name in WAYS:
-        plain, *mapped = agents_of(name)
-        for agent_id in (plain, *mapped):
+        plain, attach, *mapped = agents = agents_of(name)
+        for agent_id in agents:
             _let_run(simulator, agent_id, RUN_SECONDS)
-        run_ids[name] = airflow.trigger(DAG, {"plain": plain, "mapped": mapped})
+        run_ids[name] = airflow.trigger(DAG, {"plain": plain, "attach": attach, "mapped": mapped})
     for run_id in run_ids.values():
         for task_id, map_index in TASKS:
             airflow.wait_for_task(DAG, run_id, task_id, "deferred", map_index=map_index)
@@ -115,7 +115,8 @@ def _is_changed(airflow: RealAirflow, run_id: str, tries: list[Any]) -> bool:
 
 def judge(airflow: RealAirflow, simulator: SimulatorServer, run_ids: dict[str, str]) -> tuple[list[str], list[str]]:
     """Wait for the ends; the rows of the table, and what is not as it should be."""
-    rows, faults = ["| | plain | mapped 0 | mapped 1 |", "|---|---|---|---|"], []
+    rows = ['| | plain | plain, `if_running="attach"` | mapped 0 | mapped 1 |', "|---|---|---|---|---|"]
+    faults = []
     for name, way in WAYS.items():
         state = airflow.wait_for_dag_run(DAG, run_ids[name], _END_SECONDS)
         if state != "success":
