@@ -95,7 +95,15 @@ def _let_run(simulator: SimulatorServer, agent_id: str, seconds: float) -> None:
 
 
 def clear_waiting(airflow: RealAirflow, simulator: SimulatorServer, run_ids: dict[str, str]) -> None:
-    """Clear what each way says, while it waits."""
+    """Clear what each way says, while it waits.
+
+    Raises:
+        RealAirflowError: a run has ended before.
+    """
+    for run_id in run_ids.values():
+        states = {row["state"] for row in airflow.task_instances(DAG, run_id) if row["task_id"] != "agents"}
+        if states != {"deferred"}:
+            raise RealAirflowError(f"The tasks of {run_id} wait no more ({states}): make RUN_SECONDS longer.")
     for name, way in WAYS.items():
         for agent_id in agents_of(name):
             _let_run(simulator, agent_id, LATER_RUN_SECONDS)
