@@ -1,9 +1,8 @@
-"""How a request gets to the API: through which proxy, and checked against which CA certificates.
+"""How a request reaches the API: through which proxy, and checked against which CA certificates.
 
-Both come from the connection, or else from the environment of the process. The environment is read here and not by
-httpx: a value that cannot be used is then refused by the name of the variable that holds it, and the proxy in use is
-known when it fails. What is wrong is returned, not raised: a traceback shows the variables of its frames, and a proxy's
-URL can hold a password.
+Both come from the connection, or else from the environment of the process. This module reads the environment, not
+httpx: so an error can name the variable that holds a bad value, and the proxy in use is known when a request fails.
+Errors are returned, not raised: a traceback shows the variables of its frames, and a proxy's URL can hold a password.
 """
 
 from __future__ import annotations
@@ -24,35 +23,35 @@ try:
 except ImportError:
     SOCKS_ERRORS: tuple[type[Exception], ...] = ()
 else:
-    #: Raised for a SOCKS proxy that answers with something else, as an HTTP proxy does. Httpx does not translate it.
+    #: Raised if a SOCKS proxy sends something else, for example because it is an HTTP proxy. httpx does not map it.
     SOCKS_ERRORS = (SOCKSError,)
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
-#: The source of a connection's own proxy, as a message names it.
-OF_CONNECTION = "the connection's extra proxy"
+#: The source of a connection's own proxy, for messages.
+CONNECTION_PROXY = "the connection's extra proxy"
 _SOCKS = frozenset({"socks5", "socks5h"})
-#: RFC 1929: the lengths of a SOCKS proxy's user name and password are sent in one byte each.
+#: RFC 1929: the length of a user name or a password is sent in one byte.
 _MAX_SOCKS_CREDENTIAL_BYTES = 255
 _LARGEST_PORT = 65535
 
 
 def read_url(text: object) -> httpx.URL | None:
-    """A URL, or None if `text` is none, or no connection can be made to its host. The host can be empty."""
+    """A URL; None if `text` is not a URL, or its host can never be reached. The host can be empty."""
     if not isinstance(text, str):
         return None
     try:
         url = httpx.URL(text)
-        # Name servers are asked in this form; sockets raise a bare UnicodeError for a host that has none.
+        # Sockets encode the host like this for the name server, and raise a bare UnicodeError if that fails.
         url.raw_host.decode("ascii").encode("idna")
         is_plain = not set(url.host) & set("%\\ ")
     except (httpx.InvalidURL, ValueError):
         return None
-    # In an address, a percent sign stands before the name of a network interface.
+    # In an IP address, a percent sign precedes the name of a network interface.
     return url if (is_plain or is_address(url.host)) and 0 <= port_of(url) <= _LARGEST_PORT else None
 
 
 def is_address(host: str) -> bool:
-    """Whether a host is an IP address, not a name."""
+    """Whether a host is an IP address."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -61,12 +60,12 @@ def is_address(host: str) -> bool:
 
 
 def port_of(url: httpx.URL) -> int:
-    """The port that a URL names or implies; 0 if it does neither."""
+    """The port of a URL, or the default of its scheme; 0 without either."""
     return url.port if url.port is not None else _DEFAULT_PORTS.get(url.scheme, 0)
 
 
 def address_of(url: httpx.URL) -> str:
-    """`host:port`, as a message names it."""
+    """`host:port`, for messages."""
     return f"[{url.host}]:{port_of(url)}" if ":" in url.host else f"{url.host}:{port_of(url)}"
 
 
@@ -75,11 +74,11 @@ def address_of(url: httpx.URL) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy, and what names it.
+    """A proxy, and where it is set.
 
     Attributes:
         url: with the user name and the password.
-        source: the extra or the environment variable, as a message names it.
+        source: the extra or the environment variable, for messages.
     """
 
     url: httpx.URL = field(repr=False)
@@ -91,17 +90,17 @@ class Proxy:
         return address_of(self.url)
 
     def for_httpx(self, tls: ssl.SSLContext) -> httpx.Proxy:
-        """As httpx takes it. An https proxy is checked as the API is."""
+        """The proxy for httpx. The certificate of an https proxy is checked like the API's."""
         return httpx.Proxy(self.url, ssl_context=tls if self.url.scheme == "https" else None)
 
 
 def as_subject(source: str) -> str:
-    """A source at the beginning of a sentence."""
+    """The source, as the first words of a sentence."""
     return source[0].upper() + source[1:]
 
 
 def read_proxy(text: object, source: str) -> Proxy | InvalidConnectionError:
-    """The proxy that `text` names, or what is wrong with it. The words hold no part of `text`."""
+    """The proxy of a URL, or the error. The error holds no part of `text`."""
     url = read_url(text.strip() if isinstance(text, str) else text)
     if url is None or not url.host or url.scheme not in _DEFAULT_PORTS:
         return InvalidConnectionError(
@@ -125,30 +124,30 @@ def read_proxy(text: object, source: str) -> Proxy | InvalidConnectionError:
 
 
 def find_proxy(
-    target: httpx.URL, of_connection: str | None, *, trust_environment: bool
+    target: httpx.URL, connection_proxy: str | None, *, trust_environment: bool
 ) -> Proxy | InvalidConnectionError | None:
-    """The proxy of requests to `target`, None for a direct connection, or what is wrong with the one to be used.
+    """The proxy of requests to `target`, None for a direct connection, or the error.
 
     Args:
         target: the API's base URL.
-        of_connection: the connection's own proxy. The environment is then not asked.
-        trust_environment: whether the environment's proxies hold.
+        connection_proxy: the connection's own proxy. With one, the environment is not read.
+        trust_environment: whether the environment's proxies are used.
     """
-    if of_connection is not None:
-        return read_proxy(of_connection, OF_CONNECTION)
+    if connection_proxy is not None:
+        return read_proxy(connection_proxy, CONNECTION_PROXY)
     proxies = getproxies() if trust_environment else {}
     kind = target.scheme if proxies.get(target.scheme) else "all"
     text = proxies.get(kind, "").strip()
     if not text or _is_exempt(target, proxies.get("no", "")):
         return None
-    # Either case is valid, and `getproxies` does not report which one it has used.
+    # The names are valid in upper and in lower case, and `getproxies` does not report which one it used.
     names = (name for name, value in os.environ.items() if value.strip() == text)
     variable = next((name for name in names if name.lower() == f"{kind}_proxy"), f"{kind.upper()}_PROXY")
     return read_proxy(text if "://" in text else f"http://{text}", f"the environment variable {variable}")
 
 
 def _is_exempt(target: httpx.URL, no_proxy: str) -> bool:
-    """Whether `NO_PROXY` lists a host. An entry that is neither a name, an address nor a network matches nothing."""
+    """Whether `NO_PROXY` lists a host. An entry that is not a name, an address or a network matches nothing."""
     return any(_matches(target, entry) for entry in no_proxy.lower().replace(",", " ").split())
 
 
@@ -159,7 +158,7 @@ def _matches(target: httpx.URL, entry: str) -> bool:
     if scheme not in {"", "all", target.scheme}:
         return False
     name, colon, port = entry.rpartition(":")
-    # Without brackets, the colons of `::1` are the address's own.
+    # The colons of `::1`, without brackets, belong to the address.
     if colon and port.isdecimal() and (":" not in name or name.endswith("]")):
         if int(port) != port_of(target):
             return False
@@ -176,7 +175,7 @@ def _matches(target: httpx.URL, entry: str) -> bool:
 
 
 def ca_source(verify: bool | str) -> tuple[str, str | None]:
-    """What names the CA certificates, and their path; no path for those of the package certifi."""
+    """Where the CA certificates are set, and their path; the path is None for the package certifi."""
     if isinstance(verify, str):
         return "verify", verify
     for variable in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
@@ -194,7 +193,7 @@ def unchecked_tls() -> ssl.SSLContext:
 
 
 def checked_tls(verify: bool | str) -> ssl.SSLContext | InvalidConnectionError:
-    """A TLS context with the CA certificates that `ca_source` names, or why there is none."""
+    """A TLS context with the CA certificates of `ca_source`, or the error."""
     source, path = ca_source(verify)
     try:
         if path is None:
@@ -220,7 +219,7 @@ def checked_tls(verify: bool | str) -> ssl.SSLContext | InvalidConnectionError:
 
 
 def _check_directories(path: str) -> None:
-    """Raise an OSError unless one of the directories can be read. OpenSSL skips those that cannot, without a word."""
+    """Raise an OSError unless one of the directories can be read. OpenSSL skips unreadable directories silently."""
     failure: OSError | None = None
     for directory in path.split(os.pathsep):
         try:

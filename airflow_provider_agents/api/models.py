@@ -1,9 +1,9 @@
 """The wire: what the API sends, field by field, in its own spelling.
 
-A row of a listing never fails its page. An odd value in a field that no verdict needs counts as absent. A row with an
-odd value in a field that one needs becomes a stand-in, which says why (`unreadable`). Unknown fields are kept and
-handed on. An unknown `status` is a string like any other: what it means is decided in `runs.verdict`, nowhere else.
-Timestamps are aware and in UTC; one without an offset is taken as UTC.
+A row never fails its page. An invalid value in a field that no verdict needs counts as absent. A row with an invalid
+value in a field that a verdict needs becomes a stand-in, which says why (`unreadable`). Unknown fields are kept. An
+unknown `status` is a string like any other: only `runs.verdict` decides what it means. Timestamps are aware and in UTC;
+one without an offset is read as UTC.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class Status(StrEnum):
-    """The statuses that the API's page documents. Others may appear; `runs.verdict` says what they mean."""
+    """The documented statuses. Others may appear; `runs.verdict` decides what they mean."""
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
@@ -49,15 +49,14 @@ class Status(StrEnum):
 
 
 def _iso_timestamp(value: object) -> object:
-    # pydantic would also read numbers as Unix times, in seconds or milliseconds by size. A guess at a unit is no
-    # timestamp, so only text passes.
+    # pydantic would also read numbers as Unix times, and guess the unit from their size.
     if value is None or isinstance(value, str | datetime):
         return value
     raise ValueError("a timestamp must be ISO 8601 text")
 
 
 def is_plausible(moment: datetime) -> bool:
-    """Whether something can have happened then. The years 1 and 9999 are what some languages write for "never"."""
+    """Whether an event can have this time. Some languages write the years 1 and 9999 for "never"."""
     return 1970 <= moment.year < 3000  # noqa: PLR2004 - so far apart that no sum or difference of two leaves the calendar
 
 
@@ -68,7 +67,7 @@ def _in_utc(value: datetime | None) -> datetime | None:
 
 
 def _printable(value: str) -> str:
-    # Names stand in log lines, error messages and URLs as they are.
+    # Names appear in logs, errors and URLs unchanged.
     if not value.isprintable():
         raise ValueError("a name must be printable")
     return value
@@ -86,14 +85,14 @@ def _none_if_unreadable(value: object, handler: ValidatorFunctionWrapHandler) ->
 
 
 def _usable_number(value: object) -> object:
-    # What a run has used must not hide how it ended: a number that nothing could keep is none.
+    # A number that Airflow could not store counts as absent: it must not hide how a run ended.
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return value if abs(value) < 2**63 else None
 
 
 def _token(value: object) -> object:
-    # A token is only sent back, so a number is as good as its text. An empty value of any type names no page.
+    # A token is only sent back, so a number may be sent as text. An empty value of any type means no next page.
     if not value:
         return None
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -101,12 +100,12 @@ def _token(value: object) -> object:
 
 Timestamp = Annotated[datetime | None, BeforeValidator(_iso_timestamp), AfterValidator(_in_utc)]
 Identifier = Annotated[StrictStr, StringConstraints(min_length=1, max_length=1024), AfterValidator(_printable)]
-#: The types below are of fields that no verdict needs: what cannot be read counts as absent.
+#: The types below are for fields that no verdict needs: an invalid value counts as absent.
 OptionalTimestamp = Annotated[Timestamp, WrapValidator(_none_if_unreadable)]
 OptionalIdentifier = Annotated[Identifier | None, WrapValidator(_none_if_unreadable)]
 OptionalText = Annotated[StrictStr | None, WrapValidator(_none_if_unreadable)]
 Number = Annotated[int | float | None, BeforeValidator(_usable_number)]
-#: Part of the next URL: no gateway takes a longer one.
+#: A token becomes part of the next URL: gateways refuse longer URLs.
 Token = Annotated[Annotated[StrictStr, StringConstraints(max_length=4096)] | None, BeforeValidator(_token)]
 
 
@@ -116,9 +115,9 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields that were sent, under the API's names, as JSON types: what a task may return to XCom.
+        """The fields that were sent, under the API's names, as JSON types that a task may return to XCom.
 
-        Fields that Airflow could not keep, or would not take for data, are left out (`body.to_storable`).
+        What Airflow could not store, or would not read as data, is changed or left out (`body.to_storable`).
         """
         return to_storable(self.model_dump(mode="json", exclude_unset=True))  # type: ignore[no-any-return]  # of an object, an object
 
@@ -132,7 +131,7 @@ class Row(Wire):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _keep_what_was_sent(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _keep_raw(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         row = handler(value)
         if isinstance(value, dict):
             row._sent = value  # noqa: SLF001 - our own, in our own class method
@@ -140,22 +139,22 @@ class Row(Wire):
 
     @property
     def unreadable(self) -> str | None:
-        """Why the row cannot be read, if this is a stand-in for one; else None."""
+        """Why the row cannot be read; None for a readable row."""
         return None
 
     @property
     def lacks_id(self) -> bool:
-        """Whether the row has no readable id, so that `id` is made up."""
+        """Whether the row has no readable id, so that `id` is derived from its content."""
         return False
 
     def was_sent_as(self, row: object) -> bool:
-        """Whether `row` is what was sent, word for word. Much cheaper than to read it again."""
+        """Whether `row` is equal to the JSON that was sent. Much cheaper than reading it again."""
         return self._sent == row
 
     def to_json(self) -> dict[str, Any]:
-        """The row as the API sent it: its field names, its spelling of timestamps, JSON types.
+        """The row as the API sent it: same field names, same spelling of timestamps.
 
-        Word for word, but for what Airflow could not keep or would not take for data (`body.to_storable`).
+        Only what Airflow could not store, or would not read as data, is changed or left out (`body.to_storable`).
         """
         return super().to_json() if self._sent is None else to_storable(self._sent)
 
@@ -174,9 +173,9 @@ class Agent(Row):
 class ExecutionEvent(Row):
     """The record of one run.
 
-    A verdict needs `id`, `status`, `createdAt`, `startedAt` and `completedAt`: a row in which one of them is odd cannot
-    be read. Any other odd field counts as absent. `requestId` is not documented; should it appear one day, it decides
-    which run the event belongs to.
+    A verdict needs `id`, `status`, `createdAt`, `startedAt` and `completedAt`: a row in which one of them is invalid is
+    unreadable. Any other invalid field counts as absent. `requestId` is not documented; if an event has one, it decides
+    to which execute the event belongs.
     """
 
     status: Annotated[StrictStr, StringConstraints(min_length=1, max_length=256), AfterValidator(_printable)]
@@ -189,41 +188,41 @@ class ExecutionEvent(Row):
     browserStepCount: Number = None
     browserSessionSeconds: Number = None
     createdAt: Timestamp = None
-    #: Orders two states of one event, no more.
+    #: Only orders two states of one event.
     updatedAt: OptionalTimestamp = None
     requestId: OptionalIdentifier = None
 
     @property
     def changed_at(self) -> datetime | None:
-        """When the record changed last, as far as it says."""
+        """When the record was last changed; None if unknown."""
         return self.updatedAt or self.completedAt
 
     @property
     def created_by(self) -> datetime | None:
-        """When the event was created, or else a moment by which it was."""
+        """When the event was created, or else the earliest known time by which it was."""
         return self.createdAt or self.startedAt or self.completedAt or self.updatedAt
 
 
 class _StandIn(Row):
-    """Stands in for a row that cannot be read, with every field that can be read."""
+    """Stands in for an unreadable row, with every field that can be read."""
 
     _reason: str = PrivateAttr(default="")
     _lacks_id: bool = PrivateAttr(default=False)
 
     @classmethod
     def of(cls, value: object, error: ValidationError) -> Self:
-        """Read what can be read of a row.
+        """Read all valid fields of a row.
 
         Args:
             value: the row, decoded.
-            error: why it cannot be read.
+            error: why the row is unreadable.
         """
-        # A row that is no object becomes one, so that it can be handed on and read again.
+        # A row that is not an object becomes one, so that it can be stored and read again.
         sent: dict[str, Any] = value if isinstance(value, dict) else {"row": value}
-        odd = {fault["loc"][0] for fault in error.errors(include_url=False) if fault["loc"]}
-        readable = {name: field for name, field in sent.items() if name not in odd}
+        invalid = {each["loc"][0] for each in error.errors(include_url=False) if each["loc"]}
+        readable = {name: field for name, field in sent.items() if name not in invalid}
         lacks_id = "id" not in readable
-        row = cls.model_validate(readable | {"id": _made_up_id(sent)} if lacks_id else readable)
+        row = cls.model_validate(readable | {"id": _derived_id(sent)} if lacks_id else readable)
         row._sent, row._reason, row._lacks_id = sent, first_error(error), lacks_id  # noqa: SLF001 - our own
         return row
 
@@ -236,20 +235,20 @@ class _StandIn(Row):
         return self._lacks_id
 
 
-def _made_up_id(sent: dict[str, Any]) -> str:
-    # The same for the same run: a submission must know the rows without an id that were there before its POST. While a
-    # run is under way, all but its creation time may change.
+def _derived_id(sent: dict[str, Any]) -> str:
+    # A submission must recognise rows without an id that were there before its POST, so the id is stable for a run. All
+    # fields but the creation time may change while a run is active.
     created = sent.get("createdAt")
     same = json.dumps(to_storable(sent if created is None else created), sort_keys=True)
     return f"no-id-{hashlib.blake2b(same.encode(), digest_size=6).hexdigest()}"
 
 
 class UnreadableAgent(_StandIn, Agent):
-    """Stands in for an agent whose row has no readable id."""
+    """Stands in for an agent whose row is unreadable."""
 
 
 class UnreadableEvent(_StandIn, ExecutionEvent):
-    """Stands in for an event whose row cannot be read, as a run that is still running, whatever the row says."""
+    """Stands in for an event whose row is unreadable. It counts as RUNNING, whatever the row says."""
 
     status: Annotated[str, BeforeValidator(lambda _: Status.RUNNING)] = Status.RUNNING
 
@@ -257,29 +256,29 @@ class UnreadableEvent(_StandIn, ExecutionEvent):
 
     @property
     def created_by(self) -> datetime | None:
-        """As of any event; of a row that names no time, as its place in a listing says."""
+        """As in any event; a row without a time gets one from its place in a listing."""
         return super().created_by or self._created_by
 
     def dated(self, created_by: datetime | None) -> Self:
-        """The same, with a moment by which the event was created, for a row that names no time."""
+        """The same event with a time by which it was created, for a row without a time."""
         copy = self.model_copy()
         copy._created_by = created_by  # noqa: SLF001 - our own
         return copy
 
     def after(self, earlier: ExecutionEvent) -> Self:
-        """The same state, with what only an earlier state of the event says, and what never changes."""
+        """The same state, with the unchanging fields that only an earlier state of the event has."""
         missing = {
             name: getattr(earlier, name)
             for name in ("agentId", "createdAt", "startedAt", "requestId")
             if getattr(self, name) is None and getattr(earlier, name) is not None
         }
         later = self.model_copy(update=missing) if missing else self
-        # A listing in which the row stands behind old ones may have put it there for want of a begin.
+        # Without a start time, a row may stand behind older rows, so its place in that listing says nothing.
         return later.dated(None) if earlier.unreadable is not None and earlier.created_by is None else later
 
 
 def read_agent(row: object) -> Agent:
-    """Read a row of decoded JSON; a stand-in for one that cannot be read. Raises nothing."""
+    """Read a row of decoded JSON; a stand-in if it is unreadable. Raises nothing."""
     try:
         return Agent.model_validate(row)
     except ValidationError as error:
@@ -287,7 +286,7 @@ def read_agent(row: object) -> Agent:
 
 
 def read_event(row: object) -> ExecutionEvent:
-    """Read a row of decoded JSON; a stand-in for one that cannot be read. Raises nothing."""
+    """Read a row of decoded JSON; a stand-in if it is unreadable. Raises nothing."""
     try:
         return ExecutionEvent.model_validate(row)
     except ValidationError as error:
@@ -295,9 +294,9 @@ def read_event(row: object) -> ExecutionEvent:
 
 
 class Accepted(Wire):
-    """What a 202 to an execute says.
+    """The body of a 202 to an execute.
 
-    Any field may be missing or unreadable: a run that was accepted must not be lost over the words of the answer.
+    Any field may be missing or invalid: an accepted run must not be lost because of the body.
     """
 
     requestId: OptionalIdentifier = None
@@ -306,7 +305,7 @@ class Accepted(Wire):
 
 
 class Page(Wire, Generic[T]):
-    """One page of a listing. It may hold fewer rows than asked for, or none, and still have a `nextToken`."""
+    """One page of a listing. It may hold fewer rows than `limit`, or none, and still have a `nextToken`."""
 
     data: tuple[T, ...]
     nextToken: Token = None
@@ -316,23 +315,23 @@ class Page(Wire, Generic[T]):
         """Read a page of decoded JSON; `read_row` raises nothing.
 
         Raises:
-            BodyError: it holds too many rows.
-            KeyError, TypeError, ValidationError: it is no page.
+            BodyError: the page holds too many rows.
+            KeyError, TypeError, ValidationError: the value is not a page.
         """
         rows = rows_of(value)
         page = cls.model_validate({**value, "data": ()})
-        return page.model_copy(update={"data": _told_apart(map(read_row, rows))})
+        return page.model_copy(update={"data": _number_duplicates(map(read_row, rows))})
 
 
-def _told_apart(rows: Iterable[T]) -> tuple[T, ...]:
-    """The rows of a page, in which those that are the same and have no id are numbered: one of them may be new."""
-    made_up: Counter[str] = Counter()
-    told_apart: list[T] = []
+def _number_duplicates(rows: Iterable[T]) -> tuple[T, ...]:
+    """The rows of a page. Equal rows without an id are numbered, because one of them may be new."""
+    derived: Counter[str] = Counter()
+    numbered: list[T] = []
     for row in rows:
         if isinstance(row, _StandIn) and row.lacks_id:
-            made_up[row.id] += 1
-            if made_up[row.id] > 1:
-                told_apart.append(row.model_copy(update={"id": f"{row.id}-{made_up[row.id]}"}))
+            derived[row.id] += 1
+            if derived[row.id] > 1:
+                numbered.append(row.model_copy(update={"id": f"{row.id}-{derived[row.id]}"}))
                 continue
-        told_apart.append(row)
-    return tuple(told_apart)
+        numbered.append(row)
+    return tuple(numbered)

@@ -146,7 +146,7 @@ def _read_base_url(text: object) -> str:
 
 
 def _read_proxy(text: object) -> str:
-    proxy = environment.read_proxy(text, environment.OF_CONNECTION)
+    proxy = environment.read_proxy(text, environment.CONNECTION_PROXY)
     if isinstance(proxy, InvalidConnectionError):
         raise proxy
     return str(text).strip()
