@@ -1,7 +1,7 @@
-"""From an Airflow connection to the client's settings, and what is wrong with one that gives none.
+"""Reads an Airflow connection into the client's settings, and explains what is wrong with it.
 
-What is wrong is returned, not raised: Airflow's own objects show the password to whoever prints the variables of a
-traceback's frames. No message holds a part of a connection that cannot be read: any part of it can be the key.
+Errors are returned, not raised: Airflow's own objects show the password to anyone who prints the variables of a
+traceback's frames. No message quotes a connection that cannot be read: any part of it can be the key.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 
     from airflow.providers.common.compat.sdk import Connection
 
-    # The client brings httpx with it; it is imported where a connection is read, so that parsing a DAG is cheap.
+    # Imported where a connection is read: the settings load httpx, and parsing a DAG must stay cheap.
     from airflow_provider_agents.api.settings import Settings
 
-#: Extras whose names differ from the settings'.
+#: Extras whose settings have another name.
 _SETTINGS = {"timeout": "timeout_seconds"}
-#: Older forms of Airflow save the extra fields under names with this in front.
+#: The prefix of the extras' names in older forms of Airflow.
 _FORM_PREFIX = "extra__agents__"
-#: What Airflow takes from a connection that is written as JSON. All but the port and the extra are text.
+#: The text fields of a connection in JSON; `port` and `extra` are the others.
 _TEXT_FIELDS = ("conn_type", "description", "host", "login", "password", "schema")
 _JSON_FORM = 'Write it like {"conn_type": "agents", "password": "KEY"}.'
 _LARGEST_PORT = 65535
 _UNNAMED = "a field that is not known"
-#: Seconds until a worker gives up a look-up. A secrets backend answers within some seconds, and has no limit of ours.
+#: Seconds until a worker gives up reading a connection. A secrets backend needs a few seconds, and may have no timeout.
 LOOK_UP_SECONDS = 60.0
 
 
@@ -54,37 +54,37 @@ LOOK_UP_SECONDS = 60.0
 def read_settings(
     conn_id: str, get_connection: Callable[[str], Connection], *, within_seconds: float = LOOK_UP_SECONDS
 ) -> Settings | InvalidConnectionError:
-    """The settings that a connection stands for, or what is wrong with it. Never raises.
+    """The settings of a connection, or the error. Never raises.
 
     Args:
         conn_id: the connection.
-        get_connection: Airflow's look-up.
-        within_seconds: when to give it up.
+        get_connection: Airflow's function that reads it.
+        within_seconds: when to give up.
     """
     try:
         connection = _within(within_seconds, lambda: get_connection(conn_id))
         return _settings_of(connection, connection.extra_dejson)
-    except Exception as error:  # noqa: BLE001 - whatever Airflow raises, its frames can hold the key
-        return _failure(conn_id, error)
+    except Exception as error:  # noqa: BLE001 - the frames of any error can hold the key
+        return _to_connection_error(conn_id, error)
 
 
 def _within(seconds: float, look_up: Callable[[], Connection]) -> Connection:
-    """The result of a look-up, which runs in a thread of its own: a secrets backend can hang.
+    """The result of `look_up`, which runs in its own thread: a secrets backend can hang.
 
     Raises:
-        TimeoutError: there is none yet. The thread is left alone, as nothing can end it.
-        Exception: what the look-up raised.
+        TimeoutError: `look_up` has not returned yet. Its thread goes on, because nothing can stop it.
+        Exception: as raised by `look_up`.
     """
-    ended: Future[Connection] = Future()
+    result: Future[Connection] = Future()
 
     def run() -> None:
         try:
-            ended.set_result(look_up())
-        except BaseException as error:  # noqa: BLE001 - it is raised where the result is read
-            ended.set_exception(error)
+            result.set_result(look_up())
+        except BaseException as error:  # noqa: BLE001 - raised where the result is read
+            result.set_exception(error)
 
     threading.Thread(target=copy_context().run, args=(run,), daemon=True).start()
-    return ended.result(seconds)
+    return result.result(seconds)
 
 
 async def aread_settings(conn_id: str) -> Settings | InvalidConnectionError:
@@ -93,7 +93,7 @@ async def aread_settings(conn_id: str) -> Settings | InvalidConnectionError:
         connection = await get_async_connection(conn_id)
         return _settings_of(connection, await get_async_extra_dejson(connection))
     except Exception as error:  # noqa: BLE001 - as above
-        return _failure(conn_id, error)
+        return _to_connection_error(conn_id, error)
 
 
 def _settings_of(connection: Connection, extras: object) -> Settings:
@@ -102,7 +102,7 @@ def _settings_of(connection: Connection, extras: object) -> Settings:
     from airflow_provider_agents.api.settings import DEFAULT_BASE_URL, Settings, check_api_key, user_agent
 
     _check_type(connection)
-    # First of all: where a URI is written wrongly, parts of the key stand in the other fields.
+    # Checked first: in a URI that is written wrongly, parts of the key are in the other fields.
     check_api_key(connection.password or "")
     if not isinstance(extras, dict) or not _is_json_object(connection.extra):
         raise InvalidConnectionError("The connection's extra is not a JSON object.")
@@ -125,7 +125,7 @@ def _settings_of(connection: Connection, extras: object) -> Settings:
         user_agent=user_agent(f"airflow/{airflow_version}"),
         **{_SETTINGS.get(name, name): value for name, value in given.items() if name in _EXTRAS},
     )
-    # Last of all: in a URI that is written wrongly, such a name is a part of the key, and another field tells why.
+    # Checked last: in a URI that is written wrongly, such a name is a part of the key, and another error says why.
     _refuse_unknown(unknown, may_be_shown=not any("@" in f"{name}{given[name]}" for name in unknown))
     return settings
 
@@ -133,7 +133,7 @@ def _settings_of(connection: Connection, extras: object) -> Settings:
 def _check_type(connection: Connection) -> None:
     conn_type = connection.conn_type
     if conn_type and conn_type != _CONN_TYPE:
-        # Without a password, what stands for the type can be the beginning of a bare key.
+        # Without a password, the type can be the beginning of a key that was given alone.
         shown = f", {one_line(str(conn_type), 40)!r}" if connection.password else ""
         raise InvalidConnectionError(
             f"The connection has another type{shown}. Set its type to Agents: in a URI agents://:KEY@, in JSON "
@@ -142,7 +142,7 @@ def _check_type(connection: Connection) -> None:
 
 
 def _is_json_object(extra: str | None) -> bool:
-    # Airflow takes an extra that it cannot decode for an empty one, and so would drop a proxy or a CA bundle.
+    # Airflow reads an invalid extra as an empty one, and so would drop a proxy or a CA bundle.
     try:
         return not extra or isinstance(json.loads(extra), dict)
     except ValueError:
@@ -157,7 +157,7 @@ def _with_port(base_url: str, port: int) -> str:
         url = urlsplit(base_url)
         own = url.port
     except ValueError:
-        return base_url  # `Settings` says what is wrong with it
+        return base_url  # `Settings` refuses it with a better message
     if own is not None and own != port:
         raise InvalidConnectionError(
             f"The connection has the port {port}, and its base URL names the port {own}. Leave one of the two out."
@@ -169,10 +169,10 @@ def _with_port(base_url: str, port: int) -> str:
 
 
 def _given_extras(extras: dict[str, Any]) -> dict[str, Any]:
-    """The fields of the extra that say something, by their plain names.
+    """The fields of the extra that are set, under their plain names.
 
-    A form saves null, or an empty text, where the user left a field alone. A name that begins with an underscore is
-    for notes of people and other tools.
+    A form saves null or an empty text for a field that the user did not fill in. Names that begin with an underscore
+    are notes of people and other tools.
     """
     given: dict[str, Any] = {}
     for full_name, value in extras.items():
@@ -201,17 +201,17 @@ def _similar(name: str, known: Collection[str]) -> str | None:
 
 
 def _named(name: str, known: Collection[str]) -> str:
-    """A field that is not known, in words: without its name if that can be a part of a key."""
+    """An unknown field for a message; without its name if that can be a part of a key."""
     similar = _similar(name, known)
     if similar is not None:
         return f"a field {one_line(name, 40)!r} that is not known (did you mean {similar!r}?)"
     return f"a field {name!r} that is not known" if re.fullmatch(r"[a-z_]{3,40}", name) else _UNNAMED
 
 
-# --- what is wrong --------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------------------
 
 
-def _failure(conn_id: str, error: Exception) -> InvalidConnectionError:
+def _to_connection_error(conn_id: str, error: Exception) -> InvalidConnectionError:
     if isinstance(error, InvalidConnectionError):
         return without_frames(error)
     if not isinstance(error, AirflowException | ValueError):
@@ -219,9 +219,9 @@ def _failure(conn_id: str, error: Exception) -> InvalidConnectionError:
             f"Airflow failed to look up the connection {conn_id!r} ({type(error).__name__}). "
             "Check the secrets backend, and that this task is allowed to read the connection."
         )
-    of_environment = _wrong_in_environment(conn_id)
-    if of_environment is not None:
-        return of_environment
+    in_environment = _error_in_environment(conn_id)
+    if in_environment is not None:
+        return in_environment
     if isinstance(error, AirflowNotFoundException):
         return MissingConnectionError(
             f"The connection {conn_id!r} does not exist, or cannot be read. Create it under Admin > Connections with "
@@ -234,11 +234,11 @@ def _failure(conn_id: str, error: Exception) -> InvalidConnectionError:
     )
 
 
-def _wrong_in_environment(conn_id: str) -> InvalidConnectionError | None:
-    """What is wrong with the environment variable of a connection that Airflow has not found; None if nothing is.
+def _error_in_environment(conn_id: str) -> InvalidConnectionError | None:
+    """The error in the environment variable of a connection that Airflow did not find; None if the variable is right.
 
-    Airflow passes over a variable that it cannot read, and reports that the connection does not exist. It also reports
-    so while its API server restarts, so a variable is blamed for what is seen in it only.
+    Airflow ignores a variable that it cannot read, and reports that the connection does not exist. It also reports so
+    while its API server restarts, so a variable is only blamed for an error that can be seen in it.
     """
     variable = f"AIRFLOW_CONN_{conn_id.upper()}"
     text = os.environ.get(variable, "").strip()
@@ -250,7 +250,7 @@ def _wrong_in_environment(conn_id: str) -> InvalidConnectionError | None:
             f"The connection {conn_id!r} does not exist. The environment variable {other} is not read, because "
             f"Airflow looks for upper case. Rename it to {variable}."
         )
-    reason = _wrong_in_json(text) if text.startswith("{") else _wrong_in_uri(text)
+    reason = _error_in_json(text) if text.startswith("{") else _error_in_uri(text)
     if reason is None:
         return None
     return InvalidConnectionError(
@@ -258,13 +258,13 @@ def _wrong_in_environment(conn_id: str) -> InvalidConnectionError | None:
     )
 
 
-def _wrong_in_json(text: str) -> str | None:
+def _error_in_json(text: str) -> str | None:
     known = (*_TEXT_FIELDS, "port", "extra")
     reason = None
     try:
         fields = json.loads(text)
     except json.JSONDecodeError as error:
-        # Not its message, which can quote a character.
+        # Not the error's message, which can quote a character of the key.
         reason = f"it is not JSON at line {error.lineno}, column {error.colno}"
     except RecursionError:
         reason = "it is not JSON"
@@ -280,8 +280,8 @@ def _wrong_in_json(text: str) -> str | None:
     return f"{reason}. {_JSON_FORM}" if reason is not None else None
 
 
-def _wrong_in_uri(text: str) -> str | None:
-    # As Airflow reads it: the host can have a scheme of its own, in front of the user name.
+def _error_in_uri(text: str) -> str | None:
+    # As Airflow reads it: the host can have its own scheme, before the user name.
     rest = text.partition("://")[2]
     before, _, nested = rest.partition("://")
     try:
@@ -289,7 +289,7 @@ def _wrong_in_uri(text: str) -> str | None:
     except ValueError:
         port, query = -1, ""
     if port != -1 and "://" not in nested and not (nested and set(before) & set("@:")):
-        # Airflow 3.0 also passes over a variable whose extra it cannot decode.
+        # Airflow 3.0 also ignores a variable with an invalid extra.
         extras = parse_qs(query).get("__extra__", ["{}"])
         return None if _is_json_object(extras[0]) else "its __extra__ is not a JSON object, percent-encoded."
     return (

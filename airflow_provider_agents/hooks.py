@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
-    # The clients bring httpx with them; they are imported where a connection is opened, so that parsing a DAG is cheap.
+    # Imported where a connection is opened: the clients load httpx, and parsing a DAG must stay cheap.
     from airflow_provider_agents.api.client import AsyncClient, Client
     from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent
     from airflow_provider_agents.api.retry import RetryWindow
@@ -29,24 +29,24 @@ T = TypeVar("T")
 
 
 def run_url_of(template: str | None, *, agent_id: str, event_id: str | None) -> str | None:
-    """Where a person can look at a run: a `run_url` with the ids filled in. Never raises.
+    """The page of a run: `run_url` with the ids filled in. Never raises.
 
     Args:
         template: `Settings.run_url`.
         agent_id: the agent.
-        event_id: the run's event; None as long as it is not known.
+        event_id: the run's event; None if it is not known yet.
 
     Returns:
-        None without a template, and where it needs an id that is not known or would lead to another page.
+        None without a template, and if it needs an id that is not known or would lead to another page.
     """
     url = template
     for name, value in (("{agent_id}", agent_id), ("{event_id}", event_id)):
         if url is None or name not in url:
             continue
-        # A browser takes these for steps up and down in the path, encoded or not.
+        # A browser reads these as steps in the path, encoded or not.
         if not value or value in {".", ".."}:
             return None
-        # Not str.format: a template could then reach into objects.
+        # Not str.format, which would let a template read attributes of objects.
         url = url.replace(name, percent_encode(value, safe="", errors="replace"))
     return url
 
@@ -83,23 +83,22 @@ def poller_of(conn_id: str) -> AbstractAsyncContextManager[SharedPoller]:
 class AgentsHook(BaseHook):
     """A connection to the agents platform.
 
-    The methods that read may be repeated at will and are repeated by themselves after failures that may pass.
-    `execute_agent` starts a run that costs money and cannot be cancelled: it is repeated only where the platform
-    cannot have acted.
+    Methods that read are retried after temporary failures. `execute_agent` starts a run that costs money and cannot be
+    cancelled: it is retried only where the platform cannot have acted.
 
-    No row of a listing is left out. One that cannot be read is logged, and stands in the list with what can be read of
-    it: its `unreadable` says why, an event counts as RUNNING, and an id that cannot be read begins with `no-id-`.
+    No row of a listing is left out. An unreadable row is logged, and is in the list with the fields that can be read:
+    its `unreadable` says why, an event counts as RUNNING, and a replaced id begins with `no-id-`.
 
-    The methods return models. A task that returns one to XCom must return its `to_json()`: Airflow reads only classes
-    on its allow list from an XCom.
+    The methods return models. For an XCom, return a model's `to_json()`: Airflow reads only classes on its allow list
+    from an XCom.
 
     Args:
         agents_conn_id: the Airflow connection.
 
     Raises:
-        InvalidArgumentError: this is no id of a connection.
+        InvalidArgumentError: `agents_conn_id` is not a connection's id.
         InvalidConnectionError: from the first method that needs the connection.
-        AgentsError: from every method, the one that fits.
+        AgentsError: from every method; the subclass that fits.
     """
 
     conn_name_attr = "agents_conn_id"
@@ -141,15 +140,15 @@ class AgentsHook(BaseHook):
         return found
 
     def settings(self) -> Settings:
-        """The connection as the client's settings, looked up once per hook.
+        """The connection as the client's settings, read once per hook.
 
         Raises:
-            InvalidConnectionError: it is missing, unreadable or wrong.
+            InvalidConnectionError: the connection is missing, unreadable or wrong.
         """
         return self._settings
 
     def run_url(self, *, agent_id: str, event_id: str | None) -> str | None:
-        """Where a person can look at a run, or None: `run_url_of` says when.
+        """The page of a run; None as in `run_url_of`.
 
         Raises:
             InvalidConnectionError: as `settings`.
@@ -157,24 +156,24 @@ class AgentsHook(BaseHook):
         return run_url_of(self.settings().run_url, agent_id=agent_id, event_id=event_id)
 
     def get_conn(self, warn_once: WarnOnce | None = None, window: RetryWindow | None = None) -> Client:
-        """A client of its own; the caller closes it. It reads the connection again after a 401: the key may be rotated.
+        """A new client; the caller closes it. After a 401 it reads the connection again, because keys are rotated.
 
         Args:
             warn_once: which unreadable rows were logged already; by default, those that this hook's clients logged.
-            window: how long the client retries failures in a row; None for some tries of each call.
+            window: how long the client retries failures in a row; None for `ATTEMPTS` tries of each call.
 
         Raises:
             InvalidConnectionError: as `settings`.
         """
         from airflow_provider_agents.api.client import Client
 
-        return Client(self.settings(), warn_once=warn_once or self._warn_once, window=window, renew=self._renewed)
+        return Client(self.settings(), warn_once=warn_once or self._warn_once, window=window, renew=self._renew)
 
-    def _renewed(self) -> Settings | None:
-        """The connection, read again, if it has changed."""
+    def _renew(self) -> Settings | None:
+        """The connection, read again; None if it has not changed."""
         found = read_settings(self.agents_conn_id, self.get_connection)
         if isinstance(found, InvalidConnectionError):
-            # The 401 decides what becomes of the task.
+            # The task then fails with the 401.
             self.log.warning("The API key was refused, and the connection cannot be read again. %s", found)
             return None
         if found == self._settings:
@@ -183,21 +182,21 @@ class AgentsHook(BaseHook):
         self._settings = found
         return found
 
-    def _follow(self, steps: flow.Flow[T]) -> T:
+    def _run(self, steps: flow.Flow[T]) -> T:
         with self.get_conn() as client:
             return client.run_flow(steps)
 
-    async def _afollow(self, steps: flow.Flow[T]) -> T:
+    async def _arun(self, steps: flow.Flow[T]) -> T:
         async with poller_of(self.agents_conn_id) as poller:
             return await poller.ask(steps)
 
     def list_agents(self, limit: int = 100) -> list[Agent]:
         """The newest `limit` agents (≥ 1) of the account."""
-        return self._follow(flow.first_rows(endpoints.list_agents(), limit))
+        return self._run(flow.first_rows(endpoints.list_agents(), limit))
 
     async def alist_agents(self, limit: int = 100) -> list[Agent]:
         """As `list_agents`, on an event loop."""
-        return await self._afollow(flow.first_rows(endpoints.list_agents(), limit))
+        return await self._arun(flow.first_rows(endpoints.list_agents(), limit))
 
     def get_agent(self, agent_id: str) -> Agent:
         """One agent.
@@ -205,23 +204,23 @@ class AgentsHook(BaseHook):
         Raises:
             NotFoundError: it does not exist, or the key does not own it.
         """
-        return self._follow(flow.value_of(endpoints.get_agent(agent_id)))
+        return self._run(flow.value_of(endpoints.get_agent(agent_id)))
 
     async def aget_agent(self, agent_id: str) -> Agent:
         """As `get_agent`, on an event loop."""
-        return await self._afollow(flow.value_of(endpoints.get_agent(agent_id)))
+        return await self._arun(flow.value_of(endpoints.get_agent(agent_id)))
 
     def execute_agent(self, agent_id: str) -> Accepted:
-        """Start a run. It costs money and cannot be cancelled; for a run that is waited for, use the operator.
+        """Start a run. It costs money and cannot be cancelled. To wait for its end, use the operator.
 
         Raises:
             NoAnswerError, ServerError, UnreadableAnswerError: the run may have started.
         """
-        return self._follow(flow.value_of(endpoints.execute_agent(agent_id)))
+        return self._run(flow.value_of(endpoints.execute_agent(agent_id)))
 
     async def aexecute_agent(self, agent_id: str) -> Accepted:
         """As `execute_agent`, on an event loop."""
-        return await self._afollow(flow.value_of(endpoints.execute_agent(agent_id)))
+        return await self._arun(flow.value_of(endpoints.execute_agent(agent_id)))
 
     def list_agent_events(
         self,
@@ -232,11 +231,11 @@ class AgentsHook(BaseHook):
         started_before: datetime | None = None,
         limit: int = 50,
     ) -> list[ExecutionEvent]:
-        """An agent's newest `limit` (≥ 1) runs, those that match; the times need a time zone."""
+        """An agent's newest `limit` (≥ 1) runs that match; the times need a time zone."""
         call = endpoints.list_agent_events(
             agent_id, status=status, started_after=started_after, started_before=started_before
         )
-        return self._follow(flow.first_rows(call, limit))
+        return self._run(flow.first_rows(call, limit))
 
     async def alist_agent_events(
         self,
@@ -251,7 +250,7 @@ class AgentsHook(BaseHook):
         call = endpoints.list_agent_events(
             agent_id, status=status, started_after=started_after, started_before=started_before
         )
-        return await self._afollow(flow.first_rows(call, limit))
+        return await self._arun(flow.first_rows(call, limit))
 
     def list_events(
         self,
@@ -262,11 +261,11 @@ class AgentsHook(BaseHook):
         started_before: datetime | None = None,
         limit: int = 50,
     ) -> list[ExecutionEvent]:
-        """The account's newest `limit` (≥ 1) runs, those that match; the times need a time zone."""
+        """The account's newest `limit` (≥ 1) runs that match; the times need a time zone."""
         call = endpoints.list_events(
             agent_id=agent_id, status=status, started_after=started_after, started_before=started_before
         )
-        return self._follow(flow.first_rows(call, limit))
+        return self._run(flow.first_rows(call, limit))
 
     async def alist_events(
         self,
@@ -281,10 +280,10 @@ class AgentsHook(BaseHook):
         call = endpoints.list_events(
             agent_id=agent_id, status=status, started_after=started_after, started_before=started_before
         )
-        return await self._afollow(flow.first_rows(call, limit))
+        return await self._arun(flow.first_rows(call, limit))
 
     def test_connection(self) -> tuple[bool, str]:
-        """Whether the API takes this connection's key, and what to do if not. Asks for one agent; bills nothing."""
+        """Whether the API accepts the connection's key, and what to do if not. Lists one agent; costs nothing."""
         from airflow_provider_agents.api.client import Client
 
         try:
