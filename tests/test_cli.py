@@ -25,7 +25,7 @@ from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import StaticPool
 
 from airflow_provider_agents.__main__ import main
-from airflow_provider_agents.cli import schedule_in_words
+from airflow_provider_agents.cli.listing import schedule_in_words
 from airflow_provider_agents.runs.copies import RecordCopy, TaskPlace
 from airflow_provider_agents.runs.record import Attempt, Phase, RunRecord
 from airflow_provider_agents.runs.submission import Submission

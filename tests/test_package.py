@@ -69,7 +69,9 @@ def test_every_start_of_airflows_command_line_loads_only_the_definition_of_ours(
         after="import airflow.cli.cli_config",
     )
     ours = {name for name in loaded if name.startswith("airflow_provider_agents.")}
-    assert ours == {"airflow_provider_agents.cli", "airflow_provider_agents.api", "airflow_provider_agents.api.errors"}
+    assert ours == {
+        f"airflow_provider_agents.{name}" for name in ("api", "api.errors", "cli", "cli.arguments", "cli.exit_codes")
+    }
     foreign = {name.split(".")[0] for name in loaded} - set(sys.stdlib_module_names) - {"airflow_provider_agents"}
     assert foreign == set()
 

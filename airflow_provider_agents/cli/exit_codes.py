@@ -1,0 +1,30 @@
+"""How a command ended."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """How a command ended. Public: scripts decide by it. argparse, too, ends with `WRONG_ARGUMENTS`."""
+
+    DONE = 0
+    NOT_DONE = 1
+    WRONG_ARGUMENTS = 2
+    RUN_FAILED = 3
+    RUN_GOES_ON = 4
+    RUN_AMBIGUOUS = 5
+    RUN_IN_DOUBT = 6
+    INTERRUPTED = 130
+
+
+EXIT_CODES = """exit codes of `run`:
+  0    the run COMPLETED; without --wait: it was accepted
+  1    nothing was started
+  2    the arguments are wrong
+  3    the run FAILED
+  4    the run was not over in time, or can no longer be looked at; it goes on
+  5    several runs could be this one, and they ended differently
+  6    it is not known whether a run was started
+  130  interrupted (Ctrl-C); a run that was started goes on
+"""

@@ -1,0 +1,166 @@
+"""`airflow agents run`."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from airflow_provider_agents.api.errors import AgentsError, one_line
+from airflow_provider_agents.cli.arguments import DEFAULT_CONN_ID, WAIT_DEFAULTS, read_seconds
+from airflow_provider_agents.cli.command import client_of, command_of
+from airflow_provider_agents.cli.exit_codes import ExitCode
+from airflow_provider_agents.cli.output import LONGEST_LINE, print_rows, run_rows, say
+from airflow_provider_agents.clock import now
+from airflow_provider_agents.runs.submission import submit
+from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait, error_of, how_it_completed, named
+from airflow_provider_agents.runs.waiting import wait_for_end
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Iterator, Sequence
+
+    from airflow_provider_agents.api.client import Client
+    from airflow_provider_agents.api.models import ExecutionEvent
+    from airflow_provider_agents.runs.submission import Submission
+    from airflow_provider_agents.runs.waiting import Say
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """What is known of the run that was asked for.
+
+    Attributes:
+        run: its record, as `submit` saved it last, then as it was accepted.
+        is_accepted: it was started.
+    """
+
+    run: Submission | None = None
+    is_accepted: bool = False
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether a request to start it is under way, or its answer was lost."""
+        return self.run is not None and self.run.sent_at is not None
+
+    def note(self, run: Submission) -> None:
+        self.run = run
+
+
+@command_of
+def run(args: Namespace) -> ExitCode:
+    """Start one run; wait for its end if that is wanted."""
+    for name, default in WAIT_DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, read_seconds(default))
+        elif not args.wait:
+            say(
+                f"--{name.replace('_', '-')} is for a wait, and this command would not wait. Add --wait, or leave it "
+                "out. Nothing was started."
+            )
+            return ExitCode.WRONG_ARGUMENTS
+    attempt = _Attempt()
+    try:
+        with client_of(args) as client:
+            return _run(args, client, attempt)
+    except AgentsError as error:
+        say(str(error))
+        code, code_if_accepted, code_if_in_doubt = ExitCode.NOT_DONE, ExitCode.RUN_GOES_ON, ExitCode.RUN_IN_DOUBT
+    except KeyboardInterrupt:
+        say("Interrupted.")
+        code = code_if_accepted = code_if_in_doubt = ExitCode.INTERRUPTED
+    if attempt.run is not None and attempt.is_accepted:
+        from airflow_provider_agents.runs.verdict import named
+
+        look = _how_to_look(args, attempt.run)
+        say(f"The run is still running, and cannot be cancelled. {named(attempt.run)}. Look at it with: {look}")
+        return code_if_accepted
+    if attempt.run is not None and attempt.is_in_doubt:
+        look = _how_to_look(args, attempt.run)
+        say(f"It is not known whether a run was started. Before you start another, look with: {look}")
+        return code_if_in_doubt
+    say("Nothing was started.")
+    return code
+
+
+def _run(args: Namespace, client: Client, attempt: _Attempt) -> ExitCode:
+
+    rules = Rules()
+    steps = submit(args.agent_id, settle=rules.settle, now=now, save=attempt.note, say=say)
+    attempt.run = submission = client.run_flow(steps)
+    attempt.is_accepted = True
+    look = _how_to_look(args, submission)
+    say(f"The run was accepted. {named(submission)}")
+    if not args.wait:
+        say(f"It cannot be cancelled. Look at it with: {look}")
+        _print_run(args.output, submission, "submitted", ())
+        return ExitCode.DONE
+    with _progress() as report:
+        verdict = client.run_flow(
+            wait_for_end(
+                Wait(submission, rules),
+                poll_interval=args.poll_interval,
+                deadline_at=now() + timedelta(seconds=args.timeout),
+                now=now,
+                say=report,
+            )
+        )
+    error = error_of(verdict, submission, what_now=f"Look at the agent's runs with: {look}")
+    if error is not None:
+        say(str(error))
+    elif len(verdict.events) > 1 and not verdict.late:
+        say(how_it_completed(verdict, submission))
+    _print_run(args.output, submission, verdict.outcome, verdict.events)
+    return {
+        Outcome.COMPLETED: ExitCode.DONE,
+        Outcome.FAILED: ExitCode.RUN_FAILED,
+        Outcome.TIMED_OUT: ExitCode.RUN_GOES_ON,
+        Outcome.AMBIGUOUS: ExitCode.RUN_AMBIGUOUS,
+        Outcome.NOT_FOUND: ExitCode.RUN_IN_DOUBT,
+    }[verdict.outcome]
+
+
+def _print_run(output: str, submission: Submission, outcome: str, events: Sequence[ExecutionEvent]) -> None:
+    record = {
+        "agentId": submission.agent_id,
+        "requestId": submission.request_id,
+        "outcome": str(outcome),
+        "events": [event.to_json() for event in events],
+    }
+    row = {"agent": submission.agent_id, "requestId": submission.request_id or "", "outcome": str(outcome)}
+    print_rows(output, [record], run_rows(events) or [row], "")
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Say]:
+    """Where a wait says what it sees: lines, and on a terminal a clock below them."""
+    if not sys.stderr.isatty():
+        yield lambda _, message: say(message)
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.text import Text
+
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("waiting; Ctrl-C ends the waiting, not the run"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,
+    ) as live:
+        live.add_task("", total=None)
+        yield lambda _, message: live.console.print(Text(one_line(message, LONGEST_LINE)), soft_wrap=True)
+
+
+def _how_to_look(args: Namespace, run: Submission) -> str:
+    """The command that lists a run, and what else its agent has run since it was started."""
+    # The server's clock, where it is known: the list goes by that.
+    since = run.bounds.floor or run.taken_at - timedelta(minutes=1)
+    words = ["runs", run.agent_id, "--since", f"{since:%Y-%m-%dT%H:%M:%SZ}"]
+    if args.conn_id != DEFAULT_CONN_ID:
+        words += ["--conn-id", args.conn_id]
+    return f"{getattr(args, 'program', 'airflow agents')} {shlex.join(words)}"
