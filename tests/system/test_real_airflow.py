@@ -11,6 +11,7 @@ from itertools import chain
 
 import psycopg2
 import pytest
+from conftest import AIRFLOW
 from real_airflow import RealAirflowError, until
 
 pytestmark = pytest.mark.system
@@ -34,6 +35,12 @@ def link_of(airflow, dag_id, run_id, task_id, map_index=-1):
     """Where the task's page leads, once it leads anywhere."""
     path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/links?map_index={map_index}"
     return until(lambda: airflow.api("GET", path)["extra_links"]["Agent run"], 15, f"the link of {task_id}")
+
+
+def copies_of(airflow, dag_id):
+    """The Variables in which tasks of a DAG keep copies of their records: from Airflow 3.4 on, while a run goes on."""
+    found = airflow.api("GET", "/api/v2/variables?limit=100")["variables"]
+    return [one["key"] for one in found if f" {dag_id}." in (one["description"] or "")]
 
 
 @pytest.fixture(scope="module")
@@ -203,13 +210,17 @@ def test_a_task_that_is_marked_failed_leaves_its_run_and_a_clear_takes_it_up_aga
         link = link_of(airflow, "system_killed", run_id, task_id, map_index)
         assert link == f"https://app.example/{agent_id}/runs/{event_id}"
     assert states_of(airflow, "system_killed", run_id) == {"run": "deferred", "mapped": "deferred"}
+    assert len(copies_of(airflow, "system_killed")) == (2 if AIRFLOW >= (3, 4) else 0)
+    # From Airflow 3.4 on, this clear discards the state of the task.
+    airflow.clear("system_killed", run_id, "mapped")
     airflow.set_task_state("system_killed", run_id, "run", "failed")
     said = wait_for_log(airflow, "system_killed", run_id, "run", "This triggerer no longer waits for the run.")
     assert f"agent=agent-killed request_id={mine['requestId']}" in said
     airflow.clear("system_killed", run_id, "run")
     assert airflow.wait_for_dag_run("system_killed", run_id) == "success"
     assert decoded(airflow.xcom("system_killed", run_id, "run"))["id"] == mine["eventId"]
-    assert len(simulator.executions("agent-killed")) == 1
+    assert [len(simulator.executions(agent_id)) for agent_id in ("agent-killed", "agent-linked")] == [1, 1]
+    assert copies_of(airflow, "system_killed") == []
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +293,7 @@ def test_a_task_ends_in_the_triggerer_with_its_xcoms(airflow, simulator, sensed)
     assert decoded(airflow.xcom(dag_id, run_id, "event"))["id"] == conf["event"]
     assert decoded(airflow.xcom(dag_id, run_id, "mapped", map_index=0))["id"] == conf["event"]
     assert "The task ends here, without a worker" in airflow.log_text(dag_id, run_id, "event")
+    until(lambda: not copies_of(airflow, dag_id), 60, "the deletion of the record's copy by the trigger")
 
 
 def test_clearing_a_task_that_its_trigger_has_ended_starts_a_new_run(airflow, simulator, sensed):
