@@ -24,7 +24,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
-    initialize,
     invariant,
     precondition,
     rule,
@@ -84,7 +83,7 @@ class BurningCopies(Copies):
 
     def read(self, key):
         self._fuse.step()
-        COPIES.add("found" if key in self else "not found")
+        COPIES.add("found" if key in self else "none")
         return super().read(key)
 
     def write(self, key, text, description):
@@ -99,6 +98,9 @@ class BurningCopies(Copies):
 
 
 class ExactlyOnce(RuleBasedStateMachine):
+    #: Whether a clear discards the record, unless the user says otherwise.
+    clears_discard_state = False
+
     def __init__(self):
         super().__init__()
         self.travel = time_machine.travel(datetime(2026, 1, 1, 9, tzinfo=UTC), tick=False)
@@ -137,6 +139,7 @@ class ExactlyOnce(RuleBasedStateMachine):
             mock.patch.object(httpx.AsyncClient, "_init_transport", return_value=mock_transport(self.sim)),
             mock.patch.object(time, "sleep", sleep),
             mock.patch.dict("os.environ", {"AIRFLOW_CONN_AGENTS_DEFAULT": connection("http://127.0.0.1:1")}),
+            mock.patch("airflow_provider_agents.task_state.CLEARS_DISCARD_STATE", self.clears_discard_state),
         ]
         self.variables = copies_kept_in(BurningCopies(self.fuse))
         self.variables.__enter__()
@@ -148,13 +151,6 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.clears_of_the_finished = []
         #: When a user cleared a task and its state was discarded. Once its run has ended, a new one is wanted then.
         self.discards = []
-
-    @initialize(clears_discard_state=st.booleans())
-    def an_airflow(self, clears_discard_state):
-        flag = mock.patch("airflow_provider_agents.task_state.CLEARS_DISCARD_STATE", clears_discard_state)
-        flag.start()
-        self.patches.append(flag)
-        self.clears_discard_state = clears_discard_state
 
     def clear(self, keep_state):
         keep_state = keep_state or not self.clears_discard_state
@@ -207,10 +203,13 @@ class ExactlyOnce(RuleBasedStateMachine):
         fuse=st.none() | st.integers(1, 40),
         timeout=st.sampled_from([30.0, 120.0, 600.0]),
     )
-    def start_a_try(self, deferrable, end_from_trigger, fuse, timeout):
+    def start_a_try(self, fuse, **arguments):
+        self.try_(fuse, **arguments)
+
+    def try_(self, fuse, **arguments):
         context = self.task.context()
         context["task_state_store"] = BurningStore(self.task.store, self.fuse)
-        operator = self.operator(deferrable=deferrable, timeout=timeout, end_from_trigger=end_from_trigger)
+        operator = self.operator(**arguments)
         self.process(lambda: operator.execute(context), fuse)
 
     @precondition(lambda self: self.state == "deferred")
@@ -233,9 +232,10 @@ class ExactlyOnce(RuleBasedStateMachine):
 
     # Where its trigger may end the task, a clear of the waiting task looks like one after the end.
     @precondition(lambda self: self.state == "deferred" and self.deferred.trigger.end_with is None)
-    @rule(keep_state=st.booleans())
-    def a_user_clears_the_waiting_task(self, keep_state):
+    @rule(keep_state=st.booleans(), fuse=st.none() | st.integers(1, 40), deferrable=st.booleans())
+    def a_user_clears_the_waiting_task_which_starts_again_at_once(self, keep_state, fuse, deferrable):
         self.clear(keep_state)
+        self.try_(fuse, deferrable=deferrable)
 
     @precondition(lambda self: self.state in {"success", "failed"})
     @rule(keep_state=st.booleans())
@@ -293,6 +293,12 @@ class ExactlyOnce(RuleBasedStateMachine):
             assert self.sim.final_status(last.event_id) == "COMPLETED"
 
 
+class ExactlyOnceWhereClearsDiscard(ExactlyOnce):
+    """On Airflow 3.4 and later."""
+
+    clears_discard_state = True
+
+
 async def first_event(trigger):
     async for event in trigger.run():
         return event
@@ -301,12 +307,18 @@ async def first_event(trigger):
 
 # Airflow's own logging of each step is of no use here, and there are hundreds of thousands of them.
 @pytest.mark.usefixtures("capsys")
-def test_at_most_one_run_for_each_that_is_wanted_and_every_success_true():
+@pytest.mark.parametrize(
+    ("machine", "copies"),
+    [(ExactlyOnce, set()), (ExactlyOnceWhereClearsDiscard, {"found", "none"})],
+)
+def test_at_most_one_run_for_each_that_is_wanted_and_every_success_true(machine, copies):
+    PHASES.clear()
+    COPIES.clear()
     run_state_machine_as_test(
-        ExactlyOnce,
+        machine,
         settings=settings(
             max_examples=120, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
     assert {"submitting", "accepted", "deferred", "ended"} == PHASES
-    assert {"found", "not found"} == COPIES
+    assert copies == COPIES
