@@ -168,7 +168,7 @@ def test_many_waiting_tasks_cost_no_more_requests_than_one(platform):
 
         asyncio.run(main())
         asked[count] = platform.sim.count() - before
-        platform.pass_time(HOLD)
+        platform.advance(HOLD)
     assert asked[50] <= asked[1] + 10
 
 
@@ -180,14 +180,14 @@ def test_a_run_that_vanishes_keeps_an_agent_busy_for_some_minutes_at_most(platfo
     platform.sim.add_agent("agent-1", queue_seconds=1e6)
     platform.sim.start_scheduled_run("agent-1")
     platform.sim.add_agent("agent-1", queue_seconds=0.0)
-    began, passed = platform.sim.clock(), platform.pass_time
+    began, passed = platform.sim.clock(), platform.advance
 
-    def pass_time(seconds):
+    def advance(seconds):
         passed(seconds)
         if platform.sim.clock() - began >= timedelta(seconds=60) and not platform.sim.executions:
             platform.sim.forget(platform.sim.clock() + timedelta(days=30))
 
-    monkeypatch.setattr(platform, "pass_time", pass_time)
+    monkeypatch.setattr(platform, "advance", advance)
     drive_to_end(
         task, ExecuteAgentOperator(task_id="run", agent_id="agent-1", if_running="wait", deferrable=deferrable)
     )
@@ -242,7 +242,7 @@ def test_tasks_that_wait_for_each_other_start_one_after_the_other_on_a_quick_or_
     platform.sim.config = replace(platform.sim.config, record_lag=2.0)
     rng = random.Random(7)
     busy(platform)
-    platform.pass_time(5)
+    platform.advance(5)
     ends = iter(["COMPLETED", "COMPLETED", "FAILED", "COMPLETED"])
     platform.sim.add_agent("agent-1", queue_seconds=1.0, run_seconds=run_seconds, end_status=lambda _: next(ends))
 

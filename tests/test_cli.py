@@ -191,7 +191,7 @@ def test_a_reader_that_has_enough_is_no_failure(platform, command, monkeypatch):
 def test_the_runs_are_listed_newest_first(platform, command):
     platform.sim.add_agent("agent-1", end_status="FAILED", error="the shop [bold]answers[/bold]\x1b[2J 503")
     newest = platform.sim.start_scheduled_run("agent-1")
-    platform.pass_time(66)
+    platform.advance(66)
     ended = command("runs", "agent-1")
     assert ended.code == 0
     assert ended.err == ""
@@ -232,7 +232,7 @@ def test_a_limit_is_kept_over_pages(platform, command, rows):
 def test_a_status_may_be_written_in_small_letters(platform, command):
     platform.sim.add_agent("agent-1", end_status="FAILED")
     failed = platform.sim.start_scheduled_run("agent-1")
-    platform.pass_time(60)
+    platform.advance(60)
     found = command("runs", "agent-1", "--status", "failed", "--output", "json").found
     assert [event["id"] for event in found] == [failed]
 
@@ -249,7 +249,7 @@ def test_runs_since_a_moment_or_for_so_long(platform, command, since):
 def test_runs_that_wait_to_begin_are_listed_wherever_the_platform_sorts_them(platform, command, limit):
     change(platform, sort_by="startedAt", nulls="last", queue_seconds=3600.0)
     waiting = platform.sim.start_scheduled_run("agent-1")
-    platform.pass_time(60)
+    platform.advance(60)
     found = command("runs", "agent-1", "--since", "2h", "--limit", limit, "--output", "json").found
     assert [event["status"] for event in found] == ["PENDING", "COMPLETED"]
     assert found[0]["id"] == waiting
@@ -493,10 +493,10 @@ def test_a_blip_ends_no_wait(platform, command):
 
 def test_ctrl_c_while_waiting_says_that_the_run_goes_on_and_how_to_look(platform, command, monkeypatch):
     platform.sim.add_agent("agent-1", run_seconds=600)
-    pass_time = time.sleep
+    advance = time.sleep
 
     def sleep(seconds):
-        pass_time(seconds)
+        advance(seconds)
         if len(platform.slept) == 5:
             signal.raise_signal(signal.SIGINT)
 
@@ -744,7 +744,7 @@ def test_a_check_of_a_server_that_is_not_there_says_so(platform, command, monkey
     ],
 )
 def test_a_clock_that_is_off_is_found(platform, command, skew, result, words):
-    platform.pass_time(0.5)
+    platform.advance(0.5)
     change(platform, clock_skew=float(skew))
     ended = command("check", "--output", "json")
     assert ended.code == (0 if result == "ok" else 1)

@@ -131,7 +131,7 @@ class ExactlyOnce(RuleBasedStateMachine):
 
         def sleep(seconds):
             self.fuse.step()
-            self.pass_time(seconds)
+            self.advance(seconds)
 
         # httpx, the clock and the sleep are the seams; nothing of this package is replaced.
         self.patches = [
@@ -159,7 +159,7 @@ class ExactlyOnce(RuleBasedStateMachine):
             self.discards.append(datetime.now(UTC))
         self.state = "none"
 
-    def pass_time(self, seconds):
+    def advance(self, seconds):
         self.traveller.shift(timedelta(seconds=seconds))
 
     def teardown(self):
@@ -215,7 +215,7 @@ class ExactlyOnce(RuleBasedStateMachine):
     @precondition(lambda self: self.state == "deferred")
     @rule(fuse=st.none() | st.integers(1, 6))
     def resume(self, fuse):
-        with asyncio.Runner(loop_factory=lambda: VirtualLoop(self.pass_time)) as triggerer:
+        with asyncio.Runner(loop_factory=lambda: VirtualLoop(self.advance)) as triggerer:
             event = triggerer.run(first_event(self.deferred.trigger))
         context = self.task.resumed()
         context["task_state_store"] = BurningStore(self.task.store, self.fuse)

@@ -33,7 +33,7 @@ class Killer:
     """Sends the signal once, from whichever thread something happens in."""
 
     def __init__(self, platform):
-        self._platform, self._pass_time = platform, platform.pass_time
+        self._platform, self._pass_time = platform, platform.advance
         self.op = None
         self.has_struck = False
         self.released = threading.Event()
@@ -47,12 +47,12 @@ class Killer:
             signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
 
     def strike_in_pause(self, after=0.0):
-        def pass_time(seconds):
+        def advance(seconds):
             self._pass_time(seconds)
             if sum(self._platform.slept) >= after:
                 self.strike()
 
-        self._platform.pass_time = pass_time
+        self._platform.advance = advance
 
     def strike_in_request(self, method, path, *, holds=False):
         """The platform acts, the signal comes, and then the answer, or with `holds` no answer in this test."""

@@ -285,7 +285,7 @@ def test_a_sensor_links_to_the_run_that_it_waits_for(linked, task, supervisor, i
     platform = linked()
     platform.sim.add_agent("agent-1", run_seconds=50.0)
     event_id = platform.sim.start_scheduled_run("agent-1")
-    platform.pass_time(5)
+    platform.advance(5)
     op = AgentRunSensor(task_id="run", agent_id="agent-1", event_id=event_id)
     trigger = deferred(op, task)
     assert link_of(op) == f"https://app.example/agent-1/runs/{event_id}"

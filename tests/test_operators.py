@@ -201,7 +201,7 @@ def when_slept(platform, monkeypatch, seconds, change):
     until = platform.sim.clock() + timedelta(seconds=seconds)
 
     def sleep(slept):
-        platform.pass_time(slept)
+        platform.advance(slept)
         if platform.sim.clock() >= until:
             change()
 
@@ -368,7 +368,7 @@ def test_a_key_that_is_rotated_while_a_worker_waits_is_read_again(platform, task
     platform.sim.add_agent("agent-1", run_seconds=100.0)
 
     def rotate(seconds):
-        platform.pass_time(seconds)
+        platform.advance(seconds)
         if 40 < sum(platform.slept) <= 45:
             platform.sim.api_keys = ("the-new-key",)
             monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", connection(platform.url, password="the-new-key"))
@@ -382,7 +382,7 @@ def test_a_key_that_is_revoked_while_a_worker_waits_fails_for_good(platform, tas
     platform.sim.add_agent("agent-1", run_seconds=100.0)
 
     def revoke(seconds):
-        platform.pass_time(seconds)
+        platform.advance(seconds)
         if sum(platform.slept) > 40:
             platform.sim.api_keys = ()
 
@@ -391,7 +391,7 @@ def test_a_key_that_is_revoked_while_a_worker_waits_fails_for_good(platform, tas
         run(operator(), task)
     platform.sim.api_keys = (KEY,)
     task.clear()
-    monkeypatch.setattr(time, "sleep", platform.pass_time)
+    monkeypatch.setattr(time, "sleep", platform.advance)
     assert [run(operator(), task)["id"]] == platform.executions()
 
 
@@ -421,7 +421,7 @@ def test_refusals_without_an_end_fail_a_task_after_five_minutes_and_name_its_run
     with pytest.raises(AirflowFailException, match=f"{status}.*Every request since 2026-01-01 09:0. *"):
         run(operator(**waiting), task)
     assert 420 <= (platform.sim.clock() - began).total_seconds() <= 420 + 200
-    platform.pass_time(1200)
+    platform.advance(1200)
     task.clear()
     assert [run(operator(**waiting), task)["id"]] == platform.executions()
 
@@ -522,7 +522,7 @@ def test_fail_fails_the_try_and_leaves_the_retries(platform, task):
     platform.sim.start_scheduled_run("agent-1")
     with pytest.raises(AgentBusyError, match="busy.*Nothing was started.*set if_running='wait'"):
         run(operator(if_running="fail"), task)
-    platform.pass_time(60)
+    platform.advance(60)
     assert run(operator(if_running="fail"), task)["id"] == platform.executions()[0]
 
 
@@ -583,9 +583,9 @@ def test_a_task_whose_post_was_refused_leaves_no_doubt_behind_and_takes_no_stran
         with pytest.raises(ends):
             operator().execute(task.context())
     assert "It is not known whether" not in logged()
-    platform.pass_time(1)
+    platform.advance(1)
     platform.sim.start_scheduled_run("agent-1")
-    platform.pass_time(30)
+    platform.advance(30)
     assert [run(operator(), task)["id"]] == platform.executions()
 
 
@@ -595,7 +595,7 @@ def test_a_run_that_began_late_in_a_request_that_died_is_found(platform, task, l
     context["task_state_store"] = DyingStore(task.store, "submitting", "after")
     with pytest.raises(Killed):
         operator().execute(context)
-    platform.pass_time(100)
+    platform.advance(100)
     AgentsHook().execute_agent("agent-1")
     assert [run(operator(), task)["id"]] == platform.executions()
     # Nobody can tell that it was this task's.
@@ -607,9 +607,9 @@ def test_on_ambiguous_fail_takes_no_run_of_which_nobody_has_seen_the_answer(plat
     context["task_state_store"] = DyingStore(task.store, "submitting", "after")
     with pytest.raises(Killed):
         operator(on_ambiguous="fail", **waiting).execute(context)
-    platform.pass_time(10)
+    platform.advance(10)
     stranger = platform.sim.start_scheduled_run("agent-1")
-    platform.pass_time(50)
+    platform.advance(50)
     with pytest.raises(AirflowFailException, match="the answer to its POST was lost") as caught:
         run(operator(on_ambiguous="fail", **waiting), task)
     assert list(caught.value.__cause__.event_ids) == [stranger]
@@ -642,7 +642,7 @@ def test_a_doubt_that_was_settled_does_not_come_back(platform, task, waiting, en
     context["task_state_store"] = DyingStore(task.store, "submitting", "after")
     with pytest.raises(Killed):
         operator(**waiting).execute(context)
-    platform.pass_time(60)
+    platform.advance(60)
 
     # The next try looks, finds no run, and ends before its own POST has started one.
     context = task.context()
@@ -662,9 +662,9 @@ def test_a_doubt_that_was_settled_does_not_come_back(platform, task, waiting, en
     assert task.store[RECORD_KEY]["submission"]["sent_at"] is None
     platform.sim.faults.clear()
 
-    platform.pass_time(20)
+    platform.advance(20)
     other = platform.sim.start_scheduled_run("agent-1")
-    platform.pass_time(60)
+    platform.advance(60)
     result = run(operator(**waiting), task)
     assert [result["id"]] == platform.executions()
     assert result["id"] != other
@@ -675,9 +675,9 @@ def test_a_refused_post_leaves_no_run_of_another_party_to_be_taken(platform, tas
     platform.sim.faults.append(Fault(kind="status", status=status, method="POST"))
     with pytest.raises(AirflowFailException, match=str(status)):
         run(operator(**waiting), task)
-    platform.pass_time(60)
+    platform.advance(60)
     platform.sim.start_scheduled_run("agent-1")
-    platform.pass_time(60)
+    platform.advance(60)
     task.clear()
     assert [run(operator(**waiting), task)["id"]] == platform.executions()
 
@@ -796,7 +796,7 @@ def test_a_run_that_failed_while_nobody_watched_is_followed_by_a_new_one(platfor
     with pytest.raises(TaskDeferred):
         operator(deferrable=True).execute(task.context())
     platform.sim.add_agent("agent-1")
-    platform.pass_time(100)
+    platform.advance(100)
     assert run(operator(deferrable=True), task)["id"] == platform.executions()[1]
 
 
@@ -956,7 +956,7 @@ def test_a_task_that_its_trigger_did_not_end_takes_its_run_up_after_a_clear(
     else:
         with pytest.raises(AirflowFailException, match="does not know"):
             operator(**arguments).resume_execution(deferred.value.method_name, {"event": {"version": 9}}, context)
-    platform.pass_time(60)
+    platform.advance(60)
     task.clear()
     assert [run(operator(**arguments), task)["id"]] == platform.executions()
 
@@ -965,7 +965,7 @@ def test_a_task_that_its_trigger_did_not_end_takes_its_run_up_after_a_clear(
 def test_a_task_that_its_trigger_has_ended_starts_a_new_run_after_a_clear(platform, task):
     with pytest.raises(TaskDeferred):
         operator(deferrable=True, end_from_trigger=True).execute(task.context())
-    platform.pass_time(60)
+    platform.advance(60)
     task.clear()
     with pytest.raises(TaskDeferred):
         operator(deferrable=True, end_from_trigger=True).execute(task.context())

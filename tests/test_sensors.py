@@ -73,7 +73,7 @@ def run(platform, op):
             return op.execute(context)
         except AirflowRescheduleException as reschedule:
             first_reschedule = first_reschedule or datetime.now(UTC)
-            platform.pass_time(max(0.0, (reschedule.reschedule_date - datetime.now(UTC)).total_seconds()))
+            platform.advance(max(0.0, (reschedule.reschedule_date - datetime.now(UTC)).total_seconds()))
             op = op.__class__(**op.arguments)
         except TaskDeferred as deferred:
             _, arguments = deferred.trigger.serialize()
@@ -117,9 +117,9 @@ def test_a_worker_keeps_the_pause_that_the_server_asks_for(platform, fault):
     assert first > asked_before
     while (datetime.now(UTC) - began_at).total_seconds() < 590:
         assert op.poke({}) is False
-        platform.pass_time(30)
+        platform.advance(30)
     assert len(platform.sim.requests) == first
-    platform.pass_time(30)
+    platform.advance(30)
     assert op.poke({}).xcom_value["id"] == event_id
 
 
@@ -159,11 +159,11 @@ def test_an_event_is_waited_for(platform, wait):
 def test_the_first_run_after_a_moment_is_waited_for(platform, wait):
     platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=50.0)
     platform.sim.start_scheduled_run("agent-1")
-    platform.pass_time(10)
+    platform.advance(10)
     moment = datetime.now(UTC)
-    platform.pass_time(10)
+    platform.advance(10)
     wanted = platform.sim.start_scheduled_run("agent-1")
-    platform.pass_time(10)
+    platform.advance(10)
     platform.sim.start_scheduled_run("agent-1")
     assert wait(agent_id="agent-1", started_after=moment)["id"] == wanted
 
@@ -197,7 +197,7 @@ def test_a_late_record_cannot_overtake_the_first_run_however_far_off_a_clock_is(
     platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=1.0)
     moment = platform.sim.now()
     first = platform.sim.start_scheduled_run("agent-1")
-    platform.pass_time(5)
+    platform.advance(5)
     platform.sim.start_scheduled_run("agent-1")
     assert wait(agent_id="agent-1", started_after=moment)["id"] == first
     assert sum(platform.slept) < 60
@@ -216,7 +216,7 @@ def days_of(platform, *with_a_run):
 def test_a_day_without_a_run_is_late_and_does_not_take_the_next_days(platform, wait, soft_fail, date_header):
     starts, runs = days_of(platform, 0, 2)
     platform.sim.config = SimulatorConfig(date_header=date_header)
-    platform.pass_time(10 * 86400)
+    platform.advance(10 * 86400)
     before = sum(platform.slept)
 
     def of_day(day):
@@ -262,7 +262,7 @@ def test_a_worker_is_held_for_settle_only_where_nothing_tells_the_time(platform)
         platform.sim.config = SimulatorConfig(date_header=date_header)
         moment = platform.sim.now()
         platform.sim.start_scheduled_run("agent-1")
-        platform.pass_time(2)
+        platform.advance(2)
         before = sum(platform.slept)
         op = sensor("reschedule", agent_id="agent-1", started_after=moment)
         op.poke({"ti": SimpleNamespace()})
@@ -306,7 +306,7 @@ def test_a_submission_whose_event_appears_late_is_taken_with_a_warning_or_refuse
 
 def test_a_run_that_is_over_already_needs_no_trigger(platform):
     event_id = platform.sim.start_scheduled_run("agent-1")
-    platform.pass_time(100)
+    platform.advance(100)
     op = AgentRunSensor(task_id="wait", agent_id="agent-1", event_id=event_id)
     assert op.execute({"ti": SimpleNamespace()})["id"] == event_id
 
@@ -344,7 +344,7 @@ def test_soft_fail_and_never_fail_decide_alike_on_the_first_poll_and_later(platf
     platform.sim.add_agent("failing", queue_seconds=0.0, run_seconds=10.0, end_status="FAILED", error="quota")
     event_id = FAILING[why](platform.sim)
     if why == "its run failed":
-        platform.pass_time(60)
+        platform.advance(60)
     skips = option == "never_fail" or (option == "soft_fail" and "run fail" in why)
     with pytest.raises(AirflowSkipException if skips else AirflowFailException) as caught:
         wait(agent_id="failing", event_id=event_id, **({option: True} if option else {}))
@@ -763,7 +763,7 @@ def test_a_triggerer_that_starts_again_does_not_start_the_time_again(platform, m
     event_id = platform.sim.start_scheduled_run("agent-1")
     op = AgentRunSensor(task_id="wait", agent_id="agent-1", event_id=event_id, start_from_trigger=True, timeout=100)
     deferred_at = datetime.now(UTC)
-    platform.pass_time(90)
+    platform.advance(90)
     before = sum(platform.slept)
     event = in_the_triggerer(op, start_date=deferred_at)
     assert event.payload["outcome"] == "timed_out"

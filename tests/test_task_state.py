@@ -121,7 +121,7 @@ def test_each_mapped_or_looped_task_finds_its_own_run(platform, copies, places):
     for task in tasks:
         with pytest.raises(TaskDeferred):
             operator().execute(task.context())
-        platform.pass_time(40)
+        platform.advance(40)
         task.clear(keep_state=False)
     assert len(copies) == len(tasks)
     assert [run(operator(), task)["id"] for task in tasks] == platform.executions()
@@ -184,7 +184,7 @@ def test_a_run_that_has_ended_by_the_time_of_the_clear_is_followed_by_a_new_one(
 ):
     platform.sim.add_agent("agent-1", end_status=end)
     stop_while_waiting(operator(), task, monkeypatch)
-    platform.pass_time(60)
+    platform.advance(60)
     task.clear(keep_state=False)
     platform.sim.add_agent("agent-1")
     assert run(operator(), task)["id"] == platform.executions()[1]
@@ -194,7 +194,7 @@ def test_a_run_that_has_ended_by_the_time_of_the_clear_is_followed_by_a_new_one(
 
 def test_a_run_that_has_ended_is_not_taken_up_by_a_retry_of_the_cleared_task_either(platform, task, monkeypatch):
     stop_while_waiting(operator(), task, monkeypatch)
-    platform.pass_time(60)
+    platform.advance(60)
     task.clear(keep_state=False)
     platform.sim.faults.append(Fault(kind="status", status=403, method="POST"))
     with pytest.raises(AirflowFailException, match="403"):
@@ -205,7 +205,7 @@ def test_a_run_that_has_ended_is_not_taken_up_by_a_retry_of_the_cleared_task_eit
 def test_a_run_that_never_appeared_is_followed_by_a_new_one(platform, task, copies, monkeypatch):
     platform.sim.config = platform.sim.config.__class__(record_lag=1e6)
     stop_while_waiting(operator(), task, monkeypatch)
-    platform.pass_time(400)
+    platform.advance(400)
     task.clear(keep_state=False)
     platform.sim.config = platform.sim.config.__class__()
     assert run(operator(), task)["id"] == platform.executions()[1]
@@ -219,7 +219,7 @@ def test_a_run_whose_worker_died_around_the_post_is_looked_for_after_a_clear(pla
     die_around_the_post(task, copies, **waiting)
     platform.sim.add_agent("agent-1", run_seconds=600)
     AgentsHook().execute_agent("agent-1")
-    platform.pass_time(40)
+    platform.advance(40)
     task.clear(keep_state=False)
     assert [run(operator(**waiting), task)["id"]] == platform.executions()
     said = logged()
@@ -232,7 +232,7 @@ def test_a_run_that_ended_since_its_worker_died_around_the_post_is_followed_by_a
 ):
     die_around_the_post(task, copies, **waiting)
     AgentsHook().execute_agent("agent-1")
-    platform.pass_time(300)
+    platform.advance(300)
     task.clear(keep_state=False)
     assert run(operator(**waiting), task)["id"] == platform.executions()[1]
 
@@ -240,7 +240,7 @@ def test_a_run_that_ended_since_its_worker_died_around_the_post_is_followed_by_a
 def test_a_run_of_which_it_is_not_certain_yet_that_it_is_the_tasks_own_is_waited_for(platform, task, copies, logged):
     die_around_the_post(task, copies)
     AgentsHook().execute_agent("agent-1")
-    platform.pass_time(20)
+    platform.advance(20)
     task.clear(keep_state=False)
     assert [run(operator(), task)["id"]] == platform.executions()
     assert "Its run may be still running and cannot be cancelled" in logged()
@@ -258,7 +258,7 @@ def test_on_ambiguous_fail_pays_for_no_second_run_after_a_clear(platform, task, 
     die_around_the_post(task, copies, on_ambiguous="fail", **waiting)
     platform.sim.add_agent("agent-1", run_seconds=600)
     AgentsHook().execute_agent("agent-1")
-    platform.pass_time(40)
+    platform.advance(40)
     task.clear(keep_state=False)
     with pytest.raises(AirflowFailException, match="the answer to its POST was lost"):
         run(operator(on_ambiguous="fail", **waiting), task)

@@ -52,7 +52,7 @@ def operator(agent_id="prices", **arguments):
 
 
 def test_twenty_minutes_with_the_default_arguments_take_an_instant(agents_simulator, waiting):
-    agents_simulator.agent("prices", run_seconds=1200)
+    agents_simulator.add_agent("prices", run_seconds=1200)
     began, began_there = time.monotonic(), agents_simulator.now()
     event = agents_simulator.run(operator(**waiting))
     assert event["id"] == agents_simulator.executions("prices")[0].event_id
@@ -63,20 +63,20 @@ def test_twenty_minutes_with_the_default_arguments_take_an_instant(agents_simula
 
 
 def test_a_short_run_is_not_told_before_it_has_settled(agents_simulator, waiting):
-    agents_simulator.agent("prices", run_seconds=1)
+    agents_simulator.add_agent("prices", run_seconds=1)
     began_there = agents_simulator.now()
     agents_simulator.run(operator(settle=30, **waiting))
     assert timedelta(seconds=30) <= agents_simulator.now() - began_there < timedelta(seconds=60)
 
 
 def test_a_run_that_failed_says_why(agents_simulator, waiting):
-    agents_simulator.agent("news", ends="FAILED", error="quota")
+    agents_simulator.add_agent("news", ends="FAILED", error="quota")
     with pytest.raises(AgentRunFailedError, match="quota"):
         agents_simulator.run(operator("news", **waiting))
 
 
 def test_runs_end_as_told_in_turn_and_the_last_word_holds(agents_simulator):
-    agents_simulator.agent("news", ends=["FAILED", "COMPLETED"])
+    agents_simulator.add_agent("news", ends=["FAILED", "COMPLETED"])
     with pytest.raises(AgentRunFailedError):
         agents_simulator.run(operator("news"))
     ends = [agents_simulator.run(operator("news", durable=False))["status"] for _ in range(2)]
@@ -86,7 +86,7 @@ def test_runs_end_as_told_in_turn_and_the_last_word_holds(agents_simulator):
 
 @remembers
 def test_a_retry_takes_up_the_run_that_goes_on(agents_simulator, waiting):
-    agents_simulator.agent("prices", run_seconds=1200)
+    agents_simulator.add_agent("prices", run_seconds=1200)
     task = operator(timeout=900, **waiting)
     began_there = agents_simulator.now()
     with pytest.raises(AgentRunTimeoutError):
@@ -99,7 +99,7 @@ def test_a_retry_takes_up_the_run_that_goes_on(agents_simulator, waiting):
 @remembers
 @pytest.mark.parametrize("keep_task_state", [True, False])
 def test_a_cleared_task_waits_for_its_run_while_that_run_goes_on(agents_simulator, waiting, keep_task_state):
-    agents_simulator.agent("prices", run_seconds=1200)
+    agents_simulator.add_agent("prices", run_seconds=1200)
     task = operator(timeout=900, **waiting)
     with pytest.raises(AgentRunTimeoutError):
         agents_simulator.run(task)
@@ -111,7 +111,7 @@ def test_a_cleared_task_waits_for_its_run_while_that_run_goes_on(agents_simulato
 @remembers
 @pytest.mark.parametrize("keep_task_state", [True, False])
 def test_a_clear_of_a_finished_task_wants_a_new_run(agents_simulator, waiting, keep_task_state):
-    agents_simulator.agent("prices")
+    agents_simulator.add_agent("prices")
     task = operator(**waiting)
     assert agents_simulator.run(task) == agents_simulator.run(task)
     agents_simulator.clear(task, keep_task_state=keep_task_state)
@@ -121,12 +121,12 @@ def test_a_clear_of_a_finished_task_wants_a_new_run(agents_simulator, waiting, k
 
 @needs_airflow("3.4")
 def test_what_a_clear_has_discarded_is_followed_by_a_new_run_once_its_run_has_ended(agents_simulator, waiting):
-    agents_simulator.agent("prices", run_seconds=1200)
+    agents_simulator.add_agent("prices", run_seconds=1200)
     for keep_task_state, started in ((True, 1), (False, 2)):
         task = operator(timeout=900, **waiting)
         with pytest.raises(AgentRunTimeoutError):
             agents_simulator.run(task)
-        agents_simulator.pass_time(600)
+        agents_simulator.advance(600)
         before = len(agents_simulator.executions())
         agents_simulator.clear(task, keep_task_state=keep_task_state)
         with contextlib.suppress(AgentRunTimeoutError):
@@ -140,39 +140,39 @@ def test_a_task_that_was_not_run_cannot_be_cleared(agents_simulator):
 
 
 def test_a_lost_answer_a_busy_platform_and_late_records_start_one_run(agents_simulator, waiting):
-    agents_simulator.agent("prices")
-    agents_simulator.answer(429, times=3, retry_after=20)
-    agents_simulator.answer(503, to="looks")
-    agents_simulator.lose_answers()
-    agents_simulator.show_runs_after(10)
+    agents_simulator.add_agent("prices")
+    agents_simulator.fail_requests(429, times=3, retry_after=20)
+    agents_simulator.fail_requests(503, to="looks")
+    agents_simulator.drop_responses()
+    agents_simulator.delay_events(10)
     agents_simulator.limit_requests(10, seconds=20)
     assert agents_simulator.run(operator(**waiting))["status"] == "COMPLETED"
     assert len(agents_simulator.executions("prices")) == 1
 
 
 def test_a_run_that_is_never_shown_counts_as_lost(agents_simulator, waiting):
-    agents_simulator.agent("prices")
-    agents_simulator.show_runs_after(1e6)
+    agents_simulator.add_agent("prices")
+    agents_simulator.delay_events(1e6)
     with pytest.raises(AgentRunNotFoundError):
         agents_simulator.run(operator(**waiting))
 
 
 def test_an_agent_that_was_not_added_is_unknown_to_the_platform(agents_simulator):
-    agents_simulator.agent("prices")
+    agents_simulator.add_agent("prices")
     with pytest.raises(AirflowFailException, match="404"):
         agents_simulator.run(operator("prizes"))
     assert agents_simulator.executions() == []
 
 
 def test_a_refused_key_fails_for_good(agents_simulator):
-    agents_simulator.agent("prices")
-    agents_simulator.answer(401, times=None)
+    agents_simulator.add_agent("prices")
+    agents_simulator.fail_requests(401, times=None)
     with pytest.raises(AirflowFailException, match="401"):
         agents_simulator.run(operator())
 
 
 def test_a_sensor_waits_for_a_run_that_begins_while_it_waits(agents_simulator):
-    agents_simulator.agent("nightly", run_seconds=600)
+    agents_simulator.add_agent("nightly", run_seconds=600)
     sensor = AgentRunSensor(task_id="wait", agent_id="nightly", started_after=agents_simulator.now())
     nightly = agents_simulator.start_run("nightly", after=900)
     assert agents_simulator.run(sensor)["id"] == nightly
@@ -180,19 +180,19 @@ def test_a_sensor_waits_for_a_run_that_begins_while_it_waits(agents_simulator):
 
 
 def test_a_sensor_is_late_or_skipped_as_it_says(agents_simulator):
-    agents_simulator.agent("nightly", run_seconds=900)
+    agents_simulator.add_agent("nightly", run_seconds=900)
     event_id = agents_simulator.start_run("nightly")
     with pytest.raises(AirflowSensorTimeout):
         agents_simulator.run(AgentRunSensor(task_id="wait", agent_id="nightly", event_id=event_id, timeout=300))
-    agents_simulator.agent("nightly", ends="FAILED")
+    agents_simulator.add_agent("nightly", ends="FAILED")
     event_id = agents_simulator.start_run("nightly")
-    agents_simulator.pass_time(100)
+    agents_simulator.advance(100)
     with pytest.raises(AirflowSkipException):
         agents_simulator.run(AgentRunSensor(task_id="soft", agent_id="nightly", event_id=event_id, soft_fail=True))
 
 
 def test_a_task_waits_until_a_busy_agent_is_idle(agents_simulator, waiting):
-    agents_simulator.agent("prices", run_seconds=600)
+    agents_simulator.add_agent("prices", run_seconds=600)
     theirs = agents_simulator.start_run("prices")
     event = agents_simulator.run(operator(if_running="wait", **waiting))
     assert event["id"] == agents_simulator.executions("prices")[0].event_id != theirs
@@ -201,7 +201,7 @@ def test_a_task_waits_until_a_busy_agent_is_idle(agents_simulator, waiting):
 
 def test_other_connections_lead_there_too(agents_simulator):
     agents_simulator.connect("agents_billing")
-    agents_simulator.agent("prices")
+    agents_simulator.add_agent("prices")
     assert AgentsHook("agents_billing").get_agent("prices").id == "prices"
     with httpx.Client(base_url=agents_simulator.url, headers={"X-Api-Key": agents_simulator.api_key}) as http:
         assert http.get("/v1/agents/prices").status_code == 200
@@ -211,14 +211,14 @@ def test_other_connections_lead_there_too(agents_simulator):
 
 
 def test_another_task_object_is_another_task_instance_even_with_the_same_id(agents_simulator, waiting):
-    agents_simulator.agent("prices")
+    agents_simulator.add_agent("prices")
     ids = [agents_simulator.run(operator(**waiting))["id"] for _ in range(2)]
     assert ids == [done.event_id for done in agents_simulator.executions()]
 
 
 @pytest.mark.parametrize("mode", [{}, {"mode": "poke"}, {"mode": "reschedule"}], ids=["deferred", "poke", "reschedule"])
 def test_a_sensor_waits_in_each_of_its_modes_and_takes_no_time(agents_simulator, mode):
-    agents_simulator.agent("nightly", run_seconds=900)
+    agents_simulator.add_agent("nightly", run_seconds=900)
     real = time.monotonic()
     sensor = AgentRunSensor(task_id="wait", agent_id="nightly", started_after=agents_simulator.now(), **mode)
     nightly = agents_simulator.start_run("nightly", after=600)
@@ -267,7 +267,7 @@ class Prompted(ExecuteAgentOperator):
     ],
 )
 def test_what_cannot_be_run_on_its_own_is_refused_before_anything_is_started(agents_simulator, make, words):
-    agents_simulator.agent("prices")
+    agents_simulator.add_agent("prices")
     with DAG("whole", schedule=None):
         task = make()
     with pytest.raises(ValueError, match=f"{words}.*dag.test"):
@@ -276,7 +276,7 @@ def test_what_cannot_be_run_on_its_own_is_refused_before_anything_is_started(age
 
 
 def test_a_task_of_a_dag_runs_without_the_tasks_around_it(agents_simulator):
-    agents_simulator.agent("prices")
+    agents_simulator.add_agent("prices")
     with DAG("whole", schedule=None, params={"shop": "north"}):
         task = ContextReader(task_id="run", agent_id="prices", trigger_rule="one_failed", read=lambda context: context)
         ExecuteAgentOperator(task_id="before", agent_id="unknown") >> task
@@ -285,7 +285,7 @@ def test_a_task_of_a_dag_runs_without_the_tasks_around_it(agents_simulator):
 
 
 def test_an_async_test_runs_a_task_as_any_other_does(agents_simulator, waiting):
-    agents_simulator.agent("prices")
+    agents_simulator.add_agent("prices")
 
     async def scene():
         return agents_simulator.run(operator(**waiting))
@@ -353,7 +353,7 @@ def test_hooks_around_execute_run_as_on_a_worker(agents_simulator):
         def post_execute(self, context, result=None):
             calls.append(("post_execute", result["status"]))
 
-    agents_simulator.agent("prices")
+    agents_simulator.add_agent("prices")
     task = Hooked(
         task_id="run",
         agent_id="prices",
@@ -377,14 +377,14 @@ def test_what_a_step_sets_on_the_task_is_gone_when_the_task_resumes(agents_simul
         def execute_complete(self, context, event=None, submission=None):
             return self.note
 
-    agents_simulator.agent("prices")
+    agents_simulator.add_agent("prices")
     assert agents_simulator.run(Forgetful(task_id="run", agent_id="prices")) == "as parsed"
 
 
 @remembers
 @pytest.mark.parametrize("day", ["2020-02-29T23:59:59+00:00", "2035-01-01T00:00:00+00:00"])
 def test_a_stopped_clock_of_the_test_is_the_platforms_too_and_waits_end(agents_simulator, waiting, day):
-    agents_simulator.agent("prices", run_seconds=1200)
+    agents_simulator.add_agent("prices", run_seconds=1200)
     with time_machine.travel(day, tick=False):
         task = operator(timeout=900, **waiting)
         with pytest.raises(AgentRunTimeoutError):
@@ -395,7 +395,7 @@ def test_a_stopped_clock_of_the_test_is_the_platforms_too_and_waits_end(agents_s
 
 
 def test_a_clock_that_is_set_back_between_two_tries_is_refused(agents_simulator):
-    agents_simulator.agent("prices", run_seconds=1200)
+    agents_simulator.add_agent("prices", run_seconds=1200)
     task = operator(timeout=300)
     with pytest.raises(AgentRunTimeoutError):
         agents_simulator.run(task)
@@ -416,11 +416,11 @@ async def first_event(trigger):
 
 
 def test_dozens_wait_at_once_and_each_gets_its_own_run(agents_simulator):
-    agents_simulator.show_runs_after(3)
+    agents_simulator.delay_events(3)
     agents_simulator.limit_requests(20, seconds=1)
     triggers = []
     for number in range(40):
-        agents_simulator.agent(f"agent-{number}", run_seconds=10.0 * number)
+        agents_simulator.add_agent(f"agent-{number}", run_seconds=10.0 * number)
         task = ExecuteAgentOperator(task_id=f"run-{number}", agent_id=f"agent-{number}")
         with pytest.raises(TaskDeferred) as deferred:
             task.execute({"ti": SimpleNamespace(try_number=1, max_tries=0, xcom_push=lambda key, value: None)})
@@ -434,7 +434,7 @@ def test_dozens_wait_at_once_and_each_gets_its_own_run(agents_simulator):
 
 
 def test_a_watcher_tells_of_a_run_that_the_platform_starts(agents_simulator):
-    agents_simulator.agent("nightly", run_seconds=600)
+    agents_simulator.add_agent("nightly", run_seconds=600)
     nightly = agents_simulator.start_run("nightly", after=300)
     payload = asyncio.run(first_event(AgentRunEventTrigger(agent_id="nightly")))
     assert [run["id"] for run in payload["runs"]] == [nightly]
@@ -443,23 +443,26 @@ def test_a_watcher_tells_of_a_run_that_the_platform_starts(agents_simulator):
 @pytest.mark.parametrize(
     ("mistake", "words"),
     [
-        (lambda sim: sim.agent("a", ends="FAILD"), "ends must be COMPLETED or FAILED, or a list of these, got 'FAILD'"),
-        (lambda sim: sim.agent("a", ends=[]), "ends must be"),
-        (lambda sim: sim.agent("a", error="quota"), "give ends='FAILED' with it"),
-        (lambda sim: sim.agent("a", run_seconds="20 min"), "run_seconds must be a number of seconds"),
-        (lambda sim: sim.agent("", run_seconds=20), "agent_id must be a text that is not empty"),
+        (
+            lambda sim: sim.add_agent("a", ends="FAILD"),
+            "ends must be COMPLETED or FAILED, or a list of these, got 'FAILD'",
+        ),
+        (lambda sim: sim.add_agent("a", ends=[]), "ends must be"),
+        (lambda sim: sim.add_agent("a", error="quota"), "give ends='FAILED' with it"),
+        (lambda sim: sim.add_agent("a", run_seconds="20 min"), "run_seconds must be a number of seconds"),
+        (lambda sim: sim.add_agent("", run_seconds=20), "agent_id must be a text that is not empty"),
         (lambda sim: sim.executions("pricez"), "no agent 'pricez' .it has: prices.: add it"),
         (lambda sim: sim.start_run("pricez"), "no agent 'pricez'"),
         (lambda sim: sim.start_run("prices", after=-1), "after must be a number of seconds, 0 or more"),
-        (lambda sim: sim.answer(429, to="polls"), "to must be one of everything, execute, looks"),
-        (lambda sim: sim.answer(42), "status must be from 100 to 599"),
+        (lambda sim: sim.fail_requests(429, to="polls"), "to must be one of everything, execute, looks"),
+        (lambda sim: sim.fail_requests(42), "status must be from 100 to 599"),
         (lambda sim: sim.limit_requests(5, seconds=0), "rate_limit must be a pair"),
-        (lambda sim: sim.show_runs_after(-1), "record_lag must be"),
-        (lambda sim: sim.pass_time(-1), "time only moves on"),
+        (lambda sim: sim.delay_events(-1), "record_lag must be"),
+        (lambda sim: sim.advance(-1), "time only moves on"),
     ],
 )
 def test_a_mistake_in_a_test_is_said_clearly(agents_simulator, mistake, words):
-    agents_simulator.agent("prices")
+    agents_simulator.add_agent("prices")
     with pytest.raises(ValueError, match=words):
         mistake(agents_simulator)
 
@@ -554,7 +557,7 @@ from all_active_agents import all_agents_dag
 
 def test_every_active_agent_runs_once(agents_simulator, airflow_database):
     for agent_id in ("prices", "news"):
-        agents_simulator.agent(agent_id)
+        agents_simulator.add_agent(agent_id)
     agents_simulator.platform.add_agent("paused", status="PAUSED")
     dag_run = all_agents_dag.test()
     assert dag_run.state == "success"

@@ -120,7 +120,7 @@ def test_a_row_that_cannot_be_read_keeps_no_watcher_from_starting_and_is_told_on
     told = watch(platform, 300, state=state, then=lambda: fine.append(platform.sim.start_scheduled_run("agent-2")))
     assert flat(told) == fine
     assert caplog.text.count(f"agent=agent-1 event={odd}") == 1
-    platform.pass_time(3600)
+    platform.advance(3600)
     platform.sim.restore(odd)
     assert flat(watch(platform, 60, state=state)) == [odd]
 
@@ -140,10 +140,10 @@ def test_a_restart_loses_nothing_and_the_cursor_moves_late(platform):
     assert told == [first]
     assert all(first not in checkpoint.get("told", ()) for checkpoint in state.checkpoints)
     second = platform.sim.start_scheduled_run("agent-1")
-    platform.pass_time(3600)
+    platform.advance(3600)
     # The repetition can be told by its id.
     assert flat(watch(platform, 60, state=state)) == [first, second]
-    platform.pass_time(3600)
+    platform.advance(3600)
     assert watch(platform, 60, state=state) == []
 
 
@@ -276,7 +276,7 @@ def test_a_state_that_cannot_be_used_for_a_while_loses_nothing(platform, logged,
     state = AssetState()
     watch(platform, 30, state=state)
     missed = platform.sim.start_scheduled_run("agent-1")
-    platform.pass_time(600)
+    platform.advance(600)
     assert flat(watch(platform, 300, state=kind(state, reads=3, writes=1000))) == [missed]
     said = logged()
     assert said.count("The state of the asset cannot be read") == 3
@@ -316,13 +316,13 @@ def test_a_kill_soon_after_the_first_start_loses_nothing_that_ended_since(platfo
         started.extend(platform.sim.start_scheduled_run(agent_id) for agent_id in ("soon", "later"))
 
     told = flat(watch(platform, seconds, state=state, then=start))
-    platform.pass_time(60)
+    platform.advance(60)
     assert set(started) <= {*told, *flat(watch(platform, 60, state=state))}
 
 
 def test_an_airflow_without_asset_state_starts_from_now_and_says_so(platform, logged):
     platform.sim.start_scheduled_run("agent-1")
-    platform.pass_time(100)
+    platform.advance(100)
     assert watch(platform, 60) == []
     assert "keeps no state of assets" in logged()
 
@@ -359,7 +359,7 @@ def test_watchers_of_one_asset_lose_nothing_of_each_other(platform, monkeypatch,
                 runs[agent_id, status] = sim.start_scheduled_run(agent_id)
 
     watch_all(600, state, *watchers, then=start)
-    platform.pass_time(1200)
+    platform.advance(1200)
     for wanted, reported in zip(watchers, watch_all(300, state, *watchers), strict=True):
         statuses, agent_id = wanted.get("statuses", ["COMPLETED"]), wanted.get("agent_id")
         assert sorted(flat(reported)) == sorted(
@@ -373,9 +373,9 @@ def test_watchers_of_one_asset_lose_nothing_of_each_other(platform, monkeypatch,
 def test_an_asset_that_comes_or_goes_loses_nothing(platform, before, after):
     states = {name: AssetState() for name in "abc"}
     watch(platform, 60, state=accessors(**{name: states[name] for name in before}))
-    platform.pass_time(60)
+    platform.advance(60)
     missed = platform.sim.start_scheduled_run("agent-1")
-    platform.pass_time(60)
+    platform.advance(60)
     assert flat(watch(platform, 60, state=accessors(**{name: states[name] for name in after}))) == [missed]
 
 
@@ -384,7 +384,7 @@ def test_the_checkpoint_that_has_got_furthest_is_resumed(platform):
     watch(platform, 30, state=accessors(old=old, new=new))
     platform.sim.start_scheduled_run("agent-1")
     watch(platform, 100, state=new)
-    platform.pass_time(600)
+    platform.advance(600)
     # The other one would report the run once more.
     assert watch(platform, 60, state=accessors(old=old, new=new)) == []
 
@@ -393,7 +393,7 @@ def test_an_asset_whose_state_does_not_answer_is_waited_for_and_then_done_withou
     known = AssetState()
     watch(platform, 30, state=known)
     missed = platform.sim.start_scheduled_run("agent-1")
-    platform.pass_time(60)
+    platform.advance(60)
     broken = Failing(reads=10_000, writes=10_000)
     assert flat(watch(platform, 200, state=accessors(known=known, broken=broken))) == []
     assert flat(watch(platform, 600, state=accessors(known=known, broken=broken))) == [missed]
@@ -403,7 +403,7 @@ def test_nothing_is_started_from_now_while_a_state_does_not_answer(platform):
     known = AssetState()
     watch(platform, 30, state=known)
     missed = platform.sim.start_scheduled_run("agent-1")
-    platform.pass_time(60)
+    platform.advance(60)
     broken = Failing(known, reads=10_000)
     assert flat(watch(platform, 3600, state=accessors(empty=AssetState(), broken=broken))) == []
     broken.reads = 0
@@ -418,9 +418,9 @@ def test_nothing_is_started_from_now_while_a_state_does_not_answer(platform):
 def test_a_watcher_whose_arguments_change_loses_nothing(platform, changed):
     state = AssetState()
     watch(platform, 60, state=state)
-    platform.pass_time(60)
+    platform.advance(60)
     missed = platform.sim.start_scheduled_run("agent-1")
-    platform.pass_time(600)
+    platform.advance(600)
     # A kill right after the change loses nothing either.
     told = flat(watch(platform, 0.5, state=state, **changed)) + flat(watch(platform, 100, state=state, **changed))
     assert told == [missed]
@@ -430,7 +430,7 @@ def test_what_ended_during_a_long_downtime_comes_in_bounded_events_some_seconds_
     sim, state = platform.sim, AssetState()
     sim.add_agent("busy", queue_seconds=0.0, run_seconds=3.0)
     watch(platform, 60, state=state)
-    platform.pass_time(1300 * 12)
+    platform.advance(1300 * 12)
     sim.add_history("busy", 1290, every=12.0, run_seconds=3.0)
     told = watch(platform, 60, state=state)
     assert len(flat(told)) == len(set(flat(told))) == 1290
@@ -462,7 +462,7 @@ def test_a_rate_limit_delays_what_ended_during_a_downtime_and_loses_nothing(plat
     sim, state = platform.sim, AssetState()
     sim.add_agent("busy", queue_seconds=0.0, run_seconds=3.0)
     watch(platform, 60, state=state)
-    platform.pass_time(400 * 12)
+    platform.advance(400 * 12)
     sim.add_history("busy", 390, every=12.0, run_seconds=3.0)
     sim.config = dataclasses.replace(sim.config, rate_limit=(10, 60.0), page_rows=10)
     told = flat(watch(platform, 1200, state=state))
@@ -556,7 +556,7 @@ def test_over_kills_at_any_moment_every_run_arrives_and_only_the_last_seconds_ar
         then = [(rng.uniform(0, life), start) for _ in range(rng.randrange(6))]
         kills.append(airflow.run(life, accessors(**{name: states[name] for name in fed}), then))
         for _ in range(rng.randrange(3)):
-            platform.pass_time(rng.uniform(0, 100))
+            platform.advance(rng.uniform(0, 100))
             start()
     airflow.run(900.0, accessors(**{name: states[name] for name in fed}), [])
     arrived = [run for run, _ in airflow.stored]

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import httpx
-from tenacity import Retrying, retry_if_exception, stop_after_attempt
+from tenacity import Retrying, retry_if_exception
 
 from airflow_provider_agents import clock as our_clock
 from airflow_provider_agents.api import environment, retry
@@ -109,8 +109,8 @@ class _ResponseReader:
 def _policy(call: ApiCall[Any], attempts: int) -> dict[str, Any]:
     return {
         "retry": retry_if_exception(lambda error: retry.may_repeat(call, error)),
-        "wait": retry.WaitAtLeastRetryAfter(),
-        "stop": stop_after_attempt(attempts) | retry.StopAtLongRetryAfter(),
+        "wait": retry.pause_before_retry,
+        "stop": lambda state: state.attempt_number >= attempts or retry.asks_too_long(state),
         "reraise": True,
     }
 

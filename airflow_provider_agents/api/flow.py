@@ -109,7 +109,7 @@ class PageCursor:
     _size_bytes: int = 0
     _seen: set[str] = field(default_factory=set)
 
-    def advance(self, page: Response[Page[T]], call: ApiCall[Page[T]]) -> None:
+    def move_past(self, page: Response[Page[T]], call: ApiCall[Page[T]]) -> None:
         """Move past a page that has a next one.
 
         Raises:
@@ -168,7 +168,7 @@ def paginate(
         if (stop is not None and stop(page)) or not page.value.nextToken:
             cursor.is_done = True
             return Response(rows, cursor.server_time)
-        cursor.advance(page, first)
+        cursor.move_past(page, first)
     raise PaginationError(f"The listing goes on beyond {max_pages} pages. {first.sentence}")
 
 

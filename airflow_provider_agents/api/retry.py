@@ -10,9 +10,7 @@ import random
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tenacity import RetryCallState, wait_random_exponential
-from tenacity.stop import stop_base
-from tenacity.wait import wait_base
+from tenacity import wait_random_exponential
 
 from airflow_provider_agents.api.errors import (
     AgentsError,
@@ -27,6 +25,8 @@ from airflow_provider_agents.api.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
+
+    from tenacity import RetryCallState
 
     from airflow_provider_agents.api.flow import ApiCall
 
@@ -75,20 +75,14 @@ def _failure(state: RetryCallState) -> BaseException | None:
     return state.outcome.exception() if state.outcome is not None else None
 
 
-class WaitAtLeastRetryAfter(wait_base):
-    """Random exponential back-off, but at least the pause that the server asks for."""
-
-    def __call__(self, retry_state: RetryCallState) -> float:
-        """Seconds to wait before the next try."""
-        return max(retry_after_of(_failure(retry_state)) or 0.0, _backoff(retry_state))
+def pause_before_retry(state: RetryCallState) -> float:
+    """Seconds to wait: a random exponential back-off, but at least the pause that the server asks for."""
+    return max(retry_after_of(_failure(state)) or 0.0, _backoff(state))
 
 
-class StopAtLongRetryAfter(stop_base):
-    """Give up when the server asks for a pause of more than `MAX_PAUSE_SECONDS`."""
-
-    def __call__(self, retry_state: RetryCallState) -> bool:
-        """Whether this was the last try."""
-        return (retry_after_of(_failure(retry_state)) or 0.0) > MAX_PAUSE_SECONDS
+def asks_too_long(state: RetryCallState) -> bool:
+    """Whether the server asks for a pause of more than `MAX_PAUSE_SECONDS`."""
+    return (retry_after_of(_failure(state)) or 0.0) > MAX_PAUSE_SECONDS
 
 
 def append_sentence(error: E, sentence: str) -> E:

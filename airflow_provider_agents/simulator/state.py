@@ -21,16 +21,7 @@ if TYPE_CHECKING:
 
 
 class State:
-    """Agents and runs.
-
-    Args:
-        clock: the caller's clock, aware UTC. The server's clock differs from it by `config.clock_skew`.
-        config: the open points; may be replaced at any time.
-        seed: of all that is drawn.
-
-    Attributes:
-        executions: each execute that started a run, in order.
-    """
+    """Agents and runs; arguments and attributes as of `Simulator`."""
 
     def __init__(self, clock: Clock, *, config: SimulatorConfig | None = None, seed: int = 0) -> None:
         self.clock = clock

@@ -58,7 +58,7 @@ class AgentsSimulator:
         """Set a connection of this name, too, until the test ends. `agents_default` is set already."""
         self._monkeypatch.setenv(f"AIRFLOW_CONN_{agents_conn_id.upper()}", self.connection)
 
-    def agent(
+    def add_agent(
         self,
         agent_id: str,
         *,
@@ -119,17 +119,17 @@ class AgentsSimulator:
         if agent_id not in self._agents:
             known = ", ".join(sorted(set(self._agents))) or "none"
             raise ValueError(
-                f"this test has no agent {agent_id!r} (it has: {known}): add it with agents_simulator.agent(...)"
+                f"this test has no agent {agent_id!r} (it has: {known}): add it with agents_simulator.add_agent(...)"
             )
         return agent_id
 
     # --- what goes wrong ---
 
-    def lose_answers(self, times: int = 1) -> None:
-        """Start the run that is asked for next, but break the connection before the answer. So many times."""
+    def drop_responses(self, times: int = 1) -> None:
+        """For the next `times` executes, start the run, but break the connection before the response."""
         self.platform.faults.append(Fault(kind="reset_after", method="POST", path="/execute", times=times))
 
-    def answer(
+    def fail_requests(
         self,
         status: int,
         *,
@@ -137,13 +137,13 @@ class AgentsSimulator:
         to: Literal["everything", "execute", "looks"] = "everything",
         retry_after: float | None = None,
     ) -> None:
-        """Answer the next requests with an HTTP status, and do nothing.
+        """Fail the next requests with an HTTP status; the platform does nothing.
 
         Args:
             status: such as 429, 503 or 401.
-            times: so many requests; None for all from now on.
-            to: only requests that start a run (`execute`), or only those that look at runs or agents (`looks`).
-            retry_after: seconds that the answer asks to wait.
+            times: how many requests; None for all from now on.
+            to: only requests that start a run (`execute`), or only those that read (`looks`).
+            retry_after: the `Retry-After` of the response, in seconds.
 
         Raises:
             ValueError: an argument has no such value.
@@ -157,11 +157,11 @@ class AgentsSimulator:
         )
 
     def limit_requests(self, requests: int, *, seconds: float) -> None:
-        """Answer 429 to what is more than so many requests in so many seconds."""
+        """Respond 429 to requests beyond this number in this many seconds."""
         self._change(rate_limit=(requests, seconds))
 
-    def show_runs_after(self, seconds: float) -> None:
-        """Show the event of a run only so many seconds after the run was started."""
+    def delay_events(self, seconds: float) -> None:
+        """Make each event visible only this many seconds after its run was started."""
         self._change(record_lag=seconds)
 
     def _change(self, **knobs: Any) -> None:
@@ -173,15 +173,15 @@ class AgentsSimulator:
         """The platform's clock, aware."""
         return self._time.now()
 
-    def pass_time(self, seconds: float) -> None:
-        """Let time pass on the platform, while nobody waits.
+    def advance(self, seconds: float) -> None:
+        """Move the platform's clock forward while no task waits.
 
         Raises:
             ValueError: they are negative.
         """
         if seconds < 0:
             raise ValueError("time only moves on")
-        self._time.skip(seconds)
+        self._time.advance(seconds)
 
     # --- a task on its own ---
 

@@ -42,8 +42,8 @@ class SkippedTime:
         self._lock = threading.Lock()
         self._waits: dict[AbstractEventLoop, _Waits] = {}
 
-    def skip(self, seconds: float) -> None:
-        """Let time pass."""
+    def advance(self, seconds: float) -> None:
+        """Move the clock forward."""
         with self._lock:
             self._skipped += seconds
 
@@ -53,7 +53,7 @@ class SkippedTime:
 
     def sleep(self, seconds: float) -> None:
         """Let time pass."""
-        self.skip(seconds + _LATE)
+        self.advance(seconds + _LATE)
 
     def monotonic(self) -> float:
         """The system's monotonic seconds, and what was skipped."""

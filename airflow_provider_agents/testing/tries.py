@@ -167,7 +167,7 @@ class Tries:
                 self._reschedules += 1
                 # Airflow counts a sensor's timeout from its first try's first poke.
                 self._first_poke_at = self._first_poke_at or step_began_at
-                self._time.skip(max(0.0, (rescheduled.reschedule_date - self._time.now()).total_seconds()))
+                self._time.advance(max(0.0, (rescheduled.reschedule_date - self._time.now()).total_seconds()))
 
     def _context(self, task: BaseOperator, xcoms: dict[str, Any], began_at: datetime) -> dict[str, Any]:
         dag_run = _DagRun(

@@ -30,7 +30,7 @@ STATUSES = {
 OF_AN_AGENT = [status for status in STATUSES if status != 401]
 
 
-def pass_time(scene, seconds):
+def advance(scene, seconds):
     end = scene.clock.now + timedelta(seconds=seconds)
     while scene.clock.now < end and scene.plan.subscriptions:
         scene.driver.cycle_once()
@@ -54,7 +54,7 @@ def test_a_time_of_refusals_ends_no_wait(status, seconds, way):
     subscriptions = [scene.waiting(agent_id) for agent_id in scene.agents]
     scene.cycle(2)
     gate = Gate(scene, lambda _path, _query: status)
-    pass_time(scene, seconds)
+    advance(scene, seconds)
     assert all(type(subscription.outage.error) is STATUSES[status] for subscription in subscriptions)
     gate.refuse = lambda _path, _query: None
     scene.driver.wait_for(*subscriptions)
@@ -123,7 +123,7 @@ def test_refusals_with_anything_else_in_between_end_no_wait(status, other):
         return refused or only_agents(path, query)
 
     gate.refuse = refuse
-    pass_time(scene, REFUSED_SECONDS * 4)
+    advance(scene, REFUSED_SECONDS * 4)
     assert not subscription.over
     gate.refuse = only_agents
     assert scene.driver.wait_for(subscription)[0].outcome == Outcome.COMPLETED
@@ -144,7 +144,7 @@ def test_an_answer_for_another_task_of_the_same_agent_counts(another_task):
         return only_agents(path, query) if is_good else 404
 
     gate.refuse = refuse
-    pass_time(scene, REFUSED_SECONDS + 30)
+    advance(scene, REFUSED_SECONDS + 30)
     assert rare.over is not another_task
 
 
