@@ -29,7 +29,6 @@ from airflow_provider_agents import clock, validation
 from airflow_provider_agents.api.errors import AgentsError
 from airflow_provider_agents.api.models import Status
 from airflow_provider_agents.hooks import poller_of
-from airflow_provider_agents.polling.subscriptions import ACCOUNT
 from airflow_provider_agents.polling.waits import open_journal, stream_completions
 from airflow_provider_agents.runs.journal import Cursor
 from airflow_provider_agents.triggers import Payload
@@ -173,7 +172,7 @@ class AgentRunEventTrigger(BaseEventTrigger):
             try:
                 async with poller_of(self.agents_conn_id) as poller:
                     journal = await open_journal(
-                        poller, self.agent_id or ACCOUNT, settle=self.settle, cursor=cursor, statuses=self.statuses
+                        poller, self.agent_id, settle=self.settle, cursor=cursor, statuses=self.statuses
                     )
                     if cursor is None:
                         cursor = journal.cursor()

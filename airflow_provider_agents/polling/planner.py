@@ -1,9 +1,9 @@
-"""What a cycle would cost by each way of asking, counted in requests. Pure.
+"""What a poll cycle would cost by each way of asking, counted in requests, and the cheapest way. Pure.
 
-The API has no way to ask for some events by their ids. What there is: an agent's listing or the account's, narrowed by
+The API has no way to ask for some events by their ids. It has an agent's listing or the account's, narrowed by
 `startedAfter` and `startedBefore`, or by `status`. Which of them is the cheapest depends on how many runs are waited
-for, when they began, and what else happens in the account. The last is only known from earlier answers, so it is an
-estimate, and a walk that turns out dearer than it was taken for is broken off.
+for, when they started, and what else happens in the account. The last is only known from earlier responses, so it is an
+estimate, and a listing that turns out dearer than its estimate is broken off.
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from airflow_provider_agents.api.flow import MAX_LIMIT
+from airflow_provider_agents.api.flow import MAX_LIMIT, MAX_PAGES
+from airflow_provider_agents.api.models import Status
+from airflow_provider_agents.polling.subscriptions import ACCOUNT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+
+    from airflow_provider_agents.api.models import ExecutionEvent
+    from airflow_provider_agents.polling.subscriptions import ClockReading, FollowedEvent, Scope
 
 #: Room on either side of a `startedAt` in a window: the page does not say whether the bounds are inclusive, nor how
 #: finely they are compared.
@@ -29,6 +34,16 @@ _JOINING_ROWS = MAX_LIMIT // 2
 #: As long as nothing is known about the account, windows are joined over gaps of so many seconds: its own, and those of
 #: one agent, which has fewer runs.
 _JOINING_SECONDS, _JOINING_SECONDS_OF_AGENT = 1.0, 60.0
+#: The way of asking that is the account's whole listing. The other ways are the statuses.
+WHOLE_LISTING: Final = "account"
+#: A listing that was chosen on an estimate is broken off at this many times what the agents' own listings would cost,
+#: but never before `_LEAST_BUDGET` pages.
+_BUDGET_FACTOR, _LEAST_BUDGET = 2, 4
+#: From so many followed events on, the active set is taken without comparing, if it is at most this many times as large
+#: as what is followed: no way could be much cheaper, and to compare takes longer than to ask.
+_MANY_EVENTS, _ACTIVE_FACTOR = 400, 2
+#: `Date` counts whole seconds and a response takes a while: up to so many seconds apart, the clocks agree.
+_SAME_CLOCK_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +51,14 @@ class Window:
     """Some events that began close together, found by one narrow listing.
 
     Attributes:
-        agent_id: whose listing; None for the account's.
+        agent_id: whose listing; `ACCOUNT` for the account's.
         event_ids: what is to be found there.
         after: its older end.
         before: its younger end.
         requests: how many pages that is thought to take.
     """
 
-    agent_id: str | None
+    agent_id: Scope
     event_ids: tuple[str, ...]
     after: datetime
     before: datetime
@@ -55,7 +70,7 @@ class StartedRun(NamedTuple):
 
     started_at: datetime
     event_id: str
-    agent_id: str
+    agent_id: Scope
 
 
 class ExpiringEstimate:
@@ -87,7 +102,7 @@ def pages(rows: float) -> int:
 def windows(
     some: Iterable[StartedRun],
     rows_per_second: float | None,
-    of_agent: Callable[[str], float | None],
+    of_agent: Callable[[Scope], float | None],
     *,
     whole_account: bool,
 ) -> list[Window]:
@@ -107,13 +122,13 @@ def windows(
             # With one agent in it, it is asked of the agent: no stranger can fill it.
             _window(group, group[0].agent_id, of_agent(group[0].agent_id))
             if all(started.agent_id == group[0].agent_id for started in group)
-            else _window(group, None, rows_per_second)
+            else _window(group, ACCOUNT, rows_per_second)
             for group in _groups(everything, rows_per_second, _JOINING_SECONDS)
         ]
         if requests_of(by_account) < len(owners):
             # An agent takes one request at least, so there is nothing to compare.
             return by_account
-    by_owner: dict[str, list[StartedRun]] = {}
+    by_owner: dict[Scope, list[StartedRun]] = {}
     for started in everything:
         by_owner.setdefault(started.agent_id, []).append(started)
     by_agent = [
@@ -141,7 +156,7 @@ def _groups(
     yield ordered[start:]
 
 
-def _window(group: Sequence[StartedRun], agent_id: str | None, rows_per_second: float | None) -> Window:
+def _window(group: Sequence[StartedRun], agent_id: Scope, rows_per_second: float | None) -> Window:
     after, before = group[0].started_at - WINDOW_MARGIN, group[-1].started_at + WINDOW_MARGIN
     rows = max(float(len(group)), (before - after).total_seconds() * (rows_per_second or 0.0))
     return Window(agent_id, tuple(started.event_id for started in group), after, before, pages(rows))
@@ -150,3 +165,221 @@ def _window(group: Sequence[StartedRun], agent_id: str | None, rows_per_second: 
 def requests_of(some: Iterable[Window]) -> int:
     """What they are thought to take together."""
     return sum(window.requests for window in some)
+
+
+class StartRate:
+    """How many runs start in a second, as far as a listing shows that is read from its top.
+
+    Args:
+        server_now: the server's clock.
+    """
+
+    def __init__(self, server_now: datetime) -> None:
+        self._newest = server_now
+        self._oldest: datetime | None = None
+        self._rows = 0
+
+    def add(self, events: Iterable[ExecutionEvent]) -> None:
+        """Count the next page."""
+        for event in events:
+            self._rows += 1
+            if event.startedAt is not None:
+                self._newest = max(self._newest, event.startedAt)
+                self._oldest = min(self._oldest or event.startedAt, event.startedAt)
+
+    @property
+    def per_second(self) -> float | None:
+        """The rate over the pages so far."""
+        if self._oldest is None:
+            return None
+        return self._rows / max(1.0, (self._newest - self._oldest).total_seconds())
+
+    def share_missing(self, floor: datetime | None) -> float:
+        """How much there still is down to `floor`, as a multiple of the pages so far."""
+        if self._oldest is None or floor is None:
+            return 1.0
+        read = max(1.0, (self._newest - self._oldest).total_seconds())
+        return max(0.0, (self._oldest - floor).total_seconds()) / read
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a poll cycle must find out.
+
+    Attributes:
+        seeking: in which agents something is sought.
+        floor: down to when the account's listing must be read for those who seek; None if there is no end.
+        started: the followed events that have started.
+        is_queue_followed: whether an event is followed that has not started.
+        followed: how many events are followed.
+    """
+
+    seeking: Collection[Scope]
+    floor: datetime | None
+    started: Sequence[FollowedEvent]
+    is_queue_followed: bool
+    followed: int
+
+
+class Choice(NamedTuple):
+    """The cheapest way of asking.
+
+    Attributes:
+        account: whether to read the account's listing for those who seek, and not each agent's.
+        active: whether to read the active set for the followed events, and not narrow listings.
+        budget: how many pages a listing of the account may take before the agents' own are cheaper.
+    """
+
+    account: bool
+    active: bool
+    budget: int
+
+
+class Planner:
+    """Chooses the cheapest way of asking by what earlier responses showed.
+
+    Attributes:
+        server_ahead: how far the server's clock is ahead of ours.
+    """
+
+    def __init__(self) -> None:
+        self.server_ahead = timedelta()
+        self._rows_per_second = ExpiringEstimate(None)
+        self._status_pages: dict[str, ExpiringEstimate] = {
+            status: ExpiringEstimate(1) for status in (Status.PENDING, Status.RUNNING)
+        }
+        # Requests for the followed events that have left the active set.
+        self._leavers = ExpiringEstimate(0)
+        self._agent_pages: dict[Scope, int] = {}
+        self._agent_rates: dict[Scope, float] = {}
+        # Until when the server is taken to refuse a way of asking.
+        self._refused_until: dict[str, float] = {}
+
+    @property
+    def entries(self) -> int:
+        """How many numbers about agents are kept."""
+        return len(self._agent_pages) + len(self._agent_rates)
+
+    @property
+    def agents(self) -> set[Scope]:
+        """The agents that these are about."""
+        return set().union(self._agent_pages, self._agent_rates)
+
+    # --- what responses show ------------------------------------------------------------------------------------
+
+    def compare_clocks(self, server_time: datetime, at: ClockReading) -> None:
+        """Measure how far the server's clock is ahead, by a response in the cycle that began at `at`."""
+        ahead = server_time - at.wall
+        self.server_ahead = ahead if abs(ahead.total_seconds()) > _SAME_CLOCK_SECONDS else timedelta()
+
+    def start_rate(self, at: ClockReading) -> StartRate:
+        """A measurement that begins now."""
+        return StartRate(at.wall + self.server_ahead)
+
+    def measured_status(self, status: Status, pages_read: int, at: ClockReading, *, whole: bool) -> None:
+        """The account's listing by a status was read, or was broken off after so many pages."""
+        self._status_pages[status].measured(pages_read if whole else _BUDGET_FACTOR * pages_read, at.monotonic)
+
+    def measured_account(self, rate: StartRate, at: ClockReading) -> None:
+        """The account's whole listing was read."""
+        if rate.per_second is not None:
+            self._rows_per_second.measured(rate.per_second, at.monotonic)
+
+    def measured_agent(self, agent_id: str, pages_read: int, rate: StartRate) -> None:
+        """An agent's listings were read: first by PENDING, then as a whole."""
+        self._agent_pages[agent_id] = max(1, pages_read - 1)
+        if rate.per_second is not None:
+            self._agent_rates[agent_id] = rate.per_second
+
+    def measured_leavers(self, some: Iterable[Window], at: ClockReading) -> None:
+        """These windows had to be read after the active set."""
+        self._leavers.measured(requests_of(some), at.monotonic)
+
+    def forget(self, agent_id: Scope) -> None:
+        """Nobody waits for this agent any more."""
+        self._agent_pages.pop(agent_id, None)
+        self._agent_rates.pop(agent_id, None)
+
+    def refused(self, way: str, at: ClockReading) -> None:
+        """The server has refused a way of asking: do without it for a while."""
+        self._refused_until[way] = at.monotonic + BELIEVED_SECONDS
+
+    def allow(self, way: str) -> None:
+        """Ask again in a way that was refused."""
+        self._refused_until.pop(way, None)
+
+    def is_open(self, way: str, at: ClockReading) -> bool:
+        """Whether the server is not known to refuse a way of asking."""
+        return self._refused_until.get(way, -math.inf) <= at.monotonic
+
+    # --- the choice ---------------------------------------------------------------------------------------------
+
+    def choose(self, demand: Demand, at: ClockReading) -> Choice:
+        """The cheapest way of asking."""
+        pending = self._pages_of(Status.PENDING, at)
+        by_agent, by_account = self._costs_to_seek(demand, at)
+        by_active = self._cost_of_active(demand, at)
+        by_windows, older = self._costs_of_windows(demand, by_active, at)
+        queued = pending if demand.is_queue_followed and self.is_open(Status.PENDING, at) else 0
+        costs = {
+            (False, False): by_agent + by_windows + queued,
+            (False, True): by_agent + by_active + pending,
+        }
+        if demand.seeking:
+            costs |= {
+                (True, False): by_account + older + pending,
+                (True, True): by_account + by_active + pending,
+            }
+        account, active = min(costs, key=lambda ways: costs[ways])
+        if ACCOUNT in demand.seeking:
+            return Choice(account=True, active=active, budget=MAX_PAGES)
+        fallback = by_agent + (by_windows if by_windows < math.inf else len(demand.started))
+        budget = int(max(_LEAST_BUDGET, _BUDGET_FACTOR * fallback))
+        return Choice(account=account, active=active, budget=budget)
+
+    def _pages_of(self, status: Status, at: ClockReading) -> float:
+        return self._status_pages[status].at(at.monotonic) or 1
+
+    def _costs_to_seek(self, demand: Demand, at: ClockReading) -> tuple[float, float]:
+        """Requests for those who seek: by the agents' own listings, and by the account's."""
+        if ACCOUNT in demand.seeking:
+            # The account has no other listing.
+            return math.inf, 1.0
+        by_agent, by_account = sum(1 + self._agent_pages.get(agent_id, 1) for agent_id in demand.seeking), math.inf
+        is_open = self.is_open(Status.PENDING, at) and self.is_open(WHOLE_LISTING, at)
+        if demand.floor is not None and is_open:
+            seconds, rate = (at.wall + self.server_ahead - demand.floor).total_seconds(), self._rate(at)
+            by_account = pages(seconds * rate) if rate is not None else 1
+        return by_agent, by_account
+
+    def _cost_of_active(self, demand: Demand, at: ClockReading) -> float:
+        """Requests for the followed events by the active set, and for those that have left it."""
+        if not demand.followed or not self.is_open(Status.PENDING, at) or not self.is_open(Status.RUNNING, at):
+            return math.inf
+        running = max(self._pages_of(Status.RUNNING, at), pages(demand.followed))
+        return running + (self._leavers.at(at.monotonic) or 0)
+
+    def _costs_of_windows(self, demand: Demand, by_active: float, at: ClockReading) -> tuple[float, float]:
+        """Requests for the followed events by narrow listings: for all, and for those older than the floor."""
+        if len(demand.started) >= _MANY_EVENTS and by_active <= _ACTIVE_FACTOR * pages(demand.followed) + 1:
+            return math.inf, math.inf
+        some = self.windows(demand.started, at)
+        # The account's listing shows the younger ones anyway.
+        floor = demand.floor
+        return requests_of(some), requests_of(window for window in some if floor is not None and window.after < floor)
+
+    def windows(self, followed: Iterable[FollowedEvent], at: ClockReading) -> list[Window]:
+        """The narrow listings that show these events, as far as they have started."""
+        return windows(
+            (
+                StartedRun(one.event.startedAt, one.event.id, one.agent_id)
+                for one in followed
+                if one.event.startedAt is not None
+            ),
+            self._rate(at),
+            self._agent_rates.get,
+            whole_account=self.is_open(WHOLE_LISTING, at),
+        )
+
+    def _rate(self, at: ClockReading) -> float | None:
+        return self._rows_per_second.at(at.monotonic)

@@ -1,14 +1,14 @@
-"""Who waits on a poller, and for what."""
+"""Who waits on a poller, and for what. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
-from airflow_provider_agents.runs.patience import Patience
+from airflow_provider_agents.runs.patience import Patience, is_refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable
     from datetime import datetime
 
     from airflow_provider_agents.api.errors import AgentsError
@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from airflow_provider_agents.runs.matching import Look, Seek
 
 #: In the place of an agent's id: the whole account. A subscriber that seeks there gets looks at all agents at once.
-ACCOUNT = ""
+ACCOUNT: Final = None
+#: An agent's id, or `ACCOUNT`.
+Scope: TypeAlias = str | None
+
+#: So many failed polls in a row are reported to a subscriber, as one is a blip. A refusal is reported at once.
+OUTAGE_POLLS = 2
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -34,7 +39,7 @@ class Subscriber(Protocol[R_co]):
     """Something that is waited for. `runs.verdict.Wait` is one."""
 
     @property
-    def agent_id(self) -> str:
+    def agent_id(self) -> Scope:
         """Whose runs matter: an agent's id, or `ACCOUNT`."""
 
     @property
@@ -57,15 +62,15 @@ class Subscriber(Protocol[R_co]):
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """Looks that failed, one after the other."""
+    """Polls that failed, one after the other."""
 
     since: datetime
-    looks: int
+    polls: int
     error: AgentsError
 
 
 class Subscription(Generic[R]):
-    """One subscriber's place in a plan. It ends once: with a result, or with an error.
+    """One subscriber's place in a poller. It ends once: with a result, or with an error.
 
     Attributes:
         subscriber: what is waited for.
@@ -82,7 +87,7 @@ class Subscription(Generic[R]):
     __slots__ = (
         "deadline_at",
         "error",
-        "failed_looks",
+        "failed_polls",
         "failing_since",
         "following",
         "interval",
@@ -114,9 +119,49 @@ class Subscription(Generic[R]):
         self.error: Exception | None = None
         self.outage: Outage | None = None
         self.patience = Patience(answered=answered)
-        self.failed_looks = 0
+        self.failed_polls = 0
         self.failing_since: datetime | None = None
         self.seek: Seek | None = None
-        # The number of the plan's last cycle when it began to seek.
+        # The number of the latest poll cycle when it began to seek.
         self.seeking_since = 0
         self.following: tuple[str, ...] = ()
+
+    def failed(self, error: AgentsError, now: datetime) -> bool:
+        """Count a failed poll. Whether the outage that this makes is new to the subscriber."""
+        self.failed_polls += 1
+        self.failing_since = self.failing_since or now
+        if self.failed_polls < OUTAGE_POLLS and not is_refusal(error):
+            return False
+        before, self.outage = self.outage, Outage(self.failing_since, self.failed_polls, error)
+        return before is None or is_refusal(before.error) != is_refusal(error)
+
+    def recovered(self) -> bool:
+        """Forget the failures, since a poll was answered. Whether that ends an outage."""
+        self.patience.succeeded()
+        was_out = self.outage is not None
+        self.failed_polls, self.failing_since, self.outage = 0, None, None
+        return was_out
+
+
+@dataclass(slots=True, eq=False)
+class FollowedEvent:
+    """An event that is followed, in its latest state.
+
+    Attributes:
+        agent_id: whose event it is; `ACCOUNT` if no row has said.
+        event: the latest state.
+        subscriptions: who follows it.
+        misses: how many cycles in a row ought to have shown it and did not.
+    """
+
+    agent_id: Scope
+    event: ExecutionEvent
+    subscriptions: dict[Subscription[Any], None] = field(default_factory=dict)
+    misses: int = 0
+
+
+def oldest_floor(subscriptions: Iterable[Subscription[Any]]) -> datetime | None:
+    """The oldest moment that these seek back to; None if one of them has no floor, or none of them seeks."""
+    floors = [subscription.seek.floor for subscription in subscriptions if subscription.seek is not None]
+    known = [floor for floor in floors if floor is not None]
+    return min(known) if known and len(known) == len(floors) else None

@@ -78,7 +78,7 @@ class ProgressLogger:
                 f"Still no look at the run since {outage.since:%Y-%m-%d %H:%M:%S} UTC: {outage.error}",
             )
         elif ended and before is not None:
-            self._say(logging.INFO, f"The API answers again after {before.looks} failed looks.")
+            self._say(logging.INFO, f"The API answers again after {before.polls} failed looks.")
         if state != self._state:
             self._state = state
             self._say(logging.INFO, state)
@@ -350,7 +350,7 @@ async def _wait_for_turn(
 
 async def open_journal(
     poller: SharedPoller,
-    agent_id: str,
+    agent_id: str | None,
     *,
     settle: float,
     cursor: Cursor | None,
@@ -389,12 +389,12 @@ def _within_limit(steps: Flow[R]) -> Flow[R]:
 
 
 def journal_from_now(
-    agent_id: str, *, settle: float, now: Clock, statuses: Collection[str] | None = None
+    agent_id: str | None, *, settle: float, now: Clock, statuses: Collection[str] | None = None
 ) -> Flow[Journal]:
     """A journal of what ends from now on. The arguments are those of `Journal`, and our clock."""
 
     def list_all(status: Status | None) -> ApiCall[Page[ExecutionEvent]]:
-        return list_events(status=status) if agent_id == ACCOUNT else list_agent_events(agent_id, status=status)
+        return list_events(status=status) if agent_id is ACCOUNT else list_agent_events(agent_id, status=status)
 
     seen: dict[str, ExecutionEvent] = {}
     server_now: datetime | None = None

@@ -114,14 +114,14 @@ class Journal:
     """The runs of one agent, or of the whole account, that end.
 
     Args:
-        agent_id: the agent, or `polling.subscriptions.ACCOUNT`.
+        agent_id: the agent; None for the whole account.
         settle: seconds within which the event of a run appears.
         cursor: where an earlier journal has got to.
         statuses: which ends `ended` reports; None reports all of them.
     """
 
     def __init__(
-        self, agent_id: str, settle: float, cursor: Cursor, *, statuses: Collection[str] | None = None
+        self, agent_id: str | None, settle: float, cursor: Cursor, *, statuses: Collection[str] | None = None
     ) -> None:
         self.agent_id = agent_id
         self._behind = timedelta(seconds=settle) + TOLERANCE
@@ -159,7 +159,7 @@ class Journal:
     @classmethod
     def from_now(
         cls,
-        agent_id: str,
+        agent_id: str | None,
         settle: float,
         server_now: datetime | None,
         seen: Collection[ExecutionEvent] = (),

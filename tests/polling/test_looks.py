@@ -281,7 +281,7 @@ def test_windows_that_nobody_got_to_are_told_to_those_who_follow_them():
     gate.refuse = lambda path, query: refused_account(path, query) or 500
     assert len(gate.cycle()) == 3
     gate.cycle()
-    assert all(subscription.outage is not None and subscription.outage.looks == 2 for subscription in subscriptions)
+    assert all(subscription.outage is not None and subscription.outage.polls == 2 for subscription in subscriptions)
     gate.refuse = refused_account
     gate.cycle()
     assert all(subscription.outage is None for subscription in subscriptions)
@@ -582,9 +582,9 @@ def test_trouble_is_told_as_of_the_first_failed_look():
     since = scene.clock.now
     assert subscription.outage is None
     gate.cycle()
-    assert (subscription.outage.since, subscription.outage.looks) == (since, 2)
+    assert (subscription.outage.since, subscription.outage.polls) == (since, 2)
     gate.cycle()
-    assert (subscription.outage.since, subscription.outage.looks) == (since, 3)
+    assert (subscription.outage.since, subscription.outage.polls) == (since, 3)
     gate.refuse = lambda path, query: None
     gate.cycle()
     assert subscription.outage is None
@@ -592,7 +592,7 @@ def test_trouble_is_told_as_of_the_first_failed_look():
     gate.cycle()
     since = scene.clock.now
     gate.cycle()
-    assert (subscription.outage.since, subscription.outage.looks) == (since, 2)
+    assert (subscription.outage.since, subscription.outage.polls) == (since, 2)
 
 
 @pytest.mark.parametrize("leaver", [0, 1, 2])
@@ -611,7 +611,7 @@ def test_one_who_has_left_in_an_outage_hides_nothing_from_the_others(leaver):
     scene.sim.intercept(leave_meanwhile)
     gate.cycle()
     assert subscriptions.pop(leaver).outage is None
-    assert [subscription.outage.looks for subscription in subscriptions] == [2, 2]
+    assert [subscription.outage.polls for subscription in subscriptions] == [2, 2]
 
 
 def test_nobody_who_waits_is_nothing_to_wait_for():

@@ -261,7 +261,7 @@ def test_one_blip_is_told_to_nobody_and_an_outage_once():
     assert scene.driver.woken.get(subscription, 0) == woken
     scene.sim.faults.extend(Fault(kind="reset_before") for _ in range(4))
     scene.cycle(4)
-    assert subscription.outage.looks == 4
+    assert subscription.outage.polls == 4
     assert scene.driver.woken[subscription] == woken + 1
     scene.cycle()
     assert subscription.outage is None

@@ -1,0 +1,256 @@
+"""One poll cycle: for whom it is, and what a page, a failure or a refusal means in it. Pure."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_agents.api.errors import AgentsError, AuthenticationError, RateLimitedError, TemporaryError
+from airflow_provider_agents.api.flow import Sleep
+from airflow_provider_agents.polling.planner import Demand
+from airflow_provider_agents.polling.subscriptions import ACCOUNT, oldest_floor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from datetime import datetime
+
+    from airflow_provider_agents.api.errors import PermanentError
+    from airflow_provider_agents.api.flow import Flow
+    from airflow_provider_agents.api.models import ExecutionEvent
+    from airflow_provider_agents.polling.listings import AccountProgress, AgentProgress
+    from airflow_provider_agents.polling.planner import Planner
+    from airflow_provider_agents.polling.registry import Registry
+    from airflow_provider_agents.polling.subscriptions import ClockReading, FollowedEvent, Scope, Subscription
+    from airflow_provider_agents.runs.matching import Look
+
+#: A cycle in which so many requests failed and none was answered is aborted.
+_ABORT_FAILURES = 3
+#: Between two chances for the loop to do something else, so many events are compared, where to give a look to a
+#: subscriber counts as `_EVENTS_A_LOOK`: about five milliseconds.
+_CHUNK_EVENTS, _EVENTS_A_LOOK = 2000, 50
+#: As many are compared in a cycle for those to whom it only shows how their run is getting on.
+_EVENTS_EARLY = 2000
+
+
+class Cycle:
+    """One poll cycle, from its first request to its end.
+
+    Args:
+        at: when it begins.
+        registry: the subscriptions that it serves.
+        planner: learns what the responses show.
+        expiring: subscriptions whose deadline has passed. They end after this cycle.
+
+    Attributes:
+        number: its number. It is complete for those who began to seek before.
+        served: the subscriptions at its beginning.
+        seeking: of them, those that seek, by agent.
+        due: the followed events that are to be shown.
+        shown: ids of events that were.
+        missed: ids of events that a narrow listing ought to have shown, or for which no narrow listing exists.
+        refused_windows: ids of the events whose narrow listing was refused.
+        pending: the account's listing of events that are PENDING, if it was read.
+        failed_ways: the ways that failed, where another way would fare no better.
+        refused_ways: the ways that were refused.
+        complete: the complete look at each agent.
+        heard: agents of which a listing showed a run, or whose own listing was answered.
+        error: why the cycle brought nothing; None if it brought something.
+    """
+
+    def __init__(
+        self, at: ClockReading, registry: Registry, planner: Planner, expiring: list[Subscription[Any]]
+    ) -> None:
+        self.at, self.number = at, registry.begin_cycle()
+        self._registry, self._planner, self._expiring = registry, planner, expiring
+        self.served = [*registry.subscriptions]
+        self.seeking: dict[Scope, list[Subscription[Any]]] = {}
+        for subscription in self.served:
+            if subscription.seek is not None:
+                self.seeking.setdefault(subscription.subscriber.agent_id, []).append(subscription)
+        self.due = registry.followed_events()
+        self.shown: set[str] = set()
+        self.missed: set[str] = set()
+        self.refused_windows: set[str] = set()
+        self.pending: AccountProgress | None = None
+        self.failed_ways: set[str] = set()
+        self.refused_ways: list[str] = []
+        self.complete: dict[Scope, AccountProgress | AgentProgress] = {}
+        self.heard: set[Scope] = set()
+        self._unanswered: dict[Subscription[Any], AgentsError] = {}
+        self._responses = self._failures = 0
+        self._refusal: PermanentError | None = None
+        self._last_error: AgentsError | None = None
+
+    # --- what is to be found out ----------------------------------------------------------------------------------
+
+    def demand(self) -> Demand:
+        """What the planner must know."""
+        started = [followed for followed in self.due.values() if followed.event.startedAt is not None]
+        is_queue_followed = len(started) < len(self.due)
+        return Demand(self.seeking.keys(), self.floor(), started, is_queue_followed, len(self.due))
+
+    def floor(self, before: int | None = None) -> datetime | None:
+        """The oldest moment that a complete look must reach back to; None if there is no end, or none seeks.
+
+        Args:
+            before: only for those who began to seek before this cycle.
+        """
+        # The account must be listed for its own seekers. Whoever needs older events asks their agents.
+        seeking = [self.seeking[ACCOUNT]] if ACCOUNT in self.seeking else self.seeking.values()
+        return oldest_floor(
+            subscription
+            for subscription in itertools.chain.from_iterable(seeking)
+            if before is None or subscription.seeking_since < before
+        )
+
+    def has_sought_before(self, cycle: int) -> bool:
+        """Whether a subscription that still seeks did so before another cycle."""
+        return any(
+            subscription.seeking_since < cycle and not subscription.over
+            for subscriptions in self.seeking.values()
+            for subscription in subscriptions
+        )
+
+    def not_shown(self) -> Iterator[FollowedEvent]:
+        """What is still to be shown, as far as it is still followed."""
+        return (
+            followed for event_id, followed in self.due.items() if event_id not in self.shown and followed.subscriptions
+        )
+
+    # --- what a response means ------------------------------------------------------------------------------------
+
+    def take_page(
+        self, events: Iterable[ExecutionEvent], server_time: datetime | None, agent_id: Scope = ACCOUNT
+    ) -> bool:
+        """Deliver a page; whether each row says whose event it is.
+
+        Args:
+            events: the rows.
+            server_time: the server's clock.
+            agent_id: whose own listing it is.
+        """
+        self._responses += 1
+        if agent_id is not ACCOUNT:
+            self.heard.add(agent_id)
+        if server_time is not None and self._responses == 1:
+            self._planner.compare_clocks(server_time, self.at)
+        whole = True
+        for event in events:
+            owner = agent_id if agent_id is not ACCOUNT else event.agentId or ACCOUNT
+            if owner is ACCOUNT:
+                whole = False
+                if not self._registry.has(ACCOUNT):
+                    continue
+            self.shown.add(event.id)
+            self.heard.add(owner)
+            self._registry.record(owner, event, server_time, self.at)
+        return whole
+
+    def failed(self, error: AgentsError, concerned: Iterable[Subscription[Any]]) -> None:
+        """A failure says something about the platform or the key, and so perhaps about other requests as well."""
+        self._failures += 1
+        self._last_error = error
+        self.give_up(concerned)
+
+    def refused(self, error: PermanentError, concerned: Iterable[Subscription[Any]]) -> None:
+        """A refusal of one listing says nothing about any other agent, whose listing is asked for all the same."""
+        self._refusal = error
+        self._unanswered.update(dict.fromkeys(concerned, error))
+
+    def give_up(self, concerned: Iterable[Subscription[Any]]) -> None:
+        """The last failure is the answer to these subscriptions, too."""
+        if self._last_error is not None:
+            self._unanswered.update(dict.fromkeys(concerned, self._last_error))
+
+    @property
+    def is_aborted(self) -> bool:
+        """Whether further requests are of no use for now."""
+        error = self._last_error
+        if isinstance(error, RateLimitedError):
+            return True
+        if isinstance(error, TemporaryError) and error.retry_after_seconds is not None:
+            return True
+        if isinstance(error, AuthenticationError) and not self._responses:
+            # All subscriptions share the key.
+            return True
+        return self._failures >= _ABORT_FAILURES and not self._responses
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    @property
+    def error(self) -> AgentsError | None:
+        """Why the cycle brought nothing; None if it brought something."""
+        error = self._last_error or self._refusal
+        return error if not self._responses or self.is_aborted else None
+
+    def give_looks(self) -> Flow[None]:
+        """Give those who seek what was seen of their agents."""
+        handled, early = 0, 0
+        for agent_id, progress in self.complete.items():
+            look: Look | None = None
+            server_time = progress.server_time
+            if server_time is None and progress.cycle < self.number:
+                # What later pages say of the time is of no use: the look is as old as its first page.
+                server_time = progress.newest
+            for subscription in self.seeking.get(agent_id, ()):
+                events = self._registry.events_for(subscription)
+                # Of a look over several cycles, a later subscription was not shown the first pages.
+                if subscription.seek is None or events is None or subscription.seeking_since >= progress.cycle:
+                    continue
+                is_ripe = subscription.seek.is_ripe(progress.at.wall, server_time)
+                # Before, a look decides nothing; what it shows is only good to know, so it is given to a few.
+                if is_ripe or early < _EVENTS_EARLY:
+                    look = look or self._registry.look(events, server_time)
+                    self._registry.deliver(subscription, look, progress.at)
+                    handled += _EVENTS_A_LOOK + len(look.events)
+                    if not is_ripe:
+                        early += _EVENTS_A_LOOK + len(look.events)
+                        subscription.wake()
+                handled += 1
+                if handled >= _CHUNK_EVENTS:
+                    handled = 0
+                    yield Sleep(0)
+            self._registry.evict(agent_id)
+
+    def finish(self) -> Flow[None]:
+        """Report failures, and end what is past its deadline."""
+        if not self._responses:
+            # Everything was refused, so the refusal says nothing about the account's listing in particular.
+            for way in self.refused_ways:
+                self._planner.allow(way)
+        handled = 0
+        for subscription in itertools.chain(self._count_failures(), self._count_recoveries()):
+            subscription.wake()
+            handled += _EVENTS_A_LOOK
+            if handled >= _CHUNK_EVENTS:
+                handled = 0
+                yield Sleep(0)
+        for subscription in self._expiring:
+            if not subscription.over:
+                self._registry.end(subscription, result=subscription.subscriber.expire())
+
+    def _count_failures(self) -> Iterator[Subscription[Any]]:
+        """Count the failed polls of each subscription; those to which that is news."""
+        for subscription, error in self._unanswered.items():
+            if subscription.over:
+                continue
+            final = subscription.patience.failed(error, self.at.wall)
+            if final is not None:
+                self._registry.end(subscription, error=final)
+                continue
+            self._registry.add_failing(subscription)
+            if subscription.failed(error, self.at.wall):
+                yield subscription
+
+    def _count_recoveries(self) -> Iterator[Subscription[Any]]:
+        """Forget the failures of those that were answered; those to which that is news."""
+        if not self._responses or not self._registry.failing:
+            return
+        served = set(self.served)
+        for subscription in [one for one in self._registry.failing if one not in self._unanswered]:
+            if subscription not in served and subscription.subscriber.agent_id not in self.heard:
+                # What was answered was asked for others.
+                continue
+            self._registry.remove_failing(subscription)
+            if subscription.recovered():
+                yield subscription

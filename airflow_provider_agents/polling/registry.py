@@ -1,0 +1,301 @@
+"""Which subscription seeks in which agent, and which follows which event. Delivers what a page shows. Pure.
+
+Two kinds of subscribers are told apart:
+
+- A subscriber that still *seeks* its run needs a complete listing: every event of its agent down to a floor, and those
+  that are PENDING, in an order in which nothing slips through.
+- A subscriber that *follows* events it knows needs each change of these events, and no more.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_agents.polling.subscriptions import ACCOUNT, FollowedEvent, oldest_floor
+from airflow_provider_agents.runs.matching import Look, is_young
+from airflow_provider_agents.runs.verdict import fresher, is_terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Set as AbstractSet
+    from datetime import datetime
+
+    from airflow_provider_agents.api.models import ExecutionEvent
+    from airflow_provider_agents.polling.subscriptions import ClockReading, Scope, Subscription
+
+
+class Registry:
+    """All subscriptions of a connection.
+
+    Args:
+        on_leave: called with each subscription that ends or is removed.
+    """
+
+    def __init__(self, on_leave: Callable[[Subscription[Any]], None]) -> None:
+        self._on_leave = on_leave
+        self._subscriptions: dict[Subscription[Any], None] = {}
+        self._agents: Counter[Scope] = Counter()
+        # Whose last poll failed, and who was not answered yet.
+        self._failing: dict[Subscription[Any], None] = {}
+        # A subscription is in `_seekers` and `_by_sought_id`, or in the subscriptions of followed events.
+        self._seekers: dict[Scope, dict[Subscription[Any], None]] = {}
+        self._by_sought_id: dict[str, dict[Subscription[Any], None]] = {}
+        self._followed: dict[str, FollowedEvent] = {}
+        # What earlier responses showed of the agents in which something is sought.
+        self._stores: dict[Scope, dict[str, ExecutionEvent]] = {}
+        # Followed events that a search in their agent's whole listing did not show, until they are shown.
+        self._absent: set[str] = set()
+        self._cycle = 0
+
+    @property
+    def subscriptions(self) -> Collection[Subscription[Any]]:
+        """All of them."""
+        return self._subscriptions.keys()
+
+    def counts(self) -> dict[str, int]:
+        """How much is held, by the names of `PollStats`."""
+        return {
+            "waits": len(self._subscriptions),
+            "failing": len(self._failing),
+            "sought_ids": len(self._by_sought_id),
+            "followed": len(self._followed),
+            "rows": sum(len(store) for store in self._stores.values()),
+        }
+
+    @property
+    def scopes(self) -> set[Scope]:
+        """What is waited for, or of which anything is remembered."""
+        return set().union(self._agents, self._seekers, self._stores)
+
+    def has(self, agent_id: Scope) -> bool:
+        """Whether a subscription is for this agent, or for the whole account."""
+        return agent_id in self._agents
+
+    def begin_cycle(self) -> int:
+        """The number of the poll cycle that begins."""
+        self._cycle += 1
+        return self._cycle
+
+    # --- subscriptions ------------------------------------------------------------------------------------------
+
+    def add(self, subscription: Subscription[Any], *, answered: bool) -> None:
+        """Add a subscription, for the next poll cycle.
+
+        Args:
+            subscription: a new one.
+            answered: whether the platform has answered a request for its subscriber before.
+        """
+        self._subscriptions[subscription] = None
+        if not answered:
+            self._failing[subscription] = None
+        self._agents[subscription.subscriber.agent_id] += 1
+        self._index(subscription)
+
+    def remove(self, subscription: Subscription[Any]) -> None:
+        """Remove a subscription. May be repeated; nothing is delivered afterwards."""
+        if subscription not in self._subscriptions:
+            return
+        subscription.over = True
+        del self._subscriptions[subscription]
+        self._failing.pop(subscription, None)
+        self._unindex(subscription)
+        agent_id = subscription.subscriber.agent_id
+        self._agents[agent_id] -= 1
+        if not self._agents[agent_id]:
+            del self._agents[agent_id]
+        self._on_leave(subscription)
+
+    def end(self, subscription: Subscription[Any], *, result: Any = None, error: Exception | None = None) -> None:
+        """End a subscription with a result or an error."""
+        if subscription.over:
+            return
+        self.remove(subscription)
+        subscription.result, subscription.error = result, error
+        subscription.wake()
+
+    def _index(self, subscription: Subscription[Any]) -> None:
+        subscriber = subscription.subscriber
+        subscription.seek = seek = subscriber.seek
+        subscription.seeking_since = self._cycle
+        if seek is not None:
+            self._seekers.setdefault(subscriber.agent_id, {})[subscription] = None
+            self._stores.setdefault(subscriber.agent_id, {})
+            for name in seek.ids:
+                self._by_sought_id.setdefault(name, {})[subscription] = None
+        self._follow(subscription)
+
+    def _follow(self, subscription: Subscription[Any]) -> None:
+        active, agent_id = subscription.subscriber.going_on, subscription.subscriber.agent_id
+        before, subscription.following = subscription.following, tuple(event.id for event in active)
+        for event in active:
+            followed = self._followed.get(event.id)
+            if followed is None:
+                followed = self._followed[event.id] = FollowedEvent(agent_id or event.agentId or None, event)
+            else:
+                followed.event = fresher(followed.event, event)
+                followed.agent_id = followed.agent_id or agent_id
+            followed.subscriptions[subscription] = None
+        if before:
+            self._unfollow(subscription, set(before).difference(subscription.following))
+
+    def _unfollow(self, subscription: Subscription[Any], event_ids: Iterable[str]) -> None:
+        for followed in self.followed(event_ids):
+            followed.subscriptions.pop(subscription, None)
+            self._drop_unless_followed(followed)
+
+    def _drop_unless_followed(self, followed: FollowedEvent) -> None:
+        if not followed.subscriptions:
+            self._followed.pop(followed.event.id, None)
+            self._absent.discard(followed.event.id)
+
+    def _reindex(self, subscription: Subscription[Any]) -> None:
+        seek, before = subscription.subscriber.seek, subscription.seek
+        if seek is not None and before is not None and seek.ids == before.ids:
+            # It still seeks, so what was read for it is kept.
+            subscription.seek = seek
+            self._follow(subscription)
+        else:
+            self._unindex(subscription)
+            self._index(subscription)
+
+    def _unindex(self, subscription: Subscription[Any]) -> None:
+        if subscription.seek is not None:
+            agent_id = subscription.subscriber.agent_id
+            del self._seekers[agent_id][subscription]
+            if not self._seekers[agent_id]:
+                del self._seekers[agent_id], self._stores[agent_id]
+            for name in subscription.seek.ids:
+                del self._by_sought_id[name][subscription]
+                if not self._by_sought_id[name]:
+                    del self._by_sought_id[name]
+            subscription.seek = None
+        self._unfollow(subscription, subscription.following)
+        subscription.following = ()
+
+    # --- failures -----------------------------------------------------------------------------------------------
+
+    @property
+    def failing(self) -> AbstractSet[Subscription[Any]]:
+        """Whose last poll failed, and who was not answered yet."""
+        return self._failing.keys()
+
+    def add_failing(self, subscription: Subscription[Any]) -> None:
+        """The poll for a subscription failed."""
+        self._failing[subscription] = None
+
+    def remove_failing(self, subscription: Subscription[Any]) -> None:
+        """The poll for a subscription was answered."""
+        del self._failing[subscription]
+
+    # --- followed events ----------------------------------------------------------------------------------------
+
+    def followed_events(self) -> dict[str, FollowedEvent]:
+        """All followed events, by id."""
+        return dict(self._followed)
+
+    def followed(self, event_ids: Iterable[str]) -> Iterator[FollowedEvent]:
+        """Those of some events that are followed."""
+        for event_id in event_ids:
+            followed = self._followed.get(event_id)
+            if followed is not None:
+                yield followed
+
+    def only_account_follows(self, event_ids: Iterable[str]) -> bool:
+        """Whether only subscribers of the whole account follow these events."""
+        return all(
+            subscription.subscriber.agent_id is ACCOUNT
+            for followed in self.followed(event_ids)
+            for subscription in followed.subscriptions
+        )
+
+    def followers(self, event_ids: Iterable[str]) -> Iterator[Subscription[Any]]:
+        """The followers of some events, except those of the whole account: one agent's failure is not theirs."""
+        for followed in self.followed(event_ids):
+            yield from (
+                subscription
+                for subscription in tuple(followed.subscriptions)
+                if subscription.subscriber.agent_id is not ACCOUNT
+            )
+
+    def mark_absent(self, event_ids: Iterable[str]) -> None:
+        """A search in the agent's whole listing did not show these followed events."""
+        self._absent.update(event_ids)
+
+    # --- delivery -----------------------------------------------------------------------------------------------
+
+    def record(self, owner: Scope, event: ExecutionEvent, server_time: datetime | None, at: ClockReading) -> None:
+        """Deliver a row of a page to its followers and to those who seek its id, and keep it for the other seekers.
+
+        Args:
+            owner: whose event it is; `ACCOUNT` if the row does not say.
+            event: the row.
+            server_time: the server's clock.
+            at: when the poll cycle began.
+        """
+        followed = self._followed.get(event.id)
+        if followed is not None:
+            followed.misses = 0
+            self._absent.discard(event.id)
+            if event is not followed.event:
+                self._update(followed, event)
+        store = self._stores.get(owner)
+        if store is not None:
+            store[event.id] = fresher(store.get(event.id), event)
+            for name in (event.id, event.requestId):
+                if name is not None and name in self._by_sought_id:
+                    self._match_id(owner, name, Look((event,), server_time), at)
+        everything = self._stores.get(ACCOUNT)
+        if everything is not None:
+            everything[event.id] = fresher(everything.get(event.id), event)
+
+    def _match_id(self, owner: Scope, name: str, look: Look, at: ClockReading) -> None:
+        for subscription in tuple(self._by_sought_id.get(name, ())):
+            if subscription.subscriber.agent_id == owner and subscription.seek is not None:
+                self.deliver(subscription, look, at)
+
+    def _update(self, followed: FollowedEvent, event: ExecutionEvent) -> None:
+        before, followed.event = followed.event, fresher(followed.event, event)
+        latest = followed.event
+        if latest is before:
+            return
+        finished = is_terminal(latest)
+        for subscription in tuple(followed.subscriptions):
+            result = subscription.subscriber.update(latest)
+            if result is not None:
+                self.end(subscription, result=result)
+                continue
+            if finished:
+                subscription.following = tuple(name for name in subscription.following if name != latest.id)
+                followed.subscriptions.pop(subscription, None)
+            if (latest.status, latest.unreadable) != (before.status, before.unreadable):
+                subscription.wake()
+        self._drop_unless_followed(followed)
+
+    def events_for(self, subscription: Subscription[Any]) -> Collection[ExecutionEvent] | None:
+        """What is kept of the agent in which a subscription seeks; None if it seeks no more."""
+        store = self._stores.get(subscription.subscriber.agent_id)
+        return store.values() if store is not None and subscription.seek is not None else None
+
+    def look(self, events: Iterable[ExecutionEvent], server_time: datetime | None) -> Look:
+        """A complete look: the events, and the followed events that are absent."""
+        return Look(tuple(events), server_time, frozenset(self._absent))
+
+    def deliver(self, subscription: Subscription[Any], look: Look, began: ClockReading) -> None:
+        """Give a look to a subscriber that seeks."""
+        result = subscription.subscriber.take(look, began.wall)
+        if result is not None:
+            self.end(subscription, result=result)
+        elif subscription.subscriber.seek is not subscription.seek:
+            self._reindex(subscription)
+            subscription.wake()
+
+    def evict(self, agent_id: Scope) -> None:
+        """Drop events that are too old for all who still seek, and rows that were malformed in this cycle."""
+        store = self._stores.get(agent_id)
+        if store:
+            floor = oldest_floor(self._seekers[agent_id])
+            for event in [
+                event for event in store.values() if event.unreadable is not None or not is_young(event, floor)
+            ]:
+                del store[event.id]
