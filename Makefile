@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up docs lint format soundness faults cluster-test benchmark deployment worker-time watcher fuzz ui matrix clears upgrade soak mutation clean
+.PHONY: help demo test up docs lint format soundness faults cluster-test benchmark deployment worker-time watcher fuzz ui matrix clears upgrade properties soak mutation clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -102,6 +102,9 @@ faults: $(READY) ## kill everything at random moments in a real Airflow on Postg
 
 fuzz: $(READY) ## a million hostile answers through all that reads them (ANSWERS=1000000, SEED=)
 	@$(BIN)/python tests/support/fuzzing.py $(if $(ANSWERS),--answers $(ANSWERS)) $(if $(SEED),--seed $(SEED))
+
+properties: $(READY) ## the tests with drawn examples, with ten times as many (TIMES=10)
+	TEST_TIMES=$(or $(TIMES),10) $(BIN)/python -m pytest --numprocesses 2 tests/runs tests/polling
 
 soak: $(READY) ## a month of waiting on virtual time: are the verdicts right, and does anything leak
 	@$(BIN)/python benchmarks/soak.py

@@ -152,7 +152,7 @@ def test_a_poller_slows_down_when_the_impatient_leave_and_speeds_up_when_they_co
     assert gaps == pytest.approx([2, 2, 30, 30, 30, 2, 2, 2])
 
 
-@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(15), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     intervals=st.lists(st.sampled_from([0.5, 2.0, 5.0, 7.3, 30.0, 300.0]), min_size=1, max_size=12),
     seconds=st.lists(st.floats(1, 400), min_size=12, max_size=12),
@@ -318,7 +318,7 @@ def attached(event_id, scene):
     return attached_to(ExecutionEvent(id=event_id, status="RUNNING"), "agent-0", scene.clock.now)
 
 
-@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), seed=st.integers(0, 999))
 def test_whatever_joins_and_leaves_nothing_is_left_behind(data, seed):
     rng = random.Random(seed)

@@ -205,7 +205,7 @@ def test_one_that_is_cancelled_while_the_client_is_opened_takes_it_from_nobody()
     assert len(scene.transports) == 1
 
 
-@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(20), suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 2**32),
     waits=st.integers(1, 12),

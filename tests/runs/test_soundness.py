@@ -140,7 +140,7 @@ def run_once(
     return sim, submission, verdict
 
 
-@settings(max_examples=examples(250), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(80), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     config=worlds(),
     seed=st.integers(0, 2**32),
@@ -171,7 +171,7 @@ def test_a_success_is_never_wrong(config, seed, every, offset, strangers, on_amb
     assert len(sim.executions) == max(1, deferred)
 
 
-@settings(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     config=worlds(),
     seed=st.integers(0, 2**32),
@@ -195,7 +195,7 @@ def test_blips_neither_change_a_verdict_nor_start_a_second_run(config, seed, kin
     assert {event.id for event in verdict.events} == {mine}
 
 
-@settings(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(50), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     config=worlds(),
     seed=st.integers(0, 2**32),
@@ -335,7 +335,7 @@ def changed(row, change):
     return {**row, **change} if isinstance(change, dict) else change
 
 
-@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     config=worlds(),
     seed=st.integers(0, 2**32),
@@ -357,7 +357,7 @@ def test_odd_rows_of_an_agents_history_neither_keep_its_run_from_starting_nor_fr
     assert verdict.outcome == (Outcome.COMPLETED if sim.final_status(mine) == "COMPLETED" else Outcome.FAILED)
 
 
-@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     config=worlds(),
     seed=st.integers(0, 2**32),
