@@ -1,6 +1,6 @@
 """The agents platform on your machine: for tests without a network, and for demos.
 
-It stands alone: it shares no code with the client that it is tried with, so that a misread field cannot cancel out.
+It shares no code with the client: a field that both misread would otherwise go unnoticed.
 """
 
 from __future__ import annotations

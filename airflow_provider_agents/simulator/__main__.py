@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _HISTORY = 3
-#: One that fails, and those of the example DAGs, which share none: so all of them can run at the same time.
+#: The agents of the example DAGs, each with its own so that all can run at the same time, and one whose runs fail.
 _AGENTS = [
     "agent-123:8",
     "agent-cleanup:6",
@@ -79,11 +79,11 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _config(arguments: argparse.Namespace) -> SimulatorConfig:
-    knobs = dict(arguments.config)
+    options = dict(arguments.config)
     for name in ("record_lag", "queue_seconds"):
         if getattr(arguments, name) is not None:
-            knobs[name] = getattr(arguments, name)
-    return SimulatorConfig(**knobs)
+            options[name] = getattr(arguments, name)
+    return SimulatorConfig(**options)
 
 
 def _add_agent(simulator: Simulator, text: str) -> None:
@@ -108,7 +108,7 @@ def main(given: Sequence[str] | None = None) -> int:
         given: the command's arguments; those of the process if None.
 
     Returns:
-        The exit status: 0, 1 if the address cannot be listened on, 2 if the arguments or this machine will not do.
+        The exit status: 0; 1 if the server cannot listen on the address; 2 for a wrong argument or a missing package.
     """
     arguments = _arguments(given)
     for package in ("starlette", "uvicorn"):

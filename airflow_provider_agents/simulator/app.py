@@ -1,7 +1,7 @@
-"""The simulator's HTTP face: as an httpx transport for tests, as a server for demos and whole-system tests.
+"""The simulator over HTTP: as an httpx transport for tests, as a server for demos and whole-system tests.
 
-The server also has control routes under `/_simulator/`, without a key. They let a test in another process look at the
-truth and ask for faults. Whoever reaches the server can use them, so it should only listen on this machine.
+The server also has control routes under `/_simulator/`, which need no key. With them, a test in another process can
+read the truth and add faults. Anyone who reaches the server can use them, so it should only listen on this machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_agents.simulator.platform import Simulator
 
-#: A hanging request is let go after this many seconds even if its client never gives up.
+#: A hanging request ends after this many seconds, even if its client waits longer.
 _LONGEST_HANG_SECONDS = 120.0
 #: The key of a request's TCP connection in its scope, so that a reset can be a real one. No context variable: some
 #: releases of uvicorn start each request in an empty context.
@@ -36,7 +36,7 @@ _CONNECTION = "agents_simulator.connection"
 def mock_transport(simulator: Simulator) -> httpx.MockTransport:
     """The simulator as a transport for `httpx.Client` and `httpx.AsyncClient`.
 
-    A broken connection is an `httpx.ReadError`, a request that hangs an `httpx.ReadTimeout` at once.
+    A broken connection raises `httpx.ReadError`; a request that hangs raises `httpx.ReadTimeout` at once.
     """
     import httpx
 
@@ -53,10 +53,10 @@ def mock_transport(simulator: Simulator) -> httpx.MockTransport:
 
 
 def asgi_app(simulator: Simulator) -> Starlette:
-    """The simulator as an ASGI application, control routes included.
+    """The simulator as an ASGI application, with the control routes.
 
-    Only `serve` and `running_server` give it a connection that it can break: elsewhere a reset, and a hang that was
-    waited for to its end, is a `RuntimeError`, which no server makes an answer of the API's.
+    Only the servers of `serve` and `running_server` can break a connection. Elsewhere, a reset and a hang that ends
+    raise a `RuntimeError`.
     """
     from starlette.applications import Starlette
     from starlette.responses import JSONResponse, Response
@@ -67,7 +67,7 @@ def asgi_app(simulator: Simulator) -> Starlette:
         reply = simulator.handle(request.method, path, dict(request.query_params), dict(request.headers))
         if reply.broken is not None:
             await _break(request, reply)
-        # HTTP has no body there, and the server would break off.
+        # HTTP allows no body with these statuses, and the server would break the connection.
         body = b"" if reply.status in {204, 304} else reply.body
         return Response(body, status_code=reply.status, headers=dict(reply.headers))
 
@@ -108,7 +108,7 @@ def asgi_app(simulator: Simulator) -> Starlette:
 
 
 class _Controls:
-    """What each control route does with a request's body, or with its query if it has none."""
+    """The control routes. Each gets the JSON of the request's body, or the query of a GET or DELETE."""
 
     def __init__(self, simulator: Simulator) -> None:
         self._simulator = simulator
@@ -229,7 +229,7 @@ def _server(simulator: Simulator) -> Any:
             self.app = answer_on
 
     class Announced(uvicorn.Server):
-        """Tells when it answers: one that is stopped before leaves its socket to a warning."""
+        """Reports when it is ready: a server that is stopped earlier does not close its socket."""
 
         def __init__(self, config: uvicorn.Config) -> None:
             super().__init__(config)
@@ -245,12 +245,12 @@ def _server(simulator: Simulator) -> Any:
         uvicorn.Config(
             asgi_app(simulator),
             http=Breakable,
-            # Not looked for: an older uvicorn then imports what a newer websockets warns of.
+            # With websockets, an older uvicorn imports names that a newer websockets has deprecated.
             ws="none",
             lifespan="off",
             log_level="error",
             access_log=False,
-            # The API's own Date is the simulator's; a second one from the server would contradict it.
+            # The simulator sends its own Date header; the server's would contradict it.
             date_header=False,
             server_header=False,
             timeout_graceful_shutdown=1,
@@ -262,7 +262,7 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket, which the caller closes; port 0 takes a free one.
 
     Raises:
-        OSError: the port is taken, or the host is none of this machine's.
+        OSError: the port is taken, or the host is not an address of this machine.
     """
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
@@ -285,15 +285,15 @@ def serve(simulator: Simulator, host: str = "127.0.0.1", port: int = 8099) -> No
     """Print the address, then serve until SIGINT or SIGTERM. For the main thread.
 
     Args:
-        simulator: best on the real clock.
+        simulator: should use the real clock.
         host: a name or address of this machine. The control routes need no key.
         port: 0 takes a free one.
 
     Raises:
-        OSError: the address cannot be listened on; a port that is taken, most often.
+        OSError: the server cannot listen on the address; most often, the port is taken.
     """
     listening = listen(host, port)
-    # uvicorn hands each signal on to the handler that it found here, once it has shut down.
+    # After its shutdown, uvicorn calls the handler that was set before.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         print(f"The agents platform is simulated at {url_of(listening)}", flush=True)  # noqa: T201 - the command's
@@ -310,7 +310,7 @@ def running_server(simulator: Simulator, *, port: int = 0) -> Iterator[str]:
     """The simulator as a server in a thread, for the length of a block.
 
     Args:
-        simulator: best on the real clock.
+        simulator: should use the real clock.
         port: on 127.0.0.1; 0 takes a free one.
 
     Yields:

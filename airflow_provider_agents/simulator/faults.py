@@ -1,4 +1,4 @@
-"""What can go wrong on the way to the platform and back: faults that match requests, and interceptors."""
+"""Failures between a client and the platform: faults that hit certain requests, and interceptors."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class IncomingRequest:
 
     Attributes:
         method: such as GET.
-        path: as it came, percent-encoded, without the query.
+        path: as received, percent-encoded, without the query.
         query: decoded.
-        headers: with their names in lower case.
+        headers: their names in lower case.
     """
 
     method: str
@@ -46,7 +46,7 @@ class IncomingRequest:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, or none: `broken` says that the connection breaks or hangs."""
+    """A response; with `broken`, the connection breaks or hangs instead."""
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -54,8 +54,8 @@ class Reply:
     broken: Literal["reset", "hang"] | None = None
 
 
-#: Stands before the platform. Gets a request and a function that returns the platform's own answer; returns the answer.
-#: The platform does nothing if that function is not called.
+#: Stands in front of the platform. Gets a request and a function that returns the platform's own response; returns the
+#: response. If it does not call the function, the platform does nothing.
 Interceptor = Callable[[IncomingRequest, Callable[[], Reply]], Reply]
 
 
@@ -76,25 +76,25 @@ def _is_moment(value: object) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """Something that goes wrong with requests that match.
+    """A failure of the requests that match.
 
-    `reset` breaks the connection without an answer and `hang` never answers, each *before* or *after* the server has
-    done the work: for an execute, whether a run was started. The other kinds answer after the work, with the right
-    status and a spoilt body; `status` answers with `status` instead, before the work unless `worked`.
+    `reset` breaks the connection without a response, and `hang` never responds, each *before* or *after* the server has
+    done the work: for an execute, whether a run was started. `status` responds with `status`, before the work unless
+    `worked`. The other kinds respond after the work, with the right status and a corrupt body.
 
     Attributes:
-        kind: what goes wrong.
+        kind: how the request fails.
         status: the HTTP status of kind `status`.
         body: the body of kind `status`; the platform's own error if None.
-        worked: whether the server does the work before it answers with `status`.
+        worked: whether the server does the work before it responds with `status`.
         method: only requests of this method.
         path: only requests in whose path this regular expression is found.
         query: only requests that have these parameters with these values.
         times: how many requests; None for all from now on.
-        skip: let so many matching requests through first.
-        headers: added to the answer.
-        not_before: only requests from this moment on, on the caller's clock. See `Simulator.add_fault`.
-        not_after: only requests before this moment.
+        skip: how many matching requests succeed first.
+        headers: added to the response.
+        not_before: only requests from this time on, on the caller's clock. See `Simulator.add_fault`.
+        not_after: only requests before this time.
 
     Raises:
         ValueError: a field has no such value; the message names it.
@@ -131,7 +131,7 @@ class Fault:
             check(_is_moment(getattr(self, name)), name, "an aware datetime")
 
     def matches(self, request: IncomingRequest, now: datetime) -> bool:
-        """Whether it goes wrong with this request, apart from `skip`."""
+        """Whether the fault hits this request, apart from `skip`."""
         return (
             self.method in (None, request.method)
             and (self.path is None or re.search(self.path, request.path) is not None)

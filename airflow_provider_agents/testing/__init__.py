@@ -37,7 +37,7 @@ class AgentsSimulator:
     Attributes:
         url: where it listens, on this machine.
         api_key: the key that it accepts.
-        platform: the `Simulator` itself: every request and run, every knob of `SimulatorConfig`, every kind of `Fault`.
+        platform: the `Simulator` itself: every request and run, every option of `SimulatorConfig`, every `Fault`.
     """
 
     def __init__(self, platform: Simulator, url: str, time: SkippedTime, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,8 +164,8 @@ class AgentsSimulator:
         """Make each event visible only this many seconds after its run was started."""
         self._change(record_lag=seconds)
 
-    def _change(self, **knobs: Any) -> None:
-        self.platform.config = replace(self.platform.config, **knobs)
+    def _change(self, **options: Any) -> None:
+        self.platform.config = replace(self.platform.config, **options)
 
     # --- time ---
 
