@@ -538,7 +538,7 @@ def test_a_deadline_is_kept_whatever_a_poll_is_busy_with(slow):
         scene.sim.config = replace(scene.sim.config, empty_pages=500)
         scene.latency = lambda: 40.0
     if slow == "rate":
-        scene.settings = replace(scene.settings, max_requests_per_second=0.001)
+        scene.settings = Settings(api_key=KEY, base_url="http://127.0.0.1", max_requests_per_second=0.001)
     deadline_at = scene.clock.now + timedelta(seconds=100)
 
     async def main():
