@@ -23,6 +23,7 @@ from airflow_provider_agents.clock import now
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.interruption import Interruption
 from airflow_provider_agents.links import RUN_URL_KEY, AgentRunLink
+from airflow_provider_agents.payloads import AgentIdle, RunEnded
 from airflow_provider_agents.runs.record import Phase, RunRecord
 from airflow_provider_agents.runs.submission import (
     Submission,
@@ -59,12 +60,7 @@ from airflow_provider_agents.tasks import (
     fail_without_retry,
     start_window,
 )
-from airflow_provider_agents.triggers import (
-    AgentIdle,
-    AgentIdleTrigger,
-    AgentRunTrigger,
-    RunEnded,
-)
+from airflow_provider_agents.triggers import AgentIdleTrigger, AgentRunTrigger
 from airflow_provider_agents.version_compat import NEXT_TRY_WAITS, TRIGGERS_END_TASKS
 
 if TYPE_CHECKING:

@@ -31,6 +31,7 @@ from airflow_provider_agents.clock import now, sleep
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.interruption import Interruption, interruptible, uninterruptible
 from airflow_provider_agents.links import RUN_URL_KEY, AgentRunLink
+from airflow_provider_agents.payloads import RunEnded
 from airflow_provider_agents.runs.matching import Look, Missing
 from airflow_provider_agents.runs.patience import Patience, is_refusal
 from airflow_provider_agents.runs.sought import FirstRun, Sought, check_bound, check_names, list_begun
@@ -57,7 +58,7 @@ from airflow_provider_agents.tasks import (
     connect,
     fail_without_retry,
 )
-from airflow_provider_agents.triggers import AgentSensorTrigger, RunEnded
+from airflow_provider_agents.triggers import AgentSensorTrigger
 from airflow_provider_agents.version_compat import AirflowRescheduleException, TaskDeferralError
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_agents.clock import now
+from airflow_provider_agents.payloads import UnknownTriggerEventError
 from airflow_provider_agents.runs.copies import RecordCopy, TaskPlace, key_of
 from airflow_provider_agents.runs.record import Attempt, Phase, RunRecord
 from airflow_provider_agents.runs.verdict import named
-from airflow_provider_agents.triggers import UnknownTriggerEventError
 from airflow_provider_agents.version_compat import CLEARS_DISCARD_STATE, NEXT_TRY_WAITS
 
 if TYPE_CHECKING:

@@ -6,15 +6,11 @@ nothing here starts a run or writes the task's state. The class paths are stored
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Self
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from airflow_provider_agents import validation
 from airflow_provider_agents.api.errors import (
@@ -23,12 +19,11 @@ from airflow_provider_agents.api.errors import (
     InvalidConnectionError,
     PermanentError,
     TemporaryError,
-    first_error,
 )
-from airflow_provider_agents.api.models import read_event
 from airflow_provider_agents.clock import now
-from airflow_provider_agents.hooks import poller_of, run_url_of
+from airflow_provider_agents.hooks import poller_of
 from airflow_provider_agents.links import RUN_URL_KEY
+from airflow_provider_agents.payloads import AgentIdle, RunEnded
 from airflow_provider_agents.polling.waits import wait_for_end, wait_for_sought, wait_until_idle
 from airflow_provider_agents.runs.sought import Sought, check_bound
 from airflow_provider_agents.runs.submission import Submission
@@ -39,255 +34,24 @@ from airflow_provider_agents.runs.verdict import (
     Verdict,
     Wait,
     how_it_completed,
-    is_success,
     named,
     own_event,
     usage_of,
 )
 from airflow_provider_agents.runs.waiting import StillBusyError
-from airflow_provider_agents.version_compat import NEXT_TRY_WAITS, TRIGGERS_END_TASKS
+from airflow_provider_agents.triggerer_writes import EarlyXComs, delete_copy, link_to, write_soon
+from airflow_provider_agents.version_compat import NEXT_TRY_WAITS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
-    from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.polling.poller import SharedPoller
-
-
-class UnknownTriggerEventError(AgentsError):
-    """What a task was resumed with is not what its trigger sends."""
-
-    is_retryable = False
-
-
-class Payload(BaseModel):
-    """What a trigger hands to the task: versioned, small, JSON types, never the key."""
-
-    model_config = ConfigDict(frozen=True)
-
-    version: Literal[1] = 1
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON types."""
-        return self.model_dump(mode="json")
-
-    @classmethod
-    def from_json(cls, value: object) -> Self:
-        """Read what `to_json` gave.
-
-        Raises:
-            UnknownTriggerEventError: it is something else.
-        """
-        try:
-            return cls.model_validate(value)
-        except ValidationError as error:
-            raise _unknown(error) from None
-
-
-def _unknown(error: ValidationError) -> UnknownTriggerEventError:
-    return UnknownTriggerEventError(
-        f"The trigger sent something that this version of the provider does not know ({first_error(error)}). "
-        f"Workers and triggerers must run the same version. The run is left as it is. {NEXT_TRY_WAITS}"
-    )
-
-
-class RunEnded(Payload):
-    """The end of a wait for a run.
-
-    It says all that the task needs to end: templates are rendered again when a task resumes, and may give other values.
-
-    Attributes:
-        agents_conn_id: the connection over which the run was waited for.
-        submission: whose run it was.
-        outcome: a `verdict.Outcome`, or `error` if the wait itself could not go on.
-        events: the run's event as the API sent it, or those of all candidates, oldest first.
-        late: as in `verdict.Verdict`.
-        error: why the wait could not go on, or why the last poll before its deadline failed.
-        for_good: whether a new wait would fail the same way.
-        interval: when the run began that a sensor seeks, in words; None if the run was named otherwise.
-    """
-
-    kind: Literal["run"] = "run"
-    agents_conn_id: str
-    submission: Submission
-    outcome: Outcome | Literal["error"]
-    events: tuple[dict[str, Any], ...] = ()
-    late: bool = False
-    error: str | None = None
-    for_good: bool = False
-    interval: str | None = None
-
-    def verdict(self) -> Verdict | None:
-        """How the wait ended, or None if it could not go on.
-
-        Raises:
-            UnknownTriggerEventError: the events are none, or say something else than the outcome.
-        """
-        if self.outcome == "error":
-            return None
-        events = tuple(map(read_event, self.events))
-        if self.outcome == Outcome.FAILED and any(event.unreadable is not None for event in events):
-            raise UnknownTriggerEventError("The trigger reports a run that FAILED and does not hold its event.")
-        if self.outcome == Outcome.COMPLETED and not (events and all(is_success(event) for event in events)):
-            raise UnknownTriggerEventError("The trigger reports a run that COMPLETED and does not hold its event.")
-        return Verdict(self.outcome, events, self.late, self.error)
-
-
-class AgentIdle(Payload):
-    """The end of a wait for an agent to become idle.
-
-    Attributes:
-        agents_conn_id: the connection over which the agent was asked for.
-        agent_id: the agent.
-        deadline_at: the deadline that the task set itself, so that a second wait does not start a new one.
-        released_at: since when it is this task's turn to start a run, on the triggerer's clock.
-        hold_seconds: for how long no other task is released.
-        error: why the agent is not known to be idle.
-        for_good: whether asking again would fail the same way.
-    """
-
-    kind: Literal["idle"] = "idle"
-    agents_conn_id: str
-    agent_id: str
-    deadline_at: AwareDatetime
-    released_at: AwareDatetime | None = None
-    hold_seconds: float = 0.0
-    error: str | None = None
-    for_good: bool = False
-
-    def is_stale(self, now: datetime) -> bool:
-        """Whether another task may have been released since."""
-        return self.released_at is None or now - self.released_at > timedelta(seconds=self.hold_seconds)
-
-
-def _link_to(poller: SharedPoller, agent_id: str, event_id: str | None) -> str | None:
-    """Where a person can look at a run, as far as the poller's connection says."""
-    template = poller.settings.run_url if poller.settings is not None else None
-    return run_url_of(template, agent_id=agent_id, event_id=event_id)
 
 
 def _link_of(poller: SharedPoller, submission: Submission, verdict: Verdict) -> str | None:
     """The same for a run that is over; None if it cannot be told from others."""
     own = own_event(verdict, submission)
-    return _link_to(poller, submission.agent_id, own.id if own is not None else None)
-
-
-#: Writes to Airflow's database that the triggers of an event loop make at once. Each goes through the one process that
-#: also hands triggers their work, so a thousand runs that are identified in one cycle must not come down on it at once.
-_WRITES_AT_ONCE = 4
-#: Seconds until a write is given up, and until the wait for a turn to push an XCom is: a write takes some 25 ms, so a
-#: thousand have had their turns after ten seconds.
-_WRITE_SECONDS, _TURN_SECONDS = 30.0, 120.0
-#: Seconds until the wait for a turn to delete a record's copy is given up. A late deletion would hit the copy of the
-#: run after a clear; a copy that is left does no harm.
-_DELETE_TURN_SECONDS = 15.0
-_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
-#: What is under way: a loop holds its tasks weakly.
-_writes: set[asyncio.Task[None]] = set()
-
-
-def _write_soon(writing: Coroutine[Any, Any, None]) -> None:
-    """Write to Airflow's database in a while. The wait for a run neither waits for it nor fails with it."""
-    task = asyncio.create_task(writing)
-    _writes.add(task)
-    task.add_done_callback(_writes.discard)
-
-
-@contextlib.asynccontextmanager
-async def _turn(seconds: float) -> AsyncIterator[None]:
-    """A turn to write to Airflow's database.
-
-    Raises:
-        TimeoutError: there was no turn within `seconds`.
-    """
-    turns = _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_WRITES_AT_ONCE))
-    async with asyncio.timeout(seconds):
-        await turns.acquire()
-    try:
-        yield
-    finally:
-        turns.release()
-
-
-async def _delete_copy(key: str, log: Any) -> None:
-    """Delete the copy of a task's record: the run has ended, and the trigger ends the task."""
-    from airflow.sdk import Variable
-
-    try:
-        async with _turn(_DELETE_TURN_SECONDS), asyncio.timeout(_WRITE_SECONDS):
-            await Variable.adelete(key)  # type: ignore[attr-defined, unused-ignore]  # from Airflow 3.4 on
-    except Exception as error:  # noqa: BLE001 - whatever it is, the task has ended
-        log.warning(
-            "The copy of this task's record may not have been deleted (%s). A try that finds the copy sees that the "
-            "run has ended. `airflow agents forget` deletes the copy later. variable=%s",
-            type(error).__name__,
-            key,
-        )
-
-
-class _Herald:
-    """Pushes XComs of a deferred task as soon as the event of its run is known, for people who look at the task.
-
-    A comfort: it never delays or fails the wait, and nothing is tried again, since the worker pushes the same at the
-    end. Airflow 3.3 and later, and never in `dag.test()`, where a trigger does not know its task.
-
-    Args:
-        trigger: whose task.
-        keys: what to push, of `event_id` and `run_url`.
-    """
-
-    def __init__(self, trigger: BaseTrigger, keys: Collection[str]) -> None:
-        self._keys, self._log = keys, trigger.log
-        self._task: Any = getattr(trigger, "task_instance", None) if TRIGGERS_END_TASKS else None
-        self._hushed = False
-
-    def tell(self, poller: SharedPoller, agent_id: str, event: ExecutionEvent) -> None:
-        """Say where to look at the run, and push what is wanted, in a while.
-
-        Only where there is a link: nobody but a person looks at a task that is deferred, and each push is a write to
-        Airflow's database.
-        """
-        url = _link_to(poller, agent_id, event.id)
-        if url is None:
-            return
-        self._log.info("Look at the run: %s", url)
-        values = {"event_id": event.id, RUN_URL_KEY: url}
-        xcoms = {key: value for key, value in values.items() if key in self._keys}
-        if xcoms and self._task is not None:
-            _write_soon(self._push(xcoms))
-
-    def hush(self) -> None:
-        """Push no more: the worker does from here on, or another try of the task."""
-        # Not by cancelling: the answer to what was sent would come to nobody, which Airflow logs as a fault.
-        self._hushed = True
-
-    async def _push(self, xcoms: dict[str, str]) -> None:
-        from airflow.providers.common.compat.sdk import XCom
-        from airflow.sdk.bases.xcom import BaseXCom
-
-        try:
-            async with _turn(_TURN_SECONDS):
-                for key, value in xcoms.items():
-                    # A backend of the deployment's own may block, which nothing in a triggerer may. A link is read
-                    # without it.
-                    if self._hushed or (key != RUN_URL_KEY and XCom is not BaseXCom):
-                        continue
-                    async with asyncio.timeout(_WRITE_SECONDS):
-                        await BaseXCom.aset(
-                            key,
-                            value,
-                            dag_id=self._task.dag_id,
-                            task_id=self._task.task_id,
-                            run_id=self._task.run_id,
-                            map_index=self._task.map_index,
-                        )
-        except Exception as error:  # noqa: BLE001 - whatever it is, the wait goes on
-            words = ", ".join(xcoms)
-            self._log.warning(
-                "Not pushed while the task is deferred: the XComs %s (%s). They come at the end.",
-                words,
-                type(error).__name__,
-            )
+    return link_to(poller, submission.agent_id, own.id if own is not None else None)
 
 
 def _event_of(
@@ -320,7 +84,7 @@ def _event_of(
 
     trigger.log.info("%s The task ends here, without a worker.", how_it_completed(verdict, submission))
     if isinstance(trigger, AgentRunTrigger) and trigger.copy_key is not None:
-        _write_soon(_delete_copy(trigger.copy_key, trigger.log))
+        write_soon(delete_copy(trigger.copy_key, trigger.log))
     own = own_event(verdict, submission)
     xcoms = {
         "return_value": event.to_json(),
@@ -462,7 +226,7 @@ class AgentRunTrigger(BaseTrigger):
             Rules(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous),
             now(),
         )
-        herald = _Herald(self, self.show)
+        early_xcoms = EarlyXComs(self, self.show)
         try:
             async with poller_of(self.agents_conn_id) as poller:
                 verdict = await wait_for_end(
@@ -471,7 +235,7 @@ class AgentRunTrigger(BaseTrigger):
                     poll_interval=self.poll_interval,
                     deadline_at=datetime.fromisoformat(self.deadline_at),
                     say=self.log.log,
-                    on_known=partial(herald.tell, poller, submission.agent_id),
+                    on_known=partial(early_xcoms.publish, poller, submission.agent_id),
                 )
                 link = _link_of(poller, submission, verdict)
         except (PermanentError, InvalidConnectionError) as error:
@@ -479,7 +243,7 @@ class AgentRunTrigger(BaseTrigger):
             yield _error_event(self.agents_conn_id, submission, error)
             return
         finally:
-            herald.hush()
+            early_xcoms.stop()
         yield _event_of(self, submission, verdict, link)
 
     async def on_kill(self) -> None:
@@ -579,7 +343,7 @@ class AgentSensorTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event."""
         unknown = Submission(agent_id=str(self.agent_id or "unknown"), taken_at=now())
-        herald = _Herald(self, self.show)
+        early_xcoms = EarlyXComs(self, self.show)
         try:
             # Templates are rendered by now, so this is the earliest that they can be read.
             SENSOR_ARGUMENTS.check(self)
@@ -602,7 +366,7 @@ class AgentSensorTrigger(BaseTrigger):
                     deadline_at=self._deadline(),
                     now=now,
                     say=self.log.log,
-                    on_known=partial(herald.tell, poller, sought.agent_id),
+                    on_known=partial(early_xcoms.publish, poller, sought.agent_id),
                     # A worker has looked before it deferred the task. Without a worker, the first refusal is believed.
                     answered=self.deadline_at is not None,
                 )
@@ -612,7 +376,7 @@ class AgentSensorTrigger(BaseTrigger):
             yield _error_event(self.agents_conn_id, unknown, error)
             return
         finally:
-            herald.hush()
+            early_xcoms.stop()
         yield _event_of(self, submission, verdict, link, sought.interval)
 
     def _deadline(self) -> datetime:

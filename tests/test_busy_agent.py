@@ -15,8 +15,9 @@ from airflow.providers.common.compat.sdk import TaskDeferred
 from conftest import Task, connection
 
 from airflow_provider_agents.operators import AgentBusyError, ExecuteAgentOperator
+from airflow_provider_agents.payloads import AgentIdle
 from airflow_provider_agents.simulator import Fault
-from airflow_provider_agents.triggers import AgentIdle, AgentIdleTrigger, AgentRunTrigger
+from airflow_provider_agents.triggers import AgentIdleTrigger, AgentRunTrigger
 
 TRIGGERS = {"AgentRunTrigger": AgentRunTrigger, "AgentIdleTrigger": AgentIdleTrigger}
 HOLD = 30.0

@@ -31,14 +31,10 @@ from airflow_provider_agents.api.errors import (
 )
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.operators import AgentBusyError, ExecuteAgentOperator
+from airflow_provider_agents.payloads import RunEnded, UnknownTriggerEventError
 from airflow_provider_agents.simulator import Fault
 from airflow_provider_agents.task_state import RECORD_KEY
-from airflow_provider_agents.triggers import (
-    AgentIdleTrigger,
-    AgentRunTrigger,
-    RunEnded,
-    UnknownTriggerEventError,
-)
+from airflow_provider_agents.triggers import AgentIdleTrigger, AgentRunTrigger
 
 
 def operator(**arguments):

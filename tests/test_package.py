@@ -14,17 +14,12 @@ from conftest import AIRFLOW, dag_bag
 from examples import NEEDS
 
 import airflow_provider_agents
+from airflow_provider_agents.payloads import AgentIdle, RunEnded
 from airflow_provider_agents.runs.journal import Cursor
 from airflow_provider_agents.runs.record import RunRecord
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.simulator import ManualClock, Simulator
-from airflow_provider_agents.triggers import (
-    AgentIdle,
-    AgentIdleTrigger,
-    AgentRunTrigger,
-    AgentSensorTrigger,
-    RunEnded,
-)
+from airflow_provider_agents.triggers import AgentIdleTrigger, AgentRunTrigger, AgentSensorTrigger
 from airflow_provider_agents.watchers import AgentRunEventTrigger, FinishedRuns
 
 ROOT = Path(__file__).parents[1]

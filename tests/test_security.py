@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement
 from pydantic import ValidationError
 
-from airflow_provider_agents import triggers, watchers
+from airflow_provider_agents import payloads, triggers, watchers
 from airflow_provider_agents.__main__ import main
 from airflow_provider_agents.api import endpoints, flow, responses
 from airflow_provider_agents.api.body import MAX_BODY_BYTES
@@ -776,9 +776,9 @@ GOOD = {"version": 1, "kind": "run", "submission": SUBMISSION, "outcome": "compl
 @given(ANYTHING | st.builds(lambda name, value: {**GOOD, name: value}, st.sampled_from(sorted(GOOD)), ANYTHING))
 def test_no_payload_is_a_success_that_does_not_hold_one(payload):
     try:
-        ended = triggers.RunEnded.from_json(payload)
+        ended = payloads.RunEnded.from_json(payload)
         verdict = ended.verdict()
-    except triggers.UnknownTriggerEventError:
+    except payloads.UnknownTriggerEventError:
         return
     if verdict is not None and verdict.outcome == Outcome.COMPLETED:
         assert payload["outcome"] == "completed"
@@ -790,7 +790,7 @@ def test_a_payload_with_events_that_are_none_fails_the_task(task, events):
     operator = ExecuteAgentOperator(task_id="run", agent_id="agent-1")
     with pytest.raises(Exception, match="does not know|does not hold") as caught:
         operator.execute_complete(task.context(), {**GOOD, "events": events})
-    assert isinstance(caught.value.__cause__, triggers.UnknownTriggerEventError)
+    assert isinstance(caught.value.__cause__, payloads.UnknownTriggerEventError)
 
 
 # --- the page ---

@@ -39,11 +39,12 @@ from airflow_provider_agents.api.errors import (
 )
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.operators import ExecuteAgentOperator
+from airflow_provider_agents.payloads import RunEnded
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.waiting import LAST_LOOK_SECONDS
 from airflow_provider_agents.sensors import AgentRunSensor
 from airflow_provider_agents.simulator import Fault, SimulatorConfig
-from airflow_provider_agents.triggers import AgentSensorTrigger, RunEnded
+from airflow_provider_agents.triggers import AgentSensorTrigger
 from airflow_provider_agents.version_compat import TRIGGERS_END_TASKS
 
 NINE = datetime(2026, 1, 1, 9, tzinfo=UTC)

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_agents.api.errors import InvalidArgumentError
+from airflow_provider_agents.payloads import UnknownTriggerEventError
 from airflow_provider_agents.runs.journal import MOST_RUNS_AT_ONCE
-from airflow_provider_agents.triggers import UnknownTriggerEventError
 from airflow_provider_agents.version_compat import WATCHERS_HAVE_QUEUES
 from airflow_provider_agents.watchers import CURSOR_KEY, AgentRunEventTrigger, finished_runs
 

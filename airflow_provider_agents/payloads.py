@@ -1,0 +1,120 @@
+"""What triggers hand to tasks: versioned, so that a task never guesses what a trigger of another version means."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any, Literal, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+from airflow_provider_agents.api.errors import AgentsError, first_error
+from airflow_provider_agents.api.models import read_event
+from airflow_provider_agents.runs.submission import Submission
+from airflow_provider_agents.runs.verdict import Outcome, Verdict, is_success
+from airflow_provider_agents.version_compat import NEXT_TRY_WAITS
+
+
+class UnknownTriggerEventError(AgentsError):
+    """What a task was resumed with is not what its trigger sends."""
+
+    is_retryable = False
+
+
+class Payload(BaseModel):
+    """What a trigger hands to the task: versioned, small, JSON types, never the key."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1] = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_json(cls, value: object) -> Self:
+        """Read what `to_json` gave.
+
+        Raises:
+            UnknownTriggerEventError: it is something else.
+        """
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise _unknown(error) from None
+
+
+def _unknown(error: ValidationError) -> UnknownTriggerEventError:
+    return UnknownTriggerEventError(
+        f"The trigger sent something that this version of the provider does not know ({first_error(error)}). "
+        f"Workers and triggerers must run the same version. The run is left as it is. {NEXT_TRY_WAITS}"
+    )
+
+
+class RunEnded(Payload):
+    """The end of a wait for a run.
+
+    It says all that the task needs to end: templates are rendered again when a task resumes, and may give other values.
+
+    Attributes:
+        agents_conn_id: the connection over which the run was waited for.
+        submission: whose run it was.
+        outcome: a `verdict.Outcome`, or `error` if the wait itself could not go on.
+        events: the run's event as the API sent it, or those of all candidates, oldest first.
+        late: as in `verdict.Verdict`.
+        error: why the wait could not go on, or why the last poll before its deadline failed.
+        for_good: whether a new wait would fail the same way.
+        interval: when the run began that a sensor seeks, in words; None if the run was named otherwise.
+    """
+
+    kind: Literal["run"] = "run"
+    agents_conn_id: str
+    submission: Submission
+    outcome: Outcome | Literal["error"]
+    events: tuple[dict[str, Any], ...] = ()
+    late: bool = False
+    error: str | None = None
+    for_good: bool = False
+    interval: str | None = None
+
+    def verdict(self) -> Verdict | None:
+        """How the wait ended, or None if it could not go on.
+
+        Raises:
+            UnknownTriggerEventError: the events are none, or say something else than the outcome.
+        """
+        if self.outcome == "error":
+            return None
+        events = tuple(map(read_event, self.events))
+        if self.outcome == Outcome.FAILED and any(event.unreadable is not None for event in events):
+            raise UnknownTriggerEventError("The trigger reports a run that FAILED and does not hold its event.")
+        if self.outcome == Outcome.COMPLETED and not (events and all(is_success(event) for event in events)):
+            raise UnknownTriggerEventError("The trigger reports a run that COMPLETED and does not hold its event.")
+        return Verdict(self.outcome, events, self.late, self.error)
+
+
+class AgentIdle(Payload):
+    """The end of a wait for an agent to become idle.
+
+    Attributes:
+        agents_conn_id: the connection over which the agent was asked for.
+        agent_id: the agent.
+        deadline_at: the deadline that the task set itself, so that a second wait does not start a new one.
+        released_at: since when it is this task's turn to start a run, on the triggerer's clock.
+        hold_seconds: for how long no other task is released.
+        error: why the agent is not known to be idle.
+        for_good: whether asking again would fail the same way.
+    """
+
+    kind: Literal["idle"] = "idle"
+    agents_conn_id: str
+    agent_id: str
+    deadline_at: AwareDatetime
+    released_at: AwareDatetime | None = None
+    hold_seconds: float = 0.0
+    error: str | None = None
+    for_good: bool = False
+
+    def is_stale(self, now: datetime) -> bool:
+        """Whether another task may have been released since."""
+        return self.released_at is None or now - self.released_at > timedelta(seconds=self.hold_seconds)
