@@ -41,7 +41,7 @@ _SURROGATES = re.compile(
 
 
 class BodyError(ValueError):
-    """A body is refused. The text continues the sentence "The answer …"."""
+    """A body is refused. The text continues the sentence "The response …"."""
 
 
 #: Members of one gzip body: a body of the largest size in pieces of 8 KiB. Some gateways compress each piece by itself.

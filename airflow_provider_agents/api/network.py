@@ -74,10 +74,10 @@ def to_agents_error(
             return InvalidConnectionError(f"The connection's settings make no valid HTTP request. {call.sentence}")
         case httpx.TimeoutException():
             return NoAnswerError(
-                f"No answer from {place} within {settings.timeout_seconds:g} seconds ({words}). {call.sentence}"
+                f"No response from {place} within {settings.timeout_seconds:g} seconds ({words}). {call.sentence}"
             )
         case _:
-            return NoAnswerError(f"The answer from {place} was lost ({words}). {call.sentence}")
+            return NoAnswerError(f"The response from {place} was lost ({words}). {call.sentence}")
 
 
 def _what_to_check(words: str, settings: Settings, proxy: environment.Proxy | None) -> str:
@@ -99,8 +99,8 @@ def _what_to_check(words: str, settings: Settings, proxy: environment.Proxy | No
 def too_slow(call: ApiCall[Any], settings: Settings) -> NoAnswerError:
     """The error for a request that was not complete at its deadline."""
     return NoAnswerError(
-        f"The answer came too slowly: it was not complete after {settings.whole_request_seconds:g} seconds, and was "
-        f"given up. {call.sentence}"
+        f"The response came too slowly: it was not complete after {settings.whole_request_seconds:g} seconds, so "
+        f"the request was ended. {call.sentence}"
     )
 
 

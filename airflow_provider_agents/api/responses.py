@@ -92,7 +92,7 @@ def read_response(call: ApiCall[T], status_code: int, headers: Mapping[str, str]
     except ValueError:
         reason = (
             f"is not JSON ({_describe_body(headers, body)}). "
-            "Check that the connection's host is the API's base URL and that nothing between rewrites its answers."
+            "Check that the connection's host is the API's base URL and that nothing in between rewrites its responses."
         )
         raise unreadable(call, status_code, headers, reason) from None
     try:
@@ -117,10 +117,10 @@ def unreadable(call: ApiCall[Any], status_code: int, headers: Mapping[str, str],
         call: the request.
         status_code: the HTTP status.
         headers: of the response. A gateway in maintenance can send a page with a `Retry-After`.
-        reason: continues the sentence "The answer …", with its full stop.
+        reason: continues the sentence "The response …", with its full stop.
     """
     return UnreadableAnswerError(
-        f"The answer ({status_code}) {reason} {call.sentence}",
+        f"The response ({status_code}) {reason} {call.sentence}",
         status_code=status_code,
         retry_after_seconds=read_retry_after(headers.get("retry-after"), read_http_date(headers.get("date"))),
     )
@@ -148,7 +148,7 @@ def _not_found_text(call: ApiCall[Any]) -> str:
         return "The API is not there. Check the connection's host: it must be the API's base URL."
     return (
         "The agent does not exist, or the key does not own it. Check the agent's id (`airflow agents list` shows the "
-        "agents of the key), and the connection's host if every request is answered so."
+        "agents of the key), and the connection's host if every request fails like this."
     )
 
 

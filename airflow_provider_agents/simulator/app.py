@@ -233,13 +233,13 @@ def _server(simulator: Simulator) -> Any:
 
         def __init__(self, config: uvicorn.Config) -> None:
             super().__init__(config)
-            self.answers = threading.Event()
+            self.is_ready = threading.Event()
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             try:
                 await super().startup(sockets)
             finally:
-                self.answers.set()
+                self.is_ready.set()
 
     return Announced(
         uvicorn.Config(
@@ -320,7 +320,7 @@ def running_server(simulator: Simulator, *, port: int = 0) -> Iterator[str]:
     server = _server(simulator)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
-    server.answers.wait(timeout=10)
+    server.is_ready.wait(timeout=10)
     try:
         yield url_of(listening)
     finally:

@@ -27,18 +27,7 @@ def _microseconds(moment: datetime) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """One listing of events.
-
-    Attributes:
-        config: what the API's page leaves open.
-        timeline: the runs of an agent, or all runs.
-        is_listed: whether a run's event is shown at all.
-        now: the time that the listing shows.
-        status: only events with this status.
-        after: only events that started after this time.
-        before: only events that started before this time.
-        below: only events below this key.
-    """
+    """The events of `timeline` at the time `now`: filtered by status and start time, and only those `below` a key."""
 
     config: SimulatorConfig
     timeline: Timeline
