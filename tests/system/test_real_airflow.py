@@ -431,15 +431,17 @@ def test_each_run_reaches_one_dag_run_however_many_are_active_at_once(airflow):
         return [decoded(airflow.xcom(dag_id, run["dag_run_id"], "note")) for run in dag_runs]
 
     def all_given():
-        noted = {dag_id: ended(dag_id) for dag_id in dag_ids}
-        if all(noted.values()) and all(set(wanted) <= set(chain(*lists)) for lists in noted.values()):
+        noted = [ended(dag_id) for dag_id in dag_ids]
+        if None in noted:
+            return None
+        if all(set(wanted) <= set(chain(*lists)) for lists in noted):
             return noted
         # Airflow 3.3 holds back events of a burst until the next one comes.
         if airflow.release < (3, 4):
             emit(wanted[-1])
         return None
 
-    for lists in until(all_given, 180, "a DAG run for each run", pause=5.0).values():
+    for lists in until(all_given, 180, "a DAG run for each run", pause=5.0):
         assert sorted(chain(*lists)) == wanted
 
 
