@@ -73,10 +73,6 @@ def _printable(value: str) -> str:
     return value
 
 
-def _none_if_empty(value: object) -> object:
-    return None if value == "" else value
-
-
 def _none_if_unreadable(value: object, handler: ValidatorFunctionWrapHandler) -> Any:
     try:
         return handler(value)
