@@ -409,6 +409,14 @@ def test_airflow_refuses_tasks_that_end_in_their_trigger_where_openlineage_liste
     assert "has end_from_trigger=True with listeners from plugins" in refused
 
 
+def notes_of(airflow, dag_id):
+    """What the task `note` of each DAG run returned; None while a DAG run has not ended."""
+    dag_runs = airflow.api("GET", f"/api/v2/dags/{dag_id}/dagRuns?limit=100")["dag_runs"]
+    if any(run["state"] not in {"success", "failed"} for run in dag_runs):
+        return None
+    return [decoded(airflow.xcom(dag_id, run["dag_run_id"], "note")) for run in dag_runs]
+
+
 def test_each_run_reaches_one_dag_run_however_many_are_active_at_once(airflow):
     dag_ids = [f"system_asset_events_{at_once}" for at_once in (1, 16)]
     for dag_id in dag_ids:
@@ -424,14 +432,8 @@ def test_each_run_reaches_one_dag_run_however_many_are_active_at_once(airflow):
     for start in range(0, len(wanted), 2):
         emit(*wanted[max(0, start - 2) : start + 2])
 
-    def ended(dag_id):
-        dag_runs = airflow.api("GET", f"/api/v2/dags/{dag_id}/dagRuns?limit=100")["dag_runs"]
-        if any(run["state"] not in {"success", "failed"} for run in dag_runs):
-            return None
-        return [decoded(airflow.xcom(dag_id, run["dag_run_id"], "note")) for run in dag_runs]
-
     def all_given():
-        noted = [ended(dag_id) for dag_id in dag_ids]
+        noted = [notes_of(airflow, dag_id) for dag_id in dag_ids]
         if None in noted:
             return None
         if all(set(wanted) <= set(chain(*lists)) for lists in noted):
