@@ -24,7 +24,8 @@ from airflow_provider_agents.clock import now
 from airflow_provider_agents.hooks import poller_of
 from airflow_provider_agents.links import RUN_URL_KEY
 from airflow_provider_agents.payloads import AgentIdle, RunEnded
-from airflow_provider_agents.polling.waits import wait_for_end, wait_for_sought, wait_until_idle
+from airflow_provider_agents.polling.idle import wait_until_idle
+from airflow_provider_agents.polling.waits import wait_for_end, wait_for_sought
 from airflow_provider_agents.runs.sought import Sought, check_bound
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.verdict import (

@@ -30,7 +30,7 @@ from airflow_provider_agents.api.errors import AgentsError
 from airflow_provider_agents.api.models import Status
 from airflow_provider_agents.hooks import poller_of
 from airflow_provider_agents.payloads import Payload
-from airflow_provider_agents.polling.waits import open_journal, stream_completions
+from airflow_provider_agents.polling.completion_stream import open_journal, stream_completions
 from airflow_provider_agents.runs.journal import Cursor
 from airflow_provider_agents.version_compat import WATCHERS_HAVE_QUEUES
 

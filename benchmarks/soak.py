@@ -36,9 +36,10 @@ from airflow_provider_agents.api.errors import AgentsError, NoAnswerError
 from airflow_provider_agents.api.flow import NoRetry, Sleep, run_flow
 from airflow_provider_agents.api.responses import read_response
 from airflow_provider_agents.api.settings import Settings
+from airflow_provider_agents.polling.completion_stream import open_journal, stream_completions
 from airflow_provider_agents.polling.poller import SharedPoller, count_shared, shared_poller
 from airflow_provider_agents.polling.subscriptions import ACCOUNT
-from airflow_provider_agents.polling.waits import open_journal, stream_completions, wait_for_end
+from airflow_provider_agents.polling.waits import wait_for_end
 from airflow_provider_agents.runs.submission import submit
 from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
 from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, SimulatorConfig, mock_transport

@@ -193,14 +193,13 @@ class Cycle:
                 # What later pages say of the time is of no use: the look is as old as its first page.
                 server_time = progress.newest
             for subscription in self.seeking.get(agent_id, ()):
-                events = self._registry.events_for(subscription)
                 # Of a look over several cycles, a later subscription was not shown the first pages.
-                if subscription.seek is None or events is None or subscription.seeking_since >= progress.cycle:
+                if subscription.seek is None or subscription.seeking_since >= progress.cycle:
                     continue
                 is_ripe = subscription.seek.is_ripe(progress.at.wall, server_time)
                 # Before, a look decides nothing; what it shows is only good to know, so it is given to a few.
                 if is_ripe or early < _EVENTS_EARLY:
-                    look = look or self._registry.look(events, server_time)
+                    look = look or self._registry.look(agent_id, server_time)
                     self._registry.deliver(subscription, look, progress.at)
                     handled += _EVENTS_A_LOOK + len(look.events)
                     if not is_ripe:

@@ -201,13 +201,8 @@ class Plan:
 
     def _batches(self, cycle: Cycle) -> Generator[list[Flow[None]], None, None]:
         listings = Listings(cycle, self._registry, self._planner, self._walks, self._rows)
-        demand = cycle.demand()
-        choice = self._planner.choose(demand, cycle.at)
-        if (
-            choice.account
-            or choice.active
-            or (demand.is_queue_followed and self._planner.is_open(Status.PENDING, cycle.at))
-        ):
+        choice = self._planner.choose(cycle.demand(), cycle.at)
+        if choice.pending:
             # Before everything else: a run that begins after this response is in those that follow.
             yield [listings.list_status(Status.PENDING, choice.budget)]
         yield list(self._list_account(cycle, listings, choice))

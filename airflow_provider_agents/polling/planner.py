@@ -227,11 +227,13 @@ class Choice(NamedTuple):
     Attributes:
         account: whether to read the account's listing for those who seek, and not each agent's.
         active: whether to read the active set for the followed events, and not narrow listings.
+        pending: whether to read first which events are PENDING.
         budget: how many pages a listing of the account may take before the agents' own are cheaper.
     """
 
     account: bool
     active: bool
+    pending: bool
     budget: int
 
 
@@ -320,9 +322,9 @@ class Planner:
         by_agent, by_account = self._costs_to_seek(demand, at)
         by_active = self._cost_of_active(demand, at)
         by_windows, older = self._costs_of_windows(demand, by_active, at)
-        queued = pending if demand.is_queue_followed and self.is_open(Status.PENDING, at) else 0
+        is_queue_read = demand.is_queue_followed and self.is_open(Status.PENDING, at)
         costs = {
-            (False, False): by_agent + by_windows + queued,
+            (False, False): by_agent + by_windows + (pending if is_queue_read else 0),
             (False, True): by_agent + by_active + pending,
         }
         if demand.seeking:
@@ -332,10 +334,11 @@ class Planner:
             }
         account, active = min(costs, key=lambda ways: costs[ways])
         if ACCOUNT in demand.seeking:
-            return Choice(account=True, active=active, budget=MAX_PAGES)
-        fallback = by_agent + (by_windows if by_windows < math.inf else len(demand.started))
-        budget = int(max(_LEAST_BUDGET, _BUDGET_FACTOR * fallback))
-        return Choice(account=account, active=active, budget=budget)
+            account, budget = True, MAX_PAGES
+        else:
+            fallback = by_agent + (by_windows if by_windows < math.inf else len(demand.started))
+            budget = int(max(_LEAST_BUDGET, _BUDGET_FACTOR * fallback))
+        return Choice(account=account, active=active, pending=account or active or is_queue_read, budget=budget)
 
     def _pages_of(self, status: Status, at: ClockReading) -> float:
         return self._status_pages[status].at(at.monotonic) or 1

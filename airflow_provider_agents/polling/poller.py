@@ -25,8 +25,8 @@ import logging
 import math
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from airflow_provider_agents import clock as our_clock
@@ -39,8 +39,10 @@ from airflow_provider_agents.api.errors import (
 )
 from airflow_provider_agents.api.flow import ApiCall, Flow, NoRetry, Response, Sleep, run_flow
 from airflow_provider_agents.polling.clients import ClientProvider, RateLimiter
+from airflow_provider_agents.polling.metrics import Metrics
 from airflow_provider_agents.polling.plan import Plan, PollStats
 from airflow_provider_agents.polling.subscriptions import ClockReading, Subscriber, Subscription
+from airflow_provider_agents.polling.timed_event import TimedEvent
 from airflow_provider_agents.runs.waiting import LAST_LOOK_SECONDS
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_agents.api.client import AsyncClient
     from airflow_provider_agents.api.settings import Settings
+    from airflow_provider_agents.polling.metrics import Stats
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -65,62 +68,9 @@ _NEVER = datetime.max.replace(tzinfo=UTC)
 #: keep the others from their next look. At 25 requests a second, a poll of 7,500 pages takes as long.
 CYCLE_SECONDS = 300.0
 
-#: The metrics, in Airflow's own statistics; each is tagged with `conn_id`.
-METRIC_REQUESTS = "agents.poll.requests"
-METRIC_FAILURES = "agents.poll.failures"
-METRIC_CYCLE = "agents.poll.cycle"
-METRIC_SUBSCRIBERS = "agents.poll.subscribers"
-METRIC_ENDS = "agents.run.ended"
-METRIC_DELAY = "agents.run.notice_delay"
-
-
-class Stats(Protocol):
-    """What of Airflow's statistics a poller uses."""
-
-    def incr(self, stat: str, count: int = 1, *, tags: dict[str, str] | None = None) -> None:
-        """Count."""
-
-    def gauge(self, stat: str, value: float, *, tags: dict[str, str] | None = None) -> None:
-        """Set."""
-
-    def timing(self, stat: str, dt: timedelta, *, tags: dict[str, str] | None = None) -> None:
-        """Measure."""
-
 
 class PollerClosedError(AgentsError):
     """The poller was closed while somebody still waited: the event loop is being shut down."""
-
-
-class TimedEvent:
-    """Whether there is news. Thousands wait on one each, so it is a bare future and a bare timer."""
-
-    __slots__ = ("_loop", "_there", "_waiter")
-
-    def __init__(self, loop: AbstractEventLoop) -> None:
-        self._loop, self._there = loop, False
-        self._waiter: asyncio.Future[None] | None = None
-
-    def wake(self) -> None:
-        """There is news."""
-        self._there = True
-        self._end_wait()
-
-    def _end_wait(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def wait(self, seconds: float) -> bool:
-        """Return when there is news, and after so many seconds without any; whether there is."""
-        if not self._there:
-            self._waiter = self._loop.create_future()
-            timer = our_clock.call_later(seconds, self._end_wait)
-            try:
-                await self._waiter
-            finally:
-                timer.cancel()
-                self._waiter = None
-        there, self._there = self._there, False
-        return there
 
 
 class SharedPoller:
@@ -155,7 +105,7 @@ class SharedPoller:
         self._plan = plan if plan is not None else Plan()
         self._clients = ClientProvider(open_client, self._clock)
         self._limiter = RateLimiter(self._clock)
-        self._stats, self._tags = stats, {"conn_id": name}
+        self._metrics = Metrics(stats, name)
         self._changed = asyncio.Event()
         self._task: Task[None] | None = None
         self._ends_at = math.inf
@@ -173,14 +123,10 @@ class SharedPoller:
         """How much the poller holds."""
         return replace(self._plan.stats(), clients=self._clients.clients, shared_requests=len(self._asked))
 
-    def note_end(self, outcome: str, completed_at: datetime | None) -> None:
+    def record_end(self, outcome: str, completed_at: datetime | None) -> None:
         """Count how a run ended, and how long after its end, on the server's clock, that is known."""
-        if self._stats is None:
-            return
-        self._stats.incr(METRIC_ENDS, tags={**self._tags, "outcome": outcome})
-        if completed_at is not None:
-            delay = self.now() + self._plan.server_ahead - completed_at
-            self._stats.timing(METRIC_DELAY, max(delay, timedelta()), tags=self._tags)
+        known_at = self.now() + self._plan.server_ahead
+        self._metrics.ended(outcome, known_at - completed_at if completed_at is not None else None)
 
     # --- for those who wait ---------------------------------------------------------------------------------------
 
@@ -244,7 +190,7 @@ class SharedPoller:
         """A place in the plan for the length of a block."""
         news = TimedEvent(asyncio.get_running_loop())
         subscription = self._plan.subscribe(
-            subscriber, interval=interval, deadline_at=deadline_at, wake=news.wake, at=self._at(), answered=answered
+            subscriber, interval=interval, deadline_at=deadline_at, wake=news.set, at=self._at(), answered=answered
         )
         try:
             self._start()
@@ -354,9 +300,7 @@ class SharedPoller:
         self._ends_at = at.monotonic + CYCLE_SECONDS
         for batch in self._plan.cycle(at):
             await self._follow_all(batch)
-        if self._stats is not None:
-            self._stats.timing(METRIC_CYCLE, timedelta(seconds=self._clock() - at.monotonic), tags=self._tags)
-            self._stats.gauge(METRIC_SUBSCRIBERS, len(self._plan.subscriptions), tags=self._tags)
+        self._metrics.polled(self._clock() - at.monotonic, len(self._plan.subscriptions))
         if self._plan.failing is not None and not was_failing:
             log.warning("Connection %s: %s The runs are still running; asking again.", self.name, self._plan.failing)
         elif self._plan.failing is None and was_failing:
@@ -395,13 +339,11 @@ class SharedPoller:
         if held > 0.0:
             # Another answer said so, perhaps while this request waited for its turn.
             raise RateLimitedError("The server has asked for a pause.", retry_after_seconds=held)
-        if self._stats is not None:
-            self._stats.incr(METRIC_REQUESTS, tags=self._tags)
+        self._metrics.sent()
         try:
             return await self._clients.send(call)
         except TemporaryError as error:
-            if self._stats is not None:
-                self._stats.incr(METRIC_FAILURES, tags=self._tags)
+            self._metrics.failed()
             if error.retry_after_seconds is not None:
                 self._plan.hold(error.retry_after_seconds, self._at())
             raise
@@ -413,8 +355,7 @@ class SharedPoller:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._clients.aclose()
-        if self._stats is not None:
-            self._stats.gauge(METRIC_SUBSCRIBERS, 0, tags=self._tags)
+        self._metrics.closed()
 
 
 _pollers: WeakKeyDictionary[AbstractEventLoop, dict[str, SharedPoller]] = WeakKeyDictionary()

@@ -272,14 +272,9 @@ class Registry:
                 subscription.wake()
         self._drop_unless_followed(followed)
 
-    def events_for(self, subscription: Subscription[Any]) -> Collection[ExecutionEvent] | None:
-        """What is kept of the agent in which a subscription seeks; None if it seeks no more."""
-        store = self._stores.get(subscription.subscriber.agent_id)
-        return store.values() if store is not None and subscription.seek is not None else None
-
-    def look(self, events: Iterable[ExecutionEvent], server_time: datetime | None) -> Look:
-        """A complete look: the events, and the followed events that are absent."""
-        return Look(tuple(events), server_time, frozenset(self._absent))
+    def look(self, agent_id: Scope, server_time: datetime | None) -> Look:
+        """A complete look at an agent in which something is sought, and the followed events that are absent."""
+        return Look(tuple(self._stores[agent_id].values()), server_time, frozenset(self._absent))
 
     def deliver(self, subscription: Subscription[Any], look: Look, began: ClockReading) -> None:
         """Give a look to a subscriber that seeks."""

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from airflow_provider_agents.api.endpoints import list_events
 from airflow_provider_agents.api.errors import PermanentError
+from airflow_provider_agents.polling.completion_stream import journal_from_now
 from airflow_provider_agents.polling.subscriptions import ACCOUNT
-from airflow_provider_agents.polling.waits import journal_from_now
 from airflow_provider_agents.runs.journal import Cursor, Journal
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS
 from airflow_provider_agents.simulator import Fault, SimulatorConfig

@@ -728,7 +728,7 @@ def test_the_server_clock_is_what_delays_are_measured_on():
     async def main():
         async with scene.held() as poller:
             verdict = await scene.wait()
-            poller.note_end(verdict.outcome, verdict.event.completedAt)
+            poller.record_end(verdict.outcome, verdict.event.completedAt)
 
     scene.run(main())
     (delay,) = stats.values("agents.run.notice_delay")

@@ -37,8 +37,8 @@ from airflow_provider_agents.api.client import AsyncClient, Client
 from airflow_provider_agents.api.errors import AgentsError, InvalidConnectionError
 from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent, Page
 from airflow_provider_agents.api.settings import Settings
+from airflow_provider_agents.polling.idle import ActiveRuns
 from airflow_provider_agents.polling.subscriptions import ACCOUNT
-from airflow_provider_agents.polling.waits import _Busy
 from airflow_provider_agents.runs.journal import Cursor, Journal
 from airflow_provider_agents.runs.sought import list_begun
 from airflow_provider_agents.runs.submission import Submission, attached_to, find_lost, submit
@@ -438,7 +438,7 @@ def poller(rng, tally):
                     [
                         lambda: Wait(submission, rules),  # noqa: B023 - called at once
                         lambda: Wait(attached_to(event, agent_id, scene.clock.now), rules),  # noqa: B023
-                        lambda: _Busy(agent_id, [event]),  # noqa: B023
+                        lambda: ActiveRuns(agent_id, [event]),  # noqa: B023
                         lambda: Journal(rng.choice([ACCOUNT, agent_id]), 5.0, Cursor(floor=scene.clock.now)),  # noqa: B023
                     ]
                 )()

@@ -1,0 +1,142 @@
+"""The runs that end, as a stream, for a watcher."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import aclosing
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from airflow_provider_agents.api.endpoints import list_agent_events, list_events
+from airflow_provider_agents.api.errors import AgentsError, RateLimitedError
+from airflow_provider_agents.api.flow import ApiCall, Flow, Response, Sleep, paginate
+from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
+from airflow_provider_agents.polling.subscriptions import ACCOUNT
+from airflow_provider_agents.runs.journal import Journal
+from airflow_provider_agents.runs.matching import TOLERANCE, clock_at_least, lies_before
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Collection
+    from datetime import datetime
+
+    from airflow_provider_agents.polling.poller import SharedPoller
+    from airflow_provider_agents.runs.journal import Cursor
+    from airflow_provider_agents.runs.submission import Clock
+    from airflow_provider_agents.runs.waiting import Say
+
+R = TypeVar("R")
+
+
+#: Seconds until a request that was over a rate limit is repeated, where the server names no pause. Most limits are per
+#: minute.
+_LIMIT_SECONDS = 60.0
+
+
+async def open_journal(
+    poller: SharedPoller,
+    agent_id: str | None,
+    *,
+    settle: float,
+    cursor: Cursor | None,
+    statuses: Collection[str] | None = None,
+) -> Journal:
+    """A journal that goes on from a cursor, or from now; from now, it is known that it can be read.
+
+    The arguments are those of `Journal`.
+
+    Raises:
+        AgentsError: it cannot.
+    """
+    if cursor is not None:
+        return Journal(agent_id, settle, cursor, statuses=statuses)
+    return await poller.ask(_within_limit(journal_from_now(agent_id, settle=settle, now=poller.now, statuses=statuses)))
+
+
+def _within_limit(steps: Flow[R]) -> Flow[R]:
+    """The same dialogue, in which a request over the rate limit is repeated after a pause.
+
+    Its listings may be longer than the limit allows at once. To begin them anew would never end.
+    """
+    step = next(steps)
+    while True:
+        try:
+            try:
+                answer = yield step
+            except RateLimitedError as error:
+                yield Sleep(error.retry_after_seconds or _LIMIT_SECONDS)
+            except AgentsError as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(answer)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]  # a generator's return value is untyped
+
+
+def journal_from_now(
+    agent_id: str | None, *, settle: float, now: Clock, statuses: Collection[str] | None = None
+) -> Flow[Journal]:
+    """A journal of what ends from now on. The arguments are those of `Journal`, and our clock."""
+
+    def list_all(status: Status | None) -> ApiCall[Page[ExecutionEvent]]:
+        return list_events(status=status) if agent_id is ACCOUNT else list_agent_events(agent_id, status=status)
+
+    seen: dict[str, ExecutionEvent] = {}
+    server_now: datetime | None = None
+    # What is queued first: a run that begins in between is then in both answers, and otherwise would be in neither.
+    for status in (Status.PENDING, Status.RUNNING):
+        listed = yield from paginate(list_all(status))
+        server_now = server_now or listed.server_time
+        seen.update((event.id, event) for event in listed.value)
+    if server_now is None:
+        # Without the server's clock, its newest events say at least how late it is. What has ended by then is not
+        # reported, so all of it must be known.
+        rows: list[ExecutionEvent] = []
+
+        def enough(answer: Response[Page[ExecutionEvent]]) -> bool:
+            rows.extend(answer.value.data)
+            stamp = clock_at_least(None, rows)
+            floor = min(stamp, now()) - timedelta(seconds=settle) - TOLERANCE if stamp is not None else None
+            return any(lies_before(event, floor) for event in answer.value.data)
+
+        yield from paginate(list_all(None), enough)
+        seen.update((event.id, event) for event in rows)
+    return Journal.from_now(agent_id, settle, server_now, seen.values(), local_now=now(), statuses=statuses)
+
+
+async def stream_completions(
+    poller: SharedPoller, journal: Journal, *, poll_interval: float, say: Say
+) -> AsyncGenerator[list[ExecutionEvent]]:
+    """What has ended, after each complete look; more than `Journal.ended` returns at once comes in several parts.
+
+    The parts are `poll_interval` seconds apart, since Airflow up to 3.3.2 holds back all but the first event of a
+    burst.
+
+    Raises:
+        PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
+        InvalidConnectionError: the connection cannot be used.
+    """
+    looks, outage = journal.looks, False
+    async with aclosing(poller.stream(journal, interval=poll_interval)) as changes:
+        async for subscription in changes:
+            if (subscription.outage is not None) != outage:
+                outage = subscription.outage is not None
+                if subscription.outage is not None:
+                    say(
+                        logging.WARNING,
+                        f"{subscription.outage.error} Looking again until it can be seen what has ended.",
+                    )
+                else:
+                    say(logging.INFO, "The API answers again.")
+            if journal.looks != looks:
+                looks = journal.looks
+                for event in journal.lost():
+                    say(
+                        logging.WARNING,
+                        "No listing has shown a run for an hour: its agent was deleted, or the platform keeps it no "
+                        "longer. The watcher gives it up, and its end is not reported. "
+                        f"agent={event.agentId or 'unknown'} event={event.id}",
+                    )
+                yield journal.ended()
+                while journal.has_ended:
+                    await poller.sleep(poll_interval)
+                    yield journal.ended()
