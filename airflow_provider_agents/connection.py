@@ -72,7 +72,7 @@ def _within(seconds: float, look_up: Callable[[], Connection]) -> Connection:
     """The result of `look_up`, which runs in its own thread: a secrets backend can hang.
 
     Raises:
-        TimeoutError: `look_up` has not returned yet. Its thread goes on, because nothing can stop it.
+        TimeoutError: `look_up` has not returned yet. Nothing can stop its thread.
         Exception: as raised by `look_up`.
     """
     result: Future[Connection] = Future()

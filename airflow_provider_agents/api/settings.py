@@ -108,7 +108,7 @@ def check_api_key(key: object) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine, told from its text alone."""
+    """Whether a host name or address means this machine; no name server is asked."""
     if host == "localhost":
         return True
     try:
