@@ -84,15 +84,16 @@ def _final_statuses(value: object) -> list[str]:
     return sorted(set(statuses))
 
 
-def _queue(value: object) -> str | None:
+def _queue(value: Any) -> str | None:
     if value is None:
         return None
     if not WATCHERS_HAVE_QUEUES:
         raise ValueError("needs Airflow 3.4 or newer. Leave it out.")
     # 256 is the length of the column in Airflow's table of triggers.
-    if not isinstance(value, str) or not 1 <= len(value.strip()) <= 256:  # noqa: PLR2004
+    is_name = isinstance(value, str) and 1 <= len(value) <= 256 and value.isprintable()  # noqa: PLR2004
+    if not is_name or value != value.strip():
         raise ValueError(f"must be a queue that a triggerer was given with --queues, got {validation.shown(value)}.")
-    return value
+    return value  # type: ignore[no-any-return]  # it is text by now
 
 
 ARGUMENTS = validation.Arguments(

@@ -16,6 +16,7 @@ from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.sensors import AgentRunSensor
 from airflow_provider_agents.triggers import AgentIdleTrigger, AgentRunTrigger, AgentSensorTrigger
+from airflow_provider_agents.version_compat import WATCHERS_HAVE_QUEUES
 from airflow_provider_agents.watchers import AgentRunEventTrigger
 
 SUBMISSION = {"version": 1, "agent_id": "agent-1", "taken_at": "2026-01-01T09:00:00Z"}
@@ -55,6 +56,10 @@ KINDS = {
     "submission": set(),
     "names": set(),
     "statuses": {"a list"},
+    "copy key": set(),
+    "queue": {"a word", "a switch as text", "a length of time as text", "a number as text"}
+    if WATCHERS_HAVE_QUEUES
+    else set(),
 }  # fmt: skip
 
 
@@ -120,8 +125,8 @@ RUN_TRIGGER = Case(
     {"agents_conn_id": "c", "submission": SUBMISSION, "poll_interval": 5.0, "deadline_at": "2026-01-02T09:00:00+00:00",
      "settle": 30.0, "appear_within": 300.0, "on_ambiguous": "all"},
     {**WAITING, "submission": "submission", "poll_interval": "seconds", "deadline_at": "moment", "end_with": "names",
-     "show": "names"},
-    optional=("end_with",),
+     "show": "names", "copy_key": "copy key"},
+    optional=("end_with", "copy_key"),
 )  # fmt: skip
 SENSOR_TRIGGER = Case(
     AgentSensorTrigger,
@@ -143,8 +148,8 @@ WATCHER = Case(
     AgentRunEventTrigger,
     {},
     {"agent_id": "agent id", "statuses": "statuses", "agents_conn_id": "connection", "poll_interval": "seconds",
-     "settle": "seconds"},
-    optional=("agent_id",),
+     "settle": "seconds", "queue": "queue"},
+    optional=("agent_id", "queue"),
 )  # fmt: skip
 HOOK = Case(AgentsHook, {}, {"agents_conn_id": "connection"})
 CASES = [OPERATOR, SENSOR, RUN_TRIGGER, SENSOR_TRIGGER, IDLE_TRIGGER, WATCHER, HOOK]
