@@ -22,17 +22,17 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-#: For so many seconds a connection that cannot be read is tried again. Airflow also says "not found" while its own
-#: database or API server restarts, and whoever waits here has used the connection before.
+#: Seconds for which a connection that cannot be read is tried again. Airflow also reports "not found" while its own
+#: database or API server restarts, and a waiting task has used the connection before.
 OPENING_PATIENCE_SECONDS = 300.0
 #: Seconds until the look-up of a connection is given up. Airflow took up to 15 for 500 look-ups at once.
 OPENING_SECONDS = 60.0
-#: Seconds until the closing of a client is given up: there is nothing left to say to the server.
+#: Seconds until the closing of a client is given up: no request is left to send.
 CLOSING_SECONDS = 10.0
 
 
 class ClientProvider:
-    """The client at hand; another one once the connection's key has changed."""
+    """The current client, and another one once the connection's key has changed."""
 
     def __init__(self, open_client: Callable[[], Awaitable[AsyncClient]], clock: Callable[[], float]) -> None:
         self._open_client, self._clock = open_client, clock
@@ -80,7 +80,7 @@ class ClientProvider:
         """Read the connection again; whether it has changed."""
         try:
             renewed = await self._open()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the 401 decides what becomes of the waits
+        except Exception as error:  # noqa: BLE001 - whatever failed, the 401 decides how the waits end
             log.warning("The API key was refused, and the connection cannot be read again. %s", _words(error))
             return False
         changed = renewed.settings != refused.settings
@@ -91,20 +91,20 @@ class ClientProvider:
         return changed
 
     async def _retire(self, client: AsyncClient) -> None:
-        """Close a client that has been replaced, once nobody uses it."""
+        """Close a replaced client once it has no request under way."""
         if client is not self._client and self._busy.get(client) == 0:
             del self._busy[client]
             await _close(client)
 
     async def client(self, *, patient: bool = True) -> AsyncClient:
-        """The client at hand, opened if there is none.
+        """The current client, opened if there is none.
 
         Raises:
-            NotSentError: it cannot be opened now, if that may pass and the caller is patient.
+            NotSentError: it cannot be opened now, but perhaps later, and the caller is patient.
         """
         if self._client is not None:
             return self._client
-        # All callers share one attempt: a look-up that hangs must not hang for each of them in turn.
+        # All callers share one attempt: a look-up that hangs must not hang for each caller in turn.
         if self._opening is None:
             self._opening = asyncio.create_task(self._open(), context=contextvars.Context())
             self._opening.add_done_callback(self._opened)
@@ -122,7 +122,7 @@ class ClientProvider:
 
     def _opened(self, opening: Task[AsyncClient]) -> None:
         self._opening = None
-        # The callers may all be gone, and an error that nobody has looked at is reported as a fault.
+        # The callers may be gone. An error that is never retrieved would be logged as a fault.
         if not opening.cancelled() and opening.exception() is None:
             self._client, self._failing_since = opening.result(), None
 
@@ -134,7 +134,7 @@ class ClientProvider:
 
     @property
     def settings(self) -> Settings | None:
-        """Those of the client at hand."""
+        """Those of the current client; None before it is opened."""
         return self._client.settings if self._client is not None else None
 
     async def aclose(self) -> None:
@@ -161,7 +161,7 @@ async def _close(client: AsyncClient) -> None:
 
 
 class RateLimiter:
-    """Lets requests through at a rate, in bursts of no more than a second's worth."""
+    """Limits requests to a rate, in bursts of at most one second's worth."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock

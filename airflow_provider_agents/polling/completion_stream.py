@@ -40,12 +40,12 @@ async def open_journal(
     cursor: Cursor | None,
     statuses: Collection[str] | None = None,
 ) -> Journal:
-    """A journal that goes on from a cursor, or from now; from now, it is known that it can be read.
+    """A journal that resumes at a cursor, or begins now. One that begins now has read the listings once.
 
     The arguments are those of `Journal`.
 
     Raises:
-        AgentsError: it cannot.
+        AgentsError: the listings cannot be read.
     """
     if cursor is not None:
         return Journal(agent_id, settle, cursor, statuses=statuses)
@@ -53,9 +53,9 @@ async def open_journal(
 
 
 def _within_limit(steps: Flow[R]) -> Flow[R]:
-    """The same dialogue, in which a request over the rate limit is repeated after a pause.
+    """The same flow, in which a request over the rate limit is repeated after a pause.
 
-    Its listings may be longer than the limit allows at once. To begin them anew would never end.
+    Its listings may be longer than the limit allows at once. A flow that began anew each time would never end.
     """
     step = next(steps)
     while True:
@@ -82,14 +82,14 @@ def journal_from_now(
 
     seen: dict[str, ExecutionEvent] = {}
     server_now: datetime | None = None
-    # What is queued first: a run that begins in between is then in both answers, and otherwise would be in neither.
+    # PENDING first: a run that starts in between is then in both responses, and otherwise would be in neither.
     for status in (Status.PENDING, Status.RUNNING):
         listed = yield from paginate(list_all(status))
         server_now = server_now or listed.server_time
         seen.update((event.id, event) for event in listed.value)
     if server_now is None:
-        # Without the server's clock, its newest events say at least how late it is. What has ended by then is not
-        # reported, so all of it must be known.
+        # Without the server's clock, the newest events say at least how late it is. Runs that have ended by then are
+        # not reported, so all of them must be known.
         rows: list[ExecutionEvent] = []
 
         def enough(answer: Response[Page[ExecutionEvent]]) -> bool:
@@ -106,7 +106,7 @@ def journal_from_now(
 async def stream_completions(
     poller: SharedPoller, journal: Journal, *, poll_interval: float, say: Say
 ) -> AsyncGenerator[list[ExecutionEvent]]:
-    """What has ended, after each complete look; more than `Journal.ended` returns at once comes in several parts.
+    """The runs that ended, after each complete listing; more than `Journal.ended` returns at once come in parts.
 
     The parts are `poll_interval` seconds apart, since Airflow up to 3.3.2 holds back all but the first event of a
     burst.
@@ -123,7 +123,7 @@ async def stream_completions(
                 if subscription.outage is not None:
                     say(
                         logging.WARNING,
-                        f"{subscription.outage.error} Looking again until it can be seen what has ended.",
+                        f"{subscription.outage.error} Polling again until the ended runs can be seen.",
                     )
                 else:
                     say(logging.INFO, "The API answers again.")

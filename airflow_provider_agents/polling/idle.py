@@ -63,14 +63,14 @@ class ActiveRuns:
         return False
 
 
-#: Seconds after which an agent is asked for again although the runs that it is busy with are followed. A run that has
-#: vanished, with its agent or from a queue, never ends.
+#: Seconds after which the agent is asked for again, although its active runs are followed. A run that vanishes, with
+#: its agent or from a queue, never ends.
 _ASK_AGAIN_SECONDS = 60.0
 _queues: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str], StartQueue]] = WeakKeyDictionary()
 
 
 def _queue_of(poller: SharedPoller, agent_id: str, now: Clock) -> StartQueue:
-    """The queue for an agent. It outlives the poller, which is closed as soon as the last task is released."""
+    """The queue of an agent. It outlives the poller, which closes as soon as the last task is released."""
     queues = _queues.setdefault(asyncio.get_running_loop(), {})
     for key in [key for key, queue in queues.items() if not queue.is_of_use(now())]:
         del queues[key]
@@ -90,17 +90,17 @@ async def wait_until_idle(
 ) -> None:
     """Wait until no run of the agent is active, and until it is this task's turn to start one.
 
-    The runs that are active are followed with everything else.
+    The active runs are followed with everything else.
 
     Args:
         poller: of the agent's connection.
         agent_id: the agent.
-        poll_interval: seconds between two looks.
+        poll_interval: seconds between two polls.
         deadline_at: when to give up, on our clock.
         settle: seconds within which the event of a run appears.
-        hold_seconds: for how long no other task is released after this one, unless its run is seen.
+        hold_seconds: how long no other task is released after this one, unless its run is seen.
         now: our clock.
-        say: where changes of state and signs of life go.
+        say: logs changes of state and signs of life.
 
     Raises:
         StillBusyError: the agent was not idle at the deadline, or other tasks came first.
@@ -115,7 +115,7 @@ async def wait_until_idle(
             queue.see_active_run(settle, now())
         return "a task that came first was just released" if queue.is_taken(now()) else None
 
-    def tell(subscription: Subscription[bool], is_news: bool) -> None:  # noqa: ARG001 - the pace knows when to speak
+    def on_wake(subscription: Subscription[bool], is_news: bool) -> None:  # noqa: ARG001 - `Pace` decides when to log
         if subscription.outage is not None:
             pace.sign_of_life(logging.WARNING, f"Still no look at agent {agent_id}: {subscription.outage.error}")
         elif not subscription.over:
@@ -131,7 +131,7 @@ async def wait_until_idle(
             ActiveRuns(agent_id, pause.active),
             interval=poll_interval,
             deadline_at=min(deadline_at, ask_again_at),
-            tell=tell,
+            on_wake=on_wake,
         )
 
     queue.join(task, news.set)

@@ -1,8 +1,8 @@
 """What to ask next, and when. Pure: no I/O, no clock of its own.
 
-A `Plan` holds everybody who waits on one connection (a `Subscription` each). Its driver asks `next_at` when to wake up,
-then takes a `cycle`: batches of request flows, as in `api.flow`. The request flows of a batch may be followed at once,
-in any order. What they bring reaches the subscriptions as it comes; `Subscription.wake` is called for news.
+A `Plan` holds all subscriptions of one connection. Its driver asks `next_at` when to wake up,
+then takes a `cycle`: batches of request flows, as in `api.flow`. The request flows of a batch may run at the same time,
+in any order. Each page reaches the subscriptions as it comes; `Subscription.wake` is called for news.
 
 The cost of a cycle follows the pages it asks for and what has changed in them. It does not follow the number of
 subscribers, except those that seek and have become decidable.
@@ -45,19 +45,19 @@ _MANY_SUBSCRIPTIONS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollStats:
-    """How much a poll holds. When nobody waits, every count is 0.
+    """How much a poller holds. Without subscriptions, every count is 0.
 
     Attributes:
-        waits: those who wait.
-        failing: of them, those whose last look failed, and those that no look was answered for yet.
-        scheduled: entries of the schedule: who waits, and the deadlines, of which a few are of waits that have ended.
+        waits: subscriptions.
+        failing: of them, those whose last poll failed, and those that no response was for yet.
+        scheduled: entries of the schedule: intervals, and deadlines, of which a few are of ended subscriptions.
         agents: agents that are waited for, or of which anything is remembered.
-        estimates: numbers that help to choose how to ask for an agent.
+        estimates: measured numbers about agents.
         sought_ids: ids that an event is sought by.
         followed: events that are followed.
-        rows: events that are remembered for those who seek.
+        rows: events that are kept for those who seek.
         clients: open HTTP clients.
-        shared_requests: requests under way whose answer several share.
+        shared_requests: flows under way whose result several callers share.
     """
 
     waits: int = 0
@@ -78,7 +78,7 @@ def _yield_to_loop() -> Flow[None]:
 
 
 class Plan:
-    """Everybody who waits on one connection: the registry, the schedule and the planner, tied together.
+    """All subscriptions of one connection: the registry, the schedule, the planner and the cycles, tied together.
 
     Args:
         jitter: a factor for each pause after a failure.
@@ -106,7 +106,7 @@ class Plan:
 
     @property
     def subscriptions(self) -> Collection[Subscription[Any]]:
-        """All who wait."""
+        """All subscriptions."""
         return self._registry.subscriptions
 
     def stats(self) -> PollStats:
@@ -118,7 +118,7 @@ class Plan:
             estimates=self._planner.entries,
         )
 
-    # --- who waits ------------------------------------------------------------------------------------------------
+    # --- subscriptions---------------------------------------------------------------------------------------------
 
     def subscribe(
         self,
@@ -133,10 +133,10 @@ class Plan:
         """Wait for a subscriber, from the next cycle on.
 
         Args:
-            subscriber: what to wait for.
+            subscriber: what waits.
             interval: seconds between two polls, at most.
             deadline_at: when to give up, on our clock.
-            wake: called for news, while a page is read: it must not do more than make a note of it.
+            wake: called after each change, while a page is read: it must not do more than set a flag.
             at: now.
             answered: whether the platform has answered a request for this subscriber before. If not, the first refusal
                 ends the wait.
@@ -147,11 +147,11 @@ class Plan:
         return subscription
 
     def unsubscribe(self, subscription: Subscription[Any]) -> None:
-        """Wait no longer. May be repeated; nothing is delivered afterwards."""
+        """Remove a subscription. May be repeated; nothing is delivered afterwards."""
         self._registry.remove(subscription)
 
     def fail_all(self, error: Exception) -> None:
-        """End every wait with this error."""
+        """End all subscriptions with this error."""
         for subscription in tuple(self._registry.subscriptions):
             self._registry.end(subscription, error=error)
 
@@ -169,26 +169,26 @@ class Plan:
 
     def is_due(self, at: ClockReading) -> bool:
         """Whether to poll now."""
-        if self.held_seconds(at) > 0.0:
-            # The server's word goes before a last poll.
+        if self.pause_seconds(at) > 0.0:
+            # The server's pause goes before a last poll.
             for subscription in self._schedule.expired(at):
                 self._registry.end(subscription, result=subscription.subscriber.expire())
         return bool(self._registry.subscriptions) and self._schedule.is_due(at)
 
-    def held_seconds(self, at: ClockReading) -> float:
-        """For how long the server still wants to be left alone; 0 if it does not."""
-        return self._schedule.held_seconds(at)
+    def pause_seconds(self, at: ClockReading) -> float:
+        """Seconds of the pause that the server has asked for; 0 without one."""
+        return self._schedule.pause_seconds(at)
 
-    def hold(self, seconds: float, at: ClockReading) -> None:
-        """Ask nothing for so many seconds: the server's wish."""
-        self._schedule.hold(seconds, at)
+    def pause(self, seconds: float, at: ClockReading) -> None:
+        """Do not poll for so many seconds, since the server asks for it."""
+        self._schedule.pause(seconds, at)
 
     # --- a poll cycle ---------------------------------------------------------------------------------------------
 
     def cycle(self, at: ClockReading) -> Generator[list[Flow[None]], None, None]:
         """Ask what is due: batches of request flows.
 
-        The request flows of a batch may be followed at once, in any order. They raise nothing that the API has
+        The request flows of a batch may run at the same time, in any order. They raise nothing that the API has
         answered.
         """
         self._schedule.begin(at)
@@ -266,5 +266,5 @@ class Plan:
         yield from cycle.give_looks()
         self._walks.expire(cycle.at)
         self.failing = cycle.error
-        self._schedule.reckon(in_vain=cycle.error is not None)
+        self._schedule.back_off(failed=cycle.error is not None)
         yield from cycle.finish()

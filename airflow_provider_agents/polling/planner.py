@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 #: Room on either side of a `startedAt` in a window: the page does not say whether the bounds are inclusive, nor how
 #: finely they are compared.
 WINDOW_MARGIN = timedelta(seconds=1)
-#: Estimates are believed for so many seconds; then the cheapest conceivable holds again, until it is tried.
+#: Estimates expire after so many seconds. Then the cheapest conceivable value holds again, until it is tried.
 BELIEVED_SECONDS = 300.0
 #: Neighbouring windows are joined when fewer rows than this lie between them: half a page, for a whole request less.
 _JOINING_ROWS = MAX_LIMIT // 2
@@ -52,10 +52,10 @@ class Window:
 
     Attributes:
         agent_id: whose listing; `ACCOUNT` for the account's.
-        event_ids: what is to be found there.
+        event_ids: the events that it shows.
         after: its older end.
         before: its younger end.
-        requests: how many pages that is thought to take.
+        requests: how many pages it takes, as far as can be told.
     """
 
     agent_id: Scope
@@ -66,7 +66,7 @@ class Window:
 
 
 class StartedRun(NamedTuple):
-    """An event that is looked for, and what narrows its listing. A tuple, as thousands are sorted in one go."""
+    """A followed event, and what narrows its listing. A tuple, as thousands are sorted at once."""
 
     started_at: datetime
     event_id: str
@@ -77,7 +77,7 @@ class ExpiringEstimate:
     """A number that was measured a while ago.
 
     Args:
-        at_best: what holds as long as nothing was measured, or it is too long ago.
+        at_best: the value as long as nothing was measured, or the measurement has expired.
     """
 
     def __init__(self, at_best: float | None) -> None:
@@ -86,16 +86,16 @@ class ExpiringEstimate:
         self._until = -math.inf
 
     def measured(self, value: float, clock: float) -> None:
-        """Take in a measurement made at `clock`, in monotonic seconds."""
+        """Record a measurement made at `clock`, in monotonic seconds."""
         self._value, self._until = value, clock + BELIEVED_SECONDS
 
     def at(self, clock: float) -> float | None:
-        """What to reckon with."""
+        """The value to plan with."""
         return self._value if clock < self._until else self._at_best
 
 
 def pages(rows: float) -> int:
-    """Pages that so many rows take; one at least."""
+    """Pages that so many rows take; at least one."""
     return max(1, math.ceil(rows / MAX_LIMIT))
 
 
@@ -109,9 +109,9 @@ def windows(
     """The fewest narrow listings that show all of `some`, as far as can be told.
 
     Args:
-        some: what is looked for.
-        rows_per_second: how many runs begin in the account; None if that is not known.
-        of_agent: the same of an agent.
+        some: the events.
+        rows_per_second: how many runs start in the account; None if that is not known.
+        of_agent: the same for an agent.
         whole_account: whether the account's own listing may be asked.
     """
     everything = sorted(some)
@@ -119,7 +119,7 @@ def windows(
     by_account: list[Window] | None = None
     if whole_account and len(owners) > 1:
         by_account = [
-            # With one agent in it, it is asked of the agent: no stranger can fill it.
+            # A window with one agent's events is asked of the agent: other agents' rows cannot fill it.
             _window(group, group[0].agent_id, of_agent(group[0].agent_id))
             if all(started.agent_id == group[0].agent_id for started in group)
             else _window(group, ACCOUNT, rows_per_second)
@@ -146,7 +146,7 @@ def _known(own: float | None, of_all: float | None) -> float | None:
 def _groups(
     ordered: Sequence[StartedRun], rows_per_second: float | None, joining_seconds: float
 ) -> Iterator[Sequence[StartedRun]]:
-    """Neighbours that share a window: those between which there is not much else."""
+    """Neighbours that share a window, since few other rows lie between them."""
     start = 0
     for index, (one, next_one) in enumerate(pairwise(ordered), start=1):
         gap = (next_one.started_at - one.started_at).total_seconds()
@@ -163,7 +163,7 @@ def _window(group: Sequence[StartedRun], agent_id: Scope, rows_per_second: float
 
 
 def requests_of(some: Iterable[Window]) -> int:
-    """What they are thought to take together."""
+    """How many requests they take together, as far as can be told."""
     return sum(window.requests for window in some)
 
 

@@ -1,19 +1,19 @@
 """The async shell around a plan: one poller for each event loop and connection.
 
-What holds at any time, whatever is cancelled at whatever await:
+The invariant, whatever is cancelled at whatever await:
 
-1. A poller is in the registry exactly as long as somebody holds it. The last holder takes it out before it closes it,
-   in one step without an await, so a newcomer never joins a poller that closes: it makes a new one.
-2. Whoever waits has a subscription in the plan, from before the first await until `wait_for` or `stream` is left. A
-   subscription is told its end once, by the plan, and never after it has left.
-3. As long as there is a subscription, the poller's task runs, and it sleeps no longer than until the next cycle or
-   deadline of any of them. If that task ends for whatever reason, everybody is told first. So nobody waits for ever.
-4. A cycle serves those who had joined when it began. Who joins later is served by the next one and misses nothing:
-   the plan asks for everything since that subscriber's own floor.
-5. One client at a time, opened by the first request; all that were opened are closed when the poller is.
+1. A poller is in `_pollers` exactly as long as it has a holder. The last holder removes it and then closes it. There is
+   no await between the two, so a new holder never gets a poller that closes: it makes a new one.
+2. Each waiting task has a subscription in the plan, from before its first await until it leaves `wait_for` or `stream`.
+   The plan ends a subscription once, and never after the task has left.
+3. While there is a subscription, the poller's task runs. It sleeps no longer than until the next poll cycle or the next
+   deadline. If that task ends for any reason, it first ends all subscriptions. So no task waits forever.
+4. A poll cycle serves the subscriptions that existed when it began. A later one is served by the next cycle and misses
+   nothing: the plan asks for everything since that subscriber's own floor.
+5. There is one client at a time, opened by the first request. Closing the poller closes every client that was opened.
 
-The poller's task runs in a context of its own: its log lines belong to no task, and the first task's log context, which
-would otherwise be inherited, to nobody else.
+The poller's task runs in a context of its own: its log lines belong to no task, and it does not keep the log context of
+the first task, which it would inherit otherwise.
 """
 
 from __future__ import annotations
@@ -58,34 +58,36 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-#: Request flows that are followed at once. Over a network with 100 ms to and fro, that many keep 80 requests a second
-#: going, which is above the ceiling that a connection has by default.
+#: Request flows that run at the same time. At a round trip of 100 ms, this many make 80 requests a second, which is
+#: above the default limit of a connection.
 CONCURRENT_FLOWS = 8
-#: Whoever waits wakes up at least this often, in seconds, to say that it still does.
+#: A waiting task wakes up at least this often, in seconds, to log that it still waits.
 SIGN_OF_LIFE_SECONDS = 300.0
 _NEVER = datetime.max.replace(tzinfo=UTC)
-#: Seconds after which a poll asks for nothing more: a server that answers slowly for one agent, page by page, must not
-#: keep the others from their next look. At 25 requests a second, a poll of 7,500 pages takes as long.
+#: Seconds after which a poll cycle sends no more requests: a server that responds slowly for one agent, page by page,
+#: must not delay the next poll of the others. At 25 requests a second, this is enough for 7,500 pages.
 CYCLE_SECONDS = 300.0
 
 
 class PollerClosedError(AgentsError):
-    """The poller was closed while somebody still waited: the event loop is being shut down."""
+    """The poller was closed while a task still waited: the event loop is being shut down."""
 
 
 class SharedPoller:
-    """One poll for everybody who waits on a connection, on one event loop.
+    """One poll for all tasks that wait on a connection, on one event loop.
 
     Args:
         name: the connection's, for logs and metrics.
-        open_client: reads the connection and makes a client. What it raises may pass, and is tried again for some
-            minutes, unless it is an `AgentsError` other than `MissingConnectionError`.
+        open_client: reads the connection and makes a client. If it raises, it is tried again for some minutes, unless
+            the error is an `AgentsError` other than `MissingConnectionError`.
         stats: where metrics go.
         clock: monotonic seconds; the loop's time by default.
         now: our clock.
 
     Attributes:
-        now: our clock.
+        name: as above.
+        holders: how many tasks use the poller now.
+        now: as above.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class SharedPoller:
         self._changed = asyncio.Event()
         self._task: Task[None] | None = None
         self._ends_at = math.inf
-        self._asked: dict[object, Task[Any]] = {}
+        self._in_flight: dict[object, Task[Any]] = {}
 
     def _at(self) -> ClockReading:
         return ClockReading(self._clock(), self.now())
@@ -121,14 +123,14 @@ class SharedPoller:
 
     def stats(self) -> PollStats:
         """How much the poller holds."""
-        return replace(self._plan.stats(), clients=self._clients.clients, shared_requests=len(self._asked))
+        return replace(self._plan.stats(), clients=self._clients.clients, shared_requests=len(self._in_flight))
 
     def record_end(self, outcome: str, completed_at: datetime | None) -> None:
-        """Count how a run ended, and how long after its end, on the server's clock, that is known."""
+        """Count how a run ended, and after what delay on the server's clock that is known."""
         known_at = self.now() + self._plan.server_ahead
         self._metrics.ended(outcome, known_at - completed_at if completed_at is not None else None)
 
-    # --- for those who wait ---------------------------------------------------------------------------------------
+    # --- for waiting tasks ----------------------------------------------------------------------------------------
 
     async def wait_for(
         self,
@@ -136,22 +138,22 @@ class SharedPoller:
         *,
         interval: float,
         deadline_at: datetime,
-        tell: Callable[[Subscription[R], bool], None] = lambda *_: None,
+        on_wake: Callable[[Subscription[R], bool], None] = lambda *_: None,
         answered: bool = True,
     ) -> R:
         """Wait until a subscriber has a result.
 
         Args:
             subscriber: what is waited for.
-            interval: seconds between two looks, at most.
+            interval: seconds between two polls, at most.
             deadline_at: when to give up, on our clock.
-            tell: called in the caller's own context with True when there may be news, and with False after a few
-                minutes without any.
+            on_wake: called in the caller's own context: with True when the subscriber may have changed, with False
+                after some minutes without a change.
             answered: whether the platform has answered a request for this subscriber before. If not, the first refusal
                 ends the wait.
 
         Raises:
-            AgentsError: waiting is of no use.
+            AgentsError: the subscriber cannot get a result.
         """
         with self._subscribed(subscriber, interval, deadline_at, answered=answered) as (subscription, news):
             while not subscription.over:
@@ -159,21 +161,21 @@ class SharedPoller:
                 if left <= 0.0:
                     # The plan ends a wait at its deadline, but not while a poll is under way.
                     return subscriber.expire()
-                tell(subscription, await news.wait(min(SIGN_OF_LIFE_SECONDS, left)))
+                on_wake(subscription, await news.wait(min(SIGN_OF_LIFE_SECONDS, left)))
             if subscription.error is not None:
                 # One error may end thousands of waits: each raises it with a traceback of its own.
                 raise subscription.error.with_traceback(None)
-            return subscription.result  # type: ignore[return-value]  # over and no error, so there is a result
+            return subscription.result  # type: ignore[return-value]  # ended without an error, so there is a result
 
     async def stream(self, subscriber: Subscriber[Any], *, interval: float) -> AsyncGenerator[Subscription[Any]]:
         """Follow a subscriber that has no end: yields after each change, and every few minutes without one.
 
         Args:
-            subscriber: what is listened to.
-            interval: seconds between two looks, at most.
+            subscriber: what is followed.
+            interval: seconds between two polls, at most.
 
         Raises:
-            AgentsError: listening is of no use.
+            AgentsError: the subscriber cannot be followed.
         """
         with self._subscribed(subscriber, interval, _NEVER) as (subscription, news):
             while not subscription.over:
@@ -187,7 +189,7 @@ class SharedPoller:
     def _subscribed(
         self, subscriber: Subscriber[R], interval: float, deadline_at: datetime, *, answered: bool = True
     ) -> Iterator[tuple[Subscription[R], TimedEvent]]:
-        """A place in the plan for the length of a block."""
+        """A subscription for the length of a block."""
         news = TimedEvent(asyncio.get_running_loop())
         subscription = self._plan.subscribe(
             subscriber, interval=interval, deadline_at=deadline_at, wake=news.set, at=self._at(), answered=answered
@@ -201,55 +203,55 @@ class SharedPoller:
     async def ask(
         self, steps: Flow[R], *, patient: bool = False, rest: Callable[[Sleep], Awaitable[None]] | None = None
     ) -> R:
-        """Follow a dialogue through the shared client.
+        """Run a request flow through the shared client.
 
         Args:
-            steps: the dialogue.
-            patient: take a connection that is not found for one that cannot be read now.
-            rest: how to spend a pause; it is slept by default.
+            steps: the flow.
+            patient: treat a connection that is not found as one that cannot be read now.
+            rest: waits instead of a `Sleep` of the flow; by default the flow sleeps.
         """
         self._clients.begin_poll()
         if not patient:
             await self._clients.client(patient=False)
 
-        async def take(step: ApiCall[Any] | NoRetry | Sleep) -> Response[Any] | None:
+        async def perform(step: ApiCall[Any] | NoRetry | Sleep) -> Response[Any] | None:
             if not isinstance(step, Sleep):
-                return await self._take(step)
-            await (self._take(step) if rest is None else rest(step))
+                return await self._perform(step)
+            await (self._perform(step) if rest is None else rest(step))
             self._clients.begin_poll()
             return None
 
-        return await run_flow(steps, take)
+        return await run_flow(steps, perform)
 
     async def single_flight(self, key: object, steps: Callable[[], Flow[R]], *, deadline_at: datetime) -> R:
-        """As `ask`, but all who ask for the same key while an answer is under way share it.
+        """As `ask`, but all callers with the same key share one flow while it runs.
 
         Args:
-            key: what is asked for.
-            steps: makes the dialogue.
-            deadline_at: when to give up, on our clock; a last answer may come a minute later.
+            key: equal for equal flows.
+            steps: makes the flow.
+            deadline_at: when to give up, on our clock; a last response may come a minute later.
 
         Raises:
-            NoAnswerError: the answer was not there in time.
+            NoAnswerError: the flow did not end in time.
         """
-        task = self._asked.get(key)
+        task = self._in_flight.get(key)
         if task is None:
-            task = self._asked[key] = asyncio.create_task(
+            task = self._in_flight[key] = asyncio.create_task(
                 self.ask(steps(), patient=True), context=contextvars.Context()
             )
-            task.add_done_callback(lambda done: self._answered(key, done))
+            task.add_done_callback(lambda done: self._landed(key, done))
         try:
             async with our_clock.timeout((deadline_at - self.now()).total_seconds() + LAST_LOOK_SECONDS):
-                # One that is cancelled must not take the answer from the others.
+                # A caller that is cancelled must not cancel the flow of the others.
                 result: R = await asyncio.shield(task)
         except TimeoutError:
             raise NoAnswerError("The API has not answered in full before the deadline.") from None
         return result
 
-    def _answered(self, key: object, task: Task[Any]) -> None:
-        self._asked.pop(key, None)
+    def _landed(self, key: object, task: Task[Any]) -> None:
+        self._in_flight.pop(key, None)
         if not task.cancelled():
-            # Whoever asked may be gone; then nobody else would ever look at the error.
+            # The callers may be gone. An error that is never retrieved would be logged as a fault.
             task.exception()
 
     async def sleep(self, seconds: float) -> None:
@@ -274,7 +276,7 @@ class SharedPoller:
                 if next_at is not None and self._plan.is_due(at):
                     await self._cycle(at)
                     continue
-                # What `is_due` told may have been the last.
+                # `is_due` may have ended the last subscription.
                 next_at = self._plan.next_at(at)
                 timer = None
                 if next_at is not None:
@@ -299,19 +301,19 @@ class SharedPoller:
         self._clients.begin_poll()
         self._ends_at = at.monotonic + CYCLE_SECONDS
         for batch in self._plan.cycle(at):
-            await self._follow_all(batch)
+            await self._run_batch(batch)
         self._metrics.polled(self._clock() - at.monotonic, len(self._plan.subscriptions))
         if self._plan.failing is not None and not was_failing:
             log.warning("Connection %s: %s The runs are still running; asking again.", self.name, self._plan.failing)
         elif self._plan.failing is None and was_failing:
             log.info("Connection %s: the API answers again.", self.name)
 
-    async def _follow_all(self, batch: Sequence[Flow[None]]) -> None:
+    async def _run_batch(self, batch: Sequence[Flow[None]]) -> None:
         flows = iter(batch)
 
         async def work() -> None:
             for flow in flows:
-                await run_flow(flow, self._take_in_cycle)
+                await run_flow(flow, self._perform_in_cycle)
 
         if len(batch) <= 1:
             await work()
@@ -320,14 +322,14 @@ class SharedPoller:
             for _ in range(min(CONCURRENT_FLOWS, len(batch))):
                 group.create_task(work())
 
-    async def _take_in_cycle(self, step: ApiCall[Any] | NoRetry | Sleep) -> Response[Any] | None:
+    async def _perform_in_cycle(self, step: ApiCall[Any] | NoRetry | Sleep) -> Response[Any] | None:
         if isinstance(step, ApiCall) and self._clock() >= self._ends_at:
             raise NotSentError(
                 f"{step.label}: not asked for now, since this poll takes longer than {CYCLE_SECONDS:g} s."
             )
-        return await self._take(step)
+        return await self._perform(step)
 
-    async def _take(self, step: ApiCall[Any] | NoRetry | Sleep) -> Response[Any] | None:
+    async def _perform(self, step: ApiCall[Any] | NoRetry | Sleep) -> Response[Any] | None:
         if isinstance(step, Sleep):
             await self.sleep(step.seconds)
             return None
@@ -335,22 +337,22 @@ class SharedPoller:
         delay = self._limiter.delay((await self._clients.client()).settings.max_requests_per_second)
         if delay > 0.0:
             await self.sleep(delay)
-        held = self._plan.held_seconds(self._at())
-        if held > 0.0:
-            # Another answer said so, perhaps while this request waited for its turn.
-            raise RateLimitedError("The server has asked for a pause.", retry_after_seconds=held)
+        pause = self._plan.pause_seconds(self._at())
+        if pause > 0.0:
+            # Another response asked for it, perhaps while this request waited for the rate limit.
+            raise RateLimitedError("The server has asked for a pause.", retry_after_seconds=pause)
         self._metrics.sent()
         try:
             return await self._clients.send(call)
         except TemporaryError as error:
             self._metrics.failed()
             if error.retry_after_seconds is not None:
-                self._plan.hold(error.retry_after_seconds, self._at())
+                self._plan.pause(error.retry_after_seconds, self._at())
             raise
 
     async def aclose(self) -> None:
-        """End the task and close the client. Those who still wait are told."""
-        tasks = [task for task in (self._task, *self._asked.values()) if task is not None]
+        """End the task and all subscriptions, and close the client."""
+        tasks = [task for task in (self._task, *self._in_flight.values()) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -362,13 +364,13 @@ _pollers: WeakKeyDictionary[AbstractEventLoop, dict[str, SharedPoller]] = WeakKe
 
 
 def count_shared(loop: AbstractEventLoop) -> int:
-    """How many pollers a loop shares now."""
+    """How many pollers an event loop has now."""
     return len(_pollers.get(loop, {}))
 
 
 @asynccontextmanager
 async def shared_poller(name: str, make: Callable[[], SharedPoller]) -> AsyncIterator[SharedPoller]:
-    """The one poller of this loop and connection, for the length of a block.
+    """The one poller of this event loop and connection, for the length of a block.
 
     Args:
         name: the connection's.

@@ -1,7 +1,7 @@
 """Which task may start a run of an agent next. Pure.
 
 Tasks that start the same agent together get runs that cannot be told apart. So of the tasks that wait until an agent is
-idle, one is released at a time, in the order in which they came. Only the first asks for the agent.
+idle, one is released at a time, in the order of their arrival. Only the first polls for the agent.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class StartQueue:
         """Add a task at the end.
 
         Args:
-            task: whatever stands for it.
+            task: any object that stands for it.
             wake: called when the task becomes the first.
         """
         self._waiting[task] = wake

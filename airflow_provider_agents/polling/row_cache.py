@@ -1,7 +1,7 @@
-"""Pages of events, read once: a row that says what it said in the cycle before is not read again. Pure.
+"""Pages of events, validated once: a row that has not changed since the last poll cycle is not validated again. Pure.
 
-Of a run that goes on, counters may grow from look to look (steps, seconds). They matter once it is over; until then a
-row is read again only when its status, one of its times or its name has changed.
+The counters of an active run may grow from poll to poll (steps, seconds). They matter once the run has ended. Until
+then a row is validated again only when its status, one of its times or one of its ids has changed.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ class RowCache:
     """Reads pages of events, and remembers the rows of this cycle and of the one before."""
 
     def __init__(self) -> None:
-        # By the id that was sent: what of a row matters while its run goes on, the row as an event, and whether the run
-        # is over.
+        # By the id that was sent: the fields that matter while a run is active, the row as an event, and whether the
+        # run has ended.
         self._last: dict[str, tuple[tuple[Any, ...], ExecutionEvent, bool]] = {}
         self._now: dict[str, tuple[tuple[Any, ...], ExecutionEvent, bool]] = {}
 
     def turn(self) -> None:
-        """A cycle has ended: what neither it nor the next one shows is forgotten."""
+        """A cycle has ended: rows that neither it nor the next one shows are forgotten."""
         self._last, self._now = self._now, {}
 
     def cached(self, call: ApiCall[Page[ExecutionEvent]]) -> ApiCall[Page[ExecutionEvent]]:

@@ -29,14 +29,14 @@ R_co = TypeVar("R_co", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class ClockReading:
-    """A moment: monotonic seconds, for pauses, and our clock's time, for what people and servers said."""
+    """A moment: `monotonic` seconds for pauses, and our clock's `wall` time for deadlines and server times."""
 
     monotonic: float
     wall: datetime
 
 
 class Subscriber(Protocol[R_co]):
-    """Something that is waited for. `runs.verdict.Wait` is one."""
+    """What a subscription is for. `runs.verdict.Wait` is one."""
 
     @property
     def agent_id(self) -> Scope:
@@ -48,7 +48,7 @@ class Subscriber(Protocol[R_co]):
 
     @property
     def going_on(self) -> Collection[ExecutionEvent]:
-        """The known events whose end matters. They are followed, beside what is sought."""
+        """The known events whose end matters. They are followed, in addition to the search."""
 
     def take(self, look: Look, began_at: datetime) -> R_co | None:
         """A complete look, or one that shows an event with a sought id. A result ends the wait."""
@@ -57,7 +57,7 @@ class Subscriber(Protocol[R_co]):
         """A followed event has changed. A result ends the wait."""
 
     def expire(self) -> R_co:
-        """The deadline has passed, and the last look brought no result."""
+        """The deadline has passed, and the last poll brought no result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +73,13 @@ class Subscription(Generic[R]):
     """One subscriber's place in a poller. It ends once: with a result, or with an error.
 
     Attributes:
-        subscriber: what is waited for.
-        interval: seconds between two looks, at most.
-        deadline_at: when to give up, on our clock, after one last look.
-        wake: called when there is news: the subscriber has changed, the outage has, or it is over.
+        subscriber: what waits.
+        interval: seconds between two polls, at most.
+        deadline_at: when to give up, on our clock, after one last poll.
+        wake: called when the subscriber has changed, an outage has begun or ended, or the subscription has ended.
         over: whether there is a result or an error.
-        result: what the subscriber said.
-        error: why nothing can be said.
+        result: what the subscriber returned.
+        error: why there is no result.
         outage: the failures so far, if there was more than one in a row, or one that is a refusal.
         patience: which failure ends the wait.
     """

@@ -1,4 +1,4 @@
-"""The waits of a trigger, on a poller. They say and decide what `runs.waiting` does for a worker."""
+"""Waiting for a run in a triggerer, on a poller. Logs and decides as `runs.waiting` does on a worker."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ProgressLogger:
         self._outage: Outage | None = None
 
     def report(self, state: str, outage: Outage | None, *, is_news: bool) -> None:
-        """Log what has changed since the last report; without news, log that the wait goes on."""
+        """Log what has changed since the last report; without news, log that the task still waits."""
         before, self._outage = self._outage, outage
         ended = outage is None and before is not None
         began = outage is not None and (before is None or is_refusal(outage.error) != is_refusal(before.error))
@@ -73,15 +73,15 @@ async def wait_for_end(
     on_known: Callable[[ExecutionEvent], None] = lambda _: None,
     answered: bool = True,
 ) -> Verdict:
-    """Wait until there is a verdict, or until a last look at the deadline.
+    """Wait until there is a verdict, or until a last poll at the deadline.
 
     Args:
         poller: of the run's connection.
         wait: the run.
-        poll_interval: seconds between two looks.
-        deadline_at: when to give up, on our clock. The run goes on after it.
-        say: where changes of state and signs of life go.
-        on_known: called at most once, when exactly one event is known to be the run's and the run goes on.
+        poll_interval: seconds between two polls.
+        deadline_at: when to give up, on our clock. The run is still running then.
+        say: logs changes of state and signs of life.
+        on_known: called at most once, when exactly one event is known to be the run's and the run is active.
         answered: whether the platform has answered a request for this run before. If not, the first refusal ends the
             wait.
 
@@ -92,22 +92,24 @@ async def wait_for_end(
     logger, late, known = ProgressLogger(say), LateWarning(wait), False
     outage: Outage | None = None
 
-    def note_known() -> None:
+    def report_known() -> None:
         nonlocal known
         if wait.is_known and not known:
             known = True
             on_known(wait.events[0])
 
-    def tell(subscription: Subscription[Verdict], is_news: bool) -> None:
+    def on_wake(subscription: Subscription[Verdict], is_news: bool) -> None:
         nonlocal outage
         outage = subscription.outage
         late.log_once(say)
         logger.report(state_of(wait), subscription.outage, is_news=is_news)
         if not subscription.over:
-            note_known()
+            report_known()
 
-    note_known()
-    verdict = await poller.wait_for(wait, interval=poll_interval, deadline_at=deadline_at, tell=tell, answered=answered)
+    report_known()
+    verdict = await poller.wait_for(
+        wait, interval=poll_interval, deadline_at=deadline_at, on_wake=on_wake, answered=answered
+    )
     ends = [event.completedAt for event in verdict.events if event.completedAt is not None]
     poller.record_end(verdict.outcome, max(ends, default=None))
     if verdict.outcome == Outcome.TIMED_OUT and outage is not None:
@@ -127,11 +129,11 @@ async def wait_for_sought(
     on_known: Callable[[ExecutionEvent], None] = lambda _: None,
     answered: bool = True,
 ) -> tuple[Submission, Verdict]:
-    """Find the run that is sought, and wait until it is over. The arguments are those of `wait_for_end`.
+    """Find the run that is sought, and wait until it ends. The arguments are those of `wait_for_end`.
 
     Returns:
-        The run, and how it ended. A run that had not begun at the deadline is one that is not over, without events. If
-        no run began in the interval that is sought, and none can appear any more, no run was found.
+        The run, and how it ended. A run that had not started at the deadline is one that has not ended, without events.
+        If no run started in the interval that is sought, and none can appear any more, no run was found.
 
     Raises:
         PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
@@ -152,7 +154,7 @@ async def wait_for_sought(
         raise AssertionError("unreachable: a run is known, or sought by its begin")
     wait = Wait(submission, rules, now())
     if first is not None:
-        # It has been shown already, so it need not be looked for again.
+        # Its event is known already.
         verdict = wait.take(Look((first,), None), now())
         if verdict is not None:
             return submission, verdict
@@ -170,7 +172,7 @@ async def wait_for_sought(
 async def _wait_for_first(
     poller: SharedPoller, sought: Sought, after: datetime, settle: float, pace: Pace
 ) -> ExecutionEvent | Missing | None:
-    """The first run of an interval, or None at the deadline."""
+    """The first run of an interval; None at the deadline."""
     agent_id, before, search = sought.agent_id, sought.started_before, FirstRun(sought.started_before, settle)
     pace.speak(logging.INFO, f"Waiting for the first run of agent {agent_id} that begins {sought.interval}.")
     while True:

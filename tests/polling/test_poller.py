@@ -117,7 +117,7 @@ class Scene:
         wait = Wait(submission or self.submitted(agent_id), Rules())
         async with self.held() as poller:
             return await poller.wait_for(
-                wait, interval=interval, deadline_at=self.clock.now + timedelta(hours=9), tell=tell
+                wait, interval=interval, deadline_at=self.clock.now + timedelta(hours=9), on_wake=tell
             )
 
     def run(self, coroutine):
