@@ -157,7 +157,8 @@ def table(results: dict[str, Sequence[Result]]) -> str:
         "| what is done | to a task that | " + " | ".join(f"{version}, {shape}" for version, shape in columns) + " |",
         "|---|---|" + "---|" * len(columns),
     ]
-    for way, phase in dict.fromkeys((row.way, row.phase) for _, row in found):
+    tried = {(row.way, row.phase) for _, row in found}
+    for way, phase in [(way, phase) for way in WAYS for phase in way.phases if (way, phase) in tried]:
         cells = [found.get((version, Row(way, phase, shape))) for version, shape in columns]
         shown = " | ".join(result.cell() if result is not None else "" for result in cells)
         lines.append(f"| {way.name} | {phase} | {shown} |")
