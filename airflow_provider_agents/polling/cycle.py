@@ -106,7 +106,7 @@ class Cycle:
     def has_sought_before(self, cycle: int) -> bool:
         """Whether a subscription that still seeks did so before another cycle."""
         return any(
-            subscription.seeking_since < cycle and not subscription.over
+            subscription.seeking_since < cycle and not subscription.has_ended
             for subscriptions in self.seeking.values()
             for subscription in subscriptions
         )
@@ -225,13 +225,13 @@ class Cycle:
                 handled = 0
                 yield Sleep(0)
         for subscription in self._expiring:
-            if not subscription.over:
+            if not subscription.has_ended:
                 self._registry.end(subscription, result=subscription.subscriber.expire())
 
     def _count_failures(self) -> Iterator[Subscription[Any]]:
         """Count the failed polls of each subscription; those to which that is news."""
         for subscription, error in self._unanswered.items():
-            if subscription.over:
+            if subscription.has_ended:
                 continue
             final = subscription.patience.failed(error, self.at.wall)
             if final is not None:

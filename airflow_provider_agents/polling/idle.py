@@ -118,7 +118,7 @@ async def wait_until_idle(
     def on_wake(subscription: Subscription[bool], is_news: bool) -> None:  # noqa: ARG001 - `Pace` decides when to log
         if subscription.outage is not None:
             pace.sign_of_life(logging.WARNING, f"Still no look at agent {agent_id}: {subscription.outage.error}")
-        elif not subscription.over:
+        elif not subscription.has_ended:
             pace.sign_of_life(logging.INFO, f"Still waiting for agent {agent_id} to become idle.")
 
     async def rest(pause: Sleep) -> None:

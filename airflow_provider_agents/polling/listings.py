@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
     from airflow_provider_agents.api.flow import Response
     from airflow_provider_agents.polling.cycle import Cycle
+    from airflow_provider_agents.polling.interrupted import InterruptedListings
     from airflow_provider_agents.polling.planner import Planner, StartRate, Window
     from airflow_provider_agents.polling.registry import Registry
     from airflow_provider_agents.polling.row_cache import RowCache
     from airflow_provider_agents.polling.subscriptions import ClockReading, FollowedEvent, Scope, Subscription
-    from airflow_provider_agents.polling.walks import Walks
 
 T = TypeVar("T")
 
@@ -134,12 +134,20 @@ class Listings:
         cycle: the poll cycle that they are for.
         registry: the subscriptions.
         planner: learns what the listings cost.
-        walks: the listings that a failure has interrupted.
+        interrupted: the listings that a failure has interrupted.
         rows: the rows of earlier pages.
     """
 
-    def __init__(self, cycle: Cycle, registry: Registry, planner: Planner, walks: Walks, rows: RowCache) -> None:
-        self._cycle, self._registry, self._planner, self._walks, self._rows = cycle, registry, planner, walks, rows
+    def __init__(
+        self, cycle: Cycle, registry: Registry, planner: Planner, interrupted: InterruptedListings, rows: RowCache
+    ) -> None:
+        self._cycle, self._registry, self._planner, self._interrupted, self._rows = (
+            cycle,
+            registry,
+            planner,
+            interrupted,
+            rows,
+        )
 
     # --- the account's listings -----------------------------------------------------------------------------------
 
@@ -158,7 +166,7 @@ class Listings:
 
             return paginate(self._rows.cached(list_events(status=status)), stop, cursor=progress.cursor)
 
-        reading = self._walks.go(
+        reading = self._interrupted.resume(
             status,
             cycle.at,
             lambda: AccountProgress(cycle.at, cycle.number, self._planner.start_rate(cycle.at)),
@@ -197,7 +205,7 @@ class Listings:
 
             return paginate(self._rows.cached(list_events()), stop, cursor=progress.cursor)
 
-        reading = self._walks.go(
+        reading = self._interrupted.resume(
             WHOLE_LISTING,
             cycle.at,
             lambda: pending.next_listing(self._planner.start_rate(cycle.at)),
@@ -277,7 +285,7 @@ class Listings:
                 yield from paginate(pending, take, cursor=progress.pending)
             yield from paginate(self._rows.cached(list_agent_events(agent_id)), stop, cursor=progress.listed)
 
-        reading = self._walks.go(
+        reading = self._interrupted.resume(
             ("look", agent_id),
             cycle.at,
             lambda: AgentProgress(cycle.at, cycle.number, self._planner.start_rate(cycle.at)),
@@ -347,7 +355,7 @@ class Listings:
 
         def reading() -> Flow[bool]:
             try:
-                yield from self._walks.go(
+                yield from self._interrupted.resume(
                     ("search", agent_id),
                     cycle.at,
                     lambda: SearchProgress(cycle.at, owner, frozenset(by_id)),
@@ -384,7 +392,7 @@ class Listings:
 
 def _reaches(floor: datetime | None, subscription: Subscription[Any]) -> bool:
     """Whether a listing down to `floor` shows what a subscription seeks."""
-    if floor is None or subscription.over or subscription.seek is None:
+    if floor is None or subscription.has_ended or subscription.seek is None:
         return True
     return subscription.seek.floor is not None and subscription.seek.floor >= floor
 

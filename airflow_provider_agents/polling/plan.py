@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow_provider_agents.api.flow import Flow, Sleep
 from airflow_provider_agents.api.models import Status
 from airflow_provider_agents.polling.cycle import Cycle
+from airflow_provider_agents.polling.interrupted import InterruptedListings
 from airflow_provider_agents.polling.listings import Listings
 from airflow_provider_agents.polling.planner import WHOLE_LISTING, Planner
 from airflow_provider_agents.polling.registry import Registry
 from airflow_provider_agents.polling.row_cache import RowCache
 from airflow_provider_agents.polling.schedule import Schedule
 from airflow_provider_agents.polling.subscriptions import ACCOUNT, Subscription
-from airflow_provider_agents.polling.walks import Walks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Iterator
@@ -95,7 +95,7 @@ class Plan:
         self._registry = Registry(self._on_leave)
         self._schedule = Schedule(jitter)
         self._planner = Planner()
-        self._walks = Walks()
+        self._interrupted = InterruptedListings()
         self._rows = RowCache()
         self.failing: AgentsError | None = None
 
@@ -200,7 +200,7 @@ class Plan:
         yield [self._finish(cycle)]
 
     def _batches(self, cycle: Cycle) -> Generator[list[Flow[None]], None, None]:
-        listings = Listings(cycle, self._registry, self._planner, self._walks, self._rows)
+        listings = Listings(cycle, self._registry, self._planner, self._interrupted, self._rows)
         choice = self._planner.choose(cycle.demand(), cycle.at)
         if choice.pending:
             # Before everything else: a run that begins after this response is in those that follow.
@@ -226,7 +226,7 @@ class Plan:
             if agent_id is ACCOUNT or agent_id in cycle.complete:
                 # The account has no other listing.
                 continue
-            if any(not subscription.over for subscription in subscriptions):
+            if any(not subscription.has_ended for subscription in subscriptions):
                 yield listings.list_agent(agent_id, subscriptions)
 
     def _list_windows(self, cycle: Cycle, listings: Listings, *, after_active: bool) -> Iterator[Flow[None]]:
@@ -257,14 +257,14 @@ class Plan:
         misses = followed.misses
         if misses % _MISSES_CYCLE == 0 or (misses < _MISSES_CYCLE and misses & (misses - 1) == 0):
             return True
-        if followed.event.id in cycle.refused_windows or self._walks.is_under_way(("search", followed.agent_id)):
+        if followed.event.id in cycle.refused_windows or self._interrupted.is_under_way(("search", followed.agent_id)):
             return True
         # After a failure only the agent's own listing says whether it still fails.
         return not self._registry.failing.isdisjoint(followed.subscriptions)
 
     def _finish(self, cycle: Cycle) -> Flow[None]:
         yield from cycle.give_looks()
-        self._walks.expire(cycle.at)
+        self._interrupted.expire(cycle.at)
         self.failing = cycle.error
         self._schedule.back_off(failed=cycle.error is not None)
         yield from cycle.finish()

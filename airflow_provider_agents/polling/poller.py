@@ -156,7 +156,7 @@ class SharedPoller:
             AgentsError: the subscriber cannot get a result.
         """
         with self._subscribed(subscriber, interval, deadline_at, answered=answered) as (subscription, news):
-            while not subscription.over:
+            while not subscription.has_ended:
                 left = (deadline_at - self.now()).total_seconds() + LAST_LOOK_SECONDS
                 if left <= 0.0:
                     # The plan ends a wait at its deadline, but not while a poll is under way.
@@ -178,9 +178,9 @@ class SharedPoller:
             AgentsError: the subscriber cannot be followed.
         """
         with self._subscribed(subscriber, interval, _NEVER) as (subscription, news):
-            while not subscription.over:
+            while not subscription.has_ended:
                 await news.wait(SIGN_OF_LIFE_SECONDS)
-                if not subscription.over:
+                if not subscription.has_ended:
                     yield subscription
             if subscription.error is not None:
                 raise subscription.error.with_traceback(None)

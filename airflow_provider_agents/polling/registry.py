@@ -96,7 +96,7 @@ class Registry:
         """Remove a subscription. May be repeated; nothing is delivered afterwards."""
         if subscription not in self._subscriptions:
             return
-        subscription.over = True
+        subscription.has_ended = True
         del self._subscriptions[subscription]
         self._failing.pop(subscription, None)
         self._unindex(subscription)
@@ -108,7 +108,7 @@ class Registry:
 
     def end(self, subscription: Subscription[Any], *, result: Any = None, error: Exception | None = None) -> None:
         """End a subscription with a result or an error."""
-        if subscription.over:
+        if subscription.has_ended:
             return
         self.remove(subscription)
         subscription.result, subscription.error = result, error

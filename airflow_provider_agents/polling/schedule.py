@@ -82,7 +82,7 @@ class Schedule:
         if self._left > waits + _LEFT_DEADLINES or not waits:
             # Deadlines may be a day away: an ended subscription must not be kept until then.
             self._left = 0
-            self._deadlines = [entry for entry in self._deadlines if not entry[2].over]
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].has_ended]
             heapq.heapify(self._deadlines)
 
     def next_at(self, at: ClockReading) -> float:
@@ -116,7 +116,7 @@ class Schedule:
 
     def _first_deadline(self) -> datetime | None:
         """The earliest one of a subscription that has not ended."""
-        while self._deadlines and self._deadlines[0][2].over:
+        while self._deadlines and self._deadlines[0][2].has_ended:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
 

@@ -77,7 +77,7 @@ class Subscription(Generic[R]):
         interval: seconds between two polls, at most.
         deadline_at: when to give up, on our clock, after one last poll.
         wake: called when the subscriber has changed, an outage has begun or ended, or the subscription has ended.
-        over: whether there is a result or an error.
+        has_ended: whether there is a result or an error.
         result: what the subscriber returned.
         error: why there is no result.
         outage: the failures so far, if there was more than one in a row, or one that is a refusal.
@@ -90,9 +90,9 @@ class Subscription(Generic[R]):
         "failed_polls",
         "failing_since",
         "following",
+        "has_ended",
         "interval",
         "outage",
-        "over",
         "patience",
         "result",
         "seek",
@@ -114,7 +114,7 @@ class Subscription(Generic[R]):
         self.interval = interval
         self.deadline_at = deadline_at
         self.wake = wake
-        self.over = False
+        self.has_ended = False
         self.result: R | None = None
         self.error: Exception | None = None
         self.outage: Outage | None = None

@@ -103,7 +103,7 @@ async def wait_for_end(
         outage = subscription.outage
         late.log_once(say)
         logger.report(state_of(wait), subscription.outage, is_news=is_news)
-        if not subscription.over:
+        if not subscription.has_ended:
             report_known()
 
     report_known()

@@ -89,7 +89,7 @@ def test_a_listing_that_is_broken_off_says_nothing_of_what_it_did_not_show():
         for submission in submissions
     ]
     scene.cycle(2)
-    assert [subscription.over for subscription in subscriptions] == [False] * 3
+    assert [subscription.has_ended for subscription in subscriptions] == [False] * 3
     assert [len(subscription.following) for subscription in subscriptions] == [1] * 3
 
 
@@ -104,7 +104,7 @@ def test_a_watchers_short_listing_says_nothing_of_runs_that_are_older():
     )
     subscription = scene.driver.subscribe(Wait(submission, Rules()), deadline_at=scene.clock.now + timedelta(hours=8))
     scene.cycle(3)
-    assert not subscription.over
+    assert not subscription.has_ended
     assert len(subscription.following) == 1
 
 
@@ -119,7 +119,7 @@ def test_a_run_whose_row_cannot_be_read_is_not_taken_for_one_that_never_appeared
         for one in submissions
     ]
     scene.cycle(30)
-    assert not any(subscription.over for subscription in subscriptions)
+    assert not any(subscription.has_ended for subscription in subscriptions)
     assert [event.unreadable is not None for event in subscriptions[0].subscriber.events] == [True]
     scene.sim.restore(damaged)
     scene.driver.wait_for(*subscriptions)

@@ -272,7 +272,7 @@ def test_a_watcher_that_may_not_list_the_account_is_told_so():
     scene.clock.advance(REFUSED_SECONDS)
     gate.cycle()
     assert "403" in str(watcher.error)
-    assert not other.over
+    assert not other.has_ended
 
 
 # --- what is followed ------------------------------------------------------------------------------------------------

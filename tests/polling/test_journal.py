@@ -271,7 +271,7 @@ def test_what_one_agent_answers_keeps_a_watcher_of_the_account_from_no_other(sta
     for _ in range(300):
         scene.cycle()
         told += ids(journal.ended())
-    assert not subscription.over
+    assert not subscription.has_ended
     assert set(told) >= {runs["agent-1"], runs["agent-2"]}
     later = scene.sim.start_scheduled_run("agent-1")
     scene.clock.advance(600)
@@ -302,8 +302,8 @@ def test_a_wait_for_a_run_of_a_refused_agent_does_not_end_a_watcher_that_follows
     for _ in range(300):
         scene.cycle()
         told += ids(journal.ended())
-    assert waiting.over
-    assert not watching.over
+    assert waiting.has_ended
+    assert not watching.has_ended
     assert set(runs.values()) <= set(told)
 
 

@@ -262,7 +262,7 @@ def test_a_cycle_that_is_given_up_says_nothing_of_those_it_did_not_get_to():
     # The account's is refused; three of the agents' listings fail, and the rest is not tried.
     assert [path == EVENTS for path, _ in gate.cycle()] == [True, False, False, False]
     gate.cycle()
-    assert not any(subscription.over for subscription in subscriptions)
+    assert not any(subscription.has_ended for subscription in subscriptions)
     assert all("500" in str(subscription.outage.error) for subscription in subscriptions)
     gate.refuse = refused_account
     gate.cycle(2)
@@ -304,8 +304,10 @@ def test_each_event_that_no_narrow_listing_shows_is_searched_for():
     scene.sim.intercept(without_narrow_rows)
     scene.clock.advance(100)
     scene.cycle()
-    assert {subscription.result.outcome for subscription in subscriptions if subscription.over} == {Outcome.COMPLETED}
-    assert all(subscription.over for subscription in subscriptions)
+    assert {subscription.result.outcome for subscription in subscriptions if subscription.has_ended} == {
+        Outcome.COMPLETED
+    }
+    assert all(subscription.has_ended for subscription in subscriptions)
 
 
 def test_an_event_without_a_time_is_not_lost_behind_one_with_a_time():

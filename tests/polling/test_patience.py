@@ -102,7 +102,7 @@ def test_a_refusal_of_one_agent_touches_no_other(status, way):
     gate.refuse = refuse
     scene.driver.wait_for(*refused)
     assert {type(subscription.error) for subscription in refused} == {STATUSES[status]}
-    assert not well.over
+    assert not well.has_ended
     assert well.outage is None
     assert scene.driver.wait_for(well)[0].outcome == Outcome.COMPLETED
 
@@ -124,7 +124,7 @@ def test_refusals_with_anything_else_in_between_end_no_wait(status, other):
 
     gate.refuse = refuse
     advance(scene, REFUSED_SECONDS * 4)
-    assert not subscription.over
+    assert not subscription.has_ended
     gate.refuse = only_agents
     assert scene.driver.wait_for(subscription)[0].outcome == Outcome.COMPLETED
 
@@ -145,7 +145,7 @@ def test_an_answer_for_another_task_of_the_same_agent_counts(another_task):
 
     gate.refuse = refuse
     advance(scene, REFUSED_SECONDS + 30)
-    assert rare.over is not another_task
+    assert rare.has_ended is not another_task
 
 
 @pytest.mark.parametrize("status", STATUSES)
@@ -164,13 +164,13 @@ def test_the_first_refusal_ends_a_wait_that_nothing_was_answered_for(status):
     gate = Gate(scene, lambda _path, _query: status)
     new, old = join(answered=False), join(answered=True)
     gate.cycle()
-    assert (type(new.error), old.over) == (STATUSES[status], False)
+    assert (type(new.error), old.has_ended) == (STATUSES[status], False)
     gate.refuse = lambda _path, _query: None
     later = join(answered=False)
     gate.cycle(2)
     gate.refuse = lambda _path, _query: status
     gate.cycle(2)
-    assert not later.over
+    assert not later.has_ended
 
 
 def test_an_agent_that_is_deleted_ends_the_wait_for_its_run_within_some_minutes():
@@ -182,7 +182,7 @@ def test_an_agent_that_is_deleted_ends_the_wait_for_its_run_within_some_minutes(
     scene.driver.wait_for(gone)
     assert type(gone.error) is NotFoundError
     assert REFUSED_SECONDS <= (scene.clock.now - began).total_seconds() <= 2 * REFUSED_SECONDS
-    assert not kept.over
+    assert not kept.has_ended
 
 
 def test_the_accounts_listing_is_asked_again_after_a_time_in_which_everything_was_refused():

@@ -35,7 +35,7 @@ def test_runs_that_leave_the_active_set_together_are_found_by_few_windows():
     scene = Scene(agents=300, queue_seconds=0.0, run_seconds=lambda rng: 100.0)
     subscriptions = [scene.waiting(agent_id) for agent_id in scene.agents]
     scene.cycle()
-    while not any(subscription.over for subscription in subscriptions):
+    while not any(subscription.has_ended for subscription in subscriptions):
         asked = scene.cycle()
     assert len(asked) <= 8
     assert {subscription.result.outcome for subscription in subscriptions} == {Outcome.COMPLETED}
@@ -69,7 +69,7 @@ def test_a_run_whose_event_is_gone_is_not_searched_for_in_every_cycle():
     scene.cycle()
     scene.clock.advance(100)
     asked = [len(scene.cycle()) for _ in range(40)]
-    assert not subscription.over
+    assert not subscription.has_ended
     assert sum(asked) < 40 + 10
 
 
@@ -170,7 +170,7 @@ def test_no_run_is_noticed_later_than_its_interval_allows(intervals, seconds, se
     while len(over) < len(subscriptions):
         scene.driver.cycle_once()
         for subscription in subscriptions:
-            if subscription.over and subscription not in over:
+            if subscription.has_ended and subscription not in over:
                 over[subscription] = scene.clock.now
     for subscription in subscriptions:
         late = (over[subscription] - subscription.result.event.completedAt).total_seconds()
@@ -337,7 +337,7 @@ def test_whatever_joins_and_leaves_nothing_is_left_behind(data, seed):
                 subscriptions.append(scene.waiting(rng.choice(scene.agents), interval=rng.choice([1.0, 5.0, 20.0])))
             case "leave" if subscriptions:
                 subscription = rng.choice(subscriptions)
-                if not subscription.over:
+                if not subscription.has_ended:
                     left.add(subscription)
                 scene.plan.unsubscribe(subscription)
                 scene.plan.unsubscribe(subscription)

@@ -1,4 +1,4 @@
-"""Walks that a failure interrupts: where they resume, when they begin anew, and what they read in the end."""
+"""Listings that a failure interrupts: where they resume, when they begin anew, and what they read in the end."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from airflow_provider_agents.api.errors import (
 )
 from airflow_provider_agents.api.flow import PageCursor, Response, paginate
 from airflow_provider_agents.api.models import Page
+from airflow_provider_agents.polling.interrupted import MOST_FAILURES, MOST_SECONDS, InterruptedListings
 from airflow_provider_agents.polling.subscriptions import ClockReading
-from airflow_provider_agents.polling.walks import MOST_FAILURES, MOST_SECONDS, Walks
 
 T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)
 LIMIT = RateLimitedError("429")
@@ -44,10 +44,10 @@ class Reading:
 
 
 class Listing:
-    """A listing of numbered pages, one row each; what it is asked for, and the walks over it."""
+    """A listing of numbered pages, one row each; what it is asked for, and how far it was read."""
 
     def __init__(self, pages):
-        self.count, self.asked, self.walks, self.clock = pages, [], Walks(), 0.0
+        self.count, self.asked, self.interrupted, self.clock = pages, [], InterruptedListings(), 0.0
 
     def answer(self, call):
         number = int(dict(call.params).get("nextToken", 0))
@@ -66,7 +66,7 @@ class Listing:
             return paginate(list_events(), enough, cursor=reading.place)
 
         at = ClockReading(self.clock, T0)
-        going = self.walks.go("all", at, lambda: Reading(at), steps, is_of_use=is_of_use)
+        going = self.interrupted.resume("all", at, lambda: Reading(at), steps, is_of_use=is_of_use)
         turns = iter(failures)
         try:
             call = next(going)
@@ -89,10 +89,10 @@ def interrupted(pages=5, at=3, error=LIMIT):
 @pytest.mark.parametrize("error", [*BLIPS, AuthenticationError("401", status_code=401)], ids=repr)
 def test_a_walk_resumes_at_the_page_where_it_failed(error):
     listing = interrupted(error=error)
-    assert listing.walks.is_under_way("all")
+    assert listing.interrupted.is_under_way("all")
     assert listing.go().rows == [0, 1, 2, 3, 4]
     assert listing.asked == [3, 4]
-    assert not listing.walks.is_under_way("all")
+    assert not listing.interrupted.is_under_way("all")
 
 
 @given(
@@ -122,14 +122,14 @@ def test_a_listing_that_is_refused_anew_is_refused():
     listing = interrupted()
     with pytest.raises(RequestRejectedError):
         listing.go(REFUSED, REFUSED)
-    assert not listing.walks.is_under_way("all")
+    assert not listing.interrupted.is_under_way("all")
 
 
 def test_a_refusal_in_the_middle_of_a_walk_is_not_asked_for_again():
     listing = interrupted(pages=8)
     with pytest.raises(RequestRejectedError):
         listing.go(None, REFUSED)
-    assert not listing.walks.is_under_way("all")
+    assert not listing.interrupted.is_under_way("all")
 
 
 @pytest.mark.parametrize(("error", "resumes"), list(zip(BLIPS, [True, True, False, False], strict=True)))
@@ -155,8 +155,8 @@ def test_progress_forgives_failures():
 def test_an_old_walk_is_not_resumed(seconds, resumes):
     listing = interrupted()
     listing.clock = seconds
-    listing.walks.expire(ClockReading(seconds, T0))
-    assert listing.walks.is_under_way("all") == resumes
+    listing.interrupted.expire(ClockReading(seconds, T0))
+    assert listing.interrupted.is_under_way("all") == resumes
     assert listing.go().rows == [0, 1, 2, 3, 4]
     assert (0 in listing.asked) != resumes
 
