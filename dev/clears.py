@@ -158,7 +158,8 @@ def table(results: dict[str, Sequence[Result]]) -> str:
         "|---|---|" + "---|" * len(columns),
     ]
     tried = {(row.way, row.phase) for _, row in found}
-    for way, phase in [(way, phase) for way in WAYS for phase in way.phases if (way, phase) in tried]:
+    every = [(way, phase) for way in WAYS for phase in way.phases]
+    for way, phase in filter(tried.__contains__, every):
         cells = [found.get((version, Row(way, phase, shape))) for version, shape in columns]
         shown = " | ".join(result.cell() if result is not None else "" for result in cells)
         lines.append(f"| {way.name} | {phase} | {shown} |")
