@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_agents.api.errors import AgentsError, AuthenticationError, RateLimitedError, TemporaryError
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from airflow_provider_agents.polling.registry import Registry
     from airflow_provider_agents.polling.subscriptions import ClockReading, FollowedEvent, Scope, Subscription
     from airflow_provider_agents.runs.matching import Look
+
+log = logging.getLogger(__name__)
 
 #: A cycle in which so many requests failed and none was answered is aborted.
 _ABORT_FAILURES = 3
@@ -50,8 +53,7 @@ class Cycle:
         missed: ids of events that a narrow listing ought to have shown, or for which no narrow listing exists.
         refused_windows: ids of the events whose narrow listing was refused.
         pending: the account's listing of events that are PENDING, if it was read.
-        failed_ways: the ways that failed, where another way would fare no better.
-        refused_ways: the ways that were refused.
+        failed_ways: the listings of the account that failed.
         complete: the complete look at each agent.
         heard: agents of which a listing showed a run, or whose own listing was answered.
         error: why the cycle brought nothing; None if it brought something.
@@ -73,7 +75,7 @@ class Cycle:
         self.refused_windows: set[str] = set()
         self.pending: AccountProgress | None = None
         self.failed_ways: set[str] = set()
-        self.refused_ways: list[str] = []
+        self._refused_ways: list[str] = []
         self.complete: dict[Scope, AccountProgress | AgentProgress] = {}
         self.heard: set[Scope] = set()
         self._unanswered: dict[Subscription[Any], AgentsError] = {}
@@ -157,6 +159,19 @@ class Cycle:
         self._refusal = error
         self._unanswered.update(dict.fromkeys(concerned, error))
 
+    def way_failed(self, way: str, error: AgentsError) -> None:
+        """One of the account's listings failed: another way would fare no better."""
+        self.failed_ways.add(way)
+        self.failed(error, self.served)
+
+    def way_refused(self, way: str, error: PermanentError) -> None:
+        """One of the account's listings was refused: a key, or a gateway, allows the agents' own listings only."""
+        # If these do not work either, they will report it.
+        self.refused(error, self.seeking.get(ACCOUNT, ()))
+        self._refused_ways.append(way)
+        self._planner.refused(way, self.at)
+        log.info("Doing without the account's listing (%s): %s", way, error)
+
     def give_up(self, concerned: Iterable[Subscription[Any]]) -> None:
         """The last failure is the answer to these subscriptions, too."""
         if self._last_error is not None:
@@ -215,7 +230,7 @@ class Cycle:
         """Report failures, and end what is past its deadline."""
         if not self._responses:
             # Everything was refused, so the refusal says nothing about the account's listing in particular.
-            for way in self.refused_ways:
+            for way in self._refused_ways:
                 self._planner.allow(way)
         handled = 0
         for subscription in itertools.chain(self._count_failures(), self._count_recoveries()):

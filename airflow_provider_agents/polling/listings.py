@@ -242,18 +242,12 @@ class Listings:
 
     def _over_account(self, way: str, reading: Flow[T]) -> Generator[Any, Any, T | None]:
         """Read one of the account's listings to its end; None if that failed."""
-        cycle = self._cycle
         try:
             return (yield from reading)
         except (TemporaryError, AuthenticationError) as error:
-            cycle.failed_ways.add(way)
-            cycle.failed(error, cycle.served)
+            self._cycle.way_failed(way, error)
         except PermanentError as error:
-            # A key, or a gateway, that allows the agents' own listings only. If not even they work, those will tell.
-            cycle.refused(error, cycle.seeking.get(ACCOUNT, ()))
-            cycle.refused_ways.append(way)
-            self._planner.refused(way, cycle.at)
-            log.info("Doing without the account's listing (%s): %s", way, error)
+            self._cycle.way_refused(way, error)
         return None
 
     # --- an agent's listings --------------------------------------------------------------------------------------
