@@ -354,9 +354,9 @@ _HISTORY_EVENTS = 100
 def finished_runs(triggering_events: Iterable[Any], *, history: Any = None) -> list[dict[str, Any]]:
     """The runs in the asset events that have started a DAG run, each once, in the order in which they were told.
 
-    With `history`, a run belongs to the first event that reports it, and so to one DAG run of each DAG. It makes no
-    difference in which order the DAG runs execute, and how many at once. A retry or a clear of the task gets the same
-    runs again.
+    With `history`, a run belongs to the first event that reports it and has started a DAG run of the same DAG, and so
+    to one DAG run of each DAG. It makes no difference in which order the DAG runs execute, and how many at once. A
+    retry or a clear of the task gets the same runs again.
 
     Args:
         triggering_events: `triggering_asset_events[asset]` of the task's context. Events of other origin are passed
@@ -375,13 +375,29 @@ def finished_runs(triggering_events: Iterable[Any], *, history: Any = None) -> l
     if hasattr(history, "before"):
         newest = max(event.timestamp for event in events)
         history = history.before(newest.isoformat()).ascending(ascending=False).limit(len(events) + _HISTORY_EVENTS)
+    dag_id = _dag_id()
+    # An event that has started no DAG run of this DAG has given it nothing: the DAG was paused, or Airflow before 3.4
+    # has lost the event, as it does in a burst.
+    heard = [event for event in history if any(dag_id in (None, dag_run.dag_id) for dag_run in event.created_dagruns)]
     # Oldest first, so that the first event that tells of a run is found, whichever order Airflow has.
-    before = _first_told(sorted(history, key=lambda event: event.timestamp))
+    before = _first_told(sorted(heard, key=lambda event: event.timestamp))
     return [
         run
         for event_id, (run, event) in runs.items()
         if event_id not in before or before[event_id][1].timestamp >= event.timestamp
     ]
+
+
+def _dag_id() -> str | None:
+    """The DAG of the task that asks; None outside of a task, in a test or a script."""
+    try:
+        from airflow.sdk import get_current_context
+
+        task: Any = get_current_context()["ti"]
+    except RuntimeError:
+        return None
+    dag_id: str = task.dag_id
+    return dag_id
 
 
 def _first_told(events: Iterable[Any]) -> dict[str, tuple[dict[str, Any], Any]]:

@@ -571,10 +571,12 @@ def test_over_kills_at_any_moment_every_run_arrives_and_only_the_last_seconds_ar
 # --- what a DAG's task is given ---
 
 
-def asset_event(*ids, second=0, **payload):
+def asset_event(*ids, second=0, dag_ids=("dag",), **payload):
     payload = {"kind": "finished_runs", "version": 1, "runs": [{"id": one} for one in ids], **payload}
     return SimpleNamespace(
-        extra={"from_trigger": True, "payload": payload}, timestamp=datetime(2026, 1, 1, tzinfo=UTC) + second * SECOND
+        extra={"from_trigger": True, "payload": payload},
+        timestamp=datetime(2026, 1, 1, tzinfo=UTC) + second * SECOND,
+        created_dagruns=[SimpleNamespace(dag_id=dag_id) for dag_id in dag_ids],
     )
 
 
@@ -616,12 +618,27 @@ def test_the_runs_of_several_events_are_each_given_once():
 @pytest.mark.parametrize("kind", [History, tuple], ids=["with a choice of events", "all events (Airflow 3.0)"])
 def test_what_an_earlier_event_has_reported_is_left_out(kind):
     first, second, third = asset_event("a", "b"), asset_event("b", "c", second=1), asset_event("b", "c", second=2)
-    by_hand = SimpleNamespace(extra={}, timestamp=third.timestamp)
+    by_hand = SimpleNamespace(extra={}, timestamp=third.timestamp, created_dagruns=[])
     history = kind((first, second, third, by_hand))
     assert ids_of(finished_runs([first], history=history)) == ["a", "b"]
     assert ids_of(finished_runs([second], history=history)) == ["c"]
     assert ids_of(finished_runs([third, by_hand], history=history)) == []
     assert ids_of(finished_runs([first, second, third], history=history)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("dag_ids", "ids"), [((), ["a"]), (("other",), ["a"]), (("dag", "other"), [])], ids=["none", "another's", "own"]
+)
+def test_only_an_event_that_has_started_a_dag_run_of_the_dag_counts(dag_ids, ids):
+    from airflow.sdk.definitions._internal.contextmanager import _CURRENT_CONTEXT
+
+    again = asset_event("a", second=1)
+    history = History((asset_event("a", dag_ids=dag_ids), again))
+    _CURRENT_CONTEXT.append({"ti": SimpleNamespace(dag_id="dag")})
+    try:
+        assert ids_of(finished_runs([again], history=history)) == ids
+    finally:
+        _CURRENT_CONTEXT.pop()
 
 
 @pytest.mark.parametrize(("between", "ids"), [(99, []), (100, ["a"])])
