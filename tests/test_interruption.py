@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -332,3 +335,23 @@ def test_a_try_does_not_end_because_an_earlier_one_in_the_process_was_killed():
     with interruption.running(lambda: ends.append("killed")), interruptible():
         ends.append("not killed")
     assert ends == ["killed", "killed", "not killed"]
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_the_output_of_a_killed_task_is_open_when_its_process_has_ended(is_killed):
+    supervisor, task = socket.socketpair()
+    script = (
+        "from airflow_provider_agents.interruption import Interruption\n"
+        "task = Interruption()\n"
+        f"with task.running(print): {'task.request()' if is_killed else 'pass'}"
+    )
+    with supervisor, task:
+        subprocess.run([sys.executable, "-c", script], stdout=task, check=True)  # noqa: S603 - our own script
+        task.close()
+        supervisor.setblocking(False)
+        if is_killed:
+            assert supervisor.recv(1) == b"\n"
+            with pytest.raises(BlockingIOError):
+                supervisor.recv(1)
+        else:
+            assert supervisor.recv(1) == b""
