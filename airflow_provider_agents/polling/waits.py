@@ -44,23 +44,23 @@ class ProgressLogger:
 
     def report(self, state: str, outage: Outage | None, *, is_news: bool) -> None:
         """Log what has changed since the last report; without news, log that the task still waits."""
-        before, self._outage = self._outage, outage
-        ended = outage is None and before is not None
-        began = outage is not None and (before is None or is_refusal(outage.error) != is_refusal(before.error))
-        if outage is not None and began:
-            self._say(logging.WARNING, in_words(outage.error))
-        elif outage is not None and not is_news:
-            self._say(
-                logging.WARNING,
-                f"Still no look at the run since {outage.since:%Y-%m-%d %H:%M:%S} UTC: {outage.error}",
-            )
-        elif ended and before is not None:
-            self._say(logging.INFO, f"The API answers again after {before.polls} failed looks.")
+        self._report_outage(outage, is_news=is_news)
         if state != self._state:
             self._state = state
             self._say(logging.INFO, state)
-        elif not (is_news or outage is not None):
+        elif outage is None and not is_news:
             self._say(logging.INFO, f"Still waiting. {state}")
+
+    def _report_outage(self, outage: Outage | None, *, is_news: bool) -> None:
+        before, self._outage = self._outage, outage
+        if outage is None:
+            if before is not None:
+                self._say(logging.INFO, f"The API answers again after {before.polls} failed looks.")
+        elif before is None or is_refusal(outage.error) != is_refusal(before.error):
+            self._say(logging.WARNING, in_words(outage.error))
+        elif not is_news:
+            since = f"{outage.since:%Y-%m-%d %H:%M:%S} UTC"
+            self._say(logging.WARNING, f"Still no look at the run since {since}: {outage.error}")
 
 
 async def wait_for_end(
