@@ -239,6 +239,7 @@ class AgentRunSensor(BaseSensorOperator):
         self._late_warning: LateWarning | None = None
         self._lacks_only_time = False
         self._patient: Patience | None = None
+        self._skip: AirflowSkipException | None = None
         self._began_at = self._deadline = now()
         self._told = ""
         self._known = Known()
@@ -317,7 +318,7 @@ class AgentRunSensor(BaseSensorOperator):
             return self._execute(context)
 
     def _execute(self, context: Context) -> Any:
-        self.run_link, self._patient = "", None  # nothing of an earlier try
+        self.run_link, self._patient, self._skip = "", None, None  # nothing of an earlier try
         self._began_at = now()
         self._end_softly(lambda: ARGUMENTS.check(self))
         if not self.deferrable:
@@ -543,8 +544,8 @@ class AgentRunSensor(BaseSensorOperator):
         except AirflowRescheduleException:
             raise
         except AirflowSkipException as skip:
-            if isinstance(skip.__cause__, AirflowSkipException):
-                raise skip.__cause__  # noqa: B904 - Airflow has wrapped a skip that says it all, and has its cause
+            if self._skip is not None and self._skip in (skip, skip.__cause__):
+                raise self._skip  # noqa: B904 - it is this skip, or Airflow's around it, and has its own cause
             # Airflow itself skips after every failure around a poll, also where soft_fail must not hide it.
             if not isinstance(skip.__cause__, _SKIPPED_BY_AIRFLOW) and not (self.never_fail is True and skip.__cause__):
                 self.log.warning("The task is skipped. %s", skip)
@@ -560,7 +561,8 @@ class AgentRunSensor(BaseSensorOperator):
         option = "never_fail" if self.never_fail is True else "soft_fail"
         # Airflow shows no reason for a skip.
         self.log.warning("The task is skipped (%s). %s", option, failure)
-        raise AirflowSkipException(f"{failure} Skipped, as {option} says.") from failure
+        self._skip = AirflowSkipException(f"{failure} Skipped, as {option} says.")
+        raise self._skip from failure
 
     # --- for Airflow's OpenLineage provider, which asks in a fork of this process: no I/O ---
 

@@ -22,7 +22,7 @@ import yaml
 from conftest import AIRFLOW, KEY, connection, needs_airflow
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import sessionmaker
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import NullPool, StaticPool
 
 from airflow_provider_agents.__main__ import main
 from airflow_provider_agents.cli.listing import schedule_in_words
@@ -837,7 +837,8 @@ def variables(monkeypatch):
             with sessionmaker(engine)() as session:
                 return set(session.scalars(select(Variable.key)))
 
-    return Variables()
+    yield Variables()
+    engine.dispose()
 
 
 def copy_of(task_id, *, written, matters_for):
@@ -919,7 +920,7 @@ def test_copies_that_may_all_still_matter_are_kept(platform, command, variables,
 
 
 def test_a_database_that_cannot_be_used_is_one_line_and_code_1(platform, command, monkeypatch):
-    monkeypatch.setattr("airflow.settings.Session", sessionmaker(create_engine("sqlite://")))
+    monkeypatch.setattr("airflow.settings.Session", sessionmaker(create_engine("sqlite://", poolclass=NullPool)))
     ended = command("forget")
     assert (ended.code, ended.out) == (1, "")
     assert "metadata database cannot be used, so nothing was deleted (OperationalError)" in ended.err
