@@ -586,7 +586,7 @@ class ExecuteAgentOperator(BaseOperator):
         raise error or AssertionError("unreachable: a COMPLETED verdict has an event")
 
     def on_kill(self) -> None:
-        """End the wait, not the run, and log that the run goes on. Airflow calls this in a signal handler.
+        """End the wait, not the run, and log that the run is still running. Airflow calls this in a signal handler.
 
         Raises:
             SystemExit: in a pause or a request that may be repeated. Anything else is finished first.

@@ -59,7 +59,7 @@ class TaskStateRecord:
 
     @property
     def next_try_while_running(self) -> str:
-        """What a new try will do about a run that goes on."""
+        """What a new try will do about a run that is still running."""
         return NEXT_TRY_WAITS if self._store is not None else "A retry would start a new run."
 
     @property

@@ -151,7 +151,7 @@ def paginate(
         resumed returns only the rows that were read since.
 
     Raises:
-        PaginationError: a token came twice, or the listing goes on beyond `max_pages` or `MAX_LISTING_BYTES`.
+        PaginationError: a token came twice, or the listing is longer than `max_pages` or `MAX_LISTING_BYTES`.
     """
     cursor, rows = cursor if cursor is not None else PageCursor(), list[T]()
     # A listing by status may hold only rows that have not begun, and these stand anywhere.
@@ -169,7 +169,7 @@ def paginate(
             cursor.is_done = True
             return Response(rows, cursor.server_time)
         cursor.move_past(page, first)
-    raise PaginationError(f"The listing goes on beyond {max_pages} pages. {first.sentence}")
+    raise PaginationError(f"The listing is longer than {max_pages} pages. {first.sentence}")
 
 
 def _dated(page: Response[Page[T]], cursor: PageCursor) -> Response[Page[T]]:

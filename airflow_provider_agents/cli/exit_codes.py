@@ -23,8 +23,8 @@ EXIT_CODES = """exit codes of `run`:
   1    nothing was started
   2    the arguments are wrong
   3    the run FAILED
-  4    the run was not over in time, or can no longer be looked at; it goes on
+  4    the run was not over in time, or can no longer be looked at; it is still running
   5    several runs could be this one, and they ended differently
   6    it is not known whether a run was started
-  130  interrupted (Ctrl-C); a run that was started goes on
+  130  interrupted (Ctrl-C); a run that was started is still running
 """

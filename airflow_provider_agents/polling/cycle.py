@@ -97,7 +97,7 @@ class Cycle:
         Args:
             before: only for those who began to seek before this cycle.
         """
-        # The account must be listed for its own seekers. Whoever needs older events asks their agents.
+        # The account is listed for its own seekers. Subscriptions that need older events use agents' listings.
         seeking = [self.seeking[ACCOUNT]] if ACCOUNT in self.seeking else self.seeking.values()
         return oldest_floor(
             subscription

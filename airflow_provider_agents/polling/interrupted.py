@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 #: Seconds after its first page in which a listing is resumed. At three requests a minute, the most pages that a listing
 #: may have take as long.
 MOST_SECONDS = 6 * 3600.0
-#: A page that the server has answered with a failure so many times in a row is not asked for again: its token may be
+#: A page that has failed this many times in a row is not asked for again: its token may be
 #: what the server fails at. A rate limit does not count.
 MOST_FAILURES = 3
 
@@ -72,7 +72,7 @@ class InterruptedListings:
             at: now.
             begin: the progress before the first page.
             read: reads the pages that come next.
-            is_of_use: whether the end of an interrupted listing is still of use.
+            is_of_use: whether a subscription still needs the rest of an interrupted listing.
 
         Raises:
             AgentsError: as `read` does. After a failure that may pass, the next call resumes.
