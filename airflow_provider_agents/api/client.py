@@ -18,7 +18,7 @@ from airflow_provider_agents import clock as our_clock
 from airflow_provider_agents.api import environment, retry
 from airflow_provider_agents.api.body import BodyDecoder, BodyError
 from airflow_provider_agents.api.errors import AgentsError, AuthenticationError, NoAnswerError, without_frames
-from airflow_provider_agents.api.flow import ApiCall, Flow, NoRetry, Response, Sleep
+from airflow_provider_agents.api.flow import ApiCall, Flow, FlowRun, NoRetry, Response, Sleep, Step
 from airflow_provider_agents.api.network import (
     NETWORK_ERRORS,
     PROXY_WANTS_CREDENTIALS,
@@ -248,20 +248,14 @@ class Client:
             self._sleep(pause)
 
     def run_flow(self, flow: Flow[T]) -> T:
-        """Run a flow to its end and return its result."""
-        try:
-            step = next(flow)
-            while True:
-                try:
-                    result = self.perform(step)
-                except AgentsError as error:
-                    step = flow.throw(error)
-                else:
-                    step = flow.send(result)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]  # a generator's return value is untyped
+        """Run a flow to its end and return its value."""
+        run = FlowRun(flow)
+        for step in run:
+            with run.error_to_flow():
+                run.result = self.perform(step)
+        return run.value
 
-    def perform(self, step: ApiCall[Any] | NoRetry | Sleep) -> Response[Any] | None:
+    def perform(self, step: Step) -> Response[Any] | None:
         """Do what a flow yields."""
         try:
             return self._perform(step)
@@ -274,7 +268,7 @@ class Client:
         http.close()
         return self._perform(step)
 
-    def _perform(self, step: ApiCall[Any] | NoRetry | Sleep) -> Response[Any] | None:
+    def _perform(self, step: Step) -> Response[Any] | None:
         match step:
             case Sleep(seconds):
                 self._sleep(seconds)

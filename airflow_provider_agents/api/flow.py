@@ -1,14 +1,15 @@
 """Requests as values, and flows: generators that need several responses. Pure; nothing here does I/O.
 
 A flow yields an `ApiCall` or `NoRetry` to send, or a `Sleep`. It receives each `Response`, or has each error thrown
-into it. `Client` and `AsyncClient` both drive flows, so no decision is written twice.
+into it. `FlowRun` is the one loop that does so. Workers, triggers and flows around flows share it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeAlias, TypeVar
 
 from airflow_provider_agents.api.errors import AgentsError, InvalidArgumentError, PaginationError
 from airflow_provider_agents.api.models import ExecutionEvent, Page, UnreadableEvent
@@ -82,8 +83,10 @@ class Sleep:
     seconds: float
 
 
-#: Yields what to do next. Receives a `Response` for each call and None for each `Sleep`.
-Flow: TypeAlias = Generator[ApiCall[Any] | NoRetry | Sleep, Any, R]
+#: What to do next. Its result is a `Response` for a call and None for a `Sleep`.
+Step: TypeAlias = ApiCall[Any] | NoRetry | Sleep
+#: Yields steps, and receives the result of each.
+Flow: TypeAlias = Generator[Step, Any, R]
 
 
 # --- listings of several pages --------------------------------------------------------------------------------------
@@ -224,23 +227,69 @@ def value_of(call: ApiCall[T]) -> Flow[T]:
     return response.value
 
 
-async def run_flow(
-    flow: Flow[T], perform: Callable[[ApiCall[Any] | NoRetry | Sleep], Awaitable[Response[Any] | None]]
-) -> T:
-    """Run a flow to its end and return its result.
+# --- to run a flow --------------------------------------------------------------------------------------------------
+
+
+class FlowRun(Generic[T]):
+    """A flow under way: an iterator over its steps.
+
+    Each step is done in a block, from which an error goes into the flow::
+
+        run = FlowRun(flow)
+        for step in run:
+            with run.error_to_flow():
+                run.result = perform(step)
+        return run.value
+
+    Attributes:
+        result: the result of the last step.
+        value: what the flow returned, once the iteration has ended.
+    """
+
+    value: T
+
+    def __init__(self, flow: Flow[T]) -> None:
+        self._flow = flow
+        self.result: Response[Any] | AgentsError | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Step:
+        result, self.result = self.result, None
+        try:
+            return self._flow.throw(result) if isinstance(result, AgentsError) else self._flow.send(result)
+        except StopIteration as end:
+            self.value = end.value
+            raise
+
+    @contextmanager
+    def error_to_flow(self) -> Iterator[None]:
+        """A block for a step: an `AgentsError` that leaves it is thrown into the flow."""
+        try:
+            yield
+        except AgentsError as error:
+            self.result = error
+
+
+async def run_flow(flow: Flow[T], perform: Callable[[Step], Awaitable[Response[Any] | None]]) -> T:
+    """Run a flow to its end on an event loop, and return its value.
 
     Args:
         flow: what to run.
-        perform: does what the flow yields, or raises the error to be thrown into it.
+        perform: does a step, or raises the error to be thrown into the flow.
     """
-    try:
-        step = next(flow)
-        while True:
-            try:
-                result = await perform(step)
-            except AgentsError as error:
-                step = flow.throw(error)
-            else:
-                step = flow.send(result)
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]  # a generator's return value is untyped
+    run = FlowRun(flow)
+    for step in run:
+        with run.error_to_flow():
+            run.result = await perform(step)
+    return run.value
+
+
+def through(flow: Flow[T], perform: Callable[[Step], Flow[Any]]) -> Flow[T]:
+    """The same flow, in which `perform` does each step. It may yield other steps, or raise."""
+    run = FlowRun(flow)
+    for step in run:
+        with run.error_to_flow():
+            run.result = yield from perform(step)
+    return run.value

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from contextlib import aclosing
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_agents.api.endpoints import list_agent_events, list_events
-from airflow_provider_agents.api.errors import AgentsError, RateLimitedError
-from airflow_provider_agents.api.flow import ApiCall, Flow, Response, Sleep, paginate
+from airflow_provider_agents.api.errors import RateLimitedError
+from airflow_provider_agents.api.flow import ApiCall, Flow, Response, Sleep, Step, paginate, through
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
 from airflow_provider_agents.polling.subscriptions import ACCOUNT
 from airflow_provider_agents.runs.journal import Journal
@@ -57,19 +57,16 @@ def _within_limit(steps: Flow[R]) -> Flow[R]:
 
     Its listings may be longer than the limit allows at once. A flow that began anew each time would never end.
     """
-    step = next(steps)
-    while True:
-        try:
+
+    def perform(step: Step) -> Flow[Any]:
+        while True:
             try:
-                answer = yield step
+                return (yield step)
             except RateLimitedError as error:
-                yield Sleep(error.retry_after_seconds or _LIMIT_SECONDS)
-            except AgentsError as error:
-                step = steps.throw(error)
-            else:
-                step = steps.send(answer)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]  # a generator's return value is untyped
+                pause = Sleep(error.retry_after_seconds or _LIMIT_SECONDS)
+            yield pause
+
+    return through(steps, perform)
 
 
 def journal_from_now(

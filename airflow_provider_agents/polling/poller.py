@@ -37,7 +37,7 @@ from airflow_provider_agents.api.errors import (
     RateLimitedError,
     TemporaryError,
 )
-from airflow_provider_agents.api.flow import ApiCall, Flow, NoRetry, Response, Sleep, run_flow
+from airflow_provider_agents.api.flow import ApiCall, Flow, NoRetry, Response, Sleep, Step, run_flow
 from airflow_provider_agents.polling.clients import ClientProvider, RateLimiter
 from airflow_provider_agents.polling.metrics import Metrics
 from airflow_provider_agents.polling.plan import Plan, PollStats
@@ -214,7 +214,7 @@ class SharedPoller:
         if not patient:
             await self._clients.client(patient=False)
 
-        async def perform(step: ApiCall[Any] | NoRetry | Sleep) -> Response[Any] | None:
+        async def perform(step: Step) -> Response[Any] | None:
             if not isinstance(step, Sleep):
                 return await self._perform(step)
             await (self._perform(step) if rest is None else rest(step))
@@ -322,14 +322,14 @@ class SharedPoller:
             for _ in range(min(CONCURRENT_FLOWS, len(batch))):
                 group.create_task(work())
 
-    async def _perform_in_cycle(self, step: ApiCall[Any] | NoRetry | Sleep) -> Response[Any] | None:
+    async def _perform_in_cycle(self, step: Step) -> Response[Any] | None:
         if isinstance(step, ApiCall) and self._clock() >= self._ends_at:
             raise NotSentError(
                 f"{step.label}: not asked for now, since this poll takes longer than {CYCLE_SECONDS:g} s."
             )
         return await self._perform(step)
 
-    async def _perform(self, step: ApiCall[Any] | NoRetry | Sleep) -> Response[Any] | None:
+    async def _perform(self, step: Step) -> Response[Any] | None:
         if isinstance(step, Sleep):
             await self.sleep(step.seconds)
             return None

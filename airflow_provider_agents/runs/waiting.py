@@ -11,10 +11,10 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_agents.api.errors import AgentsError, NoAnswerError, PermanentError, TemporaryError
-from airflow_provider_agents.api.flow import Flow, Sleep
+from airflow_provider_agents.api.flow import Flow, Sleep, Step, through
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS, Patience, is_refusal
 from airflow_provider_agents.runs.verdict import (
     Verdict,
@@ -125,19 +125,13 @@ def bounded(look: Flow[R], deadline_at: datetime, *, now: Clock) -> Flow[R]:
         NoAnswerError: it was given up.
     """
     ends_at = deadline_at + timedelta(seconds=LAST_LOOK_SECONDS)
-    try:
-        step = next(look)
-        while True:
-            if now() >= ends_at:
-                raise NoAnswerError("The API has not answered in full before the deadline.")
-            try:
-                answer = yield step
-            except AgentsError as error:
-                step = look.throw(error)
-            else:
-                step = look.send(answer)
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]  # a generator's return value is untyped
+
+    def perform(step: Step) -> Flow[Any]:
+        if now() >= ends_at:
+            raise NoAnswerError("The API has not answered in full before the deadline.")
+        return (yield step)
+
+    return through(look, perform)
 
 
 def in_words(error: AgentsError) -> str:
