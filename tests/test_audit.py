@@ -111,7 +111,7 @@ def test_a_task_that_is_told_wrong_is_found(told, runs):
     assert [finding.split()[0] for finding in result.findings] == ["WRONG"]
 
 
-def test_a_task_that_returns_one_of_several_events_is_right_if_it_says_so_and_its_run_completed():
+def test_one_of_several_events_is_right_if_the_task_says_so_and_its_run_completed():
     result = audit([task(1, returned="event-9", several=True)], [run(1)])
     assert (result.right, result.several, result.findings) == (1, 1, [])
     assert audit([task(1, returned="event-9", several=True)], [run(1, status="FAILED")]).wrong
@@ -123,7 +123,7 @@ def test_a_task_that_says_that_it_cannot_tell_is_counted_apart():
 
 
 @pytest.mark.parametrize("state", ["success", "failed"])
-def test_a_task_whose_post_was_never_acted_on_and_that_took_anothers_run_is_counted_apart_if_it_says_so(state):
+def test_another_run_adopted_after_a_lost_post_is_counted_apart_if_the_task_says_so(state):
     result = audit([task(state=state, returned="event-9", assumed=True)], [])
     assert (result.right, result.assumed, result.findings) == (0, [f"task {state} with event event-9"], [])
     # One that has a run of its own must be right about it.

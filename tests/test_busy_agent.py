@@ -237,9 +237,7 @@ async def adrive(task, op, pause=lambda: 0.0):
 
 @pytest.mark.parametrize(("least", "most"), [(1.0, 5.0), (20.0, 100.0), (200.0, 400.0)])
 @pytest.mark.parametrize("run_seconds", [10.0, 90.0])
-def test_tasks_that_wait_for_each_other_start_one_after_the_other_on_a_quick_or_slow_cluster(
-    platform, least, most, run_seconds
-):
+def test_tasks_that_wait_for_each_other_start_in_turn_on_a_quick_or_slow_cluster(platform, least, most, run_seconds):
     platform.sim.config = replace(platform.sim.config, record_lag=2.0)
     rng = random.Random(7)
     busy(platform)
@@ -295,12 +293,12 @@ def test_a_task_that_is_resumed_too_late_waits_for_another_and_longer_turn(platf
     assert platform.executions() == []
 
 
-def test_a_task_that_finds_the_agent_busy_again_waits_for_another_turn_of_the_same_length(platform, task):
+def test_a_task_that_finds_the_agent_busy_again_waits_another_turn_of_equal_length(platform, task):
     busy(platform)
     assert resumed(task, ago=1, hold_seconds=120.0).hold_seconds == 120.0
 
 
-def test_a_task_that_is_resumed_too_late_and_after_its_deadline_fails_and_starts_nothing(platform, task):
+def test_a_task_that_is_resumed_after_its_deadline_fails_and_starts_nothing(platform, task):
     with pytest.raises(AgentBusyError, match="Its deadline has passed, and nothing was started"):
         resumed(task, ago=HOLD + 1, seconds=-1.0)
     assert platform.executions() == []

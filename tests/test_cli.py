@@ -513,7 +513,7 @@ def test_ctrl_c_while_waiting_says_that_the_run_goes_on_and_how_to_look(platform
     assert platform.sim.count("POST") == 1
 
 
-def test_ctrl_c_around_the_request_says_that_it_is_not_known_whether_a_run_was_started(platform, command):
+def test_ctrl_c_around_the_request_says_that_a_run_may_have_been_started(platform, command):
     platform.sim.faults.append(Fault(kind="hang_after", method="POST"))
     pressed = interrupt_when(lambda: platform.sim.executions)
     ended = command("run", "agent-1", "--wait")

@@ -204,7 +204,7 @@ def when_slept(platform, monkeypatch, seconds, change):
     monkeypatch.setattr(time, "sleep", sleep)
 
 
-def test_a_connection_that_is_not_found_is_looked_up_for_two_minutes_and_leaves_the_retries(
+def test_a_missing_connection_is_looked_up_for_two_minutes_and_costs_no_retry(
     platform, task, monkeypatch, logged, waiting
 ):
     monkeypatch.delenv("AIRFLOW_CONN_AGENTS_DEFAULT")
@@ -225,7 +225,7 @@ def test_a_connection_that_is_not_found_for_a_while_delays_a_try(platform, task,
     assert [run(operator(**waiting), task)["id"]] == platform.executions()
 
 
-def test_a_connection_that_is_not_found_after_a_401_does_not_fail_the_wait_on_a_worker(platform, task, monkeypatch):
+def test_a_connection_missing_after_a_401_does_not_fail_the_wait_on_a_worker(platform, task, monkeypatch):
     platform.sim.add_agent("agent-1", run_seconds=100.0)
 
     def rotate():
@@ -278,9 +278,7 @@ def test_a_platform_that_hiccups_before_the_start_fails_no_task(
         assert [run(operator(**arguments), task)["id"]] == platform.executions()
 
 
-def test_a_platform_that_is_down_for_longer_fails_the_try_and_the_log_says_until_when_it_was_tried(
-    platform, task, logged
-):
+def test_a_platform_that_is_down_longer_fails_the_try_and_the_log_says_until_when(platform, task, logged):
     platform.sim.faults.append(Fault(kind="status", status=503, times=None))
     with pytest.raises(ServerError, match="503.*(Every try of the last 120|asks for a pause)"):
         run(operator(), task)
@@ -565,7 +563,7 @@ def test_a_rate_limit_delays_a_post(platform, task):
     ("status", "retry_after", "ends"),
     [(429, "30", Killed), (429, "3000", RateLimitedError), (401, None, AirflowFailException)],
 )
-def test_a_task_whose_post_was_refused_leaves_no_doubt_behind_and_takes_no_strangers_run(
+def test_a_refused_post_leaves_no_doubt_and_the_retry_adopts_no_other_run(
     platform, task, monkeypatch, logged, status, retry_after, ends
 ):
     headers = {"Retry-After": retry_after} if retry_after else {}
@@ -1162,9 +1160,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("odd", ODD, ids=repr)
-def test_an_odd_row_of_the_agents_history_neither_keeps_a_run_from_starting_nor_delays_its_end(
-    platform, task, waiting, odd
-):
+def test_an_odd_row_of_the_history_neither_stops_a_run_nor_delays_its_end(platform, task, waiting, odd):
     platform.sim.add_row("agent-1", odd, age=3600.0)
     event = run(operator(**waiting), task)
     assert [event["id"]] == platform.executions()

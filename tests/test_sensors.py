@@ -489,7 +489,7 @@ def test_a_wait_that_could_not_go_on_leaves_the_retries_where_a_new_one_may_succ
     ("end_status", "run_seconds", "error"),
     [("COMPLETED", 5.0, None), ("FAILED", 5.0, AirflowFailException), ("COMPLETED", 500.0, AirflowSensorTimeout)],
 )
-def test_what_a_sensor_was_deferred_with_decides_and_not_what_its_templates_give_later(
+def test_the_arguments_at_the_deferral_decide_and_not_what_templates_give_later(
     platform, monkeypatch, end_status, run_seconds, error
 ):
     url = "https://app.example/{agent_id}/{event_id}"
@@ -509,7 +509,7 @@ def test_what_a_sensor_was_deferred_with_decides_and_not_what_its_templates_give
             op.execute_complete({}, payload)
 
 
-def test_a_run_that_had_not_begun_at_the_timeout_is_named_as_the_sensor_was_deferred_with(platform):
+def test_a_run_missing_at_the_timeout_is_named_as_the_sensor_was_deferred_with(platform):
     op = sensor(agent_id="agent-1", started_after="2026-01-01T10:00:00+00:00", timeout=60.0)
     with pytest.raises(TaskDeferred) as deferred:
         run_to_deferral(op)
@@ -608,7 +608,7 @@ def test_a_look_of_many_slow_pages_puts_off_no_timeout_of_a_sensor_on_a_worker(p
 
 @newer_airflow
 @pytest.mark.parametrize("status", REFUSALS)
-def test_without_a_worker_the_first_refusal_fails_a_sensor_at_once_and_a_later_one_does_not(platform, status):
+def test_without_a_worker_only_the_first_refusal_fails_a_sensor_at_once(platform, status):
     def started(**which):
         op = AgentRunSensor(task_id="wait", agent_id="agent-1", start_from_trigger=True, poke_interval=5.0, **which)
         return AgentSensorTrigger(**op.start_trigger_args.trigger_kwargs)
@@ -688,9 +688,7 @@ def test_templates_and_xcoms_are_checked_when_they_are_known(platform):
 
 @pytest.mark.parametrize(("rendered", "words"), [(None, "rendered to None"), ("", "a moment"), (NINE, "must be later")])
 @pytest.mark.parametrize("soft_fail", [True, False])
-def test_an_interval_whose_template_turns_out_wrong_fails_before_anything_is_waited_for(
-    platform, rendered, words, soft_fail
-):
+def test_an_interval_whose_template_turns_out_wrong_fails_before_the_wait(platform, rendered, words, soft_fail):
     op = AgentRunSensor(
         task_id="wait", agent_id="agent-1", started_after=NINE, started_before="{{ end }}", soft_fail=soft_fail
     )
@@ -800,7 +798,7 @@ def test_an_interval_without_a_run_is_late_for_a_task_that_starts_in_the_trigger
 
 
 @newer_airflow
-def test_an_interval_whose_end_is_rendered_to_nothing_in_the_triggerer_fails_the_task(platform, monkeypatch):
+def test_an_interval_whose_end_the_triggerer_renders_to_nothing_fails_the_task(platform, monkeypatch):
     monkeypatch.setattr(AgentSensorTrigger, "task_instance", None, raising=False)
     op = AgentRunSensor(
         task_id="wait", agent_id="agent-1", started_after=NINE, started_before="{{ end }}", start_from_trigger=True

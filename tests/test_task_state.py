@@ -227,9 +227,7 @@ def test_a_run_whose_worker_died_around_the_post_is_looked_for_after_a_clear(pla
     assert "it can be another's" in said
 
 
-def test_a_run_that_ended_since_its_worker_died_around_the_post_is_followed_by_a_new_one(
-    platform, task, waiting, copies
-):
+def test_a_run_that_ended_after_its_worker_died_in_the_post_is_followed_by_a_new_one(platform, task, waiting, copies):
     die_around_the_post(task, copies, **waiting)
     AgentsHook().execute_agent("agent-1")
     platform.advance(300)
@@ -342,7 +340,7 @@ def test_a_copy_that_cannot_be_written_fails_no_task(platform, task, waiting, co
     assert "could not be written. If the task is cleared while its run is still running, a second run" in logged()
 
 
-def test_a_copy_that_cannot_be_deleted_fails_no_task_and_starts_a_new_run_after_a_clear(
+def test_a_copy_that_cannot_be_deleted_fails_no_task_and_a_clear_starts_a_new_run(
     platform, task, waiting, copies, logged
 ):
     copies.delete = refuse

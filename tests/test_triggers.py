@@ -95,7 +95,7 @@ def late(platform):
 _LATE = "No event of this run appeared within 30 seconds"
 
 
-def test_a_run_that_appears_late_is_taken_with_a_warning_and_not_shown_as_the_tasks_own(platform, task, late, logged):
+def test_a_run_that_appears_late_is_adopted_with_a_warning_and_without_its_xcoms(platform, task, late, logged):
     op, trigger = deferred_by(task)
     theirs = late()
     event = asyncio.run(first_event(trigger))
@@ -104,9 +104,7 @@ def test_a_run_that_appears_late_is_taken_with_a_warning_and_not_shown_as_the_ta
     assert {"event_id", "usage"}.isdisjoint(task.xcoms)
 
 
-def test_a_run_that_appears_late_is_refused_where_a_task_takes_nothing_that_may_be_anothers(
-    platform, task, late, logged
-):
+def test_a_run_that_appears_late_is_refused_by_a_task_that_fails_on_ambiguity(platform, task, late, logged):
     op, trigger = deferred_by(task, on_ambiguous="fail")
     late()
     event = asyncio.run(first_event(trigger))

@@ -177,7 +177,7 @@ def test_a_value_of_a_wrong_kind_is_refused_when_the_dag_is_parsed(case, name, v
     [(case, name) for case in (OPERATOR, SENSOR) for name in case.kinds if name != "start_from_trigger"],
     ids=lambda one: one.made.__name__ if isinstance(one, Case) else one,
 )
-def test_a_value_that_comes_after_parsing_fails_before_any_request_and_is_not_retried(platform, task, case, name):
+def test_a_bad_value_that_comes_after_parsing_fails_before_any_request_for_good(platform, task, case, name):
     # All values in one test: a platform for each would take longer than the tests themselves.
     for value in (param.values[2] for param in case.wrong() if param.values[1] == name):
         op = case.made(**case.good)

@@ -112,7 +112,7 @@ def test_only_the_agent_that_is_wanted_is_told(platform):
     assert flat(watch(platform, 60, state=AssetState(), agent_id="agent-2")) == [mine]
 
 
-def test_a_row_that_cannot_be_read_keeps_no_watcher_from_starting_and_is_told_once_it_can_be(platform, caplog):
+def test_an_unreadable_row_keeps_no_watcher_from_starting_and_is_reported_later(platform, caplog):
     platform.sim.add_agent("agent-2", queue_seconds=0.0, run_seconds=3.0)
     odd, state = platform.sim.start_scheduled_run("agent-1"), AssetState()
     platform.sim.corrupt(odd, {"status": None})
@@ -426,7 +426,7 @@ def test_a_watcher_whose_arguments_change_loses_nothing(platform, changed):
     assert told == [missed]
 
 
-def test_what_ended_during_a_long_downtime_comes_in_bounded_events_some_seconds_apart(platform):
+def test_runs_that_ended_in_a_long_downtime_come_in_bounded_events_seconds_apart(platform):
     sim, state = platform.sim, AssetState()
     sim.add_agent("busy", queue_seconds=0.0, run_seconds=3.0)
     watch(platform, 60, state=state)
@@ -470,7 +470,7 @@ def test_a_rate_limit_delays_what_ended_during_a_downtime_and_loses_nothing(plat
 
 
 @pytest.mark.parametrize("retry_after", ["seconds", "absent"])
-def test_a_watcher_starts_though_more_is_active_than_a_rate_limit_allows_to_list_at_once(platform, retry_after):
+def test_a_watcher_starts_though_a_rate_limit_keeps_it_from_listing_all_active_runs(platform, retry_after):
     sim = platform.sim
     sim.add_agent("busy", queue_seconds=0.0, run_seconds=1200.0)
     started = [sim.start_scheduled_run("busy") for _ in range(40)]
@@ -535,7 +535,7 @@ class Airflow:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_over_kills_at_any_moment_every_run_arrives_and_only_the_last_seconds_are_repeated(platform, seed):
+def test_over_kills_every_run_arrives_and_only_the_last_seconds_are_repeated(platform, seed):
     rng = random.Random(seed)
     sim, airflow = platform.sim, Airflow(rng)
     for number, seconds in enumerate((1.0, 20.0, 300.0)):

@@ -194,7 +194,7 @@ def test_a_worker_does_not_sleep_for_longer_than_a_minute_because_a_server_asks(
 
 
 @pytest.mark.parametrize(("call", "requests"), [(READ, 2), (EXECUTE, 1)])
-def test_a_client_with_a_window_retries_what_may_be_repeated_as_long_as_the_window_lasts(call, requests):
+def test_a_client_with_a_window_retries_as_long_as_the_window_lasts(call, requests):
     clock = ManualClock()
     window = RetryWindow(300.0, now=clock, warn=lambda _: None)
     server = Server(httpx.Response(503))
@@ -246,7 +246,7 @@ class Broken(httpx.SyncByteStream, httpx.AsyncByteStream):
 @pytest.mark.parametrize(
     ("status", "error"), [(429, RateLimitedError), (503, ServerError), (401, AuthenticationError), (200, NoAnswerError)]
 )
-def test_a_failure_whose_text_is_lost_keeps_its_status_and_the_pause_that_it_asks_for(face, status, error):
+def test_a_failure_whose_text_is_lost_keeps_its_status_and_its_retry_after(face, status, error):
     reply = httpx.Response(status, headers={"retry-after": "7"}, stream=Broken())
     with pytest.raises(error) as caught:
         face(Server(reply)).do("send_once", EXECUTE)

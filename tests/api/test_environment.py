@@ -125,7 +125,7 @@ def paths(tmp_path_factory):
 @pytest.mark.parametrize("send", [send_blocking, send_on_a_loop], ids=["sync", "async"])
 @settings(max_examples=100)
 @given(data=st.data())
-def test_whatever_the_environment_is_there_is_a_client_or_an_error_that_names_the_cause(paths, send, data):
+def test_any_environment_gives_a_client_or_an_error_that_names_the_cause(paths, send, data):
     values = st.fixed_dictionaries(
         {},
         optional={

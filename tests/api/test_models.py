@@ -147,7 +147,7 @@ json_values = st.recursive(
 
 @pytest.mark.parametrize("odd", ODD, ids=repr)
 @pytest.mark.parametrize("field", [*sorted(WHOLE.keys() - NEEDED)])
-def test_an_odd_value_in_a_field_that_no_verdict_needs_counts_as_absent_and_is_handed_on(field, odd):
+def test_an_odd_value_in_a_field_that_no_verdict_needs_is_absent_and_handed_on(field, odd):
     sent = WHOLE | {field: odd}
     event = read_event(sent)
     assert event.unreadable is None

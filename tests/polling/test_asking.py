@@ -34,7 +34,7 @@ def statuses(asked):
 # --- an agent's own listing ------------------------------------------------------------------------------------------
 
 
-def test_an_agents_listing_is_read_back_to_the_post_and_no_further_after_what_is_pending():
+def test_an_agents_listing_is_read_after_its_pending_runs_and_back_to_the_post():
     scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=1000.0)
     scene.sim.add_history("agent-0", 1000, every=30.0, run_seconds=1.0)
     scene.waiting()

@@ -291,7 +291,7 @@ def test_a_run_is_told_though_its_agents_own_listing_is_refused(status):
     assert sorted(told) == sorted(runs.values())
 
 
-def test_a_wait_for_a_run_of_a_refused_agent_does_not_end_a_watcher_that_follows_it_too():
+def test_a_refused_agent_ends_the_wait_for_its_run_and_not_the_watcher_of_that_run():
     scene = Scene(agents=2, queue_seconds=1.0, run_seconds=600.0)
     journal, runs = follow_one_of_each(scene)
     (watching,) = scene.plan.subscriptions

@@ -146,7 +146,7 @@ def test_an_agents_own_listing_says_whose_its_events_are_though_they_do_not():
 
 
 @pytest.mark.parametrize("narrowed", [True, False])
-def test_an_agents_own_listing_ends_the_wait_for_an_event_that_does_not_say_whose_it_is(narrowed):
+def test_an_agents_own_listing_ends_the_wait_for_an_event_without_an_agent(narrowed):
     scene = Scene(SimulatorConfig(request_id="field"), agents=3, queue_seconds=0.0, run_seconds=100.0)
     scene.sim.corrupt(None, {"agentId": None})
     gate = Gate(
@@ -442,7 +442,7 @@ def test_the_loop_gets_a_turn_before_thousands_are_looked_for():
 # --- what cannot be read --------------------------------------------------------------------------------------------
 
 
-def test_a_row_that_cannot_be_read_is_shown_to_those_who_seek_its_agent_or_the_account():
+def test_an_unreadable_row_reaches_the_waits_for_its_agent_or_the_account():
     scene = Scene(SimulatorConfig(), agents=3, queue_seconds=0.0, run_seconds=9000.0)
     floor = scene.sim.now()
     runs = [scene.sim.start_scheduled_run(agent_id) for agent_id in scene.agents]
@@ -498,7 +498,7 @@ def test_a_follower_is_woken_when_its_row_can_no_longer_be_read():
     assert len(scene.cycle(5)) <= 5 * 2
 
 
-def test_rows_that_do_not_say_whose_they_are_hide_nobody_and_are_seen_by_the_accounts_watcher():
+def test_rows_without_an_agent_hide_no_run_and_reach_the_accounts_watcher():
     scene = Scene(SimulatorConfig(), agents=4, queue_seconds=0.0, run_seconds=9000.0)
     floor = scene.sim.now()
     runs = [scene.sim.start_scheduled_run(agent_id) for agent_id in scene.agents]
@@ -753,7 +753,7 @@ def test_a_look_is_begun_anew_once_those_who_waited_for_it_have_left():
     assert len(second.looks[0].events) >= 100
 
 
-def test_a_wait_of_long_standing_on_a_busy_agent_is_decided_after_a_restart_under_a_rate_limit():
+def test_a_long_wait_on_a_busy_agent_is_decided_after_a_restart_under_a_rate_limit():
     scene = Scene(SimulatorConfig(request_id="absent"), queue_seconds=1.0, run_seconds=3.0)
     submission = scene.submitted()
     (mine,) = [done.event_id for done in scene.sim.executions]
@@ -768,7 +768,7 @@ def test_a_wait_of_long_standing_on_a_busy_agent_is_decided_after_a_restart_unde
     assert scene.clock.now - began < timedelta(minutes=10)
 
 
-def test_a_search_for_a_run_that_no_narrow_listing_shows_is_continued_under_a_rate_limit():
+def test_a_search_that_no_narrow_listing_ends_is_continued_under_a_rate_limit():
     scene = Scene(SimulatorConfig(request_id="absent"), queue_seconds=1.0, run_seconds=3.0)
     scene.sim.add_agent("agent-0", queue_seconds=0.0, run_seconds=1500.0)
     wanted = scene.sim.start_scheduled_run("agent-0")

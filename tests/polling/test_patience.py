@@ -185,7 +185,7 @@ def test_an_agent_that_is_deleted_ends_the_wait_for_its_run_within_some_minutes(
     assert not kept.has_ended
 
 
-def test_the_accounts_listing_is_asked_again_after_a_time_in_which_everything_was_refused():
+def test_the_accounts_listing_is_asked_again_once_requests_are_no_longer_refused():
     scene = Scene(SimulatorConfig(request_id="field"), agents=40, queue_seconds=0.0, run_seconds=900.0)
     for agent_id in scene.agents:
         scene.waiting(agent_id)

@@ -179,7 +179,7 @@ def test_no_run_is_noticed_later_than_its_interval_allows(intervals, seconds, se
         assert scene.driver.woken[subscription] >= 1
 
 
-def test_who_was_left_for_the_next_cycle_does_not_wait_longer_when_the_impatient_leave():
+def test_waits_left_for_the_next_cycle_are_not_delayed_when_impatient_ones_leave():
     scene = Scene(agents=2, queue_seconds=0.0)
     scene.sim.add_agent("agent-0", queue_seconds=0.0, run_seconds=304.8)
     scene.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=300.8)

@@ -51,7 +51,7 @@ def test_an_agent_is_taken_after_a_release_until_its_time_is_over():
 
 
 @pytest.mark.parametrize("hold_seconds", [30.0, 3600.0])
-def test_once_its_run_is_seen_an_agent_is_taken_as_long_as_another_run_could_be_mistaken_for_it(hold_seconds):
+def test_an_agent_is_taken_while_another_run_could_be_mistaken_for_the_one_seen(hold_seconds):
     queue, _ = queue_of("a", "b")
     queue.release(hold_seconds, T0)
     queue.see_active_run(20.0, after(9))

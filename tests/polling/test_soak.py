@@ -7,7 +7,7 @@ import os
 from benchmarks.soak import Soak
 
 
-def test_after_a_day_of_waits_faults_and_rotated_keys_every_verdict_was_right_and_nothing_is_left():
+def test_after_a_day_of_faults_and_new_keys_every_verdict_is_right_and_nothing_left():
     soak = Soak(runs=400, days=1, agents=20, seed=7, samples=3)
     assert soak.run() == []
     assert soak.executed == 400

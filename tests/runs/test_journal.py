@@ -46,7 +46,7 @@ def restarted(book):
     return Journal("a", SETTLE, Cursor.from_json(json.loads(json.dumps(book.cursor().to_json()))))
 
 
-def test_what_has_ended_is_not_told_again_after_a_restart_though_a_look_still_shows_it():
+def test_a_reported_run_is_not_reported_again_after_a_restart_though_still_listed():
     book = journal()
     over = row("e", "COMPLETED", ended=4.0)
     assert take(book, over) == ["e"]
@@ -137,7 +137,7 @@ def test_an_old_row_is_known_by_any_of_its_times(time):
     assert list(book.going_on) == []
 
 
-def test_a_followed_run_whose_row_can_no_longer_be_read_is_followed_by_what_was_known_of_it():
+def test_a_followed_run_whose_row_becomes_unreadable_is_followed_as_it_was_known():
     book = journal()
     take(book, row("e", agent_id="b"))
     take(restarted(book), unreadable("e"))
@@ -192,7 +192,7 @@ def over(name, number, **fields):
     return ExecutionEvent.model_validate({"id": name, "status": "COMPLETED", "agentId": "a", **known, **fields})
 
 
-def test_a_run_that_has_changed_its_place_in_the_listing_since_it_was_to_be_read_is_reported():
+def test_a_run_that_moves_in_the_listing_before_it_is_read_is_reported():
     # In the order of the last change it went from a page still to be read to one that had been: its creation lies
     # before the floor by now, and its end does not.
     book = journal()
@@ -213,7 +213,7 @@ def test_a_row_that_names_no_time_is_reported_once_as_long_as_it_is_shown():
 
 
 @pytest.mark.parametrize("later", [0.0, 1000.0])
-def test_a_watch_from_now_reports_what_ends_from_then_on_whenever_the_first_look_comes(later):
+def test_a_watch_from_now_reports_what_ends_from_then_on_however_late_the_first_poll(later):
     book = Journal.from_now("a", SETTLE, at(100), [row("on")])
     book = restarted(book)
     rows = [
@@ -295,7 +295,7 @@ def test_a_cursor_of_nothing_is_small():
     assert journal().cursor().to_json() == {"floor": "2026-01-01T09:00:00Z"}
 
 
-def test_a_journal_from_now_follows_what_goes_on_and_reaches_back_as_far_as_records_are_late():
+def test_a_journal_from_now_follows_active_runs_and_reaches_back_for_late_records():
     book = Journal.from_now("a", SETTLE, at(100), [row("on"), row("over", "COMPLETED", ended=50.0)])
     assert [event.id for event in book.going_on] == ["on"]
     assert book.seek.floor == at(100 - SETTLE - 5)
@@ -320,7 +320,7 @@ def untimed_look(book, *events, local):
         (None, 700, 0),  # no event says how late it is
     ],
 )
-def test_without_the_servers_clock_the_floor_is_never_ahead_of_what_events_and_our_own_clock_say(created, local, floor):
+def test_without_the_servers_clock_the_floor_is_not_ahead_of_events_and_our_clock(created, local, floor):
     book = journal()
     untimed_look(book, *([] if created is None else [row("e", created=created, started=None)]), local=local)
     assert book.cursor().floor == at(floor) == book.seek.floor
@@ -341,7 +341,7 @@ def test_without_the_servers_clock_each_run_is_reported_once_whatever_ours_says(
 
 
 @pytest.mark.parametrize("local", [-600.0, 110.0, 700.0])
-def test_without_the_servers_clock_a_journal_from_now_loses_nothing_and_repeats_nothing_that_was_shown(local):
+def test_without_the_servers_clock_a_journal_from_now_loses_and_repeats_nothing(local):
     over = row("over", "COMPLETED", created=90.0, ended=99.0)
     book = Journal.from_now("a", SETTLE, None, [row("on", created=80.0), over], local_now=at(local))
     soon = row("soon", "COMPLETED", created=101.0, started=101.0, ended=103.0)
@@ -351,7 +351,7 @@ def test_without_the_servers_clock_a_journal_from_now_loses_nothing_and_repeats_
     ]
 
 
-def test_a_journal_from_now_without_any_clock_or_event_reports_the_first_run_that_ever_ends():
+def test_a_journal_from_now_without_any_clock_or_event_reports_the_very_first_run():
     book = Journal.from_now("a", SETTLE, None, [], local_now=at(3600))
     first = row("first", "COMPLETED", created=5.0, started=5.0, ended=6.0)
     assert untimed_look(book, first, local=3605) == ["first"]

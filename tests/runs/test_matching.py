@@ -88,7 +88,7 @@ def test_several_that_come_late_together_stay_several():
     assert late == Several((event("b", 60), event("c", 90)), late=True)
 
 
-def test_after_a_look_without_candidates_what_was_created_in_time_is_as_late_as_the_rest():
+def test_after_a_poll_without_candidates_an_event_created_in_time_is_late_too():
     in_time, after = event("in-time", 20), event("after", 60)
     assert match([in_time], 70, was_empty=True) == Found(in_time, late=True)
     assert match([in_time, after], 70, was_empty=True) == Several((in_time, after), late=True)
@@ -143,7 +143,7 @@ def test_the_time_since_acceptance_is_the_longest_that_one_clock_alone_has_seen(
     assert seen == timedelta(seconds=passed)
 
 
-def test_a_process_that_did_not_see_the_acceptance_infers_nothing_from_another_machines_clock():
+def test_a_process_that_missed_the_acceptance_infers_nothing_from_another_clock():
     unseen = replace(BOUNDS, server_after=None)
     for waited in (0, SETTLE - 0.1):
         passed = unseen.passed(timedelta(seconds=waited), None)
@@ -208,7 +208,7 @@ def test_a_row_ends_a_look_only_if_every_time_it_bears_is_too_old(fields, before
     assert matching.lies_before(row, BOUNDS.floor) is before
 
 
-def test_a_window_ends_the_tolerance_after_the_last_moment_at_which_an_event_can_appear():
+def test_a_window_ends_one_tolerance_after_the_last_moment_of_an_event():
     in_time, late = event("in-time", created=1 + SETTLE + 5), event("late", created=1 + SETTLE + 5.1)
     assert matching.candidates(BOUNDS, [late, in_time], within=SETTLE) == (in_time,)
 
@@ -268,7 +268,7 @@ def test_a_look_ends_with_the_page_on_which_an_id_decides():
 
 
 @pytest.mark.parametrize("way", ["named", "wanted"])
-def test_a_look_for_known_events_asks_for_nothing_pending_and_ends_when_it_has_them_all(way):
+def test_a_read_of_known_events_skips_the_pending_and_ends_with_the_last_of_them(way):
     bounds = replace(BOUNDS, event_id="mine") if way == "named" else BOUNDS
     wanted = ("mine", "other") if way == "wanted" else ()
     pages = [event("a"), event("other")], [event("mine")], [event("c")]
@@ -358,7 +358,7 @@ def look_at(pending, listed):
     raise AssertionError("the look goes on")
 
 
-def test_a_row_that_has_not_begun_and_cannot_be_read_is_not_old_for_standing_behind_old_ones():
+def test_an_unreadable_row_that_has_not_begun_is_not_old_for_being_behind_old_ones():
     times = dict.fromkeys(("createdAt", "startedAt", "updatedAt"), at(-60).isoformat())
     rows = [{"id": "a", "status": "COMPLETED", **times}, {"id": "odd", "status": None}]
     assert look_at([], rows)["odd"].created_by == at(-60)

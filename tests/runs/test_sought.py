@@ -210,7 +210,7 @@ def test_where_nothing_began_on_that_day_all_that_came_later_is_listed(before, e
     assert asked == [(at(-1), T0 + DAY), (at(-1), end)]
 
 
-def test_a_moment_of_less_than_two_days_ago_and_an_interval_of_less_than_a_day_take_one_listing():
+def test_a_time_within_two_days_and_an_interval_within_a_day_take_one_listing():
     assert len(look(now=T0 + 2 * DAY)[1]) == 1
     assert len(look(now=T0 + 2 * DAY + timedelta(seconds=1))[1]) == 2
     assert len(look(before=T0 + DAY, now=T0 + 40 * DAY)[1]) == 1
@@ -243,7 +243,7 @@ class Search:
         return found.id if isinstance(found, ExecutionEvent) else found
 
 
-def test_by_the_platforms_clock_the_first_run_is_known_once_an_earlier_one_would_have_appeared():
+def test_by_the_platforms_clock_the_first_run_waits_until_an_earlier_one_would_show():
     # Five seconds more, since the clock of `Date` may be another one than that of `startedAt`.
     for skew in (-600.0, 0.0, 600.0):
         assert Search(skew=skew).look(begun("e", 10), seconds=44.9) is None
@@ -251,7 +251,7 @@ def test_by_the_platforms_clock_the_first_run_is_known_once_an_earlier_one_would
 
 
 @pytest.mark.parametrize("skew", [-600.0, -40.0, 0.0, 40.0, 600.0])
-def test_without_the_platforms_clock_a_process_waits_settle_from_when_it_saw_the_first_run(skew):
+def test_without_the_platforms_clock_a_process_waits_settle_after_the_first_run(skew):
     search = Search(skew=skew, date=False)
     assert search.look(seconds=0) is None
     assert search.look(begun("e", 10), seconds=12) is None
@@ -275,7 +275,7 @@ def test_an_interval_without_a_run_is_over_once_none_can_appear_in_it(skew):
     assert Search(before=at(60), skew=skew).look(seconds=10 * 86400) == Missing()
 
 
-def test_without_the_platforms_clock_an_interval_is_over_when_ours_says_so_with_room_for_a_clock_that_is_off():
+def test_without_the_platforms_clock_an_interval_ends_by_ours_with_some_room():
     allowance = CLOCK_ALLOWANCE.total_seconds()
     search = Search(before=at(60), date=False)
     assert search.look(seconds=60 + 30 + allowance - 1) is None
@@ -306,7 +306,7 @@ def test_a_row_that_hides_when_its_run_began_keeps_an_interval_from_being_empty(
 
 @settings(max_examples=examples(200), deadline=None)
 @given(data=st.data(), skew=st.sampled_from([-600.0, -60.0, 0.0, 60.0, 600.0]), date=st.booleans())
-def test_the_run_that_is_found_is_the_first_of_its_interval_and_only_an_empty_one_has_none(data, skew, date):
+def test_the_first_run_of_an_interval_is_found_and_only_an_empty_one_has_none(data, skew, date):
     # Each run begins at a second and is shown some seconds later, by every look from then on.
     runs = data.draw(st.lists(st.tuples(st.integers(-30, 200), st.floats(0, 29.9)), max_size=6))
     search, seconds = Search(before=at(100), skew=skew, date=date), 0.0

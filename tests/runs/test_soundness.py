@@ -206,7 +206,7 @@ def test_blips_neither_change_a_verdict_nor_start_a_second_run(config, seed, kin
     ),
     on_ambiguous=st.sampled_from(["all", "fail"]),
 )
-def test_a_success_is_never_wrong_unless_nobody_saw_an_answer_and_the_task_puts_up_with_that(
+def test_a_success_is_never_wrong_unless_the_task_accepts_a_run_without_an_answer(
     config, seed, every, strangers, lost, on_ambiguous
 ):
     faults = [
@@ -342,9 +342,7 @@ def changed(row, change):
     history=st.lists(changes, min_size=1, max_size=5),
     deferred=st.sampled_from([0, 1, 2]),
 )
-def test_odd_rows_of_an_agents_history_neither_keep_its_run_from_starting_nor_from_ending(
-    config, seed, history, deferred
-):
+def test_odd_rows_of_the_history_neither_keep_a_run_from_starting_nor_from_ending(config, seed, history, deferred):
     old = []
 
     def odd(sim, row):

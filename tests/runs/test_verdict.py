@@ -183,7 +183,7 @@ def test_a_task_may_refuse_a_run_of_which_nobody_has_seen_the_answer():
     assert "cannot be told apart" in str(error_of(several, unanswered, what_now=""))
 
 
-def test_a_run_without_an_answer_is_told_from_others_over_the_time_in_which_it_was_looked_for():
+def test_a_run_without_an_answer_is_matched_over_the_whole_time_of_its_search():
     unanswered = SUBMISSION.changed(request_id=None, unanswered=True)
     wait = Wait(unanswered, Rules(settle=1.0, appear_within=1.0))
     early, late = event("early", "COMPLETED", createdAt=at(3)), event("late", "FAILED", createdAt=at(25))
@@ -277,7 +277,7 @@ def test_another_machines_clock_neither_hurries_a_verdict_nor_delays_it(skew, da
 
 @pytest.mark.parametrize("skew", [-600.0, 0.0, 600.0])
 @pytest.mark.parametrize("date", [True, False])
-def test_another_machines_clock_neither_hurries_nor_delays_the_report_of_a_missing_run(skew, date):
+def test_another_machines_clock_does_not_move_the_report_of_a_missing_run(skew, date):
     wait = Wait(SUBMISSION if date else UNTIMED, Rules(appear_within=60.0), at(skew))
 
     def outcome(seconds):
@@ -287,7 +287,7 @@ def test_another_machines_clock_neither_hurries_nor_delays_the_report_of_a_missi
     assert outcome(61) == Verdict(Outcome.NOT_FOUND)
 
 
-def test_a_process_that_resumes_a_wait_decides_by_the_servers_clock_and_without_it_after_settle():
+def test_a_resumed_wait_decides_by_the_servers_clock_or_without_it_after_settle():
     over = (event(status="COMPLETED"),)
     resumed = Wait(SUBMISSION, Rules())
     assert resumed.take(Look(over, at(3600)), at(3600)).outcome == Outcome.COMPLETED
@@ -522,7 +522,7 @@ def test_a_run_whose_row_cannot_be_read_is_waited_for_until_it_can_be(named):
 
 
 @pytest.mark.parametrize("odd", [unreadable("b"), read_event({"status": "RUNNING"}), read_event(None)])
-def test_another_row_that_cannot_be_read_holds_the_verdict_only_as_long_as_it_is_shown(odd):
+def test_another_unreadable_row_holds_the_verdict_only_as_long_as_it_is_shown(odd):
     wait = Wait(SUBMISSION, Rules())
     assert take(wait, event(status="COMPLETED"), odd) is None
     verdict = take(wait, event(status="COMPLETED"), seconds=40.0)

@@ -116,7 +116,7 @@ class Story:
 # --- the pace --------------------------------------------------------------------------------------------------------
 
 
-def test_pauses_after_failures_double_from_the_interval_up_to_two_minutes_give_or_take_a_quarter():
+def test_pauses_after_failures_double_up_to_two_minutes_give_or_take_a_quarter():
     pace = Story(None).pace()
     plain = [5.0, 10.0, 20.0, 40.0, 80.0, 120.0, 120.0]
     pauses = [pace.failed(DOWN).seconds for _ in plain]
@@ -343,7 +343,7 @@ def test_what_is_known_of_a_run_is_told_before_it_is_certain(seen, words):
     assert state_of(wait) == words
 
 
-def test_a_finished_run_that_is_not_certain_yet_says_until_when_the_task_waits_and_why():
+def test_a_finished_run_that_is_not_certain_yet_logs_until_when_to_wait_and_why():
     sent = Submission(agent_id="a", request_id="r", taken_at=T0, server_before=T0, server_after=T0)
     wait = Wait(sent, Rules(settle=30.0), T0)
     story = Story([row(status="COMPLETED", seconds=1)])

@@ -373,7 +373,7 @@ def test_unknown_fields_and_statuses_may_be_in_an_event():
     assert api.rows(status="QUEUED") == []
 
 
-def test_what_a_run_takes_and_how_it_ends_may_be_drawn_and_is_the_same_for_the_same_seed():
+def test_the_length_and_the_end_of_a_run_may_be_drawn_and_follow_from_the_seed():
     def told():
         api = Api(
             queue_seconds=lambda rng: rng.uniform(0, 9),
