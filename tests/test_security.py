@@ -10,6 +10,7 @@ import logging
 import re
 import ssl
 import sys
+import tomllib
 import traceback
 import tracemalloc
 from datetime import UTC, datetime, timedelta
@@ -824,14 +825,15 @@ def test_every_claim_of_the_page_names_a_test():
     assert [row for row in claims() if "::test_" not in row.split("|")[-2]] == []
 
 
+def needed():
+    """The packages that are needed at run time. `test_wheel.py` shows that the wheel needs the same."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    return {Requirement(text).name for text in project["dependencies"]}
+
+
 def test_what_is_needed_at_run_time_is_what_the_page_states():
-    needed = {
-        Requirement(text).name
-        for text in importlib.metadata.requires("airflow-provider-agents")
-        if Requirement(text).marker is None
-    }
     stated = set(re.findall(r"^\| `([a-z0-9-]+)` \|", PAGE.read_text(), re.MULTILINE))
-    assert stated == needed
+    assert stated == needed()
 
 
 def test_all_but_two_of_them_are_airflows_own():
@@ -840,7 +842,4 @@ def test_all_but_two_of_them_are_airflows_own():
     for package in importlib.metadata.distributions():
         if package.name.startswith("apache-airflow") and package.name != "apache-airflow-providers-common-compat":
             airflow |= {Requirement(text).name for text in package.requires or () if Requirement(text).marker is None}
-    needed = {
-        Requirement(text).name for text in importlib.metadata.requires("airflow-provider-agents") if ";" not in text
-    }
-    assert needed - airflow <= {"apache-airflow", "apache-airflow-providers-common-compat"}
+    assert needed() - airflow <= {"apache-airflow", "apache-airflow-providers-common-compat"}

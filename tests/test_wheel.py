@@ -153,7 +153,7 @@ def test_the_metadata_is_valid_and_says_what_it_needs(built):
     assert metadata.description_content_type == "text/markdown"
     assert metadata.description.startswith("# airflow-provider-agents")
     needed = {requirement.name for requirement in metadata.requires_dist if requirement.marker is None}
-    assert needed == {"apache-airflow", "apache-airflow-providers-common-compat", "httpx", "pydantic", "tenacity"}
+    assert needed == {"apache-airflow", "apache-airflow-providers-common-compat", "httpx", "pydantic"}
     assert "3.11" in metadata.requires_python
     assert email.message_from_bytes(raw)["Metadata-Version"] >= "2.4"
 

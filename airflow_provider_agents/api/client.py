@@ -12,7 +12,6 @@ import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import httpx
-from tenacity import Retrying, retry_if_exception
 
 from airflow_provider_agents import clock as our_clock
 from airflow_provider_agents.api import environment, retry
@@ -104,15 +103,6 @@ class _ResponseReader:
         with self._unreadable_on_body_error():
             body = self._settings.redact_json(self._decoder.finish())
         return read_response(call, status_code, self._headers, body)
-
-
-def _policy(call: ApiCall[Any], attempts: int) -> dict[str, Any]:
-    return {
-        "retry": retry_if_exception(lambda error: retry.may_repeat(call, error)),
-        "wait": retry.pause_before_retry,
-        "stop": lambda state: state.attempt_number >= attempts or retry.asks_too_long(state),
-        "reraise": True,
-    }
 
 
 class Client:
@@ -230,20 +220,16 @@ class Client:
         Raises:
             AgentsError: the last failure.
         """
-        if self._window is not None:
-            return self._send_within(self._window, call)
-        return Retrying(sleep=self._sleep, **_policy(call, self._attempts))(self.send_once, call)
-
-    def _send_within(self, window: retry.RetryWindow, call: ApiCall[T]) -> Response[T]:
+        retries = self._window if self._window is not None else retry.RetryCount(self._attempts)
         while True:
             try:
                 response = self.send_once(call)
             except AgentsError as error:
                 if not retry.may_repeat(call, error):
                     raise
-                pause = window.pause_after(error)
+                pause = retries.pause_after(error)
             else:
-                window.succeeded()
+                retries.succeeded()
                 return response
             self._sleep(pause)
 

@@ -1,7 +1,6 @@
 """Whether a call may be repeated after a failure, and when. Pure.
 
-tenacity does the back-off. Ours is the one rule that tenacity cannot know: an execute is repeated only where the
-platform cannot have acted. `started_nothing` is that rule, for every caller.
+An execute is repeated only where the platform cannot have acted. `started_nothing` is that rule, for every caller.
 """
 
 from __future__ import annotations
@@ -9,8 +8,6 @@ from __future__ import annotations
 import random
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
-
-from tenacity import wait_random_exponential
 
 from airflow_provider_agents.api.errors import (
     AgentsError,
@@ -26,8 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from tenacity import RetryCallState
-
     from airflow_provider_agents.api.flow import ApiCall
 
 E = TypeVar("E", bound=AgentsError)
@@ -37,7 +32,8 @@ ATTEMPTS = 5
 #: The longest single pause on a worker, in seconds. If the server asks for a longer pause, the call fails: a sleeping
 #: task would keep its worker slot.
 MAX_PAUSE_SECONDS = 60.0
-#: Pauses without `Retry-After` are drawn from 0 to 1, 2, 4, … seconds, at most this.
+#: The longest pause on a worker without `Retry-After`, in seconds: a window of `START_PATIENCE_SECONDS` has some tries
+#: left after it.
 MAX_BACKOFF_SECONDS = 20.0
 #: Seconds for which a worker retries while no run is started: longer than a rolling deploy of a web service with its
 #: health checks. Nothing is paid for yet, so a longer wait would only keep the worker slot.
@@ -47,7 +43,33 @@ _WARN_EVERY = timedelta(seconds=60)
 #: Request Timeout and Too Early: a gateway may send them although the server behind it has acted.
 _REFUSED_IN_DOUBT = frozenset({408, 425})
 
-_backoff = wait_random_exponential(multiplier=1, max=MAX_BACKOFF_SECONDS)
+
+def equal_jitter() -> float:
+    """A factor for a pause, from 0.5 to 1: callers that failed together do not come back together.
+
+    Half of the pause is fixed and half is random, as the "equal jitter" of AWS's article "Exponential Backoff And
+    Jitter" (2015). With "full jitter" a pause could be none.
+    """
+    return random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+
+
+def back_off(
+    failures: int,
+    *,
+    first: float = 1.0,
+    longest: float = MAX_BACKOFF_SECONDS,
+    jitter: Callable[[], float] = equal_jitter,
+) -> float:
+    """Seconds to pause after some failures in a row, where the server asks for no pause.
+
+    Args:
+        failures: how many, from 1. Each one doubles the pause.
+        first: seconds after the first failure, without jitter.
+        longest: seconds at most, but not less than `first`.
+        jitter: the factor.
+    """
+    # 2 ** 16 seconds are longer than any pause, and larger powers would overflow in the end.
+    return min(first * 2.0 ** min(failures - 1, 16), max(first, longest)) * jitter()
 
 
 def may_repeat(call: ApiCall[Any], error: BaseException) -> bool:
@@ -71,20 +93,6 @@ def retry_after_of(error: BaseException | None) -> float | None:
     return error.retry_after_seconds if isinstance(error, TemporaryError) else None
 
 
-def _failure(state: RetryCallState) -> BaseException | None:
-    return state.outcome.exception() if state.outcome is not None else None
-
-
-def pause_before_retry(state: RetryCallState) -> float:
-    """Seconds to wait: a random exponential back-off, but at least the pause that the server asks for."""
-    return max(retry_after_of(_failure(state)) or 0.0, _backoff(state))
-
-
-def asks_too_long(state: RetryCallState) -> bool:
-    """Whether the server asks for a pause of more than `MAX_PAUSE_SECONDS`."""
-    return (retry_after_of(_failure(state)) or 0.0) > MAX_PAUSE_SECONDS
-
-
 def append_sentence(error: E, sentence: str) -> E:
     """The same error with one more sentence in its text."""
     error.args = (f"{_sentence(error)} {sentence}",)
@@ -95,6 +103,33 @@ def _sentence(error: AgentsError) -> str:
     # Some texts end with server-written words, which may lack a full stop.
     text = str(error)
     return text if text.endswith((".", "!", "?", "…")) else f"{text}."
+
+
+class RetryCount:
+    """How often one call is tried.
+
+    Args:
+        attempts: tries, the first included; from 1.
+    """
+
+    def __init__(self, attempts: int) -> None:
+        self._attempts, self._failures = attempts, 0
+
+    def succeeded(self) -> None:
+        """End the row of failures."""
+        self._failures = 0
+
+    def pause_after(self, error: AgentsError) -> float:
+        """Seconds to wait before the next try.
+
+        Raises:
+            AgentsError: `error`, if it was the last try, or the server asks for more than `MAX_PAUSE_SECONDS`.
+        """
+        self._failures += 1
+        asked_for = retry_after_of(error) or 0.0
+        if self._failures >= self._attempts or asked_for > MAX_PAUSE_SECONDS:
+            raise error
+        return max(asked_for, back_off(self._failures))
 
 
 class RetryWindow:
@@ -145,7 +180,4 @@ class RetryWindow:
         if self._warned_at is None or now - self._warned_at >= _WARN_EVERY:
             self._warned_at = now
             self._warn(" ".join(filter(None, (_sentence(error), state, f"Trying again until {ends_at:%H:%M:%S} UTC."))))
-        backoff = min(MAX_BACKOFF_SECONDS, 2.0 ** min(self._failures - 1, 10))
-        # Half fixed, half random, so that tasks that failed together are not repeated together.
-        backoff = backoff / 2 + random.uniform(0, backoff / 2)  # noqa: S311 - no secret
-        return min(max(retry_after, backoff), left)
+        return min(max(retry_after, back_off(self._failures)), left)

@@ -19,7 +19,7 @@ from airflow_provider_agents.api.errors import (
     ServerError,
     UnreadableAnswerError,
 )
-from airflow_provider_agents.api.retry import RetryWindow, started_nothing
+from airflow_provider_agents.api.retry import RetryWindow, back_off, started_nothing
 
 T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)
 
@@ -69,6 +69,17 @@ class Scene:
 )
 def test_only_a_request_that_was_refused_or_never_sent_has_certainly_started_nothing(error, nothing):
     assert started_nothing(error) == nothing
+
+
+@pytest.mark.parametrize(("failures", "seconds"), [(1, 1), (2, 2), (5, 16), (6, 20), (2000, 20)])
+def test_a_pause_doubles_up_to_a_bound_and_is_drawn_from_its_upper_half(failures, seconds):
+    pauses = [back_off(failures) for _ in range(200)]
+    assert seconds / 2 <= min(pauses) < max(pauses) <= seconds
+
+
+def test_a_pause_whose_first_is_longer_than_the_bound_does_not_grow():
+    assert back_off(1, first=300.0, longest=120.0, jitter=lambda: 1.0) == 300.0
+    assert back_off(9, first=300.0, longest=120.0, jitter=lambda: 1.0) == 300.0
 
 
 @pytest.mark.parametrize("seconds", [0.5, 20.0, 120.0])
