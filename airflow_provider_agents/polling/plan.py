@@ -10,12 +10,12 @@ subscribers, except those that seek and have become decidable.
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_agents.api.flow import Flow, Sleep
 from airflow_provider_agents.api.models import Status
+from airflow_provider_agents.api.retry import equal_jitter
 from airflow_provider_agents.polling.cycle import Cycle
 from airflow_provider_agents.polling.interrupted import InterruptedListings
 from airflow_provider_agents.polling.listings import Listings
@@ -87,11 +87,7 @@ class Plan:
         failing: why the last cycle brought nothing; None if it brought something.
     """
 
-    def __init__(
-        self,
-        *,
-        jitter: Callable[[], float] = lambda: random.uniform(0.75, 1.25),  # noqa: S311 - no secret
-    ) -> None:
+    def __init__(self, *, jitter: Callable[[], float] = equal_jitter) -> None:
         self._registry = Registry(self._on_leave)
         self._schedule = Schedule(jitter)
         self._planner = Planner()

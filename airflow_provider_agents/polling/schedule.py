@@ -12,6 +12,8 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_agents.api.retry import back_off
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 #: New subscriptions are gathered before a poll for this share of their interval, and at most for this many seconds:
 #: tasks that are deferred together arrive over a second or so.
 GATHER_SHARE, GATHER_SECONDS = 0.2, 1.0
-#: Pauses after failed cycles double from the shortest interval up to this, in seconds.
+#: Pauses after failed cycles double from the shortest interval up to this, in seconds: it is far below the hours that
+#: runs take, and spares a platform that is down most of the requests.
 MAX_BACKOFF_SECONDS = 120.0
 #: A last poll comes at its deadline, but no earlier than this after another cycle, in seconds.
 _LAST_LOOK_GAP_SECONDS = 1.0
@@ -142,5 +145,5 @@ class Schedule:
             self._failures = 0
             return
         self._failures += 1
-        pause = min(self.shortest * 2.0 ** min(self._failures - 1, 16), max(self.shortest, MAX_BACKOFF_SECONDS))
-        self._back_off_until = self._began + pause * self._jitter()
+        pause = back_off(self._failures, first=self.shortest, longest=MAX_BACKOFF_SECONDS, jitter=self._jitter)
+        self._back_off_until = self._began + pause
