@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import httpx
@@ -54,7 +53,7 @@ async def _aput_location_aside(response: httpx.Response) -> None:
 
 
 class _ResponseReader:
-    """Reads a response within the limits of size and time."""
+    """Reads a response within the limits of size."""
 
     def __init__(
         self,
@@ -62,10 +61,8 @@ class _ResponseReader:
         response: httpx.Response,
         settings: Settings,
         proxy: environment.Proxy | None,
-        clock: Callable[[], float],
     ) -> None:
-        self._call, self._response, self._settings, self._proxy, self._clock = call, response, settings, proxy, clock
-        self._ends_at = clock() + settings.whole_request_seconds
+        self._call, self._response, self._settings, self._proxy = call, response, settings, proxy
         self._headers = {
             name: settings.redact(value) for name, value in response.headers.items() if name in _HEADERS_READ
         }
@@ -90,8 +87,6 @@ class _ResponseReader:
         """The next bytes of the body."""
         with self._unreadable_on_body_error():
             self._decoder.add(chunk)
-        if self._clock() > self._ends_at:
-            raise too_slow(self._call, self._settings)
 
     def read(self, call: ApiCall[T]) -> Response[T]:
         """The response, once the body is complete."""
@@ -116,7 +111,6 @@ class Client:
         window: how long failures in a row are retried, instead of `attempts`.
         transport: replaces the network.
         sleep: waits between tries, in seconds.
-        clock: monotonic seconds.
         warn_once: which unreadable rows were logged already; clients may share one.
         renew: called after a 401 in `run_flow`. Returns new settings, with which the step is repeated, or None.
     """
@@ -130,10 +124,9 @@ class Client:
         transport: httpx.BaseTransport | None = None,
         renew: Callable[[], Settings | None] = lambda: None,
         sleep: Callable[[float], None] | None = None,
-        clock: Callable[[], float] = time.monotonic,
         warn_once: WarnOnce | None = None,
     ) -> None:
-        self._settings, self._attempts, self._window, self._clock = settings, attempts, window, clock
+        self._settings, self._attempts, self._window = settings, attempts, window
         self._sleep = sleep if sleep is not None else our_clock.sleep
         self._warn_once = warn_once if warn_once is not None else WarnOnce()
         self._transport, self._renew = transport, renew
@@ -182,7 +175,7 @@ class Client:
         else:
             if not self._deadline.has_passed:
                 response = reader.read(call)
-                self._warn_once.check(response.value, self._clock())
+                self._warn_once.check(response.value)
                 return response
             # In a response without a length, the aborted connection looks like the end of the body.
             failure = too_slow(call, self._settings)
@@ -200,7 +193,7 @@ class Client:
         )
         response = self._http.send(request, stream=True)
         try:
-            reader = _ResponseReader(call, response, self._settings, self._proxy, self._clock)
+            reader = _ResponseReader(call, response, self._settings, self._proxy)
             # The raw bytes: httpx would decompress each chunk without a limit.
             for chunk in cast("httpx.SyncByteStream", response.stream):
                 reader.add(chunk)
@@ -279,9 +272,8 @@ class AsyncClient:
         *,
         tls: ssl.SSLContext | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._settings, self._clock = settings, clock
+        self._settings = settings
         self._warn_once = WarnOnce()
         self._proxy = settings.proxy_in_use() if transport is None else None
         if tls is None:
@@ -336,7 +328,7 @@ class AsyncClient:
             failure = too_slow(call, self._settings)
         else:
             response = reader.read(call)
-            self._warn_once.check(response.value, self._clock())
+            self._warn_once.check(response.value)
             return response
         # Raised outside the handler: httpx's error holds the request, and the request holds the key.
         raise failure
@@ -345,7 +337,7 @@ class AsyncClient:
         request = self._http.build_request(call.method, self._settings.base_url + call.path, params=_query(call))
         response = await self._http.send(request, stream=True)
         try:
-            reader = _ResponseReader(call, response, self._settings, self._proxy, self._clock)
+            reader = _ResponseReader(call, response, self._settings, self._proxy)
             async for chunk in cast("httpx.AsyncByteStream", response.stream):
                 reader.add(chunk)
                 if reader.is_full:

@@ -304,17 +304,6 @@ def test_a_damaged_content_encoding_is_unreadable(face):
         face(Server(reply)).do("send_once", READ)
 
 
-def test_an_answer_that_drips_is_given_up():
-    ticks = iter(range(0, 10_000, 100))
-    client = Client(
-        Settings(api_key=KEY), transport=httpx.MockTransport(Server(ok)), clock=lambda: next(ticks), attempts=1
-    )
-    client.send_once(READ)
-    ticks = iter([0, 121])
-    with pytest.raises(NoAnswerError, match="too slowly"):
-        client.send_once(READ)
-
-
 def test_a_server_that_repeats_the_key_does_not_bring_it_into_a_message(face):
     server = Server(httpx.Response(401, json={"message": f"the key {KEY} is unknown"}))
     with pytest.raises(AuthenticationError, match=r"the key \*\*\* is unknown") as caught:

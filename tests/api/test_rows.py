@@ -6,8 +6,10 @@ import logging
 
 import pytest
 
+from airflow_provider_agents import clock
 from airflow_provider_agents.api.models import Agent, ExecutionEvent, Page, read_agent, read_event
-from airflow_provider_agents.api.rows import FORGOTTEN_AFTER_SECONDS, LOGGED_ONE_BY_ONE, MOST_ROWS, WarnOnce
+from airflow_provider_agents.api.rows import FORGOTTEN_AFTER, LOGGED_ONE_BY_ONE, MOST_ROWS, WarnOnce
+from airflow_provider_agents.testing.skipped_time import SkippedTime
 
 
 def page(*rows):
@@ -33,7 +35,7 @@ def warnings(caplog):
 def test_a_row_is_logged_once_with_its_reason_its_agent_and_its_event(warnings):
     once = WarnOnce()
     for _ in range(3):
-        once.check(page(odd("e"), {"id": "fine", "status": "RUNNING"}), 0.0)
+        once.check(page(odd("e"), {"id": "fine", "status": "RUNNING"}))
     (line,) = warnings()
     assert "counts as still running: status: " in line
     assert line.endswith("agent=a event=e")
@@ -42,19 +44,19 @@ def test_a_row_is_logged_once_with_its_reason_its_agent_and_its_event(warnings):
 @pytest.mark.parametrize("second", [odd("f"), odd("e", status=[], agentId="b"), {**odd("e"), "id": 7}])
 def test_another_row_is_logged_too(warnings, second):
     once = WarnOnce()
-    once.check(page(odd("e")), 0.0)
-    once.check(page(second), 0.0)
+    once.check(page(odd("e")))
+    once.check(page(second))
     assert len(warnings()) == 2
 
 
 def test_rows_without_an_id_are_logged_once_for_each_agent_and_reason(warnings):
     once = WarnOnce()
-    once.check(page(*({"agentId": agent, "createdAt": f"{n}"} for agent in ("a", "b") for n in range(3))), 0.0)
+    once.check(page(*({"agentId": agent, "createdAt": f"{n}"} for agent in ("a", "b") for n in range(3))))
     assert [line.rpartition("agent=")[2] for line in warnings()] == ["a event=unknown", "b event=unknown"]
 
 
 def test_a_page_full_of_such_rows_is_counted(warnings):
-    WarnOnce().check(page(*(odd(f"e-{n}") for n in range(50))), 0.0)
+    WarnOnce().check(page(*(odd(f"e-{n}") for n in range(50))))
     *named, count = warnings()
     assert len(named) == LOGGED_ONE_BY_ONE
     assert f"{50 - LOGGED_ONE_BY_ONE} other" in count
@@ -63,20 +65,23 @@ def test_a_page_full_of_such_rows_is_counted(warnings):
 def test_what_is_remembered_is_bounded_and_does_not_repeat_itself(warnings):
     once = WarnOnce()
     for n in range(0, 2 * MOST_ROWS, 50):
-        once.check(page(*(odd(f"e-{n + m}") for m in range(50))), 0.0)
+        once.check(page(*(odd(f"e-{n + m}") for m in range(50))))
     assert len(warnings()) == MOST_ROWS // 50 * (LOGGED_ONE_BY_ONE + 1)
-    once.check(page(odd("e-0"), odd("new")), 1.0)
+    once.check(page(odd("e-0"), odd("new")))
     assert warnings() == []
-    once.check(page(odd("newer")), FORGOTTEN_AFTER_SECONDS)
+    later = SkippedTime()
+    later.advance(FORGOTTEN_AFTER.total_seconds())
+    with clock.replaced_by(later):
+        once.check(page(odd("newer")))
     assert len(warnings()) == 1
 
 
 def test_an_agent_without_an_id_is_logged(warnings):
-    WarnOnce().check(Page[Agent].of({"data": [{"id": None}]}, read_agent), 0.0)
+    WarnOnce().check(Page[Agent].of({"data": [{"id": None}]}, read_agent))
     (line,) = warnings()
     assert "list of agents" in line
 
 
 def test_what_is_no_page_has_no_rows(warnings):
-    WarnOnce().check(read_agent({"id": None}), 0.0)
+    WarnOnce().check(read_agent({"id": None}))
     assert warnings() == []
