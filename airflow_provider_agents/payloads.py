@@ -3,50 +3,22 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime
 
-from airflow_provider_agents.api.errors import AgentsError, first_error
 from airflow_provider_agents.api.models import read_event
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.verdict import Outcome, Verdict, is_success
 from airflow_provider_agents.version_compat import NEXT_TRY_WAITS
+from airflow_provider_agents.versioned_json import UnusableDataError, VersionedJson
 
 
-class UnknownTriggerEventError(AgentsError):
-    """What a task was resumed with is not what its trigger sends."""
-
-    is_retryable = False
-
-
-class Payload(BaseModel):
+class Payload(VersionedJson):
     """What a trigger hands to the task: versioned, small, JSON types, never the key."""
 
-    model_config = ConfigDict(frozen=True)
-
-    version: Literal[1] = 1
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON types."""
-        return self.model_dump(mode="json")
-
-    @classmethod
-    def from_json(cls, value: object) -> Self:
-        """Read what `to_json` gave.
-
-        Raises:
-            UnknownTriggerEventError: it is something else.
-        """
-        try:
-            return cls.model_validate(value)
-        except ValidationError as error:
-            raise _unknown(error) from None
-
-
-def _unknown(error: ValidationError) -> UnknownTriggerEventError:
-    return UnknownTriggerEventError(
-        f"The trigger sent something that this version of the provider does not know ({first_error(error)}). "
+    _called: ClassVar = "The trigger's event"
+    _what_to_do: ClassVar = (
         f"Workers and triggerers must run the same version. The run is left as it is. {NEXT_TRY_WAITS}"
     )
 
@@ -81,15 +53,15 @@ class RunEnded(Payload):
         """How the wait ended, or None if it could not go on.
 
         Raises:
-            UnknownTriggerEventError: the events are none, or say something else than the outcome.
+            UnusableDataError: the events are none, or say something else than the outcome.
         """
         if self.outcome == "error":
             return None
         events = tuple(map(read_event, self.events))
         if self.outcome == Outcome.FAILED and any(event.unreadable is not None for event in events):
-            raise UnknownTriggerEventError("The trigger reports a run that FAILED and does not hold its event.")
+            raise UnusableDataError("The trigger reports a run that FAILED and does not hold its event.")
         if self.outcome == Outcome.COMPLETED and not (events and all(is_success(event) for event in events)):
-            raise UnknownTriggerEventError("The trigger reports a run that COMPLETED and does not hold its event.")
+            raise UnusableDataError("The trigger reports a run that COMPLETED and does not hold its event.")
         return Verdict(self.outcome, events, self.late, self.error)
 
 

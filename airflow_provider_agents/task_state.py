@@ -12,11 +12,11 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_agents.clock import now
-from airflow_provider_agents.payloads import UnknownTriggerEventError
 from airflow_provider_agents.runs.copies import RecordCopy, TaskPlace, key_of
 from airflow_provider_agents.runs.record import Attempt, Phase, RunRecord
 from airflow_provider_agents.runs.verdict import named
 from airflow_provider_agents.version_compat import CLEARS_DISCARD_STATE, NEXT_TRY_WAITS
+from airflow_provider_agents.versioned_json import UnusableDataError
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -180,7 +180,7 @@ class TaskStateRecord:
         Without a record there is nothing to compare with. A record that cannot be read loses no run that is paid for.
 
         Raises:
-            UnknownTriggerEventError: it is another run.
+            UnusableDataError: it is another run.
         """
         try:
             record = self._deferred_with()
@@ -188,7 +188,7 @@ class TaskStateRecord:
             self._operator.log.exception("The record of the run could not be read. The trigger's report is believed.")
             return
         if record is not None and (record.submission, record.agents_conn_id) != (submission, agents_conn_id):
-            raise UnknownTriggerEventError(
+            raise UnusableDataError(
                 "The trigger has reported another run than the one that this task waits for. The run is left as it is: "
                 f"clear the task to wait for it again. {named(record.submission)}; reported: {named(submission)}"
             )
@@ -244,7 +244,7 @@ class _Copies:
 
         try:
             text = Variable.get(key, default=None)
-            return RecordCopy.from_text(key, text).record if text is not None else None
+            return RecordCopy.kept_under(key, text).record if text is not None else None
         except Exception:
             self.log.exception(
                 "The copy of this task's record could not be read. If an earlier try has started a run that is still "

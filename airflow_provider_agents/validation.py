@@ -20,6 +20,7 @@ from airflow_provider_agents.api.errors import InvalidArgumentError, one_line
 from airflow_provider_agents.runs.copies import PREFIX
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.version_compat import TRIGGERS_END_TASKS
+from airflow_provider_agents.versioned_json import UnusableDataError
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator
@@ -245,7 +246,7 @@ def submission(value: object) -> dict[str, Any]:
     found = mapping(value)
     try:
         Submission.from_json(found)
-    except InvalidArgumentError as error:
+    except UnusableDataError as error:
         raise ValueError(f"is none. {error}") from None
     return found
 

@@ -33,6 +33,7 @@ from airflow_provider_agents.payloads import Payload
 from airflow_provider_agents.polling.completion_stream import open_journal, stream_completions
 from airflow_provider_agents.runs.journal import Cursor
 from airflow_provider_agents.version_compat import WATCHERS_HAVE_QUEUES
+from airflow_provider_agents.versioned_json import UnusableDataError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -247,10 +248,7 @@ class _Checkpoints:
             return None
         values = await self._read_all()
         for name in (self._key, self._shared_key):
-            cursors = [Cursor.from_json(value[name]) for value in values if value[name] is not None]
-            known = [cursor for cursor in cursors if cursor is not None]
-            if len(known) < len(cursors):
-                self._log.warning("A checkpoint in the asset's state (key %s) cannot be read and is ignored.", name)
+            known = [cursor for value in values if (cursor := self._read(name, value[name])) is not None]
             if known:
                 # Each is sound, so the one that has got furthest loses nothing and repeats least.
                 self._noted = max(known, key=lambda cursor: (cursor.floor, len(cursor.told)))
@@ -260,6 +258,13 @@ class _Checkpoints:
                 return self._noted
         self._log.info("No checkpoint of this watcher can be read: watching from now on.")
         return None
+
+    def _read(self, name: str, value: object) -> Cursor | None:
+        try:
+            return Cursor.from_json(value) if value is not None else None
+        except UnusableDataError as error:
+            self._log.warning("A checkpoint in the asset's state is ignored (key %s). %s", name, error)
+            return None
 
     async def _read_all(self) -> list[dict[str, Any]]:
         """The values of both keys in each asset's state."""

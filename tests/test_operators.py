@@ -31,10 +31,11 @@ from airflow_provider_agents.api.errors import (
 )
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.operators import AgentBusyError, ExecuteAgentOperator
-from airflow_provider_agents.payloads import RunEnded, UnknownTriggerEventError
+from airflow_provider_agents.payloads import RunEnded
 from airflow_provider_agents.simulator import Fault
 from airflow_provider_agents.task_state import RECORD_KEY
 from airflow_provider_agents.triggers import AgentIdleTrigger, AgentRunTrigger
+from airflow_provider_agents.versioned_json import UnusableDataError
 
 
 def operator(**arguments):
@@ -873,9 +874,9 @@ def test_a_record_that_cannot_be_written_before_the_post_stops_it(platform, task
 
 @pytest.mark.parametrize("event", [None, "success", "failed", {}, {"version": 2}, {"status": "success"}, []])
 def test_what_the_trigger_does_not_send_is_refused(platform, task, event):
-    with pytest.raises(AirflowFailException, match="does not know") as caught:
+    with pytest.raises(AirflowFailException, match="cannot be read by this version") as caught:
         operator(deferrable=True).execute_complete(task.context(), event=event)
-    assert isinstance(caught.value.__cause__, UnknownTriggerEventError)
+    assert isinstance(caught.value.__cause__, UnusableDataError)
 
 
 def test_the_end_of_another_run_is_refused(platform, task):
@@ -948,7 +949,7 @@ def test_a_task_that_its_trigger_did_not_end_takes_its_run_up_after_a_clear(
                 deferred.value.method_name, {"event": payload, **deferred.value.kwargs}, context
             )
     else:
-        with pytest.raises(AirflowFailException, match="does not know"):
+        with pytest.raises(AirflowFailException, match="cannot be read by this version"):
             operator(**arguments).resume_execution(deferred.value.method_name, {"event": {"version": 9}}, context)
     platform.advance(60)
     task.clear()

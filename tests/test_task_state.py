@@ -438,7 +438,7 @@ def test_a_copy_says_whose_it_is_and_until_when_and_holds_no_key(platform, task,
     stop_while_waiting(operator(timeout=timedelta(days=2)), task, monkeypatch)
     ((key, text),) = copies.items()
     assert key.startswith(prefix_of("agents_default", "agent-1"))
-    copy = RecordCopy.from_text(key, text)
+    copy = RecordCopy.kept_under(key, text)
     assert (copy.place.name, copy.record.submission.agent_id) == ("dag.run", "agent-1")
     assert copy.until >= datetime.now(UTC) + timedelta(days=32) - timedelta(minutes=1)
     assert copy.record.result is None

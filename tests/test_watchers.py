@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_agents.api.errors import InvalidArgumentError
-from airflow_provider_agents.payloads import UnknownTriggerEventError
 from airflow_provider_agents.runs.journal import MOST_RUNS_AT_ONCE
 from airflow_provider_agents.version_compat import WATCHERS_HAVE_QUEUES
+from airflow_provider_agents.versioned_json import UnusableDataError
 from airflow_provider_agents.watchers import CURSOR_KEY, AgentRunEventTrigger, finished_runs
 
 
@@ -331,7 +331,7 @@ def test_a_checkpoint_that_cannot_be_read_starts_from_now_and_says_so(platform, 
     state = AssetState()
     watch(platform, 30, state=state)
     assert watch(platform, 60, state=AssetState(dict.fromkeys(state, "nonsense"))) == []
-    assert "cannot be read and is ignored" in logged()
+    assert "The watcher's checkpoint cannot be read" in logged()
 
 
 ONE = {"agent_id": "agent-1"}
@@ -675,7 +675,7 @@ def test_each_run_is_given_to_one_dag_run_in_whatever_order_they_execute(deliver
 
 
 def test_an_event_of_another_version_is_refused():
-    with pytest.raises(UnknownTriggerEventError):
+    with pytest.raises(UnusableDataError):
         finished_runs([asset_event("a", version=2)])
 
 

@@ -15,8 +15,9 @@ from airflow_provider_agents.cli.command import command_of
 from airflow_provider_agents.cli.exit_codes import ExitCode
 from airflow_provider_agents.cli.output import clock_time, print_rows, say
 from airflow_provider_agents.clock import now
-from airflow_provider_agents.runs.copies import PREFIX, RecordCopy, UnreadableCopyError
+from airflow_provider_agents.runs.copies import PREFIX, RecordCopy
 from airflow_provider_agents.version_compat import CLEARS_DISCARD_STATE
+from airflow_provider_agents.versioned_json import UnusableDataError
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -75,8 +76,8 @@ def _forget(written_before: datetime | None, *, dry_run: bool) -> _Forgotten:
     with create_session() as session:
         for variable in session.scalars(rows):
             try:
-                copy = RecordCopy.from_text(variable.key, variable.val or "")
-            except UnreadableCopyError:
+                copy = RecordCopy.kept_under(variable.key, variable.val or "")
+            except UnusableDataError:
                 done.unknown += 1
                 continue
             if copy.written_at >= written_before if written_before is not None else copy.until >= now():

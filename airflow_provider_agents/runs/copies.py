@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal, Self
+from typing import ClassVar, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from airflow_provider_agents.api.errors import AgentsError, first_error
 from airflow_provider_agents.runs.record import RunRecord
+from airflow_provider_agents.versioned_json import UnusableDataError, VersionedJson
 
 #: What the keys of all copies begin with.
 PREFIX = "agent_run/"
 #: Hexadecimal digits of each part: 128 bits. Airflow's keys have at most 250 characters.
 _DIGITS = 32
-
-
-class UnreadableCopyError(AgentsError):
-    """What is kept under the key of a copy is no copy that this version can read."""
-
-    is_retryable = False
 
 
 class TaskPlace(BaseModel):
@@ -65,7 +59,7 @@ def _hash(*parts: str | int | None) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_DIGITS]
 
 
-class RecordCopy(BaseModel):
+class RecordCopy(VersionedJson):
     """A copy of a record, while a run is or may be under way.
 
     Attributes:
@@ -75,9 +69,8 @@ class RecordCopy(BaseModel):
         until: after this moment no try of the task needs it.
     """
 
-    model_config = ConfigDict(frozen=True)
+    _called: ClassVar = "The copy of a task's record"
 
-    version: Literal[1] = 1
     place: TaskPlace
     record: RunRecord
     written_at: AwareDatetime
@@ -93,20 +86,13 @@ class RecordCopy(BaseModel):
         return self.model_dump_json()
 
     @classmethod
-    def from_text(cls, key: str, text: str) -> Self:
-        """Read what `to_text` gave.
-
-        Args:
-            key: what it was kept under.
-            text: the JSON.
+    def kept_under(cls, key: str, text: str) -> Self:
+        """Read what `to_text` returned and was kept under a key.
 
         Raises:
-            UnreadableCopyError: it is something else, or the copy of another task.
+            UnusableDataError: it is something else, or the copy of another task.
         """
-        try:
-            copy = cls.model_validate_json(text)
-        except ValidationError as error:
-            raise UnreadableCopyError(f"This is no copy of a task's record ({first_error(error)}): {key}") from None
+        copy = cls.from_text(text)
         if copy.key != key:
-            raise UnreadableCopyError(f"This is the copy of another task's record: {key}")
+            raise UnusableDataError(f"{cls._called} is the one of another task: {key}")
         return copy

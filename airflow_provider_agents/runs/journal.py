@@ -21,13 +21,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from airflow_provider_agents.api.models import ExecutionEvent, Status
 from airflow_provider_agents.runs.matching import TOLERANCE, Look, Seek, clock_at_least, is_young
 from airflow_provider_agents.runs.verdict import fresher, is_terminal
+from airflow_provider_agents.versioned_json import VersionedJson
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -66,7 +67,7 @@ class Followed(BaseModel):
     absent_seconds: float = 0.0
 
 
-class Cursor(BaseModel):
+class Cursor(VersionedJson):
     """How far a journal has come. JSON in, JSON out.
 
     Attributes:
@@ -76,25 +77,16 @@ class Cursor(BaseModel):
         since: runs that ended before are not reported, on the server's clock; None once the floor has passed it.
     """
 
-    model_config = ConfigDict(frozen=True)
+    _called: ClassVar = "The watcher's checkpoint"
 
-    version: Literal[1] = 1
     floor: AwareDatetime
-    followed: dict[str, Followed] = {}
+    followed: dict[str, Followed] = {}  # noqa: RUF012 - pydantic copies it
     told: tuple[str, ...] = ()
     since: AwareDatetime | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
         return self.model_dump(mode="json", exclude_defaults=True)
-
-    @classmethod
-    def from_json(cls, value: object) -> Self | None:
-        """Read what `to_json` gave; None if it is something else."""
-        try:
-            return cls.model_validate(value)
-        except ValidationError:
-            return None
 
 
 @dataclass(slots=True)

@@ -11,12 +11,12 @@ least that it must assume: in `submitting` a run may have started, from `accepte
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Any, ClassVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from airflow_provider_agents.api.errors import AgentsError, first_error
 from airflow_provider_agents.runs.submission import Submission
+from airflow_provider_agents.versioned_json import VersionedJson
 
 
 class Phase(StrEnum):
@@ -26,12 +26,6 @@ class Phase(StrEnum):
     ACCEPTED = "accepted"  # the run is known to have been asked for, and this try does not wait for it, or no longer
     DEFERRED = "deferred"  # about to wait in the triggerer
     ENDED = "ended"  # the worker has seen the end
-
-
-class UnreadableRecordError(AgentsError):
-    """The task's record of its run cannot be read, so it cannot be told whether a run was started."""
-
-    is_retryable = False
 
 
 class Attempt(BaseModel):
@@ -70,7 +64,7 @@ class Attempt(BaseModel):
         return earlier.try_number <= self.max_tries - retries < self.try_number
 
 
-class RunRecord(BaseModel):
+class RunRecord(VersionedJson):
     """A task's memory of its run.
 
     Attributes:
@@ -85,9 +79,13 @@ class RunRecord(BaseModel):
         deadline_at: when the task gives up, while it is deferred.
     """
 
-    model_config = ConfigDict(frozen=True)
+    # What cannot be read is never taken for "no record": that could start a second run.
+    _called: ClassVar = "The task's record of its run"
+    _what_to_do: ClassVar = (
+        "A run may have been started: look at the agent's runs. To start a new one, delete the task state key "
+        "'agent_run' of this task instance, or set durable=False."
+    )
 
-    version: Literal[1] = 1
     phase: Phase
     agents_conn_id: str
     submission: Submission
@@ -98,31 +96,6 @@ class RunRecord(BaseModel):
     ends_in_trigger: bool = False
     deadline_at: AwareDatetime | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON types."""
-        return self.model_dump(mode="json")
-
-    @classmethod
-    def from_json(cls, value: object) -> Self:
-        """Read what `to_json` gave.
-
-        Raises:
-            UnreadableRecordError: it is something else. It is never taken for "no record": that could start a second
-                run.
-        """
-        try:
-            return cls.model_validate(value)
-        except ValidationError as error:
-            raise UnreadableRecordError(
-                f"The task's record of its run cannot be read ({first_error(error)}), so a "
-                "run may already have been started. Look at the agent's runs; to start a new one, delete the task "
-                "state key 'agent_run' of this task instance, or set durable=False."
-            ) from None
-
     def belongs_to(self, agent_id: str, agents_conn_id: str) -> bool:
         """Whether this is the memory of a run of this agent over this connection."""
         return self.submission.agent_id == agent_id and self.agents_conn_id == agents_conn_id
-
-    def changed(self, **fields: Any) -> Self:
-        """A copy with other values."""
-        return self.model_copy(update=fields)

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any, Literal, Self
+from typing import ClassVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, field_validator
 
 from airflow_provider_agents.api import retry
 from airflow_provider_agents.api.endpoints import check_agent_id, execute_agent, list_agent_events
 from airflow_provider_agents.api.errors import (
     AgentsError,
-    InvalidArgumentError,
     TemporaryError,
     UnreadableAnswerError,
-    first_error,
 )
 from airflow_provider_agents.api.flow import Flow, NoRetry, Response, Sleep, paginate
 from airflow_provider_agents.api.models import Accepted, ExecutionEvent, Page, Status
 from airflow_provider_agents.runs import matching
+from airflow_provider_agents.versioned_json import VersionedJson
 
 #: POSTs without an answer for one wanted run within one try of a task. Each is looked for before the next.
 MAX_POSTS = 3
@@ -42,7 +41,7 @@ _NONE: frozenset[str] = frozenset()
 Clock = Callable[[], datetime]
 
 
-class Submission(BaseModel):
+class Submission(VersionedJson):
     """What ties a task to the run it started.
 
     Attributes:
@@ -58,9 +57,9 @@ class Submission(BaseModel):
         unanswered: nobody has seen an answer to the POST, so a run that fits may be another's with none of ours there.
     """
 
-    model_config = ConfigDict(frozen=True)
+    _called: ClassVar = "The submission of a run"
+    _what_to_do: ClassVar = "Pass what ExecuteAgentOperator(wait_for_completion=False) returned, unchanged."
 
-    version: Literal[1] = 1
     agent_id: str
     request_id: str | None = None
     event_id: str | None = None
@@ -72,30 +71,10 @@ class Submission(BaseModel):
     newest_known_at: AwareDatetime | None = None
     unanswered: bool = False
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON types, for XCom, a trigger's arguments or the task state store."""
-        return self.model_dump(mode="json")
-
+    @field_validator("agent_id")
     @classmethod
-    def from_json(cls, value: object) -> Self:
-        """Read what `to_json` gave.
-
-        Raises:
-            InvalidArgumentError: it is no submission, or one of a version this package does not know.
-        """
-        try:
-            submission = cls.model_validate(value)
-        except ValidationError as error:
-            raise InvalidArgumentError(
-                f"This is not the submission of an agent run ({first_error(error)}). Pass "
-                "what ExecuteAgentOperator(wait_for_completion=False) returned, unchanged."
-            ) from None
-        check_agent_id(submission.agent_id)
-        return submission
-
-    def changed(self, **fields: Any) -> Self:
-        """A copy with other values."""
-        return self.model_copy(update=fields)
+    def _is_an_id(cls, agent_id: str) -> str:
+        return check_agent_id(agent_id)
 
     @property
     def name(self) -> str:

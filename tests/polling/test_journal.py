@@ -235,11 +235,6 @@ def test_a_journal_shares_its_cycles_with_those_who_wait(scene):
     assert {subscription.result.event.id for subscription in subscriptions} == set(ids(journal.ended()))
 
 
-@pytest.mark.parametrize("value", [None, 7, "x", {}, {"floor": "2026-01-01"}, {"floor": "x"}, {"version": 2}])
-def test_what_is_no_cursor_is_not_taken_for_one(value):
-    assert Cursor.from_json(value) is None
-
-
 # --- what one agent answers ---
 
 

@@ -10,7 +10,7 @@ from driving import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_agents.runs.record import Attempt, Phase, RunRecord, UnreadableRecordError
+from airflow_provider_agents.runs.record import Attempt, Phase, RunRecord
 from airflow_provider_agents.runs.submission import Submission
 
 T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)
@@ -63,28 +63,6 @@ def test_a_record_is_of_one_agent_over_one_connection():
     assert RECORD.belongs_to("a", "c")
     assert not RECORD.belongs_to("b", "c")
     assert not RECORD.belongs_to("a", "d")
-
-
-@pytest.mark.parametrize(
-    ("damage", "where"),
-    [({"phase": "on the moon"}, "phase"), ({"version": 2}, "version"), ({"submission": {}}, "submission")],
-)
-def test_what_cannot_be_read_says_where_and_what_to_do(damage, where):
-    with pytest.raises(UnreadableRecordError) as refused:
-        RunRecord.from_json(RECORD.to_json() | damage)
-    words = str(refused.value)
-    assert words.startswith(f"The task's record of its run cannot be read ({where}")
-    assert words.endswith(
-        "so a run may already have been started. Look at the agent's runs; to start a new one, delete the task state "
-        "key 'agent_run' of this task instance, or set durable=False."
-    )
-    assert refused.value.__cause__ is None
-
-
-@pytest.mark.parametrize("value", [None, "", [], {}, 7])
-def test_nothing_else_is_taken_for_no_record(value):
-    with pytest.raises(UnreadableRecordError):
-        RunRecord.from_json(value)
 
 
 # --- cleared, or retried ---
