@@ -8,10 +8,7 @@ a task paid for more runs than its user asked for, or for fewer, or did not end 
 from __future__ import annotations
 
 import argparse
-import shutil
-import signal
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from command import ROOT, new_home, run_command, table
 from matrix import WORK, airflows, by_number, coming_airflows
 from real_airflow import (
     QUICK_WORKERS,
@@ -32,7 +30,6 @@ from real_airflow import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-ROOT = Path(__file__).resolve().parents[1]
 KEY = "sk-clears-0123456789"
 #: The oldest Airflow that keeps a record: before, each new try is a new run.
 OLDEST = "3.3"
@@ -58,7 +55,7 @@ class Way:
 
     Attributes:
         name: in the table.
-        steps: names of the methods of `Bench` that do it, one after the other.
+        steps: names of the methods of `RowRunner` that do it, one after the other.
         since: the first Airflow that has it.
         phases: when it is done.
     """
@@ -145,7 +142,7 @@ class Result:
         return words if self.is_right else f"**{words}**"
 
 
-def table(results: dict[str, Sequence[Result]]) -> str:
+def table_of(results: dict[str, Sequence[Result]]) -> str:
     """All rows as a Markdown table.
 
     Args:
@@ -153,17 +150,13 @@ def table(results: dict[str, Sequence[Result]]) -> str:
     """
     found = {(version, result.row): result for version, of in results.items() for result in of}
     columns = list(dict.fromkeys((version, row.shape) for version, row in found))
-    lines = [
-        "| what is done | to a task that | " + " | ".join(f"{version}, {shape}" for version, shape in columns) + " |",
-        "|---|---|" + "---|" * len(columns),
-    ]
     tried = {(row.way, row.phase) for _, row in found}
+    lines = []
     every = [(way, phase) for way in WAYS for phase in way.phases]
     for way, phase in filter(tried.__contains__, every):
         cells = [found.get((version, Row(way, phase, shape))) for version, shape in columns]
-        shown = " | ".join(result.cell() if result is not None else "" for result in cells)
-        lines.append(f"| {way.name} | {phase} | {shown} |")
-    return "\n".join(lines)
+        lines.append([way.name, phase, *(cell.cell() if cell is not None else "" for cell in cells)])
+    return table(["what is done", "to a task that", *(f"{version}, {shape}" for version, shape in columns)], lines)
 
 
 # --- doing it --------------------------------------------------------------------------------------------------------
@@ -197,7 +190,7 @@ class Job:
         return len(self.instances) == self.row.tasks
 
 
-class Bench:
+class RowRunner:
     """A running Airflow and platform.
 
     Args:
@@ -371,7 +364,7 @@ def count(python: str, home: Path) -> tuple[str, list[Result]]:
         ) as airflow:
             version = airflow.api("GET", "/api/v2/version")["version"]
             print(f"\nAirflow {version}", flush=True)
-            return version, Bench(airflow, simulator, home).run(rows(".".join(version.split(".")[:2])))
+            return version, RowRunner(airflow, simulator, home).run(rows(".".join(version.split(".")[:2])))
 
 
 # --- interpreters ----------------------------------------------------------------------------------------------------
@@ -410,25 +403,13 @@ def main(
         )
     if not pythons:
         return 2
-    home = Path(tempfile.mkdtemp(prefix=".airflow-clears-", dir=ROOT))
-    try:
+    with new_home("clears") as home:
         results = dict(counted(python, home / str(number)) for number, python in enumerate(pythons))
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-    print(f"\n{datetime.now(UTC):%Y-%m-%d}\n\n{table(results)}\n")
+    print(f"\n{datetime.now(UTC):%Y-%m-%d}\n\n{table_of(results)}\n")
     wrong = [result for of in results.values() for result in of if not result.is_right]
     print(f"{sum(map(len, results.values()))} rows, {len(wrong)} wrong: each wrong one is bold.")
     return int(bool(wrong))
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
-        sys.exit(130)
+    run_command(main)

@@ -14,7 +14,6 @@ import argparse
 import json
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psycopg2
 from audit import Audit, Run, Task, audit
+from command import ROOT, run_command
 from real_airflow import RealAirflow, RealAirflowError, connection_to
 
 from airflow_provider_agents.simulator import Simulator, SimulatorConfig, running_server
@@ -35,7 +35,6 @@ from airflow_provider_agents.simulator import Simulator, SimulatorConfig, runnin
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-ROOT = Path(__file__).resolve().parents[1]
 DAG = "cluster_runs"
 KEY = "sk-cluster-0123456789"
 #: The agents take turns with these, in seconds: what a wait costs the workers must not depend on it.
@@ -407,11 +406,6 @@ def main() -> int:
     home = Path(tempfile.mkdtemp(prefix=".airflow-cluster-", dir=ROOT))
     try:
         result = run(form, given.seed, home)
-    except KeyboardInterrupt:
-        return 130
-    except RealAirflowError as error:
-        print(error, file=sys.stderr)
-        return 1
     finally:
         if given.keep:
             print(f"Airflow's logs are in {home}", file=sys.stderr)
@@ -426,11 +420,5 @@ def main() -> int:
     return int(bool(result.findings))
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-    sys.exit(main())
+    run_command(main)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-import signal
 import sys
-import tempfile
 import time
-from pathlib import Path
 
-from real_airflow import QUICK_WORKERS, RealAirflow, RealAirflowError, connection_json, simulator_server
+from command import ROOT, new_home, run_command
+from real_airflow import QUICK_WORKERS, RealAirflow, connection_json, simulator_server
 
-ROOT = Path(__file__).resolve().parents[1]
 DAG, TASK, NEXT = "agent_deferred", "run_agent", "report"
 KEY = "demo-key"
 _started = time.monotonic()
@@ -42,8 +38,7 @@ def follow(airflow: RealAirflow, run_id: str, runs: dict[str, str], states: dict
 
 def main() -> int:
     """Run the demo; the exit status."""
-    home = Path(tempfile.mkdtemp(prefix=".airflow-demo-", dir=ROOT))
-    try:
+    with new_home("demo") as home:
         say("Starting the simulated agents platform and a real Airflow (about half a minute) ...")
         with (
             simulator_server(home, "--key", KEY) as simulator,
@@ -77,21 +72,7 @@ def main() -> int:
                 "       README.md, docs/operator.md and docs/what-happens-when.md"
             )
         return 0
-    except RealAirflowError as error:
-        say(f"The demo failed: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("Interrupted; everything is stopped.")
-        return 130
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-    sys.exit(main())
+    run_command(main)

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
-import signal
-import sys
-import tempfile
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from command import ROOT, new_home, run_command
 from real_airflow import (
     QUICK_WORKERS,
     RealAirflow,
@@ -28,8 +24,8 @@ from real_airflow import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 KEY = "example-key"
 #: The pools that the examples' tasks run in.
 POOLS = {"agent-shop": {"slots": 1, "description": "one run at a time", "include_deferred": True}}
@@ -196,43 +192,27 @@ def _logs(airflow: RealAirflow, dag_id: str, run_id: str | None) -> str:
 
 def main() -> int:
     """Run the examples; the exit status. The last line printed says how many did what they should."""
-    home = Path(tempfile.mkdtemp(prefix=".airflow-examples-", dir=ROOT))
     env = {
         **QUICK_WORKERS,
         # A watcher starts with the first parse after its DAG is on.
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
     }
-    wrong: dict[str, str] = {}
-    try:
-        with (
-            simulator_server(home, "--key", KEY) as simulator,
-            RealAirflow(
-                home,
-                dags=examples().values(),
-                env=env,
-                database="postgres",
-                connections={"agents_default": connection_to(simulator.url, KEY)},
-                pools=POOLS,
-            ) as airflow,
-        ):
-            wrong = run_all(Show(airflow, simulator))
-    except RealAirflowError as error:
-        print(f"{error}\nfailed")
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted")
-        return 130
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+    with (
+        new_home("examples") as home,
+        simulator_server(home, "--key", KEY) as simulator,
+        RealAirflow(
+            home,
+            dags=examples().values(),
+            env=env,
+            database="postgres",
+            connections={"agents_default": connection_to(simulator.url, KEY)},
+            pools=POOLS,
+        ) as airflow,
+    ):
+        wrong = run_all(Show(airflow, simulator))
     print(f"{len(examples()) - len(wrong)} of {len(examples())}")
-    return 1 if wrong else 0
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-    sys.exit(main())
+    run_command(main)

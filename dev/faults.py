@@ -12,10 +12,6 @@ import argparse
 import json
 import random
 import re
-import shutil
-import signal
-import sys
-import tempfile
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,12 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from command import new_home, run_command
 from real_airflow import RealAirflow, RealAirflowError, SimulatorServer, connection_to, simulator_server, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ROOT = Path(__file__).resolve().parents[1]
 DAG = "fault_runs"
 WATCHER_DAG = "fault_watcher"
 KEY = "sk-faults-0123456789"
@@ -616,24 +612,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="of every random moment")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}")
-    home = Path(tempfile.mkdtemp(prefix=".airflow-faults-", dir=ROOT))
-    try:
+    with new_home("faults") as home:
         tallies = run(arguments.only or list(FAULTS), arguments.tries, arguments.seed, home)
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
     wrong = sum(len(tally.wrong) for tally in tallies)
     tasks, executes = sum(tally.tasks for tally in tallies), sum(tally.executes for tally in tallies)
     print(f"\n{tasks} tasks that wanted one run each: {executes} runs started, {wrong} doubled, lost or told wrong")
     return int(wrong > 0)
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-    sys.exit(main())
+    run_command(main)

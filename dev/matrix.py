@@ -10,7 +10,6 @@ import argparse
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -20,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
+from command import ROOT, CommandError, run_command, status_of, table
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / ".cache" / "matrix"
 PINS = ROOT / "constraints"
 #: What Airflow itself does not support.
@@ -44,7 +44,7 @@ _ALLOWED_WARNINGS = (
 )
 
 
-class StepError(Exception):
+class StepError(CommandError):
     """A step of a cell has failed; the text says how, and where its log is."""
 
 
@@ -202,7 +202,7 @@ class Result:
     faults: list[str] = field(default_factory=list)
 
 
-class Bench:
+class CellEnvironment:
     """One cell's environment, and what is done in it.
 
     Args:
@@ -390,22 +390,17 @@ def build_wheel() -> Path:
 # --- what is printed -------------------------------------------------------------------------------------------------
 
 
-def table(results: Iterable[Result], missing: Iterable[Cell]) -> str:
+def table_of(results: Iterable[Result], missing: Iterable[Cell]) -> str:
     """All cells as a Markdown table, those without an interpreter too."""
-    lines = [
-        "| cell | Airflow | Python | tests passed | skipped | examples | seconds |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for result in results:
         passed = f"{result.passed}, {result.failed} failed" if result.failed else str(result.passed)
         if result.faults and not result.failed and not result.passed:
             passed = "failed"
-        lines.append(
-            f"| {result.cell.name} | {result.airflow} | {result.python} | {passed} | {result.skipped} "
-            f"| {result.examples} | {result.seconds:.0f} |"
-        )
-    lines += [f"| {cell.name} | | | not run: no python{cell.python} was found | | | |" for cell in missing]
-    return "\n".join(lines)
+        counts = [passed, result.skipped, result.examples, f"{result.seconds:.0f}"]
+        rows.append([result.cell.name, result.airflow, result.python, *counts])
+    rows += [[cell.name, "", "", f"not run: no python{cell.python} was found", "", "", ""] for cell in missing]
+    return table(["cell", "Airflow", "Python", "tests passed", "skipped", "examples", "seconds"], rows)
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -438,37 +433,26 @@ def main(given: Sequence[str] | None = None) -> int:
     WORK.mkdir(parents=True, exist_ok=True)
     wheel = build_wheel()
     results = [
-        Bench(cell, found[cell.python], wheel).run(with_examples=not arguments.no_examples)
+        CellEnvironment(cell, found[cell.python], wheel).run(with_examples=not arguments.no_examples)
         for cell in cells
         if cell not in missing
     ]
-    print(f"\n{table(results, missing)}\n")
-    return status_of(results)
+    print(f"\n{table_of(results, missing)}\n")
+    return status_of_cells(results)
 
 
-def status_of(results: Iterable[Result]) -> int:
-    """Name each fault; the exit status: 1 if there is one with an Airflow that is released."""
-    status = 0
+def status_of_cells(results: Iterable[Result]) -> int:
+    """Print each fault; the exit status: 1 if there is one with an Airflow that is released."""
+    wrong = []
     for result in results:
-        is_coming = is_pre_release(result.cell.version)
-        for fault in result.faults:
-            excuse = f" (counts from the release on: {result.cell.version} is a pre-release)" if is_coming else ""
-            print(f"{result.cell.name}: {fault.partition(chr(10))[0]}{excuse}", file=sys.stderr)
-            status = status if is_coming else 1
-    return status
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+        lines = [f"{result.cell.name}: {fault.partition(chr(10))[0]}" for fault in result.faults]
+        if is_pre_release(result.cell.version):
+            excuse = f" (counts from the release on: {result.cell.version} is a pre-release)"
+            status_of(line + excuse for line in lines)
+        else:
+            wrong += lines
+    return status_of(wrong)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        sys.exit(main())
-    except StepError as failure:
-        print(failure, file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
-        sys.exit(130)
+    run_command(main)

@@ -27,6 +27,7 @@ from urllib.parse import quote
 
 import httpx
 import psutil
+from command import CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,7 +44,7 @@ _START_SECONDS = 180.0
 _STOP_SECONDS = 8.0
 
 
-class RealAirflowError(Exception):
+class RealAirflowError(CommandError):
     """Airflow did not do what was waited for; the text ends with what its log says."""
 
 

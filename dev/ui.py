@@ -9,17 +9,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from command import ROOT, new_home, run_command
 from playwright.sync_api import Error as BrowserError
 from playwright.sync_api import Page, expect, sync_playwright
 from real_airflow import RealAirflow, RealAirflowError, SimulatorServer, until
-from up import KEY, ROOT, airflow_up, run_url_at
+from up import KEY, airflow_up, run_url_at
 
 from airflow_provider_agents import get_provider_info
 
@@ -318,11 +317,10 @@ def main() -> int:
         print(HOW_TO_GET_IT, file=sys.stderr)
         return 1
     PICTURES.mkdir(parents=True, exist_ok=True)
-    home = Path(tempfile.mkdtemp(prefix=".airflow-ui-", dir=ROOT))
-    (home / "dags").mkdir()
-    shutil.copy(DAGS, home / "dags")
     began = time.monotonic()
-    try:
+    with new_home("ui") as home:
+        (home / "dags").mkdir()
+        shutil.copy(DAGS, home / "dags")
         print("Starting Airflow (about half a minute) ...", flush=True)
         with airflow_up(home, home / "dags") as (airflow, simulator), sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
@@ -342,21 +340,7 @@ def main() -> int:
             browser.close()
         print(f"All as it should be. The pictures are in {PICTURES.relative_to(ROOT)}/.")
         return 0
-    except RealAirflowError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped.")
-        return 130
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-    sys.exit(main())
+    run_command(main)

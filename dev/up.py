@@ -7,15 +7,14 @@ import os
 import signal
 import socket
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from command import ROOT, run_command
 from examples import POOLS
 from real_airflow import (
     QUICK_WORKERS,
     STANDALONE,
     RealAirflow,
-    RealAirflowError,
     SimulatorServer,
     connection_to,
     simulator_server,
@@ -24,8 +23,8 @@ from real_airflow import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 KEY = "demo-key"
 
 
@@ -92,19 +91,10 @@ def main() -> int:
                 signal.sigtimedwait([], 1)
             print(f"Airflow ended by itself:\n{tail(log)}", file=sys.stderr)
             return 1
-    except RealAirflowError as error:
-        print(error, file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("\nStopped.")
         return 0
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-    sys.exit(main())
+    run_command(main)

@@ -10,16 +10,13 @@ Exit status 1 if a task did not end with its own run, or started more runs than 
 from __future__ import annotations
 
 import json
-import shutil
-import signal
-import sys
-import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from matrix import WORK, Bench, Cell, StepError, build_wheel, by_number, find_pythons
+from command import new_home, run_command, status_of, table
+from matrix import WORK, Cell, CellEnvironment, build_wheel, by_number, find_pythons
 from real_airflow import (
     QUICK_WORKERS,
     Postgres,
@@ -31,7 +28,6 @@ from real_airflow import (
     until,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
 OLD, NEW = "3.3", "3.4"
 DAG, KEY = "upgrade_runs", "sk-upgrade-0123456789"
 #: Runs that are still running when Airflow 3.4 is up: its start and the migration take a minute, or some minutes on a
@@ -42,6 +38,8 @@ LATER_RUN_SECONDS = 5.0
 _END_SECONDS = 600.0
 #: The tasks of the DAG, by their id and their index.
 TASKS = (("plain", -1), ("attach", -1), ("mapped", 0), ("mapped", 1))
+#: What the table calls them.
+COLUMNS = ("plain", 'plain, `if_running="attach"`', "mapped 0", "mapped 1")
 
 
 @dataclass(frozen=True)
@@ -121,10 +119,11 @@ def _is_changed(airflow: RealAirflow, run_id: str, tries: list[Any]) -> bool:
     return _tries(airflow, run_id) != tries
 
 
-def judge(airflow: RealAirflow, simulator: SimulatorServer, run_ids: dict[str, str]) -> tuple[list[str], list[str]]:
+def judge(
+    airflow: RealAirflow, simulator: SimulatorServer, run_ids: dict[str, str]
+) -> tuple[list[list[Any]], list[str]]:
     """Wait for the ends; the rows of the table, and what is not as it should be."""
-    rows = ['| | plain | plain, `if_running="attach"` | mapped 0 | mapped 1 |', "|---|---|---|---|---|"]
-    faults = []
+    rows, faults = [], []
     for name, way in WAYS.items():
         state = airflow.wait_for_dag_run(DAG, run_ids[name], _END_SECONDS)
         if state != "success":
@@ -140,11 +139,11 @@ def judge(airflow: RealAirflow, simulator: SimulatorServer, run_ids: dict[str, s
                 faults.append(f"{place} returned {event and event['id']}, not its own {executions[-1]['eventId']}")
             if len(executions) != wanted:
                 faults.append(f"{place} started {len(executions)} runs, not {wanted}")
-        rows.append(f"| {way.words} | {' | '.join(map(str, counts))} |")
+        rows.append([way.words, *counts])
     return rows, faults
 
 
-def upgrade(home: Path, old: Path, new: Path) -> tuple[list[str], list[str]]:
+def upgrade(home: Path, old: Path, new: Path) -> tuple[list[list[Any]], list[str]]:
     """Do all of it; the rows of the table, and what is not as it should be.
 
     Args:
@@ -185,31 +184,14 @@ def main() -> int:
     python = max(found, key=by_number)
     WORK.mkdir(parents=True, exist_ok=True)
     wheel = build_wheel()
-    benches = [Bench(Cell(airflow, python), found[python], wheel) for airflow in (OLD, NEW)]
-    for bench in benches:
-        bench.install()
-    home = Path(tempfile.mkdtemp(prefix=".airflow-upgrade-", dir=ROOT))
-    try:
-        rows, faults = upgrade(home, *(bench.python for bench in benches))
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-    print("\nRuns that each task has started:\n")
-    print("\n".join(rows))
-    print("\n".join(faults), file=sys.stderr)
-    return int(bool(faults))
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+    environments = [CellEnvironment(Cell(airflow, python), found[python], wheel) for airflow in (OLD, NEW)]
+    for environment in environments:
+        environment.install()
+    with new_home("upgrade") as home:
+        rows, faults = upgrade(home, *(environment.python for environment in environments))
+    print(f"\nRuns that each task has started:\n\n{table(['', *COLUMNS], rows)}")
+    return status_of(faults)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        sys.exit(main())
-    except (RealAirflowError, StepError) as failure:
-        print(failure, file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
-        sys.exit(130)
+    run_command(main)

@@ -6,7 +6,7 @@ import re
 
 import clear_dags
 import pytest
-from clears import ENDED, ON_WORKER, WAITS, WAYS, Bench, Job, Result, Row, main, of_matrix, rows, table
+from clears import ENDED, ON_WORKER, WAITS, WAYS, Job, Result, Row, RowRunner, main, of_matrix, rows, table_of
 from conftest import AIRFLOW, needs_airflow
 
 CLEAR, KEEP, CLEAR_RUN, COMMAND, FAILED, SUCCESS, RETRY = WAYS
@@ -30,7 +30,7 @@ def test_every_way_is_tried_in_every_phase_and_shape_that_an_airflow_has():
 
 
 def test_every_way_names_what_the_bench_does():
-    assert [step for way in WAYS for step in way.steps if not callable(getattr(Bench, step, None))] == []
+    assert [step for way in WAYS for step in way.steps if not callable(getattr(RowRunner, step, None))] == []
 
 
 @needs_airflow("3.3")
@@ -75,7 +75,7 @@ def test_the_table_has_a_line_for_each_way_and_phase_and_marks_what_is_wrong():
         "3.3.2": [right(row) for row in rows("3.3")],
         "3.4.0": [Result(row, 2, "success") if row == bad else right(row) for row in rows("3.4")],
     }
-    lines = table(results).splitlines()
+    lines = table_of(results).splitlines()
     assert len(lines) == 2 + 5 * 3 + 2 * 2
     assert lines[0] == (
         "| what is done | to a task that | 3.3.2, plain | 3.3.2, mapped "
@@ -83,7 +83,7 @@ def test_the_table_has_a_line_for_each_way_and_phase_and_marks_what_is_wrong():
     )
     assert f"| {CLEAR.name} | {WAITS} | 1, success | 1, success | **2, success** | 1, success | 1, success |" in lines
     assert f"| {KEEP.name} | {ENDED} |  |  | 2, success | 2, success | 2, success |" in lines
-    assert table(results).count("**") == 2
+    assert table_of(results).count("**") == 2
 
 
 @pytest.mark.parametrize(("runs", "status"), [(1, 0), (2, 1)])

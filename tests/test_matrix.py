@@ -19,8 +19,8 @@ from matrix import (
     find_pythons,
     is_pre_release,
     pythons,
-    status_of,
-    table,
+    status_of_cells,
+    table_of,
 )
 from pins import lines_of
 
@@ -76,12 +76,12 @@ def test_next_is_the_pre_release_until_its_release_makes_it_the_newest(pins):
 def test_a_fault_with_a_pre_release_is_shown_and_fails_nothing(pins, capsys):
     pins("3.4", "3.4.0rc1")
     broken = Result(Cell("3.4", "3.13"), faults=["tests ended with status 1. The end:\nlong"])
-    assert status_of([Result(Cell("3.3", "3.13")), broken]) == 0
+    assert status_of_cells([Result(Cell("3.3", "3.13")), broken]) == 0
     said = "3.4-py3.13: tests ended with status 1. The end: (counts from the release on: 3.4.0rc1 is a pre-release)\n"
     assert capsys.readouterr().err == said
-    assert status_of([Result(Cell("3.3", "3.13"), faults=["x"]), broken]) == 1
+    assert status_of_cells([Result(Cell("3.3", "3.13"), faults=["x"]), broken]) == 1
     pins("3.4", "3.4.0")
-    assert status_of([broken]) == 1
+    assert status_of_cells([broken]) == 1
 
 
 @pytest.mark.parametrize("version", ["3.4.0b2", "3.4.0rc1", "3.4.0a1", "3.4.0.dev0"])
@@ -113,7 +113,7 @@ def test_the_table_names_what_failed_and_what_was_not_run():
     good = Result(Cell("3.3", "3.11"), "3.3.2", "3.11.7", passed=10, skipped=2, examples="9 of 9", seconds=61.4)
     broken = Result(Cell("3.0", "3.11"), "3.0.6", "3.11.7", passed=9, failed=1, examples="failed", faults=["x"])
     uninstalled = Result(Cell("3.1", "3.11"), faults=["no such version"])
-    rows = table([good, broken, uninstalled], [Cell("3.3", "3.12")]).splitlines()[2:]
+    rows = table_of([good, broken, uninstalled], [Cell("3.3", "3.12")]).splitlines()[2:]
     assert rows[0] == "| 3.3-py3.11 | 3.3.2 | 3.11.7 | 10 | 2 | 9 of 9 | 61 |"
     assert "9, 1 failed" in rows[1]
     assert "| failed |" in rows[2]
