@@ -329,7 +329,7 @@ class ExecuteAgentOperator(BaseOperator):
             self.agent_id,
         )
         lost = died_around(submission, request_seconds=request_seconds)
-        found = client.run_flow(find_lost(lost, settle=self.settle, now=now))
+        found = client.run_flow(find_lost(lost, settle=self.settle))
         if found is None:
             # Else the next try would look again, and take a run that another party has started meanwhile.
             memory.save(Phase.SUBMITTING, submission.changed(sent_at=None))
@@ -459,7 +459,7 @@ class ExecuteAgentOperator(BaseOperator):
             self._under_way = intent if sent else None
 
         try:
-            return client.run_flow(submit(agent_id, settle=self.settle, now=now, save=save, say=self.log.warning))
+            return client.run_flow(submit(agent_id, settle=self.settle, save=save, say=self.log.warning))
         except AgentsError:
             if sent:
                 self.log.warning(

@@ -438,7 +438,7 @@ class AgentRunSensor(BaseSensorOperator):
         self._first = self._first or FirstRun(sought.started_before, self.settle)
         look = client.run_flow(
             bounded(
-                list_begun(sought.agent_id, sought.started_after, sought.started_before, now=now),
+                list_begun(sought.agent_id, sought.started_after, sought.started_before),
                 self._deadline,
                 now=now,
             )

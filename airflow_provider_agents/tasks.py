@@ -55,7 +55,7 @@ def start_window(say: Callable[[str], object]) -> RetryWindow:
     Args:
         say: called with a warning now and then.
     """
-    return RetryWindow(START_PATIENCE_SECONDS, now=now, warn=say)
+    return RetryWindow(START_PATIENCE_SECONDS, warn=say)
 
 
 def connect(agents_conn_id: str, say: Callable[[str], object]) -> AgentsHook:

@@ -29,6 +29,7 @@ import httpx
 # Run as a script, so the tests' own modules must be found.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
+from own_time import keep_time
 from virtual_time import VirtualLoop
 
 from airflow_provider_agents.api.client import AsyncClient
@@ -90,6 +91,7 @@ class Soak:
         self.fds = descriptors()
         self.rng = random.Random(seed)
         self.clock, self.runs, self.days, self.say = ManualClock(), runs, days, say
+        keep_time(self.clock)
         self.loop = VirtualLoop(self.clock.advance)
         self.config = SimulatorConfig(
             request_id="absent",
@@ -168,7 +170,7 @@ class Soak:
         """As a worker does it; a try that fails is repeated, as nothing was started then."""
         while True:
             try:
-                return await run_flow(submit(agent_id, settle=SETTLE, now=self.clock), self.take)
+                return await run_flow(submit(agent_id, settle=SETTLE), self.take)
             except AgentsError:
                 await asyncio.sleep(600.0)
 

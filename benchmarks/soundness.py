@@ -21,6 +21,7 @@ import httpx
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 from driving import Driver
+from own_time import keep_time
 
 from airflow_provider_agents.api.client import Client
 from airflow_provider_agents.api.settings import Settings
@@ -98,7 +99,7 @@ def on_a_feed(client, clock, wait):
 
 def ours(way, client, clock, agent_id):
     """This provider's way, with its default rules."""
-    submission = client.run_flow(submit(agent_id, settle=30.0, now=clock))
+    submission = client.run_flow(submit(agent_id, settle=30.0))
     verdict = way(client, clock, Wait(submission, Rules()))
     status = {Outcome.COMPLETED: "COMPLETED", Outcome.FAILED: "FAILED"}.get(verdict.outcome, verdict.outcome.value)
     return status, [event.id for event in verdict.events]
@@ -106,6 +107,7 @@ def ours(way, client, clock, agent_id):
 
 def measure(way, config, every):
     clock = ManualClock()
+    keep_time(clock)
     sim = Simulator(clock, config=config, seed=7)
     rng = random.Random(7)
     for number in range(AGENTS):
@@ -113,7 +115,7 @@ def measure(way, config, every):
         sim.add_history(f"agent-{number}", 10)
     transport = mock_transport(sim)
     http = httpx.Client(base_url="http://127.0.0.1", headers={"X-Api-Key": "test-key"}, transport=transport)
-    client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=transport, sleep=clock.advance)
+    client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=transport)
     counts = Counter()
     for number in range(RUNS):
         agent_id = f"agent-{number % AGENTS}"

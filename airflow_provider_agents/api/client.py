@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import httpx
 
-from airflow_provider_agents import clock as our_clock
+from airflow_provider_agents import clock
 from airflow_provider_agents.api import environment, retry
 from airflow_provider_agents.api.body import BodyDecoder, BodyError
 from airflow_provider_agents.api.errors import AgentsError, AuthenticationError, NoAnswerError, without_frames
@@ -110,7 +110,6 @@ class Client:
         attempts: tries of one call, the first included; 1 for no retry.
         window: how long failures in a row are retried, instead of `attempts`.
         transport: replaces the network.
-        sleep: waits between tries, in seconds.
         warn_once: which unreadable rows were logged already; clients may share one.
         renew: called after a 401 in `run_flow`. Returns new settings, with which the step is repeated, or None.
     """
@@ -123,11 +122,9 @@ class Client:
         window: retry.RetryWindow | None = None,
         transport: httpx.BaseTransport | None = None,
         renew: Callable[[], Settings | None] = lambda: None,
-        sleep: Callable[[float], None] | None = None,
         warn_once: WarnOnce | None = None,
     ) -> None:
         self._settings, self._attempts, self._window = settings, attempts, window
-        self._sleep = sleep if sleep is not None else our_clock.sleep
         self._warn_once = warn_once if warn_once is not None else WarnOnce()
         self._transport, self._renew = transport, renew
         self._deadline = RequestDeadline(over_a_network=transport is None)
@@ -224,7 +221,7 @@ class Client:
             else:
                 retries.succeeded()
                 return response
-            self._sleep(pause)
+            clock.sleep(pause)
 
     def run_flow(self, flow: Flow[T]) -> T:
         """Run a flow to its end and return its value."""
@@ -250,7 +247,7 @@ class Client:
     def _perform(self, step: Step) -> Response[Any] | None:
         match step:
             case Sleep(seconds):
-                self._sleep(seconds)
+                clock.sleep(seconds)
                 return None
             case NoRetry(call):
                 return self.send_once(call)

@@ -9,6 +9,7 @@ import random
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from airflow_provider_agents import clock
 from airflow_provider_agents.api.errors import (
     AgentsError,
     InvalidArgumentError,
@@ -139,12 +140,11 @@ class RetryWindow:
 
     Args:
         seconds: above 0.
-        now: the caller's clock, aware.
         warn: called with a warning at the first failure in a row, and then once a minute.
     """
 
-    def __init__(self, seconds: float, *, now: Callable[[], datetime], warn: Callable[[str], object]) -> None:
-        self._seconds, self._now, self._warn = seconds, now, warn
+    def __init__(self, seconds: float, *, warn: Callable[[str], object]) -> None:
+        self._seconds, self._warn = seconds, warn
         self._failures = 0
         self._failing_since: datetime | None = None
         self._warned_at: datetime | None = None
@@ -163,7 +163,7 @@ class RetryWindow:
         Raises:
             AgentsError: `error`, if the window has ended, or will end within the pause that the server asks for.
         """
-        now = self._now()
+        now = clock.now()
         self._failures += 1
         if self._failing_since is None:
             self._failing_since = now

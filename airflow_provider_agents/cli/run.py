@@ -89,7 +89,7 @@ def run(args: Namespace) -> ExitCode:
 def _run(args: Namespace, client: Client, attempt: _Attempt) -> ExitCode:
 
     rules = Rules()
-    steps = submit(args.agent_id, settle=rules.settle, now=now, save=attempt.note, say=say)
+    steps = submit(args.agent_id, settle=rules.settle, save=attempt.note, say=say)
     attempt.run = submission = client.run_flow(steps)
     attempt.is_accepted = True
     look = _how_to_look(args, submission)

@@ -180,7 +180,7 @@ async def _wait_for_first(
         try:
             look = await poller.single_flight(
                 ("first", agent_id, after, before),
-                lambda: list_begun(agent_id, after, before, now=poller.now),
+                lambda: list_begun(agent_id, after, before),
                 deadline_at=pace.deadline_at,
             )
         except (TemporaryError, PermanentError) as error:

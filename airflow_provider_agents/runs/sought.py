@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from airflow_provider_agents.api.endpoints import check_agent_id, list_agent_events
 from airflow_provider_agents.api.errors import InvalidArgumentError, one_line
 from airflow_provider_agents.api.flow import Flow, paginate
 from airflow_provider_agents.api.models import ExecutionEvent, Status, is_plausible
+from airflow_provider_agents.clock import now
 from airflow_provider_agents.runs.matching import Missing, clock_at_least
 from airflow_provider_agents.runs.submission import Submission, attached_to
-
-if TYPE_CHECKING:
-    from airflow_provider_agents.runs.submission import Clock
 
 #: Room around the interval: the API's page does not say whether `startedAfter` and `startedBefore` are inclusive, nor
 #: how finely they are compared.
@@ -187,14 +185,13 @@ class BegunRuns:
     passed: datetime | None
 
 
-def list_begun(agent_id: str, after: datetime, before: datetime | None, *, now: Clock) -> Flow[BegunRuns]:
+def list_begun(agent_id: str, after: datetime, before: datetime | None) -> Flow[BegunRuns]:
     """The agent's runs that began at `after` or later, and before `before`; of a long interval perhaps only the first.
 
     Args:
         agent_id: the agent.
         after: compared with `startedAt`, which is on the server's clock.
         before: the same, exclusive; None for no end.
-        now: our clock.
     """
     began_at = now()
     ends = [before + _MARGIN if before is not None else None]

@@ -21,6 +21,7 @@ from airflow_provider_agents.api.errors import (
 )
 from airflow_provider_agents.api.flow import Flow, NoRetry, Response, Sleep, paginate
 from airflow_provider_agents.api.models import Accepted, ExecutionEvent, Page, Status
+from airflow_provider_agents.clock import now
 from airflow_provider_agents.runs import matching
 from airflow_provider_agents.versioned_json import VersionedJson
 
@@ -103,7 +104,7 @@ def attached_to(event: ExecutionEvent, agent_id: str, now: datetime) -> Submissi
     return Submission(agent_id=agent_id, event_id=event.id, taken_at=now)
 
 
-def take_snapshot(agent_id: str, *, now: Clock) -> Flow[Submission]:
+def take_snapshot(agent_id: str) -> Flow[Submission]:
     """Look at what is there before a POST. Reads only."""
     taken_at = now()
     floor: datetime | None = None
@@ -133,7 +134,6 @@ def submit(
     agent_id: str,
     *,
     settle: float,
-    now: Clock,
     save: Callable[[Submission], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Flow[Submission]:
@@ -146,7 +146,6 @@ def submit(
     Args:
         agent_id: the agent.
         settle: seconds within which an accepted run's event appears.
-        now: our clock, aware.
         save: called with the record before each POST, and with `sent_at` removed as soon as it is known that the POST
             has started nothing. If it raises, nothing more is sent.
         say: called with a sentence when something out of the ordinary happens.
@@ -155,10 +154,10 @@ def submit(
         AgentsError: the last failure. If the last saved record has a `sent_at`, a run may have started all the same;
             `find_lost` with that record looks for it.
     """
-    window = retry.RetryWindow(retry.START_PATIENCE_SECONDS, now=now, warn=say)
+    window = retry.RetryWindow(retry.START_PATIENCE_SECONDS, warn=say)
     lost_posts = 0
     while True:
-        snapshot = yield from take_snapshot(agent_id, now=now)
+        snapshot = yield from take_snapshot(agent_id)
         intent = snapshot.changed(sent_at=now())
         save(intent)
         try:
@@ -173,7 +172,7 @@ def submit(
                 continue
             if not error.is_retryable:
                 raise
-            found = yield from _recover(_lost(intent, now()), error, settle=settle, now=now, say=say)
+            found = yield from _recover(_lost(intent, now()), error, settle=settle, say=say)
             if found is not None:
                 return found
             save(snapshot)
@@ -186,7 +185,7 @@ def submit(
 
 
 def _recover(
-    lost: Submission, error: AgentsError, *, settle: float, now: Clock, say: Callable[[str], None]
+    lost: Submission, error: AgentsError, *, settle: float, say: Callable[[str], None]
 ) -> Flow[Submission | None]:
     """The run of a POST that failed with `error` and may have acted; None if no run has appeared."""
     if isinstance(error, UnreadableAnswerError) and error.status_code == _ACCEPTED:
@@ -199,7 +198,7 @@ def _recover(
         )
     say(f"{error} A run may have started; looking for it for {lost_within(settle):g} seconds before anything else.")
     yield Sleep(asked)
-    found = yield from find_lost(lost, settle=settle, now=now)
+    found = yield from find_lost(lost, settle=settle)
     if found is not None:
         say(taken_for_ours(lost.agent_id))
     return found
@@ -236,7 +235,7 @@ def died_around(intent: Submission, *, request_seconds: float) -> Submission:
     return _lost(intent, sent_at + timedelta(seconds=request_seconds))
 
 
-def find_lost(lost: Submission, *, settle: float, now: Clock) -> Flow[Submission | None]:
+def find_lost(lost: Submission, *, settle: float) -> Flow[Submission | None]:
     """Look for the run of a POST whose answer was lost, until one appears or `lost_within(settle)` seconds have passed.
 
     They pass on the server's clock, or on ours since this was called: the POST was given up before that.

@@ -10,6 +10,7 @@ import zlib
 import httpx
 import pytest
 from frames import variables
+from own_time import keep_time
 
 from airflow_provider_agents.api import endpoints, flow
 from airflow_provider_agents.api.body import MAX_BODY_BYTES
@@ -62,7 +63,8 @@ class Face:
         if attempts is not None:
             arguments["attempts"] = attempts
         if kind == "sync":
-            self.client = Client(self.settings, sleep=self.slept.append, **arguments)
+            keep_time(sleep=self.slept.append)
+            self.client = Client(self.settings, **arguments)
         else:
             self.client = AsyncClient(self.settings, **arguments)
 
@@ -196,9 +198,10 @@ def test_a_worker_does_not_sleep_for_longer_than_a_minute_because_a_server_asks(
 @pytest.mark.parametrize(("call", "requests"), [(READ, 2), (EXECUTE, 1)])
 def test_a_client_with_a_window_retries_as_long_as_the_window_lasts(call, requests):
     clock = ManualClock()
-    window = RetryWindow(300.0, now=clock, warn=lambda _: None)
+    keep_time(clock)
+    window = RetryWindow(300.0, warn=lambda _: None)
     server = Server(httpx.Response(503))
-    client = Client(Settings(api_key=KEY), window=window, transport=httpx.MockTransport(server), sleep=clock.advance)
+    client = Client(Settings(api_key=KEY), window=window, transport=httpx.MockTransport(server))
     began_at = clock.now
     with pytest.raises(ServerError):
         client.send(call)

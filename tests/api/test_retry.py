@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from own_time import keep_time
 
 from airflow_provider_agents.api.errors import (
     AuthenticationError,
@@ -29,7 +30,8 @@ class Scene:
 
     def __init__(self, seconds=120.0):
         self.time, self.said = T0, []
-        self.window = RetryWindow(seconds, now=lambda: self.time, warn=self.said.append)
+        keep_time(lambda: self.time)
+        self.window = RetryWindow(seconds, warn=self.said.append)
 
     def fail(self, error=None):
         pause = self.window.pause_after(error or NoAnswerError("No answer."))

@@ -17,6 +17,7 @@ import pytest
 from driving import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from own_time import keep_time
 from virtual_time import VirtualLoop
 
 from airflow_provider_agents.api import endpoints, flow
@@ -75,6 +76,7 @@ class Scene:
 
     def __init__(self, *, agents=1, config=None, seed=1, plan=Plan, stats=None, **agent):
         self.clock = ManualClock()
+        keep_time(self.clock)
         self.loop = VirtualLoop(self.clock.advance)
         self.sim = Simulator(
             self.clock, config=config or SimulatorConfig(request_id="field"), seed=seed, api_keys=(KEY,)
@@ -94,7 +96,7 @@ class Scene:
     def submitted(self, agent_id="agent-0"):
         transport = mock_transport(self.sim)
         with Client(Settings(api_key=KEY, base_url="http://127.0.0.1"), transport=transport) as client:
-            return client.run_flow(submit(agent_id, settle=30.0, now=self.clock))
+            return client.run_flow(submit(agent_id, settle=30.0))
 
     async def open_client(self):
         self.look_ups += 1

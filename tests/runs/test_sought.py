@@ -9,6 +9,7 @@ import pytest
 from driving import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_time import keep_time
 
 from airflow_provider_agents.api.errors import InvalidArgumentError
 from airflow_provider_agents.api.flow import Response
@@ -34,7 +35,8 @@ def begun(name, seconds, status="RUNNING"):
 def look(*events, after=T0, before=None, now=T0, server_time=None):
     """What a look shows, and the moments between which it asked; each answer holds what lies between."""
     asked = []
-    steps = list_begun("a", after, before, now=lambda: now)
+    keep_time(lambda: now)
+    steps = list_begun("a", after, before)
     try:
         call = next(steps)
         while True:

@@ -14,6 +14,7 @@ import pytest
 from driving import Driver, examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from own_time import keep_time
 
 from airflow_provider_agents.api.client import Client
 from airflow_provider_agents.api.settings import Settings
@@ -83,6 +84,7 @@ def run_once(
     where `is_delayed`.
     """
     clock = ManualClock()
+    keep_time(clock)
     sim = Simulator(clock, config=config, seed=seed)
     sim.add_agent("agent", schedule_every=every, schedule_offset=offset)
     sim.add_history("agent", 5, every=40.0, run_seconds=30.0)
@@ -96,15 +98,14 @@ def run_once(
             sim.start_scheduled_run("agent")
         clock.now = end
 
+    keep_time(clock, sleep)
     start = clock.now
     sleep(rng.uniform(0, 90))
     sim.faults.extend(faults)
     if odd is not None:
         sim.corrupt(None, lambda row: odd(sim, row))
-    client = Client(
-        Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim), sleep=sleep
-    )
-    submission = client.run_flow(submit("agent", settle=SETTLE, now=clock))
+    client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim))
+    submission = client.run_flow(submit("agent", settle=SETTLE))
     # As on another machine, some seconds later.
     sleep(rng.choice([0.0, 0.0, 3.0, 40.0]))
 
@@ -120,7 +121,7 @@ def run_once(
         subscription = driver.subscribe(wait, deadline_at=deadline_at)
         for number in range(deferred - 1):
             sim.add_agent(f"other-{number}", schedule_every=50.0, schedule_offset=10.0 * number)
-            other = client.run_flow(submit(f"other-{number}", settle=SETTLE, now=clock))
+            other = client.run_flow(submit(f"other-{number}", settle=SETTLE))
             driver.subscribe(
                 Wait(other, RULES, other_clock()), interval=rng.choice([2.0, 5.0, 30.0]), deadline_at=deadline_at
             )
@@ -242,14 +243,13 @@ def test_a_pending_run_that_stands_behind_everything_else_is_not_overlooked():
         end_status=lambda rng: "COMPLETED",
     )
     clock = ManualClock()
+    keep_time(clock)
     sim = Simulator(clock, config=SimulatorConfig())
     sim.add_agent("agent")
     sim.add_history("agent", 60)
     sim.config = config
-    client = Client(
-        Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim), sleep=clock.advance
-    )
-    submission = client.run_flow(submit("agent", settle=SETTLE, now=clock))
+    client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim))
+    submission = client.run_flow(submit("agent", settle=SETTLE))
     clock.advance(1)
     stranger = sim.start_scheduled_run("agent")
     clock.advance(SETTLE + 2)
@@ -261,16 +261,15 @@ def test_a_pending_run_that_stands_behind_everything_else_is_not_overlooked():
 def test_an_old_run_that_has_not_begun_does_not_end_the_look_before_ours():
     # Sorted by a `startedAt` that it does not have, a stranger that queues since long ago stands before everything.
     clock = ManualClock()
+    keep_time(clock)
     sim = Simulator(clock, config=SimulatorConfig(sort_by="startedAt", nulls="first", page_rows=1, run_seconds=100.0))
     sim.add_agent("agent")
     sim.add_agent("agent", queue_seconds=10_000.0)
     sim.start_scheduled_run("agent")
     sim.add_agent("agent", queue_seconds=0.0)
     clock.advance(600)
-    client = Client(
-        Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim), sleep=clock.advance
-    )
-    submission = client.run_flow(submit("agent", settle=SETTLE, now=clock))
+    client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim))
+    submission = client.run_flow(submit("agent", settle=SETTLE))
     clock.advance(SETTLE + 2)
     wait = Wait(submission, RULES)
     wait.take(client.run_flow(wait.look()), clock())
@@ -293,21 +292,20 @@ def follow_slowly(client, clock, steps):
 def test_a_run_that_begins_between_the_two_listings_of_a_look_is_in_one_of_them(step):
     # While it queues it stands behind everything else; once it has begun it is no longer PENDING.
     clock = ManualClock()
+    keep_time(clock)
     sim = Simulator(clock, config=SimulatorConfig())
     sim.add_agent("agent")
     sim.add_history("agent", 60, every=600.0)
     sim.config = SimulatorConfig(sort_by="startedAt", nulls="last", queue_seconds=3.0, run_seconds=60.0)
-    client = Client(
-        Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim), sleep=clock.advance
-    )
+    client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim))
     first = sim.start_scheduled_run("agent")
     if step == "look":
         clock.advance(120)
-        submission = client.run_flow(submit("agent", settle=SETTLE, now=clock))
+        submission = client.run_flow(submit("agent", settle=SETTLE))
         first = sim.event_of(submission.request_id)
         steps = Wait(submission, RULES).look()
     else:
-        steps = take_snapshot("agent", now=clock)
+        steps = take_snapshot("agent")
     clock.advance(2)
     seen = follow_slowly(client, clock, steps)
     assert first in (seen.known_event_ids if step == "snapshot" else {event.id for event in seen.events})

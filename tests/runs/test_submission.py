@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from own_time import keep_time
 
 from airflow_provider_agents.api.client import Client
 from airflow_provider_agents.api.errors import (
@@ -36,6 +37,7 @@ T0 = datetime(2026, 1, 1, tzinfo=UTC)
 class Scene:
     def __init__(self, **config):
         self.clock = ManualClock(T0)
+        keep_time(self.clock, self.sleep)
         self.sim = Simulator(self.clock, config=SimulatorConfig(**config))
         self.sim.add_agent("a")
         self.saved, self.said, self.slept = [], [], []
@@ -43,7 +45,6 @@ class Scene:
         self.client = Client(
             Settings(api_key="test-key", base_url="http://127.0.0.1"),
             transport=mock_transport(self.sim),
-            sleep=self.sleep,
             attempts=1,
         )
 
@@ -57,16 +58,14 @@ class Scene:
         self.sim.faults.append(Fault(kind=kind, method="POST", **more))
 
     def submit(self):
-        return self.client.run_flow(
-            submit("a", settle=SETTLE, now=self.clock, save=self.saved.append, say=self.said.append)
-        )
+        return self.client.run_flow(submit("a", settle=SETTLE, save=self.saved.append, say=self.said.append))
 
     def find(self, lost):
-        return self.client.run_flow(find_lost(lost, settle=SETTLE, now=self.clock))
+        return self.client.run_flow(find_lost(lost, settle=SETTLE))
 
     def lost(self, **fields):
         """The record of a POST that was sent and answered by nobody, now."""
-        snapshot = self.client.run_flow(take_snapshot("a", now=self.clock))
+        snapshot = self.client.run_flow(take_snapshot("a"))
         return snapshot.changed(sent_at=self.clock.now, server_after=self.clock.now, **fields)
 
 
@@ -205,7 +204,7 @@ def test_what_began_after_a_doubt_was_settled_is_not_mistaken_for_the_run():
         if record.sent_at is None:
             others.append(scene.sim.start_scheduled_run("a"))
 
-    submission = scene.client.run_flow(submit("a", settle=SETTLE, now=scene.clock, save=save))
+    submission = scene.client.run_flow(submit("a", settle=SETTLE, save=save))
     assert len(others) == 1
     look = scene.client.run_flow(matching.look("a", submission.bounds))
     (mine,) = scene.sim.executions
@@ -217,14 +216,14 @@ def test_what_began_after_a_doubt_was_settled_is_not_mistaken_for_the_run():
 def test_a_small_settle_does_not_shorten_the_search_for_a_lost_post(settle, lag):
     scene = Scene(record_lag=lag)
     scene.fault("reset_after")
-    submission = scene.client.run_flow(submit("a", settle=settle, now=scene.clock))
+    submission = scene.client.run_flow(submit("a", settle=settle))
     assert (len(scene.sim.executions), submission.unanswered) == (1, True)
 
 
 @pytest.mark.parametrize(("settle", "seconds"), [(1.0, 30.0), (45.0, 45.0)])
 def test_a_lost_post_without_a_run_is_given_up_after_settle_and_at_least_30_seconds(settle, seconds):
     scene = Scene()
-    assert scene.client.run_flow(find_lost(scene.lost(), settle=settle, now=scene.clock)) is None
+    assert scene.client.run_flow(find_lost(scene.lost(), settle=settle)) is None
     assert seconds <= sum(scene.slept) <= seconds + 4.0
 
 
@@ -267,7 +266,7 @@ def test_nothing_is_sent_if_the_record_cannot_be_saved():
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        scene.client.run_flow(submit("a", settle=SETTLE, now=scene.clock, save=save))
+        scene.client.run_flow(submit("a", settle=SETTLE, save=save))
     assert scene.sim.count("POST") == 0
 
 
@@ -347,14 +346,12 @@ def test_a_lost_run_that_appears_late_is_found():
 @pytest.mark.parametrize("seconds", [-600, -8, 8, 60, 600, 3600])
 def test_a_machine_with_another_clock_neither_gives_up_a_lost_run_nor_overlooks_it(seconds, date_header):
     scene = Scene(record_lag=25.0, date_header=date_header)
-    intent = scene.client.run_flow(take_snapshot("a", now=scene.clock)).changed(sent_at=scene.clock.now)
+    intent = scene.client.run_flow(take_snapshot("a")).changed(sent_at=scene.clock.now)
     scene.sim.start_scheduled_run("a")
 
-    def other_clock():
-        return scene.clock.now + timedelta(seconds=seconds)
-
     lost = died_around(intent, request_seconds=10.0)
-    found = scene.client.run_flow(find_lost(lost, settle=SETTLE, now=other_clock))
+    keep_time(lambda: scene.clock.now + timedelta(seconds=seconds), scene.sleep)
+    found = scene.find(lost)
     assert found == lost.changed(unanswered=True)
 
 
@@ -362,10 +359,10 @@ def test_a_machine_with_another_clock_neither_gives_up_a_lost_run_nor_overlooks_
 @pytest.mark.parametrize("seconds", [-600, 0, 600])
 def test_a_machine_with_another_clock_looks_no_longer_than_settle_for_a_missing_run(seconds, date_header):
     scene = Scene(date_header=date_header)
-    intent = scene.client.run_flow(take_snapshot("a", now=scene.clock)).changed(sent_at=scene.clock.now)
+    intent = scene.client.run_flow(take_snapshot("a")).changed(sent_at=scene.clock.now)
     lost = died_around(intent, request_seconds=10.0)
-    steps = find_lost(lost, settle=SETTLE, now=lambda: scene.clock.now + timedelta(seconds=seconds))
-    assert scene.client.run_flow(steps) is None
+    keep_time(lambda: scene.clock.now + timedelta(seconds=seconds), scene.sleep)
+    assert scene.find(lost) is None
     assert SETTLE <= sum(scene.slept) <= SETTLE + 4.0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from own_time import keep_time
 
 from airflow_provider_agents.api.client import Client
 from airflow_provider_agents.api.errors import (
@@ -380,10 +381,11 @@ def test_of_several_events_none_is_known():
 
 def test_a_look_for_a_run_that_is_known_is_one_request():
     clock = ManualClock(T0)
+    keep_time(clock)
     sim = Simulator(clock, config=SimulatorConfig(queue_seconds=0.0, run_seconds=500.0))
     sim.add_agent("a")
     client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim))
-    submission = client.run_flow(submit("a", settle=30.0, now=clock))
+    submission = client.run_flow(submit("a", settle=30.0))
     clock.advance(SETTLED)
     wait = Wait(submission, Rules())
     asked = []

@@ -31,6 +31,7 @@ import httpx
 import msgspec
 from driving import Scene
 from frames import variables
+from own_time import keep_time
 
 from airflow_provider_agents.api import endpoints, flow, responses
 from airflow_provider_agents.api.client import AsyncClient, Client
@@ -392,7 +393,6 @@ class HostileScene(Scene):
         tallied = CountingClient(
             Settings(api_key=KEY, base_url="http://127.0.0.1"),
             transport=mock_transport(self.sim),
-            sleep=self.clock.advance,
         )
         tallied.tally = tally
         self.client.close()
@@ -463,17 +463,19 @@ def worker(rng, tally):
         scene = HostileScene(rng, tally, rng.choice([0.1, 0.5, 0.9]))
         for _ in range(10):
             agent_id = rng.choice(scene.agents)
-            before, now = scene.answers, scene.clock
+            before = scene.answers
             dialogue = rng.choice(
                 [
-                    lambda: submit(agent_id, settle=5.0, now=now, say=check_line),  # noqa: B023 - called at once
-                    lambda: find_lost(SUBMISSION, settle=5.0, now=now),  # noqa: B023
+                    lambda: submit(agent_id, settle=5.0, say=check_line),  # noqa: B023 - called at once
+                    lambda: find_lost(SUBMISSION, settle=5.0),
                     lambda: active_runs(agent_id),  # noqa: B023
-                    lambda: list_begun(agent_id, NOW, None, now=now),  # noqa: B023
+                    lambda: list_begun(agent_id, NOW, None),  # noqa: B023
                     lambda: flow.first_rows(endpoints.list_agents(), 5),
                     lambda: Wait(SUBMISSION, Rules()).look(),
                 ]
             )()
+            # Another scene may have come in between.
+            keep_time(scene.clock)
             try:
                 scene.client.run_flow(dialogue)
             except AgentsError as error:
