@@ -89,26 +89,48 @@ class Cycle:
         """What the planner must know."""
         started = [followed for followed in self.due.values() if followed.event.startedAt is not None]
         is_queue_followed = len(started) < len(self.due)
-        return Demand(self.seeking.keys(), self.floor(), started, is_queue_followed, len(self.due))
+        listed = self.listed_for()
+        return Demand(
+            seeking={subscription.subscriber.agent_id for subscription in listed},
+            looked_up=[subscription.subscriber.agent_id for subscription in self._looked_up()],
+            floor=oldest_floor(listed),
+            started=started,
+            is_queue_followed=is_queue_followed,
+            followed=len(self.due),
+        )
 
-    def floor(self, before: int | None = None) -> datetime | None:
-        """The oldest moment that a complete look must reach back to; None if there is no end, or none seeks.
+    def listed_for(self, before: int | None = None) -> list[Subscription[Any]]:
+        """Subscriptions for which the account's listing is read down to their floor, as they need all that it shows.
 
         Args:
-            before: only for those who began to seek before this cycle.
+            before: only those that began to seek before this cycle.
         """
         # The account is listed for its own seekers. Subscriptions that need older events use agents' listings.
         seeking = [self.seeking[ACCOUNT]] if ACCOUNT in self.seeking else self.seeking.values()
-        return oldest_floor(
+        return [
             subscription
             for subscription in itertools.chain.from_iterable(seeking)
-            if before is None or subscription.seeking_since < before
+            if subscription.seek is not None
+            and not subscription.seek.is_named
+            and (before is None or subscription.seeking_since < before)
+        ]
+
+    def _looked_up(self) -> Iterator[Subscription[Any]]:
+        return (
+            subscription
+            for subscription in itertools.chain.from_iterable(self.seeking.values())
+            if subscription.is_looked_up
         )
+
+    def requests_to_look_up(self) -> int:
+        """Requests for those that still need the row of one event, if each agent is asked for its own."""
+        agents = {subscription.subscriber.agent_id for subscription in self._looked_up()}
+        return self._planner.requests_of_agents(agents)
 
     def has_sought_before(self, cycle: int) -> bool:
         """Whether a subscription that still seeks did so before another cycle."""
         return any(
-            subscription.seeking_since < cycle and not subscription.has_ended
+            subscription.seeking_since < cycle and subscription.seek is not None
             for subscriptions in self.seeking.values()
             for subscription in subscriptions
         )
@@ -216,6 +238,7 @@ class Cycle:
                 if is_ripe or early < _EVENTS_EARLY:
                     look = look or self._registry.look(agent_id, server_time)
                     self._registry.deliver(subscription, look, progress.at)
+                    subscription.was_missed = True
                     handled += _EVENTS_A_LOOK + len(look.events)
                     if not is_ripe:
                         early += _EVENTS_A_LOOK + len(look.events)

@@ -180,27 +180,31 @@ class Listings:
                 cycle.pending = progress
             self._planner.measured_status(status, progress.pages, cycle.at, whole=progress.whole)
 
-    def list_account(self, pending: AccountProgress, budget: int) -> Flow[None]:
+    def list_account(self, pending: AccountProgress, budget: int | None) -> Flow[None]:
         """The account's events down to the oldest that a subscription seeks.
+
+        Below that, it is read on for the rows that are looked up, as long as it has fewer pages than the agents'
+        listings that would show what is left of them.
 
         Args:
             pending: the progress so far, which has read the events that are PENDING.
-            budget: the most pages.
+            budget: the most pages down to the oldest that is sought; None to read only for what is looked up.
         """
         cycle = self._cycle
 
         def read(progress: AccountProgress) -> Flow[Any]:
-            floor = cycle.floor(progress.cycle)
+            listed_for = cycle.listed_for(progress.cycle) if budget is not None else []
+            floor = oldest_floor(listed_for)
 
             def stop(page: Response[Page[ExecutionEvent]]) -> bool:
                 if progress.pages == 1:
                     progress.newest = clock_at_least(None, page.value.data)
                 progress.rate.add(page.value.data)
-                if any(lies_before(event, floor) for event in page.value.data):
+                if not listed_for or any(lies_before(event, floor) for event in page.value.data):
                     self._take_page(progress, page)
-                    return True
+                    return progress.pages >= cycle.requests_to_look_up()
                 # What is still to come is known better after each page.
-                too_far = progress.pages * progress.rate.share_missing(floor) > budget
+                too_far = budget is not None and progress.pages * progress.rate.share_missing(floor) > budget
                 return self._take_page(progress, page, break_off=too_far)
 
             return paginate(self._rows.cached(list_events()), stop, cursor=progress.cursor)
@@ -216,7 +220,9 @@ class Listings:
         if progress is None:
             return
         self._planner.measured_account(progress.rate, cycle.at)
-        floor = cycle.floor(progress.cycle)
+        if budget is None:
+            return
+        floor = oldest_floor(cycle.listed_for(progress.cycle))
         for agent_id, subscriptions in cycle.seeking.items():
             if agent_id is ACCOUNT:
                 is_complete = progress.ended
@@ -386,9 +392,12 @@ class Listings:
 
 def _reaches(floor: datetime | None, subscription: Subscription[Any]) -> bool:
     """Whether a listing down to `floor` shows what a subscription seeks."""
-    if floor is None or subscription.has_ended or subscription.seek is None:
+    if subscription.seek is None:
         return True
-    return subscription.seek.floor is not None and subscription.seek.floor >= floor
+    if subscription.seek.is_named:
+        # The listing was not read for it.
+        return False
+    return floor is None or (subscription.seek.floor is not None and subscription.seek.floor >= floor)
 
 
 def _created_since(events: Iterable[ExecutionEvent]) -> datetime | None:

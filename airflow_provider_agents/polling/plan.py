@@ -19,7 +19,7 @@ from airflow_provider_agents.api.retry import equal_jitter
 from airflow_provider_agents.polling.cycle import Cycle
 from airflow_provider_agents.polling.interrupted import InterruptedListings
 from airflow_provider_agents.polling.listings import Listings
-from airflow_provider_agents.polling.planner import WHOLE_LISTING, Planner
+from airflow_provider_agents.polling.planner import Planner
 from airflow_provider_agents.polling.registry import Registry
 from airflow_provider_agents.polling.row_cache import RowCache
 from airflow_provider_agents.polling.schedule import Schedule
@@ -201,8 +201,10 @@ class Plan:
         if choice.pending:
             # Before everything else: a run that begins after this response is in those that follow.
             yield [listings.list_status(Status.PENDING, choice.budget)]
+        if choice.active and not cycle.failed_ways:
+            yield [listings.list_status(Status.RUNNING, choice.budget)]
         yield list(self._list_account(cycle, listings, choice))
-        is_sought = not (choice.account and cycle.failed_ways & {Status.PENDING, WHOLE_LISTING})
+        is_sought = not cycle.failed_ways
         is_followed = not cycle.failed_ways & {Status.PENDING, Status.RUNNING}
         yield [
             *(self._list_agents(cycle, listings) if is_sought else ()),
@@ -212,17 +214,17 @@ class Plan:
 
     def _list_account(self, cycle: Cycle, listings: Listings, choice: Choice) -> Iterator[Flow[None]]:
         pending = cycle.pending
-        if choice.account and pending is not None and pending.is_of_use(cycle):
-            yield listings.list_account(pending, choice.budget)
-        if choice.active and not cycle.failed_ways:
-            yield listings.list_status(Status.RUNNING, choice.budget)
+        if cycle.failed_ways or pending is None or not pending.is_of_use(cycle):
+            return
+        if (choice.account and cycle.listed_for()) or (choice.active and cycle.requests_to_look_up()):
+            yield listings.list_account(pending, choice.budget if choice.account else None)
 
     def _list_agents(self, cycle: Cycle, listings: Listings) -> Iterator[Flow[None]]:
         for agent_id, subscriptions in cycle.seeking.items():
             if agent_id is ACCOUNT or agent_id in cycle.complete:
                 # The account has no other listing.
                 continue
-            if any(not subscription.has_ended for subscription in subscriptions):
+            if any(subscription.seek is not None for subscription in subscriptions):
                 yield listings.list_agent(agent_id, subscriptions)
 
     def _list_windows(self, cycle: Cycle, listings: Listings, *, after_active: bool) -> Iterator[Flow[None]]:

@@ -4,6 +4,10 @@ The API has no way to ask for some events by their ids. It has an agent's listin
 `startedAfter` and `startedBefore`, or by `status`. Which of them is the cheapest depends on how many runs are waited
 for, when they started, and what else happens in the account. The last is only known from earlier responses, so it is an
 estimate, and a listing that turns out dearer than its estimate is broken off.
+
+A new subscription may know the id of its event and nothing else. Such events are first looked up in the listings that
+all share: the active set, and then the account's listing, newest first, as long as that takes fewer pages than the
+agents' own listings of what is still missing. What these pages do not show is looked up in the agents' own listings.
 """
 
 from __future__ import annotations
@@ -207,7 +211,8 @@ class Demand:
     """What a poll cycle must find out.
 
     Attributes:
-        seeking: in which agents something is sought.
+        seeking: in which agents a run is sought that only a complete listing shows.
+        looked_up: the agents of those who need the row of one event, as often as there are such rows.
         floor: down to when the account's listing must be read for those who seek; None if there is no end.
         started: the followed events that have started.
         is_queue_followed: whether an event is followed that has not started.
@@ -215,6 +220,7 @@ class Demand:
     """
 
     seeking: Collection[Scope]
+    looked_up: Collection[Scope]
     floor: datetime | None
     started: Sequence[FollowedEvent]
     is_queue_followed: bool
@@ -226,7 +232,8 @@ class Choice(NamedTuple):
 
     Attributes:
         account: whether to read the account's listing for those who seek, and not each agent's.
-        active: whether to read the active set for the followed events, and not narrow listings.
+        active: whether to read the active set for the events that are followed or looked up, and not narrow listings
+            and each agent's.
         pending: whether to read first which events are PENDING.
         budget: how many pages a listing of the account may take before the agents' own are cheaper.
     """
@@ -320,23 +327,24 @@ class Planner:
         """The cheapest way of asking."""
         pending = self._pages_of(Status.PENDING, at)
         by_agent, by_account = self._costs_to_seek(demand, at)
+        by_look_ups = self.requests_of_agents({*demand.looked_up}.difference(demand.seeking))
         by_active = self._cost_of_active(demand, at)
         by_windows, older = self._costs_of_windows(demand, by_active, at)
         is_queue_read = demand.is_queue_followed and self.is_open(Status.PENDING, at)
         costs = {
-            (False, False): by_agent + by_windows + (pending if is_queue_read else 0),
+            (False, False): by_agent + by_look_ups + by_windows + (pending if is_queue_read else 0),
             (False, True): by_agent + by_active + pending,
         }
         if demand.seeking:
             costs |= {
-                (True, False): by_account + older + pending,
+                (True, False): by_account + self.requests_of_agents({*demand.looked_up}) + older + pending,
                 (True, True): by_account + by_active + pending,
             }
         account, active = min(costs, key=lambda ways: costs[ways])
         if ACCOUNT in demand.seeking:
             account, budget = True, MAX_PAGES
         else:
-            fallback = by_agent + (by_windows if by_windows < math.inf else len(demand.started))
+            fallback = by_agent + by_look_ups + (by_windows if by_windows < math.inf else len(demand.started))
             budget = int(max(_LEAST_BUDGET, _BUDGET_FACTOR * fallback))
         return Choice(account=account, active=active, pending=account or active or is_queue_read, budget=budget)
 
@@ -348,18 +356,23 @@ class Planner:
         if ACCOUNT in demand.seeking:
             # The account has no other listing.
             return math.inf, 1.0
-        by_agent, by_account = sum(1 + self._agent_pages.get(agent_id, 1) for agent_id in demand.seeking), math.inf
+        by_agent, by_account = self.requests_of_agents(demand.seeking), math.inf
         is_open = self.is_open(Status.PENDING, at) and self.is_open(WHOLE_LISTING, at)
         if demand.floor is not None and is_open:
             seconds, rate = (at.wall + self.server_ahead - demand.floor).total_seconds(), self._rate(at)
             by_account = pages(seconds * rate) if rate is not None else 1
         return by_agent, by_account
 
+    def requests_of_agents(self, agents: Iterable[Scope]) -> int:
+        """Requests for the agents' own listings: of what is PENDING, and as a whole."""
+        return sum(1 + self._agent_pages.get(agent_id, 1) for agent_id in agents)
+
     def _cost_of_active(self, demand: Demand, at: ClockReading) -> float:
-        """Requests for the followed events by the active set, and for those that have left it."""
-        if not demand.followed or not self.is_open(Status.PENDING, at) or not self.is_open(Status.RUNNING, at):
+        """Requests for the events followed or looked up by the active set, and for those that have left it."""
+        wanted = demand.followed + len(demand.looked_up)
+        if not wanted or not self.is_open(Status.PENDING, at) or not self.is_open(Status.RUNNING, at):
             return math.inf
-        running = max(self._pages_of(Status.RUNNING, at), pages(demand.followed))
+        running = max(self._pages_of(Status.RUNNING, at), pages(wanted))
         return running + (self._leavers.at(at.monotonic) or 0)
 
     def _costs_of_windows(self, demand: Demand, by_active: float, at: ClockReading) -> tuple[float, float]:

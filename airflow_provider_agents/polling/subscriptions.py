@@ -82,6 +82,7 @@ class Subscription(Generic[R]):
         error: why there is no result.
         outage: the failures so far, if there was more than one in a row, or one that is a refusal.
         patience: which failure ends the wait.
+        was_missed: a complete listing of its agent did not show its run.
     """
 
     __slots__ = (
@@ -99,6 +100,7 @@ class Subscription(Generic[R]):
         "seeking_since",
         "subscriber",
         "wake",
+        "was_missed",
     )
 
     def __init__(
@@ -125,6 +127,12 @@ class Subscription(Generic[R]):
         # The number of the latest poll cycle when it began to seek.
         self.seeking_since = 0
         self.following: tuple[str, ...] = ()
+        self.was_missed = False
+
+    @property
+    def is_looked_up(self) -> bool:
+        """Whether the row of one event is all that it still needs, and any listing may show that row."""
+        return self.seek is not None and self.seek.is_named and not self.was_missed
 
     def failed(self, error: AgentsError, now: datetime) -> bool:
         """Count a failed poll. Whether the outage that this makes is new to the subscriber."""

@@ -78,6 +78,7 @@ class Bounds:
             ids=tuple(name for name in (self.event_id or self.request_id,) if name is not None),
             ripe_at=None if is_named or began_at is None else began_at + wanted,
             ripe_at_server=self.server_after + wanted if self.server_after is not None and not is_named else None,
+            is_named=is_named,
         )
 
 
@@ -90,12 +91,14 @@ class Seek:
         ids: an event with one of these as its id or `requestId` decides at once.
         ripe_at: the clock of this process from which on a look can decide without an id; None if every look may.
         ripe_at_server: the same on the server's clock; None if only `ripe_at` counts. The earlier one is enough.
+        is_named: the id is the event's own, so the row of that event is all that is needed.
     """
 
     floor: datetime | None
     ids: tuple[str, ...]
     ripe_at: datetime | None
     ripe_at_server: datetime | None = None
+    is_named: bool = False
 
     def is_ripe(self, now: datetime, server_time: datetime | None) -> bool:
         """Whether a look that was begun at this moment can decide without an id."""
