@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up docs lint format soundness faults cluster-test benchmark deployment worker-time watcher fuzz ui matrix clears upgrade properties soak mutation clean
+.PHONY: help demo test unit lint up docs format soundness faults cluster-test benchmark deployment worker-time watcher fuzz ui matrix clears upgrade properties soak mutation clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,9 +46,15 @@ demo: $(READY) ## run an agent from a DAG in a real Airflow, and print its final
 up: $(READY) ## Airflow's UI with the simulator and the example DAGs (PORT=8080)
 	@$(BIN)/python dev/up.py
 
+# The system tests mostly wait, so the other tests run beside them, give way to them, and are printed after them.
 test: lint ## every check and test
+	@mkdir -p .cache; nice $(MAKE) --no-print-directory unit >.cache/unit.log 2>&1 & unit=$$!; \
+	trap 'kill $$unit 2>/dev/null; exit 130' INT TERM; \
+	echo "$(BIN)/python -m pytest -m system"; $(BIN)/python -m pytest -m system; system=$$?; \
+	wait $$unit; status=$$?; cat .cache/unit.log; exit $$((system | status))
+
+unit: $(READY) ## the tests that need no Airflow to run
 	$(BIN)/python -m pytest -m "not system" --numprocesses 2
-	$(BIN)/python -m pytest -m system
 
 lint: $(READY) ## the checks that need no tests
 	$(BIN)/ruff check .

@@ -113,7 +113,7 @@ def run_once(
         return clock.now + timedelta(seconds=skew)
 
     wait = Wait(submission, Rules(settle=SETTLE, appear_within=300.0, on_ambiguous=on_ambiguous), other_clock())
-    deadline_at = other_clock() + timedelta(seconds=7200 if odd is None else 1800)
+    deadline_at = other_clock() + timedelta(seconds=7200 if odd is None else 900)
     began_at = clock.now
     if deferred:
         # As in a triggerer: with others, whose runs are of no concern to ours.
@@ -363,7 +363,7 @@ def test_odd_rows_of_the_history_neither_keep_a_run_from_starting_nor_from_endin
     seed=st.integers(0, 2**32),
     strangers=st.lists(st.floats(0, 150), max_size=3),
     odd_ones=st.lists(st.none() | changes, min_size=1, max_size=8),
-    until=st.none() | st.floats(0, 600),
+    until=st.none() | st.floats(0, 400),
     deferred=st.sampled_from([0, 1, 2]),
 )
 def test_odd_rows_of_any_run_never_make_a_verdict_wrong(config, seed, strangers, odd_ones, until, deferred):
