@@ -13,6 +13,7 @@ from airflow_provider_agents.polling.subscriptions import ACCOUNT, oldest_floor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from collections.abc import Set as AbstractSet
     from datetime import datetime
 
     from airflow_provider_agents.api.errors import PermanentError
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: A cycle in which so many requests failed and none was answered is aborted.
+#: A cycle in which this many requests failed and none was answered is aborted.
 _ABORT_FAILURES = 3
-#: Between two chances for the loop to do something else, so many events are compared, where to give a look to a
-#: subscriber counts as `_EVENTS_A_LOOK`: about five milliseconds.
-_CHUNK_EVENTS, _EVENTS_A_LOOK = 2000, 50
-#: As many are compared in a cycle for those to whom it only shows how their run is getting on.
+#: The event loop gets a turn after this many events were compared, which takes about five milliseconds. To deliver a
+#: listing to a subscriber counts as `_EVENTS_A_DELIVERY` more.
+_CHUNK_EVENTS, _EVENTS_A_DELIVERY = 2000, 50
+#: In a cycle, at most this many events are compared for subscribers that cannot decide yet, so that their logs show
+#: the state of their runs.
 _EVENTS_EARLY = 2000
 
 
@@ -49,12 +51,7 @@ class Cycle:
         served: the subscriptions at its beginning.
         seeking: of them, those that seek, by agent.
         due: the followed events that are to be shown.
-        shown: ids of events that were.
-        missed: ids of events that a narrow listing ought to have shown, or for which no narrow listing exists.
-        refused_windows: ids of the events whose narrow listing was refused.
-        pending: the account's listing of events that are PENDING, if it was read.
         failed_ways: the listings of the account that failed.
-        complete: the complete look at each agent.
         heard: agents of which a listing showed a run, or whose own listing was answered.
         error: why the cycle brought nothing; None if it brought something.
     """
@@ -70,13 +67,13 @@ class Cycle:
             if subscription.seek is not None:
                 self.seeking.setdefault(subscription.subscriber.agent_id, []).append(subscription)
         self.due = registry.followed_events()
-        self.shown: set[str] = set()
-        self.missed: set[str] = set()
-        self.refused_windows: set[str] = set()
-        self.pending: AccountProgress | None = None
+        self._shown: set[str] = set()
+        self._missed: set[str] = set()
+        self._refused_windows: set[str] = set()
+        self._pending: AccountProgress | None = None
         self.failed_ways: set[str] = set()
         self._refused_ways: list[str] = []
-        self.complete: dict[Scope, AccountProgress | AgentProgress] = {}
+        self._complete: dict[Scope, AccountProgress | AgentProgress] = {}
         self.heard: set[Scope] = set()
         self._unanswered: dict[Subscription[Any], AgentsError] = {}
         self._responses = self._failures = 0
@@ -138,8 +135,56 @@ class Cycle:
     def not_shown(self) -> Iterator[FollowedEvent]:
         """What is still to be shown, as far as it is still followed."""
         return (
-            followed for event_id, followed in self.due.items() if event_id not in self.shown and followed.subscriptions
+            followed
+            for event_id, followed in self.due.items()
+            if event_id not in self._shown and followed.subscriptions
         )
+
+    # --- how far it has come --------------------------------------------------------------------------------------
+
+    @property
+    def shown(self) -> AbstractSet[str]:
+        """Ids of the events that were shown."""
+        return self._shown
+
+    @property
+    def missed(self) -> AbstractSet[str]:
+        """Ids of the followed events that are left for a search in their agent's whole listing."""
+        return self._missed - self._shown
+
+    @property
+    def pending(self) -> AccountProgress | None:
+        """The account's listing of events that are PENDING, if it was read."""
+        return self._pending
+
+    def mark_shown(self, event_ids: Iterable[str]) -> None:
+        """An earlier cycle has read these events on the first pages of a listing that this cycle resumes."""
+        self._shown.update(event_ids)
+
+    def mark_missed(self, event_ids: Iterable[str]) -> None:
+        """A narrow listing did not show these events, or they have none."""
+        self._missed.update(event_ids)
+
+    def mark_window_refused(self, event_ids: Iterable[str]) -> None:
+        """The narrow listing of these events was refused."""
+        self._refused_windows.update(event_ids)
+        self.mark_missed(event_ids)
+
+    def was_window_refused(self, event_id: str) -> bool:
+        """Whether the narrow listing of this event was refused."""
+        return event_id in self._refused_windows
+
+    def mark_pending_read(self, progress: AccountProgress) -> None:
+        """The account's listing of events that are PENDING was read."""
+        self._pending = progress
+
+    def mark_complete(self, agent_id: Scope, progress: AccountProgress | AgentProgress) -> None:
+        """A listing has shown all that is sought in an agent, or in the account."""
+        self._complete[agent_id] = progress
+
+    def is_complete(self, agent_id: Scope) -> bool:
+        """Whether a listing has shown all that is sought in an agent, or in the account."""
+        return agent_id in self._complete
 
     # --- what a response means ------------------------------------------------------------------------------------
 
@@ -165,7 +210,7 @@ class Cycle:
                 whole = False
                 if not self._registry.has(ACCOUNT):
                     continue
-            self.shown.add(event.id)
+            self._shown.add(event.id)
             self.heard.add(owner)
             self._registry.record(owner, event, server_time, self.at)
         return whole
@@ -195,7 +240,7 @@ class Cycle:
         log.info("Doing without the account's listing (%s): %s", way, error)
 
     def give_up(self, concerned: Iterable[Subscription[Any]]) -> None:
-        """The last failure is the answer to these subscriptions, too."""
+        """The last failure counts for these subscriptions, too."""
         if self._last_error is not None:
             self._unanswered.update(dict.fromkeys(concerned, self._last_error))
 
@@ -220,28 +265,28 @@ class Cycle:
         error = self._last_error or self._refusal
         return error if not self._responses or self.is_aborted else None
 
-    def give_looks(self) -> Flow[None]:
-        """Give those who seek what was seen of their agents."""
+    def deliver_listings(self) -> Flow[None]:
+        """Deliver the complete listings to the subscriptions that seek."""
         handled, early = 0, 0
-        for agent_id, progress in self.complete.items():
-            look: Look | None = None
+        for agent_id, progress in self._complete.items():
+            listing: Look | None = None
             server_time = progress.server_time
             if server_time is None and progress.cycle < self.number:
-                # What later pages say of the time is of no use: the look is as old as its first page.
+                # The time of later pages is of no use: the listing is as old as its first page.
                 server_time = progress.newest
             for subscription in self.seeking.get(agent_id, ()):
-                # Of a look over several cycles, a later subscription was not shown the first pages.
+                # A subscription that began later was not shown the first pages of a listing over several cycles.
                 if subscription.seek is None or subscription.seeking_since >= progress.cycle:
                     continue
                 is_ripe = subscription.seek.is_ripe(progress.at.wall, server_time)
-                # Before, a look decides nothing; what it shows is only good to know, so it is given to a few.
+                # Before `settle` has passed, a listing decides nothing, so it is delivered to a few subscriptions only.
                 if is_ripe or early < _EVENTS_EARLY:
-                    look = look or self._registry.look(agent_id, server_time)
-                    self._registry.deliver(subscription, look, progress.at)
+                    listing = listing or self._registry.complete_listing(agent_id, server_time)
+                    self._registry.deliver(subscription, listing, progress.at)
                     subscription.was_missed = True
-                    handled += _EVENTS_A_LOOK + len(look.events)
+                    handled += _EVENTS_A_DELIVERY + len(listing.events)
                     if not is_ripe:
-                        early += _EVENTS_A_LOOK + len(look.events)
+                        early += _EVENTS_A_DELIVERY + len(listing.events)
                         subscription.wake()
                 handled += 1
                 if handled >= _CHUNK_EVENTS:
@@ -258,7 +303,7 @@ class Cycle:
         handled = 0
         for subscription in itertools.chain(self._count_failures(), self._count_recoveries()):
             subscription.wake()
-            handled += _EVENTS_A_LOOK
+            handled += _EVENTS_A_DELIVERY
             if handled >= _CHUNK_EVENTS:
                 handled = 0
                 yield Sleep(0)

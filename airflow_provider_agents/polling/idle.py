@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from airflow_provider_agents.clock import timeout
 from airflow_provider_agents.polling.poller import SIGN_OF_LIFE_SECONDS
-from airflow_provider_agents.polling.queues import StartQueue
+from airflow_provider_agents.polling.start_queue import StartQueue
 from airflow_provider_agents.polling.timed_event import TimedEvent
 from airflow_provider_agents.runs.verdict import is_active
 from airflow_provider_agents.runs.waiting import (

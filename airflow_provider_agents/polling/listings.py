@@ -47,7 +47,7 @@ class AccountProgress:
         ended: whether everything was asked for that was to be.
         whole: whether each row says whose it is, too.
         server_time: the server's clock at the first page.
-        newest: what the clock that stamps events had passed by then, as far as the first page tells.
+        newest: what the clock that stamps events had passed by then, as far as the first page shows.
     """
 
     at: ClockReading
@@ -157,7 +157,7 @@ class Listings:
 
         def read(progress: AccountProgress) -> Flow[Any]:
             # What an earlier cycle has read of this listing counts as shown.
-            cycle.shown |= progress.shown
+            cycle.mark_shown(progress.shown)
 
             def stop(page: Response[Page[ExecutionEvent]]) -> bool:
                 progress.server_time = progress.cursor.server_time
@@ -171,13 +171,13 @@ class Listings:
             cycle.at,
             lambda: AccountProgress(cycle.at, cycle.number, self._planner.start_rate(cycle.at)),
             read,
-            # Without the server's clock, the second listing must tell when the first one began.
+            # Without the server's clock, only the second listing shows when the first one began.
             is_of_use=lambda progress: progress.server_time is not None or status != Status.PENDING,
         )
         progress = yield from self._over_account(status, reading)
         if progress is not None:
             if status == Status.PENDING:
-                cycle.pending = progress
+                cycle.mark_pending_read(progress)
             self._planner.measured_status(status, progress.pages, cycle.at, whole=progress.whole)
 
     def list_account(self, pending: AccountProgress, budget: int | None) -> Flow[None]:
@@ -234,7 +234,7 @@ class Listings:
                     if subscription.seeking_since < progress.cycle
                 )
             if is_complete:
-                cycle.complete[agent_id] = progress
+                cycle.mark_complete(agent_id, progress)
 
     def _take_page(
         self, progress: AccountProgress, page: Response[Page[ExecutionEvent]], *, break_off: bool = False
@@ -286,7 +286,7 @@ class Listings:
             yield from paginate(self._rows.cached(list_agent_events(agent_id)), stop, cursor=progress.listed)
 
         reading = self._interrupted.resume(
-            ("look", agent_id),
+            ("agent", agent_id),
             cycle.at,
             lambda: AgentProgress(cycle.at, cycle.number, self._planner.start_rate(cycle.at)),
             read,
@@ -300,7 +300,7 @@ class Listings:
         if progress is not None:
             if self._registry.has(agent_id):
                 self._planner.measured_agent(agent_id, progress.pages, progress.rate)
-            cycle.complete[agent_id] = progress
+            cycle.mark_complete(agent_id, progress)
 
     def list_window(self, window: Window) -> Flow[None]:
         """A narrow listing that shows some followed events."""
@@ -324,12 +324,11 @@ class Listings:
         except (TemporaryError, AuthenticationError) as error:
             cycle.failed(error, registry.followers(wanted - cycle.shown))
         except PermanentError as error:
-            # Perhaps it is the narrowing that is refused; the agent's whole listing tells.
+            # Perhaps only the narrowing is refused. The agent's whole listing shows that.
             log.info("A narrow listing was refused: %s", error)
-            cycle.refused_windows |= wanted
-            cycle.missed |= wanted
+            cycle.mark_window_refused(wanted)
         else:
-            cycle.missed |= wanted - cycle.shown
+            cycle.mark_missed(wanted - cycle.shown)
 
     def search(self, agent_id: str, followed: Iterable[FollowedEvent]) -> Flow[None]:
         """Followed events that no narrow listing showed, in their agent's whole one."""
@@ -366,7 +365,7 @@ class Listings:
             except PermanentError as error:
                 if owner is not ACCOUNT or isinstance(error, AuthenticationError):
                     raise
-                # For a watcher of the account that is an answer: the account has no such agent.
+                # For a watcher of the account, the refusal means that the account has no such agent.
                 log.info("The account's listing does not show agent %s: %s", agent_id, error)
             return True
 

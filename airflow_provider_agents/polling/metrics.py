@@ -48,13 +48,13 @@ class Metrics:
             self._stats.incr(_FAILURES, tags=self._tags)
 
     def polled(self, seconds: float, subscriptions: int) -> None:
-        """A poll cycle took so many seconds, and so many still wait."""
+        """A poll cycle has ended: its seconds, and how many subscriptions are left."""
         if self._stats is not None:
             self._stats.timing(_CYCLE, timedelta(seconds=seconds), tags=self._tags)
             self._stats.gauge(_SUBSCRIBERS, subscriptions, tags=self._tags)
 
     def closed(self) -> None:
-        """Nobody waits any more."""
+        """No subscription is left."""
         if self._stats is not None:
             self._stats.gauge(_SUBSCRIBERS, 0, tags=self._tags)
 

@@ -38,8 +38,8 @@ R = TypeVar("R")
 #: An event that no narrow listing shows is looked for in its agent's whole one at the 1st, 2nd, 4th and 8th miss in a
 #: row, and then at each 16th: a platform that has dropped it is not asked for its whole history in every cycle.
 _MISSES_CYCLE = 16
-#: With so many subscriptions in a cycle, there is a break between finding them and choosing how to ask: each takes some
-#: twenty milliseconds at ten thousand.
+#: From this many subscriptions on, the event loop gets a turn between finding them and choosing how to ask: each takes
+#: about twenty milliseconds at ten thousand.
 _MANY_SUBSCRIPTIONS = 1000
 
 
@@ -176,7 +176,7 @@ class Plan:
         return self._schedule.pause_seconds(at)
 
     def pause(self, seconds: float, at: ClockReading) -> None:
-        """Do not poll for so many seconds, since the server asks for it."""
+        """Do not poll for this many seconds, since the server asks for it."""
         self._schedule.pause(seconds, at)
 
     # --- a poll cycle ---------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ class Plan:
 
     def _list_agents(self, cycle: Cycle, listings: Listings) -> Iterator[Flow[None]]:
         for agent_id, subscriptions in cycle.seeking.items():
-            if agent_id is ACCOUNT or agent_id in cycle.complete:
+            if agent_id is ACCOUNT or cycle.is_complete(agent_id):
                 # The account has no other listing.
                 continue
             if any(subscription.seek is not None for subscription in subscriptions):
@@ -230,7 +230,7 @@ class Plan:
     def _list_windows(self, cycle: Cycle, listings: Listings, *, after_active: bool) -> Iterator[Flow[None]]:
         left = list(cycle.not_shown())
         # An event that had not started is no longer PENDING, and its start is unknown.
-        cycle.missed.update(followed.event.id for followed in left if followed.event.startedAt is None)
+        cycle.mark_missed(followed.event.id for followed in left if followed.event.startedAt is None)
         windows = self._planner.windows(left, cycle.at)
         if after_active:
             self._planner.measured_leavers(windows, cycle.at)
@@ -239,7 +239,7 @@ class Plan:
 
     def _search_missed(self, cycle: Cycle, listings: Listings) -> Iterator[Flow[None]]:
         by_agent: dict[str, list[FollowedEvent]] = {}
-        for followed in self._registry.followed(cycle.missed - cycle.shown):
+        for followed in self._registry.followed(cycle.missed):
             followed.misses += 1
             if not self._is_search_due(cycle, followed):
                 continue
@@ -255,13 +255,15 @@ class Plan:
         misses = followed.misses
         if misses % _MISSES_CYCLE == 0 or (misses < _MISSES_CYCLE and misses & (misses - 1) == 0):
             return True
-        if followed.event.id in cycle.refused_windows or self._interrupted.is_under_way(("search", followed.agent_id)):
+        if cycle.was_window_refused(followed.event.id):
+            return True
+        if self._interrupted.is_under_way(("search", followed.agent_id)):
             return True
         # After a failure only the agent's own listing says whether it still fails.
         return not self._registry.failing.isdisjoint(followed.subscriptions)
 
     def _finish(self, cycle: Cycle) -> Flow[None]:
-        yield from cycle.give_looks()
+        yield from cycle.deliver_listings()
         self._interrupted.expire(cycle.at)
         self.failing = cycle.error
         self._schedule.back_off(failed=cycle.error is not None)

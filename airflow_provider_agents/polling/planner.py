@@ -31,22 +31,22 @@ if TYPE_CHECKING:
 #: Room on either side of a `startedAt` in a window: the page does not say whether the bounds are inclusive, nor how
 #: finely they are compared.
 WINDOW_MARGIN = timedelta(seconds=1)
-#: Estimates expire after so many seconds. Then the cheapest conceivable value holds again, until it is tried.
+#: Estimates expire after this many seconds. Then the cheapest conceivable value holds again, until it is tried.
 BELIEVED_SECONDS = 300.0
 #: Neighbouring windows are joined when fewer rows than this lie between them: half a page, for a whole request less.
 _JOINING_ROWS = MAX_LIMIT // 2
-#: As long as nothing is known about the account, windows are joined over gaps of so many seconds: its own, and those of
-#: one agent, which has fewer runs.
+#: As long as nothing is known about the account, its windows are joined over gaps of this many seconds. One agent has
+#: fewer runs, so its windows are joined over longer gaps.
 _JOINING_SECONDS, _JOINING_SECONDS_OF_AGENT = 1.0, 60.0
 #: The way of asking that is the account's whole listing. The other ways are the statuses.
 WHOLE_LISTING: Final = "account"
 #: A listing that was chosen on an estimate is broken off at this many times what the agents' own listings would cost,
 #: but never before `_LEAST_BUDGET` pages.
 _BUDGET_FACTOR, _LEAST_BUDGET = 2, 4
-#: From so many followed events on, the active set is taken without comparing, if it is at most this many times as large
-#: as what is followed: no way could be much cheaper, and to compare takes longer than to ask.
+#: From this many followed events on, the active set is read without a comparison, if it is at most this many times as
+#: large as what is followed: no way could be much cheaper, and to compare takes longer than to ask.
 _MANY_EVENTS, _ACTIVE_FACTOR = 400, 2
-#: `Date` counts whole seconds and a response takes a while: up to so many seconds apart, the clocks agree.
+#: `Date` counts whole seconds and a response takes a while: up to this many seconds apart, the clocks agree.
 _SAME_CLOCK_SECONDS = 2.0
 
 
@@ -59,7 +59,7 @@ class Window:
         event_ids: the events that it shows.
         after: its older end.
         before: its younger end.
-        requests: how many pages it takes, as far as can be told.
+        requests: how many pages it takes, as far as is known.
     """
 
     agent_id: Scope
@@ -99,7 +99,7 @@ class ExpiringEstimate:
 
 
 def pages(rows: float) -> int:
-    """Pages that so many rows take; at least one."""
+    """Pages that `rows` rows take; at least one."""
     return max(1, math.ceil(rows / MAX_LIMIT))
 
 
@@ -110,7 +110,7 @@ def windows(
     *,
     whole_account: bool,
 ) -> list[Window]:
-    """The fewest narrow listings that show all of `some`, as far as can be told.
+    """The fewest narrow listings that show all of `some`, as far as is known.
 
     Args:
         some: the events.
@@ -167,7 +167,7 @@ def _window(group: Sequence[StartedRun], agent_id: Scope, rows_per_second: float
 
 
 def requests_of(some: Iterable[Window]) -> int:
-    """How many requests they take together, as far as can be told."""
+    """How many requests they take together, as far as is known."""
     return sum(window.requests for window in some)
 
 
@@ -286,7 +286,7 @@ class Planner:
         return StartRate(at.wall + self.server_ahead)
 
     def measured_status(self, status: Status, pages_read: int, at: ClockReading, *, whole: bool) -> None:
-        """The account's listing by a status was read, or was broken off after so many pages."""
+        """The account's listing by a status was read, or was broken off after `pages_read` pages."""
         self._status_pages[status].measured(pages_read if whole else _BUDGET_FACTOR * pages_read, at.monotonic)
 
     def measured_account(self, rate: StartRate, at: ClockReading) -> None:
@@ -305,7 +305,7 @@ class Planner:
         self._leavers.measured(requests_of(some), at.monotonic)
 
     def forget(self, agent_id: Scope) -> None:
-        """Nobody waits for this agent any more."""
+        """No subscription waits for this agent any more."""
         self._agent_pages.pop(agent_id, None)
         self._agent_rates.pop(agent_id, None)
 

@@ -1,6 +1,6 @@
 """Which subscription seeks in which agent, and which follows which event. Delivers what a page shows. Pure.
 
-Two kinds of subscribers are told apart:
+There are two kinds of subscribers:
 
 - A subscriber that still *seeks* its run needs a complete listing: every event of its agent down to a floor, and those
   that are PENDING, in an order in which nothing slips through.
@@ -249,10 +249,10 @@ class Registry:
         if everything is not None:
             everything[event.id] = fresher(everything.get(event.id), event)
 
-    def _match_id(self, owner: Scope, name: str, look: Look, at: ClockReading) -> None:
+    def _match_id(self, owner: Scope, name: str, listing: Look, at: ClockReading) -> None:
         for subscription in tuple(self._by_sought_id.get(name, ())):
             if subscription.subscriber.agent_id == owner and subscription.seek is not None:
-                self.deliver(subscription, look, at)
+                self.deliver(subscription, listing, at)
 
     def _update(self, followed: FollowedEvent, event: ExecutionEvent) -> None:
         before, followed.event = followed.event, fresher(followed.event, event)
@@ -272,13 +272,13 @@ class Registry:
                 subscription.wake()
         self._drop_unless_followed(followed)
 
-    def look(self, agent_id: Scope, server_time: datetime | None) -> Look:
-        """A complete look at an agent in which something is sought, and the followed events that are absent."""
+    def complete_listing(self, agent_id: Scope, server_time: datetime | None) -> Look:
+        """All that was shown of an agent in which something is sought, and the followed events that are absent."""
         return Look(tuple(self._stores[agent_id].values()), server_time, frozenset(self._absent))
 
-    def deliver(self, subscription: Subscription[Any], look: Look, began: ClockReading) -> None:
-        """Give a look to a subscriber that seeks."""
-        result = subscription.subscriber.take(look, began.wall)
+    def deliver(self, subscription: Subscription[Any], listing: Look, began: ClockReading) -> None:
+        """Give a listing to a subscriber that seeks."""
+        result = subscription.subscriber.take(listing, began.wall)
         if result is not None:
             self.end(subscription, result=result)
         elif subscription.subscriber.seek is not subscription.seek:

@@ -28,8 +28,8 @@ GATHER_SHARE, GATHER_SECONDS = 0.2, 1.0
 MAX_BACKOFF_SECONDS = 120.0
 #: A last poll comes at its deadline, but no earlier than this after another cycle, in seconds.
 _LAST_LOOK_GAP_SECONDS = 1.0
-#: At most so many deadlines of ended subscriptions are kept, beside as many as there are subscriptions: to drop each at
-#: once would cost more.
+#: Deadlines of ended subscriptions are dropped together, as to drop each at once costs more: at the latest when there
+#: are this many more of them than subscriptions.
 _LEFT_DEADLINES = 8
 
 
@@ -136,7 +136,7 @@ class Schedule:
         return found
 
     def pause(self, seconds: float, at: ClockReading) -> None:
-        """Do not poll for so many seconds, since the server asks for it."""
+        """Do not poll for this many seconds, since the server asks for it."""
         self._paused_until = max(self._paused_until, at.monotonic + seconds)
 
     def back_off(self, *, failed: bool) -> None:

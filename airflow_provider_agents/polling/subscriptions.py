@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.runs.matching import Look, Seek
 
-#: In the place of an agent's id: the whole account. A subscriber that seeks there gets looks at all agents at once.
+#: In the place of an agent's id: the whole account. A subscriber that seeks there gets the events of all agents.
 ACCOUNT: Final = None
 #: An agent's id, or `ACCOUNT`.
 Scope: TypeAlias = str | None
 
-#: So many failed polls in a row are reported to a subscriber, as one is a blip. A refusal is reported at once.
+#: This many failed polls in a row are reported to a subscriber, as one is a blip. A refusal is reported at once.
 OUTAGE_POLLS = 2
 
 R = TypeVar("R")
@@ -51,7 +51,7 @@ class Subscriber(Protocol[R_co]):
         """The known events whose end matters. They are followed, in addition to the search."""
 
     def take(self, look: Look, began_at: datetime) -> R_co | None:
-        """A complete look, or one that shows an event with a sought id. A result ends the wait."""
+        """A complete listing, or a row with a sought id. A result ends the wait."""
 
     def update(self, event: ExecutionEvent) -> R_co | None:
         """A followed event has changed. A result ends the wait."""

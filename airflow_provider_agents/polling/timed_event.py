@@ -29,7 +29,7 @@ class TimedEvent:
             self._waiter.set_result(None)
 
     async def wait(self, seconds: float) -> bool:
-        """Return when the event is set, or after so many seconds; whether it was set. Clears it."""
+        """Return when the event is set, or after `seconds`; whether it was set. Clears it."""
         if not self._is_set:
             self._waiter = self._loop.create_future()
             timer = clock.call_later(seconds, self._end_wait)

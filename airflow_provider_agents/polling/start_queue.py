@@ -60,7 +60,7 @@ class StartQueue:
         return next(iter(self._waiting), None) == task
 
     def release(self, hold_seconds: float, now: datetime) -> None:
-        """Let the first task start its run: the agent counts as taken for so many seconds."""
+        """Let the first task start its run: the agent counts as taken for `hold_seconds`."""
         self._taken_until = now + timedelta(seconds=hold_seconds)
         self._is_run_awaited = True
 

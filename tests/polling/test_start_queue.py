@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_agents.polling.queues import StartQueue
+from airflow_provider_agents.polling.start_queue import StartQueue
 from airflow_provider_agents.runs.matching import TOLERANCE
 
 T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)
