@@ -21,7 +21,7 @@ def api_key():
 def simulator(tmp_path_factory, api_key):
     # None is over in the seconds in which its task is deferred: Airflow's scheduler can then take the task for killed.
     agents = (
-        *("agent-123:5", "agent-prices:5", "agent-news:6", "agent-failing:6:FAILED"),
+        *("agent-123:15", "agent-prices:5", "agent-news:6", "agent-failing:6:FAILED", "agent-worker:5"),
         *("agent-cleanup:5", "agent-draft:5", "agent-invoices:5", "agent-orders:5", "agent-shop:5", "agent-weather:6"),
         *("agent-hourly:2:COMPLETED:20", "agent-nightly:2:COMPLETED:20"),
     )

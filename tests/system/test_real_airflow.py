@@ -49,8 +49,13 @@ def started(airflow, simulator):
     simulator.control("POST", "agents", {"agent_id": "agent-busy", "run_seconds": 40.0, "queue_seconds": 0.0})
     simulator.control("POST", "runs", {"agentId": "agent-busy"})
     simulator.control("POST", "agents", {"agent_id": "agent-busy", "run_seconds": 1.0})
+    airflow.api(
+        "POST", "/api/v2/pools", {"name": "agent-shop", "slots": 1, "description": "", "include_deferred": True}
+    )
     dag_ids = {
         "agent_deferred": None,
+        "agent_mapped": None,
+        "agent_one_at_a_time": None,
         "system_on_worker": None,
         "system_failed_run": None,
         "system_wrong_key": None,
@@ -79,7 +84,7 @@ def test_a_deferred_run_hands_its_own_final_event_to_the_next_task(airflow, simu
     assert airflow.xcom("agent_deferred", run_id, "run_agent", "request_id") == executions[0]["requestId"]
     assert airflow.xcom("agent_deferred", run_id, "run_agent", "event_id") == executions[0]["eventId"]
     usage = decoded(airflow.xcom("agent_deferred", run_id, "run_agent", "usage"))
-    assert usage["duration_seconds"] == pytest.approx(5.0)
+    assert usage["duration_seconds"] == pytest.approx(15.0)
     assert usage["try_number"] == 1
     assert event["id"] in airflow.xcom("agent_deferred", run_id, "report")
     link = link_of(airflow, "agent_deferred", run_id, "run_agent")
@@ -103,8 +108,8 @@ def test_the_log_tells_the_story_of_the_run_from_start_to_end(airflow, deferred_
     assert "Traceback" not in log
 
 
-def test_mapped_tasks_each_run_their_own_agent(airflow, simulator, deferred_run):
-    run_id = airflow.trigger("agent_mapped")
+def test_mapped_tasks_each_run_their_own_agent(airflow, simulator, started):
+    run_id = started["agent_mapped"]
     assert airflow.wait_for_dag_run("agent_mapped", run_id) == "success"
     for index, agent_id in enumerate(("agent-prices", "agent-news", "agent-weather")):
         event = decoded(airflow.xcom("agent_mapped", run_id, "run_agents", map_index=index))
@@ -130,7 +135,7 @@ def test_waiting_on_the_worker_gives_the_same(airflow, simulator, started):
     run_id = started["system_on_worker"]
     assert airflow.wait_for_dag_run("system_on_worker", run_id) == "success"
     event = decoded(airflow.xcom("system_on_worker", run_id, "run"))
-    assert event["id"] == simulator.executions("agent-prices")[0]["eventId"]
+    assert event["id"] == simulator.executions("agent-worker")[0]["eventId"]
 
 
 def test_a_failed_run_fails_the_try_and_a_retry_starts_a_new_one(airflow, simulator, started):
@@ -157,14 +162,6 @@ def test_what_no_retry_can_mend_fails_at_once_and_says_what_to_do(airflow, start
     assert "The run was accepted." not in log
 
 
-def test_a_connection_that_stays_away_fails_the_task_and_says_what_to_create(airflow, started):
-    run_id = started["system_missing_connection"]
-    assert airflow.wait_for_dag_run("system_missing_connection", run_id) == "failed"
-    words = "The connection 'not_there' does not exist, or cannot be read. Create it under Admin"
-    log = wait_for_log(airflow, "system_missing_connection", run_id, "run", words)
-    assert "The run was accepted." not in log
-
-
 def test_a_busy_agent_is_waited_for_and_then_run(airflow, simulator, started):
     (stranger,) = [
         run["eventId"] for run in simulator.runs().values() if (run["agentId"], run["by"]) == ("agent-busy", "schedule")
@@ -182,17 +179,6 @@ def test_a_retry_after_a_timeout_waits_for_the_same_run(airflow, simulator, star
     (mine,) = simulator.executions("agent-slow")
     assert decoded(airflow.xcom("system_timeout", run_id, "run"))["id"] == mine["eventId"]
     assert wait_for_log(airflow, "system_timeout", run_id, "run", "not finished at the deadline")
-
-
-def test_clearing_a_finished_task_starts_a_new_run(airflow, simulator, deferred_run):
-    run_id, _, executions = deferred_run
-    before = len(simulator.executions("agent-123"))
-    airflow.clear("agent_deferred", run_id)
-    assert airflow.wait_for_dag_run("agent_deferred", run_id) == "success"
-    after = simulator.executions("agent-123")
-    assert len(after) == before + 1
-    assert decoded(airflow.xcom("agent_deferred", run_id, "run_agent"))["id"] == after[-1]["eventId"]
-    assert after[-1]["eventId"] != executions[0]["eventId"]
 
 
 def test_a_task_that_is_marked_failed_leaves_its_run_and_a_clear_takes_it_up_again(airflow, simulator):
@@ -219,9 +205,17 @@ def test_a_task_that_is_marked_failed_leaves_its_run_and_a_clear_takes_it_up_aga
 
 
 @pytest.fixture(scope="module")
-def sensed(airflow, simulator, started):
+def cleared(airflow, simulator, deferred_run):
+    """The finished DAG run once it is cleared: its new try runs while other tests do."""
+    before = len(simulator.executions("agent-123"))
+    airflow.clear("agent_deferred", deferred_run[0])
+    return before
+
+
+@pytest.fixture(scope="module")
+def sensed(airflow, simulator, started, cleared):
     """DAG runs that wait for runs which something else has started, all at once."""
-    simulator.control("POST", "agents", {"agent_id": "agent-sensed", "run_seconds": 20.0, "queue_seconds": 0.0})
+    simulator.control("POST", "agents", {"agent_id": "agent-sensed", "run_seconds": 30.0, "queue_seconds": 0.0})
     simulator.control("POST", "agents", {"agent_id": "agent-odd", "run_seconds": 10.0, "end_status": "FAILED"})
     event = simulator.control("POST", "runs", {"agentId": "agent-sensed"})["eventId"]
     failing = simulator.control("POST", "runs", {"agentId": "agent-odd"})["eventId"]
@@ -235,10 +229,6 @@ def sensed(airflow, simulator, started):
         "agent_without_workers": airflow.trigger("agent_without_workers"),
         "agent_approval": airflow.trigger("agent_approval"),
     }
-    airflow.api(
-        "POST", "/api/v2/pools", {"name": "agent-shop", "slots": 1, "description": "", "include_deferred": True}
-    )
-    run_ids["agent_one_at_a_time"] = airflow.trigger("agent_one_at_a_time")
     return run_ids, conf
 
 
@@ -253,6 +243,15 @@ def test_a_sensor_waits_for_the_submission_in_each_of_its_ways(airflow, simulato
     (mine,) = [done["eventId"] for done in simulator.executions("agent-sensed") if done["requestId"] == request_id]
     for way in ("deferrable", "poke", "reschedule"):
         assert decoded(airflow.xcom("system_sensor_ways", run_id, way))["id"] == mine
+
+
+def test_clearing_a_finished_task_starts_a_new_run(airflow, simulator, deferred_run, cleared):
+    run_id, _, executions = deferred_run
+    assert airflow.wait_for_dag_run("agent_deferred", run_id) == "success"
+    after = simulator.executions("agent-123")
+    assert len(after) == cleared + 1
+    assert decoded(airflow.xcom("agent_deferred", run_id, "run_agent"))["id"] == after[-1]["eventId"]
+    assert after[-1]["eventId"] != executions[0]["eventId"]
 
 
 def test_soft_fail_covers_what_is_late_or_failed_and_nothing_else(airflow, sensed):
@@ -309,8 +308,8 @@ def test_the_examples_that_wait_for_other_runs_work(airflow, simulator, sensed):
     assert simulator.runs()[nightly["id"]]["by"] == "schedule"
 
 
-def test_a_pool_that_deferred_tasks_keep_runs_one_at_a_time(airflow, simulator, sensed):
-    dag_id, run_id = "agent_one_at_a_time", sensed[0]["agent_one_at_a_time"]
+def test_a_pool_that_deferred_tasks_keep_runs_one_at_a_time(airflow, simulator, started):
+    dag_id, run_id = "agent_one_at_a_time", started["agent_one_at_a_time"]
     assert airflow.wait_for_dag_run(dag_id, run_id) == "success"
     runs = simulator.runs()
     (_, first_ended), (second_began, _) = sorted(
@@ -340,6 +339,7 @@ def test_an_approval_stands_between_an_agent_and_what_follows(airflow, sensed):
 def test_a_finished_run_starts_a_dag_whoever_has_started_it(airflow, simulator, sensed):
     dag_id = "agent_finished_starts_dag"
     airflow.unpause(dag_id)
+    airflow.parse_again(dag_id)
     simulator.control("POST", "agents", {"agent_id": "agent-stranger", "run_seconds": 1.0, "queue_seconds": 0.0})
     wanted = set()
 
@@ -357,6 +357,15 @@ def test_a_finished_run_starts_a_dag_whoever_has_started_it(airflow, simulator, 
     lines = until(told, 120, "a DAG run for a finished run", pause=3.0)
     assert all(line.startswith("agent-stranger ") and line.endswith(" COMPLETED") for line in lines)
     assert len(lines) == len(set(lines))
+
+
+# Late in this file: its task looks for the connection for two minutes.
+def test_a_connection_that_stays_away_fails_the_task_and_says_what_to_create(airflow, started):
+    run_id = started["system_missing_connection"]
+    assert airflow.wait_for_dag_run("system_missing_connection", run_id) == "failed"
+    words = "The connection 'not_there' does not exist, or cannot be read. Create it under Admin"
+    log = wait_for_log(airflow, "system_missing_connection", run_id, "run", words)
+    assert "The run was accepted." not in log
 
 
 # Late in this file: it parses the DAG files with a listener, and Airflow then takes those that it refuses for gone

@@ -16,7 +16,7 @@ with DAG("system_failed_run", start_date=START, schedule=None):
     ExecuteAgentOperator(task_id="run", agent_id="agent-failing", retries=1, retry_delay=timedelta(seconds=1), **QUICK)
 
 with DAG("system_on_worker", start_date=START, schedule=None):
-    ExecuteAgentOperator(task_id="run", agent_id="agent-prices", deferrable=False, **QUICK)
+    ExecuteAgentOperator(task_id="run", agent_id="agent-worker", deferrable=False, **QUICK)
 
 with DAG("system_wrong_key", start_date=START, schedule=None):
     ExecuteAgentOperator(
