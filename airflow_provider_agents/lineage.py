@@ -14,11 +14,11 @@ from openlineage.client.facet_v2 import RunFacet, external_query_run
 
 from airflow_provider_agents import __version__
 from airflow_provider_agents.api.errors import one_line
-from airflow_provider_agents.runs.verdict import duration_of
+from airflow_provider_agents.runs.status import duration_of
 
 if TYPE_CHECKING:
+    from airflow_provider_agents.runs.outcome import Verdict
     from airflow_provider_agents.runs.submission import Submission
-    from airflow_provider_agents.runs.verdict import Verdict
 
 #: The facet's key in an event. Public, as the facet's fields are.
 FACET = "agents_run"

@@ -24,36 +24,23 @@ from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.interruption import Interruption
 from airflow_provider_agents.links import RUN_URL_KEY, AgentRunLink
 from airflow_provider_agents.payloads import AgentIdle, RunEnded
+from airflow_provider_agents.runs.outcome import Outcome, Verdict, describe_completed, format_ids, own_event, to_error
 from airflow_provider_agents.runs.record import Phase, RunRecord
+from airflow_provider_agents.runs.status import active_runs, describe_state, is_active, usage_of
 from airflow_provider_agents.runs.submission import (
     Submission,
-    attached_to,
-    died_around,
-    find_lost,
+    adopted_run_warning,
+    find_unconfirmed,
+    interrupted,
     submit,
-    taken_for_ours,
 )
-from airflow_provider_agents.runs.verdict import (
-    ON_AMBIGUOUS,
-    Outcome,
-    Rules,
-    Verdict,
-    Wait,
-    active_runs,
-    error_of,
-    how_it_completed,
-    is_active,
-    named,
-    own_event,
-    state_of_event,
-    usage_of,
-)
+from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS, RunTracker, WaitPolicy
 from airflow_provider_agents.runs.waiting import Pace, bounded, wait_for_end, wait_until_idle
 from airflow_provider_agents.task_state import TaskStateRecord
 from airflow_provider_agents.tasks import (
     DEFER_MARGIN_SECONDS,
     WAITS_IN_TRIGGERER,
-    Known,
+    LineageInfo,
     base_url_of,
     began_at,
     connect,
@@ -214,9 +201,9 @@ class ExecuteAgentOperator(BaseOperator):
             if self.end_from_trigger:
                 validation.refuse_trigger_end(self, "end_from_trigger", overridden=("execute_complete",))
         self._interruption = Interruption()
-        self._under_way: Submission | Wait | None = None
+        self._under_way: Submission | RunTracker | None = None
         self._began_at = now()
-        self._known = Known()
+        self._known = LineageInfo()
         #: What `AgentRunLink` reads.
         self.run_link: str | None = None
 
@@ -250,7 +237,7 @@ class ExecuteAgentOperator(BaseOperator):
         self._began_at = began_at(context)
         memory = TaskStateRecord(self, context)
         hook = connect(self.agents_conn_id, self.log.warning)
-        self._known = Known(base_url=base_url_of(hook))
+        self._known = LineageInfo(base_url=base_url_of(hook))
         with hook.get_conn(window=start_window(self.log.warning)) as client:
             submission = None
             record = memory.load(agent_id)
@@ -269,7 +256,7 @@ class ExecuteAgentOperator(BaseOperator):
             self._under_way = submission
             self._known = replace(self._known, submission=submission)
             if submission.event_id is None:  # else the task waits for a run that another party has started
-                self.log.info("The run was accepted. %s", named(submission))
+                self.log.info("The run was accepted. %s", format_ids(submission))
             self._push(context, "request_id", submission.request_id)
             self._show(context, submission.event_id, hook)
             if not self.wait_for_completion:
@@ -277,7 +264,7 @@ class ExecuteAgentOperator(BaseOperator):
                 return submission.to_json()
             if self.deferrable:
                 self._defer_until_end(submission, memory)
-            self._under_way = wait = Wait(submission, self._rules())
+            self._under_way = wait = RunTracker(submission, self._policy())
         verdict = self._wait_on_worker(wait, hook, self._deadline(), context)
         self._known = replace(self._known, verdict=verdict)
         return self._end(context, submission, verdict, memory, hook)
@@ -296,16 +283,16 @@ class ExecuteAgentOperator(BaseOperator):
         if memory.outlived_clear:
             return self._take_up_cleared(submission, memory, client)
         if record.phase == Phase.SUBMITTING:
-            self.log.warning("%s", taken_for_ours(self.agent_id))
+            self.log.warning("%s", adopted_run_warning(self.agent_id))
             return submission
         if not self.wait_for_completion:
             return submission
         # The worker looks once: a run that has failed meanwhile wants a new one, and one that has ended needs no
         # trigger.
-        _, verdict = self._look(submission, client)
+        _, verdict = self._listing(submission, client)
         if verdict is not None and not self._is_still_wanted(verdict, record, memory):
             return None
-        self.log.info("Waiting again for the run that an earlier try started. %s", named(submission))
+        self.log.info("Waiting again for the run that an earlier try started. %s", format_ids(submission))
         return submission
 
     def _repeat(self, record: RunRecord, memory: TaskStateRecord) -> Submission | dict[str, Any] | None:
@@ -328,30 +315,31 @@ class ExecuteAgentOperator(BaseOperator):
             "An earlier try died while it was starting a run of agent %s. Looking for that run first.",
             self.agent_id,
         )
-        lost = died_around(submission, request_seconds=request_seconds)
-        found = client.run_flow(find_lost(lost, settle=self.settle))
+        lost = interrupted(submission, request_seconds=request_seconds)
+        found = client.run_flow(find_unconfirmed(lost, settle=self.settle))
         if found is None:
             # Else the next try would look again, and take a run that another party has started meanwhile.
             memory.save(Phase.SUBMITTING, submission.changed(sent_at=None))
             self.log.info("No run has appeared, so none was started.")
         return found
 
-    def _look(self, submission: Submission, client: Client) -> tuple[Wait, Verdict | None]:
+    def _listing(self, submission: Submission, client: Client) -> tuple[RunTracker, Verdict | None]:
         """Look once at the run of an earlier try."""
-        wait = Wait(submission, self._rules())
+        wait = RunTracker(submission, self._policy())
         began_at = now()
-        return wait, wait.take(client.run_flow(bounded(wait.look(), self._deadline(), now=now)), began_at)
+        listing = client.run_flow(bounded(wait.read_listing(), self._deadline(), now=now))
+        return wait, wait.apply_listing(listing, began_at)
 
     def _take_up_cleared(self, submission: Submission, memory: TaskStateRecord, client: Client) -> Submission | None:
         """The run of a task whose record was discarded by a clear; None unless that run is still running."""
-        wait, verdict = self._look(submission, client)
-        if verdict is not None and not wait.going_on:
+        wait, verdict = self._listing(submission, client)
+        if verdict is not None and not wait.active:
             # A clear asks for a new run, and says so by discarding the record.
             memory.save(Phase.SUBMITTING, submission.changed(sent_at=None))
             self.log.info(
                 "This task was cleared, and its earlier run is not running any more (%s). %s",
                 verdict.outcome,
-                named(submission, verdict.events),
+                format_ids(submission, verdict.events),
             )
             return None
         self.log.warning(
@@ -360,10 +348,10 @@ class ExecuteAgentOperator(BaseOperator):
             "task. %s",
             "is" if any(map(is_active, wait.events)) else "may be",
             memory.copy_key(submission),
-            named(submission, wait.events if wait.is_known else ()),
+            format_ids(submission, wait.events if wait.is_known else ()),
         )
-        if submission.unanswered:
-            self.log.warning("%s", taken_for_ours(self.agent_id))
+        if submission.in_doubt:
+            self.log.warning("%s", adopted_run_warning(self.agent_id))
         return submission
 
     def _is_still_wanted(self, verdict: Verdict, record: RunRecord, memory: TaskStateRecord) -> bool:
@@ -371,12 +359,12 @@ class ExecuteAgentOperator(BaseOperator):
         submission = record.submission
         match verdict.outcome:
             case Outcome.FAILED | Outcome.NOT_FOUND:
-                self.log.warning("%s", error_of(verdict, submission, what_now="A new run is started."))
+                self.log.warning("%s", to_error(verdict, submission, what_now="A new run is started."))
                 return False
             case Outcome.COMPLETED if record.ends_in_trigger and memory.is_cleared_since(record):
                 # A trigger cannot write the record, so this is all there is to tell that the task had ended. It looks
                 # the same if the run ended after a user had cleared the waiting task.
-                self.log.info("The earlier run COMPLETED, and the task was cleared since. %s", named(submission))
+                self.log.info("The earlier run COMPLETED, and the task was cleared since. %s", format_ids(submission))
                 return False
         return True
 
@@ -391,7 +379,7 @@ class ExecuteAgentOperator(BaseOperator):
             self._queue_again(idle)
         if not active:
             return None
-        busy = f"Agent {agent_id} is busy: event {active[0].id} is {state_of_event(active[0])}."
+        busy = f"Agent {agent_id} is busy: event {active[0].id} is {describe_state(active[0])}."
         match self.if_running:
             case "attach" if active[0].lacks_id:
                 raise AgentBusyError(
@@ -400,7 +388,7 @@ class ExecuteAgentOperator(BaseOperator):
             case "attach":
                 level = logging.INFO if active[0].unreadable is None else logging.WARNING
                 self.log.log(level, "%s Waiting for that run; none is started.", busy)
-                return attached_to(active[0], agent_id, now())
+                return Submission.for_event(active[0], agent_id, now())
             case "skip":
                 # Airflow shows no reason for a skip.
                 self.log.warning("The task is skipped (if_running='skip'): %s Nothing was started.", busy)
@@ -467,7 +455,7 @@ class ExecuteAgentOperator(BaseOperator):
                 )
             raise
 
-    def _wait_on_worker(self, wait: Wait, hook: AgentsHook, deadline_at: datetime, context: Context) -> Verdict:
+    def _wait_on_worker(self, wait: RunTracker, hook: AgentsHook, deadline_at: datetime, context: Context) -> Verdict:
         """Wait here until there is a verdict."""
         with hook.get_conn() as client:
             return client.run_flow(
@@ -490,7 +478,7 @@ class ExecuteAgentOperator(BaseOperator):
             self.log.warning("A worker ends this task, not its trigger, which would lose %s.", lost)
             ends_in_trigger = False
         memory.save(Phase.DEFERRED, submission, ends_in_trigger=ends_in_trigger, deadline_at=deadline_at)
-        self.log.info("%s %s", WAITS_IN_TRIGGERER.format("for the run", deadline_at), named(submission))
+        self.log.info("%s %s", WAITS_IN_TRIGGERER.format("for the run", deadline_at), format_ids(submission))
         self.defer(
             trigger=AgentRunTrigger(
                 agents_conn_id=self.agents_conn_id,
@@ -546,12 +534,12 @@ class ExecuteAgentOperator(BaseOperator):
         self._keep_to(ended.submission.agent_id, ended.agents_conn_id)
         verdict = ended.verdict()
         hook = AgentsHook(self.agents_conn_id)
-        self._known = Known(submission=ended.submission, verdict=verdict, base_url=base_url_of(hook))
+        self._known = LineageInfo(submission=ended.submission, verdict=verdict, base_url=base_url_of(hook))
         if verdict is None:
             memory.save(Phase.ACCEPTED, ended.submission)
             raise (AirflowFailException if ended.for_good else TemporaryError)(
                 f"The wait for the run has failed: {ended.error} The run is still running and cannot be cancelled. "
-                f"{memory.next_try_while_running} {named(ended.submission)}"
+                f"{memory.next_try_while_running} {format_ids(ended.submission)}"
             )
         return self._end(context, ended.submission, verdict, memory, hook)
 
@@ -567,7 +555,7 @@ class ExecuteAgentOperator(BaseOperator):
             result = event.to_json()
             memory.save(Phase.ENDED, submission, outcome=verdict.outcome, result=result, is_own=own is not None)
             level = logging.INFO if len(verdict.events) == 1 else logging.WARNING
-            self.log.log(level, "%s", how_it_completed(verdict, submission))
+            self.log.log(level, "%s", describe_completed(verdict, submission))
             return result
         if verdict.outcome == Outcome.FAILED:
             memory.save(Phase.ENDED, submission, outcome=verdict.outcome)
@@ -582,7 +570,7 @@ class ExecuteAgentOperator(BaseOperator):
         else:
             memory.save(Phase.ACCEPTED, submission)
             what_now = self._words_of_limit() + memory.next_try_while_running
-        error = error_of(verdict, submission, what_now=what_now)
+        error = to_error(verdict, submission, what_now=what_now)
         raise error or AssertionError("unreachable: a COMPLETED verdict has an event")
 
     def on_kill(self) -> None:
@@ -600,7 +588,9 @@ class ExecuteAgentOperator(BaseOperator):
             self.log.warning(
                 "The task was killed. Its run cannot be cancelled and is still running, if it was started. %s %s",
                 NEXT_TRY_WAITS if self.durable and TRIGGERS_END_TASKS else "A retry starts a new run.",
-                named(run.submission, run.events if run.is_known else ()) if isinstance(run, Wait) else named(run),
+                format_ids(run.submission, run.events if run.is_known else ())
+                if isinstance(run, RunTracker)
+                else format_ids(run),
             )
 
     # --- small things ---
@@ -637,8 +627,8 @@ class ExecuteAgentOperator(BaseOperator):
         link = [] if self.run_link else [RUN_URL_KEY]
         return ["event_id", *link] if self.do_xcom_push else link
 
-    def _rules(self) -> Rules:
-        return Rules(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous)
+    def _policy(self) -> WaitPolicy:
+        return WaitPolicy(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous)
 
     def _deadline(self) -> datetime:
         """When to give up: the earlier of `timeout` and what is left of Airflow's `execution_timeout`."""
@@ -696,7 +686,7 @@ class ExecuteAgentOperator(BaseOperator):
 
     def get_openlineage_facets_on_start(self) -> OperatorLineage[Any, Any] | None:
         """Which agent runs; None without that provider."""
-        return Known().lineage(self.agent_id)
+        return LineageInfo().lineage(self.agent_id)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:  # noqa: ARG002 - Airflow's
         """What the task knows of its run; None without that provider."""

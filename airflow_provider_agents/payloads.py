@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import AwareDatetime
 
 from airflow_provider_agents.api.models import read_event
+from airflow_provider_agents.runs.outcome import Outcome, Verdict
+from airflow_provider_agents.runs.status import is_success
 from airflow_provider_agents.runs.submission import Submission
-from airflow_provider_agents.runs.verdict import Outcome, Verdict, is_success
 from airflow_provider_agents.version_compat import NEXT_TRY_WAITS
 from airflow_provider_agents.versioned_json import UnusableDataError, VersionedJson
 

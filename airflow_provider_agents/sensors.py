@@ -32,27 +32,19 @@ from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.interruption import Interruption, interruptible, uninterruptible
 from airflow_provider_agents.links import RUN_URL_KEY, AgentRunLink
 from airflow_provider_agents.payloads import RunEnded
-from airflow_provider_agents.runs.matching import Look, Missing
+from airflow_provider_agents.runs.listing import Listing
+from airflow_provider_agents.runs.matching import Missing
+from airflow_provider_agents.runs.outcome import Outcome, Verdict, describe_completed, format_ids, own_event, to_error
 from airflow_provider_agents.runs.patience import Patience, is_refusal
-from airflow_provider_agents.runs.sought import FirstRun, Sought, check_bound, check_names, list_begun
-from airflow_provider_agents.runs.submission import Submission, attached_to
-from airflow_provider_agents.runs.verdict import (
-    ON_AMBIGUOUS,
-    Outcome,
-    Rules,
-    Verdict,
-    Wait,
-    error_of,
-    how_it_completed,
-    is_terminal,
-    named,
-    own_event,
-)
+from airflow_provider_agents.runs.selector import FirstRun, RunSelector, check_bound, check_names, list_started
+from airflow_provider_agents.runs.status import is_terminal
+from airflow_provider_agents.runs.submission import Submission
+from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS, RunTracker, WaitPolicy
 from airflow_provider_agents.runs.waiting import LateWarning, bounded, in_words, state_of
 from airflow_provider_agents.tasks import (
     DEFER_MARGIN_SECONDS,
     WAITS_IN_TRIGGERER,
-    Known,
+    LineageInfo,
     base_url_of,
     began_at,
     connect,
@@ -85,13 +77,13 @@ def _named_run(sensor: Any) -> dict[str, Any]:
 
 def _names_one_run(sensor: Any) -> str | None:
     """Exactly one argument names the run, and all of them fit together, as far as they are known."""
-    named = _named_run(sensor)
+    format_ids = _named_run(sensor)
     try:
-        check_names(**named)
+        check_names(**format_ids)
         if sensor.agent_id is None and sensor.submission is None:
             return "agent_id is missing. Only a submission names its agent itself."
-        if not any(map(validation.known_later, (sensor.agent_id, *named.values()))):
-            Sought.of(agent_id=sensor.agent_id, **named)
+        if not any(map(validation.known_later, (sensor.agent_id, *format_ids.values()))):
+            RunSelector.of(agent_id=sensor.agent_id, **format_ids)
     except InvalidArgumentError as error:
         return str(error)
     return None
@@ -235,14 +227,14 @@ class AgentRunSensor(BaseSensorOperator):
         validation.checked_switch(self, "start_from_trigger", start_from_trigger)
         self._interruption = Interruption()
         self._first: FirstRun | None = None
-        self._wait: Wait | None = None
+        self._wait: RunTracker | None = None
         self._late_warning: LateWarning | None = None
         self._lacks_only_time = False
         self._patient: Patience | None = None
         self._skip: AirflowSkipException | None = None
         self._began_at = self._deadline = now()
         self._told = ""
-        self._known = Known()
+        self._known = LineageInfo()
         self._warn_once = WarnOnce()
         self._paused_until: datetime | None = None
         #: What `AgentRunLink` reads.
@@ -334,7 +326,7 @@ class AgentRunSensor(BaseSensorOperator):
         deadline_at = now() + timedelta(seconds=self.timeout)
         if self.execution_timeout is not None:
             deadline_at = min(deadline_at, began_at(context) + self.execution_timeout)
-        self.log.info("%s agent=%s", WAITS_IN_TRIGGERER.format("for the run", deadline_at), self._sought().agent_id)
+        self.log.info("%s agent=%s", WAITS_IN_TRIGGERER.format("for the run", deadline_at), self._selector().agent_id)
         return self.defer(
             trigger=AgentSensorTrigger(**self._trigger_arguments(deadline_at=deadline_at, end=False)),
             method_name="execute_complete",
@@ -360,15 +352,15 @@ class AgentRunSensor(BaseSensorOperator):
         """What Airflow's sensors expect; None if this process must look again."""
         self._deadline = (self._first_reschedule(context) or self._began_at) + timedelta(seconds=self.timeout)
         try:
-            sought, hook = self._sought(), AgentsHook(self.agents_conn_id)
+            selector, hook = self._selector(), AgentsHook(self.agents_conn_id)
             with hook.get_conn(self._warn_once) as client:
-                verdict, submission = self._look(sought, client)
+                verdict, submission = self._listing(selector, client)
                 if verdict is None and self._lacks_only_time and self.reschedule and not self.deferrable:
                     # The next look is another process's, which would have to count from nothing again.
                     sleep(self.settle)
-                    verdict, submission = self._look(sought, client)
+                    verdict, submission = self._listing(selector, client)
             if self._wait is not None and self._wait.is_known:
-                self._show(sought.agent_id, self._wait.events[0].id, hook)
+                self._show(selector.agent_id, self._wait.events[0].id, hook)
         except AgentsError as error:
             final = self._patience(context).failed(error, now())
             if final is not None:
@@ -382,8 +374,8 @@ class AgentRunSensor(BaseSensorOperator):
         self._patience(context).succeeded()
         if verdict is None:
             return False
-        self._known = Known(submission=submission, verdict=verdict, base_url=base_url_of(hook))
-        return PokeReturnValue(is_done=True, xcom_value=self._end(verdict, submission, sought.interval))
+        self._known = LineageInfo(submission=submission, verdict=verdict, base_url=base_url_of(hook))
+        return PokeReturnValue(is_done=True, xcom_value=self._end(verdict, submission, selector.interval))
 
     def _patience(self, context: Context) -> Patience:
         """Which failure ends this try."""
@@ -398,32 +390,32 @@ class AgentRunSensor(BaseSensorOperator):
         first = getattr(context.get("ti"), "get_first_reschedule_date", lambda _: None)(context)
         return first if isinstance(first, datetime) else None
 
-    def _look(self, sought: Sought, client: Client) -> tuple[Verdict | None, Submission]:
-        submission = self._wait.submission if self._wait is not None else sought.known(now())
+    def _listing(self, selector: RunSelector, client: Client) -> tuple[Verdict | None, Submission]:
+        submission = self._wait.submission if self._wait is not None else selector.known(now())
         first: ExecutionEvent | None = None
         if submission is None:
-            found = self._find_first(sought, client)
+            found = self._find_first(selector, client)
             if found is None or isinstance(found, Missing):
-                self._tell(f"No run is known yet that began {sought.interval}. agent={sought.agent_id}")
+                self._tell(f"No run is known yet that began {selector.interval}. agent={selector.agent_id}")
                 verdict = None if found is None else Verdict(Outcome.NOT_FOUND)
-                return verdict, Submission(agent_id=sought.agent_id, taken_at=now())
+                return verdict, Submission(agent_id=selector.agent_id, taken_at=now())
             first = found
-            submission = attached_to(first, sought.agent_id, now())
+            submission = Submission.for_event(first, selector.agent_id, now())
         began_at = now()
         if self._wait is None:
-            rules = Rules(settle=self.settle, appear_within=self._appear_within, on_ambiguous=self.on_ambiguous)
-            self._wait = Wait(submission, rules, began_at)
+            policy = WaitPolicy(settle=self.settle, appear_within=self._appear_within, on_ambiguous=self.on_ambiguous)
+            self._wait = RunTracker(submission, policy, began_at)
             self._late_warning = LateWarning(self._wait)
         # A run that was just shown need not be looked for again.
-        look = (
-            Look((first,), None)
+        listing = (
+            Listing((first,), None)
             if first is not None
-            else client.run_flow(bounded(self._wait.look(), self._deadline, now=now))
+            else client.run_flow(bounded(self._wait.read_listing(), self._deadline, now=now))
         )
-        verdict = self._wait.take(look, began_at)
+        verdict = self._wait.apply_listing(listing, began_at)
         self._lacks_only_time = (
-            self._wait.seek is not None
-            and (look.server_time is None or submission.server_after is None)
+            self._wait.criteria is not None
+            and (listing.server_time is None or submission.server_after is None)
             and all(is_terminal(event) for event in self._wait.events)
         )
         # Where another process looks next, that one warns as well.
@@ -432,28 +424,28 @@ class AgentRunSensor(BaseSensorOperator):
         self._tell(state_of(self._wait))
         return verdict, submission
 
-    def _find_first(self, sought: Sought, client: Client) -> ExecutionEvent | Missing | None:
-        if sought.started_after is None:
+    def _find_first(self, selector: RunSelector, client: Client) -> ExecutionEvent | Missing | None:
+        if selector.started_after is None:
             raise AssertionError("unreachable: a run is known, or sought by its begin")
-        self._first = self._first or FirstRun(sought.started_before, self.settle)
-        look = client.run_flow(
+        self._first = self._first or FirstRun(selector.started_before, self.settle)
+        listing = client.run_flow(
             bounded(
-                list_begun(sought.agent_id, sought.started_after, sought.started_before),
+                list_started(selector.agent_id, selector.started_after, selector.started_before),
                 self._deadline,
                 now=now,
             )
         )
-        self._lacks_only_time = look.server_time is None and bool(look.events) and is_terminal(look.events[0])
-        return self._first.take(look)
+        self._lacks_only_time = listing.server_time is None and bool(listing.events) and is_terminal(listing.events[0])
+        return self._first.apply_listing(listing)
 
     def _tell(self, state: str) -> None:
         if state != self._told:
             self._told = state
             self.log.info("%s", state)
 
-    def _sought(self) -> Sought:
+    def _selector(self) -> RunSelector:
         check_bound(self.started_before, was_given=self._is_bounded)
-        return Sought.of(
+        return RunSelector.of(
             agent_id=self.agent_id,
             submission=self.submission,
             event_id=self.event_id,
@@ -487,7 +479,7 @@ class AgentRunSensor(BaseSensorOperator):
             ended = RunEnded.from_json(event)
             verdict = ended.verdict()
             hook = AgentsHook(ended.agents_conn_id)
-            self._known = Known(submission=ended.submission, verdict=verdict, base_url=base_url_of(hook))
+            self._known = LineageInfo(submission=ended.submission, verdict=verdict, base_url=base_url_of(hook))
             if verdict is None:
                 failure = AirflowFailException if ended.for_good else TemporaryError
                 raise failure(ended.error or "The wait could not go on.")
@@ -506,10 +498,10 @@ class AgentRunSensor(BaseSensorOperator):
         event = verdict.event
         if verdict.outcome == Outcome.COMPLETED and event is not None:
             level = logging.INFO if len(verdict.events) == 1 else logging.WARNING
-            self.log.log(level, "%s", how_it_completed(verdict, submission))
+            self.log.log(level, "%s", describe_completed(verdict, submission))
             return event.to_json()
-        error = error_of(verdict, submission, what_now="")
-        ids = named(submission)
+        error = to_error(verdict, submission, what_now="")
+        ids = format_ids(submission)
         if verdict.outcome == Outcome.TIMED_OUT:
             if verdict.events:
                 raise AirflowSensorTimeout(str(error))
@@ -568,7 +560,7 @@ class AgentRunSensor(BaseSensorOperator):
 
     def get_openlineage_facets_on_start(self) -> OperatorLineage[Any, Any] | None:
         """Whose run is waited for; None without that provider."""
-        return Known().lineage(self._agent_waited_for())
+        return LineageInfo().lineage(self._agent_waited_for())
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:  # noqa: ARG002 - Airflow's
         """What the task knows of the run; None without that provider."""
@@ -580,6 +572,6 @@ class AgentRunSensor(BaseSensorOperator):
 
     def _agent_waited_for(self) -> str | None:
         try:
-            return self._sought().agent_id
+            return self._selector().agent_id
         except AgentsError:
             return None

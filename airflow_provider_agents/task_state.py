@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.runs.copies import RecordCopy, TaskPlace, key_of
+from airflow_provider_agents.runs.outcome import format_ids
 from airflow_provider_agents.runs.record import Attempt, Phase, RunRecord
-from airflow_provider_agents.runs.verdict import named
 from airflow_provider_agents.version_compat import CLEARS_DISCARD_STATE, NEXT_TRY_WAITS
 from airflow_provider_agents.versioned_json import UnusableDataError
 
@@ -95,7 +95,7 @@ class TaskStateRecord:
                 "An earlier try started a run of another agent or over another connection. This run is left alone, and "
                 "is still running if it has not ended. connection=%s %s",
                 record.agents_conn_id,
-                named(record.submission),
+                format_ids(record.submission),
             )
             return None
         return record
@@ -150,7 +150,7 @@ class TaskStateRecord:
         except Exception:
             if phase == Phase.SUBMITTING:
                 raise
-            self._operator.log.exception("The record of the run could not be kept. %s", named(submission))
+            self._operator.log.exception("The record of the run could not be kept. %s", format_ids(submission))
         if self._copies is not None:
             self._copies.run_flow(record, until=now() + self._retention)
 
@@ -190,7 +190,8 @@ class TaskStateRecord:
         if record is not None and (record.submission, record.agents_conn_id) != (submission, agents_conn_id):
             raise UnusableDataError(
                 "The trigger has reported another run than the one that this task waits for. The run is left as it is: "
-                f"clear the task to wait for it again. {named(record.submission)}; reported: {named(submission)}"
+                f"clear the task to wait for it again. {format_ids(record.submission)}; "
+                f"reported: {format_ids(submission)}"
             )
 
     def after_failed_deferral(self, record: RunRecord | None) -> str:
@@ -202,7 +203,7 @@ class TaskStateRecord:
         if record is not None:
             return (
                 f"The run is still running, or has ended unseen. {self.next_try_while_running} "
-                f"{named(record.submission)}"
+                f"{format_ids(record.submission)}"
             )
         if self._store is not None:
             return "It was a wait for an idle agent, and this try has started no run. A retry or clear asks again."
@@ -288,7 +289,7 @@ class _Copies:
                 "The copy of this task's record could not be written. If the task is cleared while its run is still "
                 "running, a second run starts. variable=%s %s",
                 copy.key,
-                named(record.submission),
+                format_ids(record.submission),
             )
 
     def delete(self, record: RunRecord) -> None:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
+    from airflow_provider_agents.runs.outcome import Verdict
     from airflow_provider_agents.runs.submission import Submission
-    from airflow_provider_agents.runs.verdict import Verdict
 
 #: Seconds by which Airflow's own deferral timeout comes after ours, so that the clean end wins: Airflow's would fail
 #: the task without a last look and without its verdict.
@@ -94,7 +94,7 @@ def base_url_of(hook: AgentsHook) -> str | None:
 
 # Without a repr: OpenLineage can be told to send a task's attributes in words, and events hold what users wrote.
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Known:
+class LineageInfo:
     """What a task knows of its run; on the task's instance, for whoever asks once the try is over.
 
     Attributes:

@@ -25,20 +25,12 @@ from airflow_provider_agents.hooks import poller_of
 from airflow_provider_agents.links import RUN_URL_KEY
 from airflow_provider_agents.payloads import AgentIdle, RunEnded
 from airflow_provider_agents.polling.idle import wait_until_idle
-from airflow_provider_agents.polling.waits import wait_for_end, wait_for_sought
-from airflow_provider_agents.runs.sought import Sought, check_bound
+from airflow_provider_agents.polling.waits import wait_for_end, wait_for_selected
+from airflow_provider_agents.runs.outcome import Outcome, Verdict, describe_completed, format_ids, own_event
+from airflow_provider_agents.runs.selector import RunSelector, check_bound
+from airflow_provider_agents.runs.status import usage_of
 from airflow_provider_agents.runs.submission import Submission
-from airflow_provider_agents.runs.verdict import (
-    ON_AMBIGUOUS,
-    Outcome,
-    Rules,
-    Verdict,
-    Wait,
-    how_it_completed,
-    named,
-    own_event,
-    usage_of,
-)
+from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS, RunTracker, WaitPolicy
 from airflow_provider_agents.runs.waiting import StillBusyError
 from airflow_provider_agents.triggerer_writes import EarlyXComs, delete_copy, link_to, write_soon
 from airflow_provider_agents.version_compat import NEXT_TRY_WAITS
@@ -83,7 +75,7 @@ def _event_of(
     # Airflow before 3.3 knows no such event; no task of ours asks for it there.
     from airflow.triggers.base import TaskSuccessEvent
 
-    trigger.log.info("%s The task ends here, without a worker.", how_it_completed(verdict, submission))
+    trigger.log.info("%s The task ends here, without a worker.", describe_completed(verdict, submission))
     if isinstance(trigger, AgentRunTrigger) and trigger.copy_key is not None:
         write_soon(delete_copy(trigger.copy_key, trigger.log))
     own = own_event(verdict, submission)
@@ -198,7 +190,7 @@ class AgentRunTrigger(BaseTrigger):
         self.end_with = end_with
         self.show: Any = show
         self.copy_key = copy_key
-        self._wait: Wait | None = None
+        self._wait: RunTracker | None = None
         RUN_ARGUMENTS.check(self, parsing=True)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -222,9 +214,9 @@ class AgentRunTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event."""
         submission = Submission.from_json(self.submission)
-        wait = self._wait = Wait(
+        wait = self._wait = RunTracker(
             submission,
-            Rules(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous),
+            WaitPolicy(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous),
             now(),
         )
         early_xcoms = EarlyXComs(self, self.show)
@@ -240,7 +232,7 @@ class AgentRunTrigger(BaseTrigger):
                 )
                 link = _link_of(poller, submission, verdict)
         except (PermanentError, InvalidConnectionError) as error:
-            self.log.error("The wait for the run has failed: %s %s", error, named(submission))  # noqa: TRY400
+            self.log.error("The wait for the run has failed: %s %s", error, format_ids(submission))  # noqa: TRY400
             yield _error_event(self.agents_conn_id, submission, error)
             return
         finally:
@@ -257,7 +249,7 @@ class AgentRunTrigger(BaseTrigger):
             "This triggerer no longer waits for the run. The run cannot be cancelled and is still running. If the "
             "trigger was only moved, another triggerer waits. %s With durable=False, a new run starts. %s",
             NEXT_TRY_WAITS,
-            named(submission, events),
+            format_ids(submission, events),
         )
 
 
@@ -349,25 +341,25 @@ class AgentSensorTrigger(BaseTrigger):
             # Templates are rendered by now, so this is the earliest that they can be read.
             SENSOR_ARGUMENTS.check(self)
             check_bound(self.started_before, was_given=self._is_bounded)
-            sought = Sought.of(
+            selector = RunSelector.of(
                 agent_id=self.agent_id,
                 submission=self.submission,
                 event_id=self.event_id,
                 started_after=self.started_after,
                 started_before=self.started_before,
             )
-            unknown = Submission(agent_id=sought.agent_id, taken_at=now())
-            rules = Rules(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous)
+            unknown = Submission(agent_id=selector.agent_id, taken_at=now())
+            policy = WaitPolicy(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous)
             async with poller_of(self.agents_conn_id) as poller:
-                submission, verdict = await wait_for_sought(
+                submission, verdict = await wait_for_selected(
                     poller,
-                    sought,
-                    rules,
+                    selector,
+                    policy,
                     poll_interval=self.poll_interval,
                     deadline_at=self._deadline(),
                     now=now,
                     say=self.log.log,
-                    on_known=partial(early_xcoms.publish, poller, sought.agent_id),
+                    on_known=partial(early_xcoms.publish, poller, selector.agent_id),
                     # A worker has looked before it deferred the task. Without a worker, the first refusal is believed.
                     answered=self.deadline_at is not None,
                 )
@@ -378,7 +370,7 @@ class AgentSensorTrigger(BaseTrigger):
             return
         finally:
             early_xcoms.stop()
-        yield _event_of(self, submission, verdict, link, sought.interval)
+        yield _event_of(self, submission, verdict, link, selector.interval)
 
     def _deadline(self) -> datetime:
         if self.deadline_at is not None:

@@ -30,8 +30,8 @@ from airflow_provider_agents.api.errors import AgentsError
 from airflow_provider_agents.api.models import Status
 from airflow_provider_agents.hooks import poller_of
 from airflow_provider_agents.payloads import Payload
-from airflow_provider_agents.polling.completion_stream import open_journal, stream_completions
-from airflow_provider_agents.runs.journal import Cursor
+from airflow_provider_agents.polling.completion_stream import open_tracker, stream_completions
+from airflow_provider_agents.runs.completions import Checkpoint
 from airflow_provider_agents.version_compat import WATCHERS_HAVE_QUEUES
 from airflow_provider_agents.versioned_json import UnusableDataError
 
@@ -52,7 +52,7 @@ class FinishedRuns(Payload):
 
 #: The keys of the watchers' checkpoints in an asset's state begin with this. Public: to delete the keys starts the
 #: watchers anew, from then on.
-CURSOR_KEY = "agent_runs_cursor"
+CHECKPOINT_KEY = "agent_runs_checkpoint"
 #: What was yielded reaches the database about a second later, or ten if a triggerer is busy. A checkpoint that counts a
 #: yield as done is committed only this many seconds after the yield returned, so that what was not kept is told again.
 _BEHIND_SECONDS = 15.0
@@ -169,25 +169,25 @@ class AgentRunEventTrigger(BaseEventTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look for ever; yield one event for each cycle in which runs had ended."""
         checkpoints = _Checkpoints(self)
-        cursor = await checkpoints.load()
+        checkpoint = await checkpoints.load()
         while True:
             try:
                 async with poller_of(self.agents_conn_id) as poller:
-                    journal = await open_journal(
-                        poller, self.agent_id, settle=self.settle, cursor=cursor, statuses=self.statuses
+                    tracker = await open_tracker(
+                        poller, self.agent_id, settle=self.settle, checkpoint=checkpoint, statuses=self.statuses
                     )
-                    if cursor is None:
-                        cursor = journal.cursor()
-                        await checkpoints.commit_first(cursor)
+                    if checkpoint is None:
+                        checkpoint = tracker.checkpoint()
+                        await checkpoints.commit_first(checkpoint)
                     self.log.info("Watching %s.", f"agent {self.agent_id}" if self.agent_id else "all agents")
-                    cycles = stream_completions(poller, journal, poll_interval=self.poll_interval, say=self.log.log)
+                    cycles = stream_completions(poller, tracker, poll_interval=self.poll_interval, say=self.log.log)
                     async with aclosing(cycles):
                         async for ended in cycles:
                             if ended:
                                 yield TriggerEvent(FinishedRuns(runs=tuple(run.to_json() for run in ended)).to_json())
                                 checkpoints.note_yield()
-                            cursor = journal.cursor()
-                            await checkpoints.commit(cursor)
+                            checkpoint = tracker.checkpoint()
+                            await checkpoints.commit(checkpoint)
             except AgentsError as error:
                 self.log.error(  # noqa: TRY400 - its traceback would say no more
                     "The watch cannot go on: %s Trying again in %g seconds.", error, _WATCH_AGAIN_SECONDS
@@ -223,8 +223,8 @@ class _Checkpoints:
     def __init__(self, trigger: AgentRunEventTrigger) -> None:
         self._stores, self._log = _stores_of(trigger), trigger.log
         watched = (trigger.agents_conn_id, trigger.agent_id)
-        self._key = f"{CURSOR_KEY}/{_short(*watched, trigger.statuses)}"
-        self._shared_key = f"{CURSOR_KEY}/{_short(*watched)}"
+        self._key = f"{CHECKPOINT_KEY}/{_short(*watched, trigger.statuses)}"
+        self._shared_key = f"{CHECKPOINT_KEY}/{_short(*watched)}"
         # For people who look at the asset's state.
         self._about = {
             "agents_conn_id": trigger.agents_conn_id,
@@ -232,13 +232,13 @@ class _Checkpoints:
             "statuses": trigger.statuses,
         }
         # Checkpoints, and from which second on each may be committed.
-        self._waiting: deque[tuple[float, Cursor]] = deque()
-        self._noted: Cursor | None = None
+        self._waiting: deque[tuple[float, Checkpoint]] = deque()
+        self._noted: Checkpoint | None = None
         self._noted_at = self._yielded_at = -math.inf
         # From which second on a store that has failed is asked again.
         self._again_at = [-math.inf] * len(self._stores)
 
-    async def load(self) -> Cursor | None:
+    async def load(self) -> Checkpoint | None:
         """The checkpoint of an earlier run of the watcher; None if there is none."""
         if not self._stores:
             self._log.warning(
@@ -248,10 +248,10 @@ class _Checkpoints:
             return None
         values = await self._read_all()
         for name in (self._key, self._shared_key):
-            known = [cursor for value in values if (cursor := self._read(name, value[name])) is not None]
+            known = [checkpoint for value in values if (checkpoint := self._read(name, value[name])) is not None]
             if known:
                 # Each is sound, so the one that has got furthest loses nothing and repeats least.
-                self._noted = max(known, key=lambda cursor: (cursor.floor, len(cursor.told)))
+                self._noted = max(known, key=lambda checkpoint: (checkpoint.watermark, len(checkpoint.emitted)))
                 if name != self._key:
                     # The other watchers go on writing to the shared key.
                     await self.commit_first(self._noted)
@@ -259,9 +259,9 @@ class _Checkpoints:
         self._log.info("No checkpoint of this watcher can be read: watching from now on.")
         return None
 
-    def _read(self, name: str, value: object) -> Cursor | None:
+    def _read(self, name: str, value: object) -> Checkpoint | None:
         try:
-            return Cursor.from_json(value) if value is not None else None
+            return Checkpoint.from_json(value) if value is not None else None
         except UnusableDataError as error:
             self._log.warning("A checkpoint in the asset's state is ignored (key %s). %s", name, error)
             return None
@@ -286,28 +286,28 @@ class _Checkpoints:
                 return [*values.values()]
             await clock.asleep(_STORE_AGAIN_SECONDS)
 
-    async def commit_first(self, cursor: Cursor) -> None:
+    async def commit_first(self, checkpoint: Checkpoint) -> None:
         """Commit the first checkpoint. A restart without one would begin at a later "now" and lose what ended before.
 
         Returns after some minutes in any case: a watch without a checkpoint is better than none.
         """
         ends_at = clock.loop_time() + _STORE_PATIENCE_SECONDS
-        while self._stores and not await self._write(cursor, again_seconds=0.0) and clock.loop_time() < ends_at:
+        while self._stores and not await self._write(checkpoint, again_seconds=0.0) and clock.loop_time() < ends_at:
             await clock.asleep(_STORE_AGAIN_SECONDS)
 
     def note_yield(self) -> None:
         """A yield has returned control. What it yielded is in the triggerer's memory for a moment."""
         self._yielded_at = clock.loop_time()
 
-    async def commit(self, cursor: Cursor) -> None:
+    async def commit(self, checkpoint: Checkpoint) -> None:
         """Commit this checkpoint, as soon as all that it counts as told is in Airflow's database."""
         if not self._stores:
             return
         now = clock.loop_time()
-        is_news = self._noted is None or _gist(self._noted) != _gist(cursor)
+        is_news = self._noted is None or _gist(self._noted) != _gist(checkpoint)
         if is_news or now - self._noted_at >= _CHECKPOINT_EVERY_SECONDS:
-            self._waiting.append((self._yielded_at + _BEHIND_SECONDS, cursor))
-            self._noted, self._noted_at = cursor, now
+            self._waiting.append((self._yielded_at + _BEHIND_SECONDS, checkpoint))
+            self._noted, self._noted_at = checkpoint, now
         due = None
         while self._waiting and self._waiting[0][0] <= now:
             due = self._waiting.popleft()
@@ -316,9 +316,9 @@ class _Checkpoints:
         if not await self._write(due[1], again_seconds=_COMMIT_AGAIN_SECONDS):
             self._waiting.appendleft(due)
 
-    async def _write(self, cursor: Cursor, *, again_seconds: float) -> bool:
+    async def _write(self, checkpoint: Checkpoint, *, again_seconds: float) -> bool:
         """Write a checkpoint to the state of each asset; whether one of them has it now."""
-        value, now = {**cursor.to_json(), "watch": self._about}, clock.loop_time()
+        value, now = {**checkpoint.to_json(), "watch": self._about}, clock.loop_time()
         ready = [number for number, again_at in enumerate(self._again_at) if again_at <= now]
         written = await asyncio.gather(*(self._write_to(self._stores[number], value) for number in ready))
         for number, is_written in zip(ready, written, strict=True):
@@ -342,9 +342,9 @@ def _words(error: Exception) -> str:
     return "no answer in time" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"
 
 
-def _gist(cursor: Cursor) -> tuple[Any, ...]:
+def _gist(checkpoint: Checkpoint) -> tuple[Any, ...]:
     """What of a checkpoint a restart needs more than its time."""
-    return set(cursor.followed), set(cursor.told)
+    return set(checkpoint.open_runs), set(checkpoint.emitted)
 
 
 # --- what a DAG makes of it -------------------------------------------------------------------------------------------

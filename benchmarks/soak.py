@@ -37,12 +37,13 @@ from airflow_provider_agents.api.errors import AgentsError, NoAnswerError
 from airflow_provider_agents.api.flow import NoRetry, Sleep, run_flow
 from airflow_provider_agents.api.responses import read_response
 from airflow_provider_agents.api.settings import Settings
-from airflow_provider_agents.polling.completion_stream import open_journal, stream_completions
+from airflow_provider_agents.polling.completion_stream import open_tracker, stream_completions
 from airflow_provider_agents.polling.poller import SharedPoller, count_shared, shared_poller
 from airflow_provider_agents.polling.subscriptions import ACCOUNT
 from airflow_provider_agents.polling.waits import wait_for_end
+from airflow_provider_agents.runs.outcome import Outcome
 from airflow_provider_agents.runs.submission import submit
-from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
+from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
 from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, SimulatorConfig, mock_transport
 
 DAY = 86_400.0
@@ -110,7 +111,7 @@ class Soak:
         self.key, self.opened, self.outages, self.rotations = "key-0", 0, 0, 0
         self.requests, self.faults, self.open_transports = 0, Counter(), 0
         self.verdicts, self.wrong, self.wanted, self.executed = Counter(), [], 0, 0
-        self.told, self.tellings, self.scheduled, self.untold = set(), 0, 0, []
+        self.emitted, self.tellings, self.scheduled, self.untold = set(), 0, 0, []
         self.pollers_made, self.long_lived, self.problems = 0, None, []
         self.samples, self.sample_count = [], samples
 
@@ -170,11 +171,11 @@ class Soak:
         """As a worker does it; a try that fails is repeated, as nothing was started then."""
         while True:
             try:
-                return await run_flow(submit(agent_id, settle=SETTLE), self.take)
+                return await run_flow(submit(agent_id, settle=SETTLE), self.apply_listing)
             except AgentsError:
                 await asyncio.sleep(600.0)
 
-    async def take(self, step):
+    async def apply_listing(self, step):
         """A worker's request, without an HTTP client: 300,000 of them are not what this is about."""
         if isinstance(step, Sleep):
             return await asyncio.sleep(step.seconds)
@@ -195,7 +196,7 @@ class Soak:
         name = OTHER if rng.random() < ELSEWHERE else WATCHED
         hasty = rng.random() < HASTY
         deadline_at = self.clock.now + timedelta(seconds=rng.uniform(60, 600) if hasty else DAY)
-        wait = Wait(submission, Rules(settle=SETTLE))
+        wait = RunTracker(submission, WaitPolicy(settle=SETTLE))
 
         async def wait_on_a_feed():
             async with self.poller_of(name) as poller:
@@ -216,8 +217,8 @@ class Soak:
             return
         self.verdicts[str(verdict.outcome)] += 1
         if not self.is_right(verdict, event_id, deadline_at):
-            told = ", ".join(f"{event.id} {event.status}" for event in verdict.events)
-            self.wrong.append(f"{submission.name}: {verdict.outcome} ({told}), but {self.sim.truth(event_id)}")
+            emitted = ", ".join(f"{event.id} {event.status}" for event in verdict.events)
+            self.wrong.append(f"{submission.name}: {verdict.outcome} ({emitted}), but {self.sim.truth(event_id)}")
 
     def is_right(self, verdict, event_id, deadline_at):
         truth = self.sim.truth(event_id)
@@ -245,8 +246,8 @@ class Soak:
     async def watch(self):
         async with self.poller_of(WATCHED) as poller:
             self.long_lived = poller
-            journal = await open_journal(poller, ACCOUNT, settle=SETTLE, cursor=None)
-            cycles = stream_completions(poller, journal, poll_interval=POLL_SECONDS, say=lambda level, message: None)
+            tracker = await open_tracker(poller, ACCOUNT, settle=SETTLE, checkpoint=None)
+            cycles = stream_completions(poller, tracker, poll_interval=POLL_SECONDS, say=lambda level, message: None)
             async with aclosing(cycles):
                 async for ended in cycles:
                     for event in ended:
@@ -254,9 +255,9 @@ class Soak:
 
     def tell(self, event):
         self.tellings += 1
-        if event.id in self.told or not self.is_end(event):
+        if event.id in self.emitted or not self.is_end(event):
             self.wrong.append(f"told again, or wrongly: {event}")
-        self.told.add(event.id)
+        self.emitted.add(event.id)
 
     def is_end(self, event):
         try:
@@ -277,9 +278,9 @@ class Soak:
         for run, _ in self.sim.runs():
             if run.ended_at < before:
                 self.scheduled += run.started_by == "schedule"
-                if run.event_id not in self.told:
+                if run.event_id not in self.emitted:
                     self.untold.append(run.event_id)
-                self.told.discard(run.event_id)
+                self.emitted.discard(run.event_id)
         self.sim.forget(before)
 
     def sample(self):

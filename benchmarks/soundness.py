@@ -25,8 +25,9 @@ from own_time import keep_time
 
 from airflow_provider_agents.api.client import Client
 from airflow_provider_agents.api.settings import Settings
+from airflow_provider_agents.runs.outcome import Outcome
 from airflow_provider_agents.runs.submission import submit
-from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
+from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
 from airflow_provider_agents.runs.waiting import wait_for_end
 from airflow_provider_agents.simulator import ManualClock, Simulator, SimulatorConfig, mock_transport
 
@@ -100,7 +101,7 @@ def on_a_feed(client, clock, wait):
 def ours(way, client, clock, agent_id):
     """This provider's way, with its default rules."""
     submission = client.run_flow(submit(agent_id, settle=30.0))
-    verdict = way(client, clock, Wait(submission, Rules()))
+    verdict = way(client, clock, RunTracker(submission, WaitPolicy()))
     status = {Outcome.COMPLETED: "COMPLETED", Outcome.FAILED: "FAILED"}.get(verdict.outcome, verdict.outcome.value)
     return status, [event.id for event in verdict.events]
 

@@ -157,10 +157,10 @@ class Slots(threading.Thread):
     def run(self):
         while not self.stopped:
             if self.wanted:
-                self._look(time.monotonic())
+                self._listing(time.monotonic())
             time.sleep(0.02)
 
-    def _look(self, now):
+    def _listing(self, now):
         holding = {}
         for process in self.airflow.family("scheduler"):
             with contextlib.suppress(psutil.Error):

@@ -146,7 +146,7 @@ def audit(tasks: Sequence[Task], runs: Iterable[Run]) -> Audit:
                 result.after_failure += 1
             else:
                 result.doubled.append(f"{after.request_id} of {task.name}; its runs: {_told(mine)}")
-        _judge(result, task, mine)
+        _decide(result, task, mine)
     return result
 
 
@@ -158,7 +158,7 @@ def _owner(run: Run, tasks: Sequence[Task]) -> Task | None:
     return next(iter(named or seen), None)
 
 
-def _judge(result: Audit, task: Task, mine: Sequence[Run]) -> None:
+def _decide(result: Audit, task: Task, mine: Sequence[Run]) -> None:
     last = mine[-1] if mine else None
     if last is None and task.assumed and task.state in {"success", "failed"}:
         result.assumed.append(f"{task.name} {task.state} with event {task.returned}")

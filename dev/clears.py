@@ -213,7 +213,7 @@ class RowRunner:
             while waiting and len(active) < AT_ONCE:
                 job = waiting.pop(0)
                 active[job.number] = self._lead(job)
-            self._look([jobs[number] for number in active])
+            self._listing([jobs[number] for number in active])
             for number in list(active):
                 self._advance(jobs[number], active)
             time.sleep(0.5)
@@ -234,7 +234,7 @@ class RowRunner:
         job.result.runs = max(job.executes, default=0)
         print(f"{job.row}: {job.result.cell()} ({time.monotonic() - job.began_at:.0f} s)", flush=True)
 
-    def _look(self, jobs: Iterable[Job]) -> None:
+    def _listing(self, jobs: Iterable[Job]) -> None:
         """Take down the states of all task instances and the executes, in two requests."""
         answer = self.airflow.api("GET", "/api/v2/dags/~/dagRuns/~/taskInstances?limit=1000")
         executed = [done["agentId"] for done in self.simulator.executions()]

@@ -232,7 +232,7 @@ class Cluster:
         while now - began_at < self.form.minutes * 60 + END_SECONDS:
             now = time.monotonic()
             with suppress(psycopg2.OperationalError):
-                self.states.add(self._look(), now - seen_at)
+                self.states.add(self._listing(), now - seen_at)
                 seen_at = now
                 is_all = self._dag_runs * len(self.agents) >= self.form.tasks or now - began_at > self.form.minutes * 60
                 if is_all and self._is_over():
@@ -252,7 +252,7 @@ class Cluster:
             self.airflow.revive()
             time.sleep(0.5)
 
-    def _look(self) -> list[tuple[Any, ...]]:
+    def _listing(self) -> list[tuple[Any, ...]]:
         return self.database.rows(
             "select map_index %% 2, coalesce(state, 'none'), count(*) from tasks "
             "where dag_id = %s and task_id = 'run' and map_index >= 0 group by 1, 2",

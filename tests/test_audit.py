@@ -8,8 +8,8 @@ import pytest
 from audit import Run, Task, audit
 
 from airflow_provider_agents.api.models import ExecutionEvent
-from airflow_provider_agents.runs.submission import Submission, taken_for_ours
-from airflow_provider_agents.runs.verdict import Outcome, Verdict, error_of, how_it_completed
+from airflow_provider_agents.runs.outcome import Outcome, Verdict, describe_completed, to_error
+from airflow_provider_agents.runs.submission import Submission, adopted_run_warning
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -155,7 +155,7 @@ def events_of(*ids, status):
 
 def test_the_log_of_every_try_tells_which_runs_a_task_knows():
     first = '{"event": "The run was accepted. agent=agent-1 request_id=req-1"}\n'
-    failed = f'"{error_of(Verdict(Outcome.FAILED, events_of("event-1", status="FAILED")), SENT, what_now="Retry.")}"'
+    failed = f'"{to_error(Verdict(Outcome.FAILED, events_of("event-1", status="FAILED")), SENT, what_now="Retry.")}"'
     second = "The run was accepted. agent=agent-1 request_id=req-2"
     known = task(state="success").with_log(first + failed).with_log(second)
     assert known.requests == {"req-1", "req-2"}
@@ -172,12 +172,12 @@ def test_the_log_tells_of_a_run_without_a_name():
 
 def test_the_log_tells_of_events_that_cannot_be_told_apart():
     events = events_of("event-1", "event-2", status="COMPLETED")
-    several = how_it_completed(Verdict(Outcome.COMPLETED, events), SENT)
-    undecided = str(error_of(Verdict(Outcome.AMBIGUOUS, events), SENT, what_now=""))
+    several = describe_completed(Verdict(Outcome.COMPLETED, events), SENT)
+    undecided = str(to_error(Verdict(Outcome.AMBIGUOUS, events), SENT, what_now=""))
     assert task().with_log(several).several
     assert task().with_log(several).events == {"event-1", "event-2"}
     assert task().with_log(undecided).undecided
 
 
 def test_the_log_tells_of_a_run_that_was_taken_without_an_answer():
-    assert task().with_log(taken_for_ours("agent-1")).assumed
+    assert task().with_log(adopted_run_warning("agent-1")).assumed

@@ -49,9 +49,11 @@ from airflow_provider_agents.api.settings import Settings
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.hooks import AgentsHook, poller_of, run_url_of
 from airflow_provider_agents.operators import ExecuteAgentOperator
-from airflow_provider_agents.runs.matching import Look
+from airflow_provider_agents.runs.listing import Listing
+from airflow_provider_agents.runs.outcome import Outcome, Verdict, to_error
+from airflow_provider_agents.runs.status import usage_of
 from airflow_provider_agents.runs.submission import Submission
-from airflow_provider_agents.runs.verdict import Outcome, Rules, Verdict, Wait, error_of, usage_of
+from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
 from airflow_provider_agents.runs.waiting import state_of
 from airflow_provider_agents.sensors import AgentRunSensor
 from airflow_provider_agents.versioned_json import UnusableDataError
@@ -666,7 +668,7 @@ def test_a_name_that_is_not_printable_and_not_needed_is_absent(field):
 def test_what_an_agent_says_of_its_failure_stays_in_its_line(said):
     event = ExecutionEvent.model_validate({"id": "e-1", "status": "FAILED", "error": said, "agentId": "agent-1"})
     submission = Submission(agent_id="agent-1", taken_at=datetime(2026, 1, 1, tzinfo=UTC), event_id="e-1")
-    message = str(error_of(Verdict(Outcome.FAILED, (event,)), submission, what_now="A retry starts a new run."))
+    message = str(to_error(Verdict(Outcome.FAILED, (event,)), submission, what_now="A retry starts a new run."))
     assert message.isprintable()
     assert len(message) < 500
 
@@ -677,8 +679,10 @@ def test_what_is_logged_of_a_run_stays_in_its_line(event_id, status):
         event = ExecutionEvent.model_validate({"id": event_id, "status": status, "agentId": "agent-1"})
     except ValidationError:
         return
-    wait = Wait(Submission(agent_id="agent-1", taken_at=datetime(2026, 1, 1, tzinfo=UTC), event_id=event_id), Rules())
-    wait.take(Look((event,), None), wait.submission.taken_at)
+    wait = RunTracker(
+        Submission(agent_id="agent-1", taken_at=datetime(2026, 1, 1, tzinfo=UTC), event_id=event_id), WaitPolicy()
+    )
+    wait.apply_listing(Listing((event,), None), wait.submission.taken_at)
     assert wait.events == (event,)
     assert state_of(wait).isprintable()
     assert wait.name.isprintable()

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from airflow_provider_agents.payloads import AgentIdle, RunEnded
+from airflow_provider_agents.runs.completions import Checkpoint
 from airflow_provider_agents.runs.copies import RecordCopy, TaskPlace
-from airflow_provider_agents.runs.journal import Cursor
 from airflow_provider_agents.runs.record import Attempt, Phase, RunRecord
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.versioned_json import UnusableDataError
@@ -32,7 +32,7 @@ FAMILY = [
         "place",
         "",
     ),
-    (Cursor(floor=T0, told=("e",)), "floor", ""),
+    (Checkpoint(watermark=T0, told=("e",)), "floor", ""),
     (
         RunEnded(agents_conn_id="c", submission=SUBMISSION, outcome="timed_out"),
         "agents_conn_id",

@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_agents.api.errors import InvalidArgumentError
-from airflow_provider_agents.runs.journal import MOST_RUNS_AT_ONCE
+from airflow_provider_agents.runs.completions import MOST_RUNS_AT_ONCE
 from airflow_provider_agents.version_compat import WATCHERS_HAVE_QUEUES
 from airflow_provider_agents.versioned_json import UnusableDataError
-from airflow_provider_agents.watchers import CURSOR_KEY, AgentRunEventTrigger, finished_runs
+from airflow_provider_agents.watchers import CHECKPOINT_KEY, AgentRunEventTrigger, finished_runs
 
 
 class AssetState(dict):
@@ -35,7 +35,7 @@ class AssetState(dict):
 
     @property
     def checkpoints(self):
-        return [value for key, value in self.items() if key.startswith(CURSOR_KEY)]
+        return [value for key, value in self.items() if key.startswith(CHECKPOINT_KEY)]
 
 
 def accessors(**states):
@@ -82,27 +82,27 @@ def watch(platform, seconds, *, state=None, then=lambda: None, **arguments):
     return reported
 
 
-def flat(told):
-    return [event_id for ids in told for event_id in ids]
+def flat(emitted):
+    return [event_id for ids in emitted for event_id in ids]
 
 
 def test_what_ends_in_one_cycle_is_one_event(platform):
     platform.sim.add_agent("agent-2", queue_seconds=0.0, run_seconds=3.0)
     started = []
-    told = watch(
+    emitted = watch(
         platform,
         60,
         state=AssetState(),
         then=lambda: started.extend(platform.sim.start_scheduled_run("agent-2") for _ in range(5)),
     )
-    assert [sorted(ids) for ids in told] == [sorted(started)]
+    assert [sorted(ids) for ids in emitted] == [sorted(started)]
 
 
-@pytest.mark.parametrize(("statuses", "told"), [(["COMPLETED"], 0), (["FAILED"], 1), (("FAILED", "COMPLETED"), 1)])
-def test_only_the_ends_that_are_wanted_are_told(platform, statuses, told):
+@pytest.mark.parametrize(("statuses", "emitted"), [(["COMPLETED"], 0), (["FAILED"], 1), (("FAILED", "COMPLETED"), 1)])
+def test_only_the_ends_that_are_wanted_are_told(platform, statuses, emitted):
     platform.sim.add_agent("agent-1", run_seconds=3.0, end_status="FAILED")
     platform.sim.start_scheduled_run("agent-1")
-    assert len(watch(platform, 60, state=AssetState(), statuses=statuses)) == told
+    assert len(watch(platform, 60, state=AssetState(), statuses=statuses)) == emitted
 
 
 def test_only_the_agent_that_is_wanted_is_told(platform):
@@ -117,8 +117,8 @@ def test_an_unreadable_row_keeps_no_watcher_from_starting_and_is_reported_later(
     odd, state = platform.sim.start_scheduled_run("agent-1"), AssetState()
     platform.sim.corrupt(odd, {"status": None})
     fine = []
-    told = watch(platform, 300, state=state, then=lambda: fine.append(platform.sim.start_scheduled_run("agent-2")))
-    assert flat(told) == fine
+    emitted = watch(platform, 300, state=state, then=lambda: fine.append(platform.sim.start_scheduled_run("agent-2")))
+    assert flat(emitted) == fine
     assert caplog.text.count(f"agent=agent-1 event={odd}") == 1
     platform.advance(3600)
     platform.sim.restore(odd)
@@ -136,9 +136,9 @@ def test_a_restart_loses_nothing_and_the_cursor_moves_late(platform):
     watch(platform, 30, state=state)
     first = platform.sim.start_scheduled_run("agent-1")
     # Ends after some 7 s; the triggerer dies before that was kept for certain.
-    told = flat(watch(platform, 12, state=state))
-    assert told == [first]
-    assert all(first not in checkpoint.get("told", ()) for checkpoint in state.checkpoints)
+    emitted = flat(watch(platform, 12, state=state))
+    assert emitted == [first]
+    assert all(first not in checkpoint.get("emitted", ()) for checkpoint in state.checkpoints)
     second = platform.sim.start_scheduled_run("agent-1")
     platform.advance(3600)
     # The repetition can be told by its id.
@@ -315,9 +315,9 @@ def test_a_kill_soon_after_the_first_start_loses_nothing_that_ended_since(platfo
     def start():
         started.extend(platform.sim.start_scheduled_run(agent_id) for agent_id in ("soon", "later"))
 
-    told = flat(watch(platform, seconds, state=state, then=start))
+    emitted = flat(watch(platform, seconds, state=state, then=start))
     platform.advance(60)
-    assert set(started) <= {*told, *flat(watch(platform, 60, state=state))}
+    assert set(started) <= {*emitted, *flat(watch(platform, 60, state=state))}
 
 
 def test_an_airflow_without_asset_state_starts_from_now_and_says_so(platform, logged):
@@ -422,8 +422,8 @@ def test_a_watcher_whose_arguments_change_loses_nothing(platform, changed):
     missed = platform.sim.start_scheduled_run("agent-1")
     platform.advance(600)
     # A kill right after the change loses nothing either.
-    told = flat(watch(platform, 0.5, state=state, **changed)) + flat(watch(platform, 100, state=state, **changed))
-    assert told == [missed]
+    emitted = flat(watch(platform, 0.5, state=state, **changed)) + flat(watch(platform, 100, state=state, **changed))
+    assert emitted == [missed]
 
 
 def test_runs_that_ended_in_a_long_downtime_come_in_bounded_events_seconds_apart(platform):
@@ -432,9 +432,9 @@ def test_runs_that_ended_in_a_long_downtime_come_in_bounded_events_seconds_apart
     watch(platform, 60, state=state)
     platform.advance(1300 * 12)
     sim.add_history("busy", 1290, every=12.0, run_seconds=3.0)
-    told = watch(platform, 60, state=state)
-    assert len(flat(told)) == len(set(flat(told))) == 1290
-    assert [len(ids) for ids in told] == [MOST_RUNS_AT_ONCE, MOST_RUNS_AT_ONCE, 1290 - 2 * MOST_RUNS_AT_ONCE]
+    emitted = watch(platform, 60, state=state)
+    assert len(flat(emitted)) == len(set(flat(emitted))) == 1290
+    assert [len(ids) for ids in emitted] == [MOST_RUNS_AT_ONCE, MOST_RUNS_AT_ONCE, 1290 - 2 * MOST_RUNS_AT_ONCE]
     assert watch(platform, 60, state=state) == []
 
 
@@ -451,8 +451,8 @@ def test_a_run_that_vanishes_is_given_up_once_and_the_log_names_it(platform, log
                 60.0 * minutes, lambda: others.append(sim.start_scheduled_run("other"))
             )
 
-    told = flat(watch(platform, 4 * 3600, state=state, then=play, poll_interval=30.0))
-    assert told == others
+    emitted = flat(watch(platform, 4 * 3600, state=state, then=play, poll_interval=30.0))
+    assert emitted == others
     assert watch(platform, 4 * 3600, state=state, poll_interval=30.0) == []
     (line,) = [line for line in logged().splitlines() if "gives it up" in line]
     assert f"agent=gone event={lost}" in line
@@ -465,8 +465,8 @@ def test_a_rate_limit_delays_what_ended_during_a_downtime_and_loses_nothing(plat
     platform.advance(400 * 12)
     sim.add_history("busy", 390, every=12.0, run_seconds=3.0)
     sim.config = dataclasses.replace(sim.config, rate_limit=(10, 60.0), page_rows=10)
-    told = flat(watch(platform, 1200, state=state))
-    assert len(told) == len(set(told)) == 390
+    emitted = flat(watch(platform, 1200, state=state))
+    assert len(emitted) == len(set(emitted)) == 390
 
 
 @pytest.mark.parametrize("retry_after", ["seconds", "absent"])
@@ -550,7 +550,7 @@ def test_over_kills_every_run_arrives_and_only_the_last_seconds_are_repeated(pla
     kills.append(airflow.run(30.0, accessors(a=states["a"]), [(rng.uniform(20, 30), start) for _ in range(3)]))
     for _ in range(12):
         # Another deployment: assets come and go, but for one that was fed until now.
-        stays = max(fed, key=lambda name: [checkpoint["floor"] for checkpoint in states[name].checkpoints])
+        stays = max(fed, key=lambda name: [checkpoint["watermark"] for checkpoint in states[name].checkpoints])
         fed = {stays, *rng.sample("abc", rng.randrange(3))}
         life = rng.choice([0.5, 3.0, 8.0, 40.0, 120.0])
         then = [(rng.uniform(0, life), start) for _ in range(rng.randrange(6))]

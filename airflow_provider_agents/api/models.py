@@ -2,7 +2,7 @@
 
 A row never fails its page. An invalid value in a field that no verdict needs counts as absent. A row with an invalid
 value in a field that a verdict needs becomes a stand-in, which says why (`unreadable`). Unknown fields are kept. An
-unknown `status` is a string like any other: only `runs.verdict` decides what it means. Timestamps are aware and in UTC;
+unknown `status` is a string like any other: only `runs.status` decides what it means. Timestamps are aware and in UTC;
 one without an offset is read as UTC.
 """
 
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class Status(StrEnum):
-    """The documented statuses. Others may appear; `runs.verdict` decides what they mean."""
+    """The documented statuses. Others may appear; `runs.status` decides what they mean."""
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"

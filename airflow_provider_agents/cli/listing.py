@@ -10,7 +10,7 @@ from airflow_provider_agents.api import endpoints, flow
 from airflow_provider_agents.cli.command import client_of, command_of
 from airflow_provider_agents.cli.exit_codes import ExitCode
 from airflow_provider_agents.cli.output import print_rows, run_rows
-from airflow_provider_agents.runs.matching import is_young, lies_before
+from airflow_provider_agents.runs.matching import is_before, is_young
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -46,13 +46,13 @@ def newest_runs(agent_id: str, *, status: str | None, since: datetime | None, li
     The API's own `startedAfter` is not used: a run that waits to begin may have no `startedAt`, and then be left out.
     """
 
-    def enough() -> Callable[[Response[Page[ExecutionEvent]]], bool]:
+    def stop() -> Callable[[Response[Page[ExecutionEvent]]], bool]:
         left = limit
 
         def is_enough(answer: Response[Page[ExecutionEvent]]) -> bool:
             nonlocal left
             left -= sum(is_young(event, since) for event in answer.value.data)
-            return left <= 0 or any(lies_before(event, since) for event in answer.value.data)
+            return left <= 0 or any(is_before(event, since) for event in answer.value.data)
 
         return is_enough
 
@@ -61,7 +61,7 @@ def newest_runs(agent_id: str, *, status: str | None, since: datetime | None, li
     # answers is then in both, and the later one stands.
     for wanted in ("PENDING", None) if status is None else (status,):
         call = endpoints.list_agent_events(agent_id, status=wanted, limit=min(limit, flow.MAX_LIMIT))
-        listed = yield from flow.paginate(call, enough())
+        listed = yield from flow.paginate(call, stop())
         found.update((event.id, event) for event in listed.value if is_young(event, since))
     undated = datetime.max.replace(tzinfo=UTC)
     return sorted(found.values(), key=lambda event: event.created_by or undated, reverse=True)[:limit]

@@ -15,8 +15,9 @@ from airflow_provider_agents.cli.command import client_of, command_of
 from airflow_provider_agents.cli.exit_codes import ExitCode
 from airflow_provider_agents.cli.output import LONGEST_LINE, print_rows, run_rows, say
 from airflow_provider_agents.clock import now
+from airflow_provider_agents.runs.outcome import Outcome, describe_completed, format_ids, to_error
 from airflow_provider_agents.runs.submission import submit
-from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait, error_of, how_it_completed, named
+from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
 from airflow_provider_agents.runs.waiting import wait_for_end
 
 if TYPE_CHECKING:
@@ -73,14 +74,14 @@ def run(args: Namespace) -> ExitCode:
         say("Interrupted.")
         code = code_if_accepted = code_if_in_doubt = ExitCode.INTERRUPTED
     if attempt.run is not None and attempt.is_accepted:
-        from airflow_provider_agents.runs.verdict import named
+        from airflow_provider_agents.runs.outcome import format_ids
 
-        look = _how_to_look(args, attempt.run)
-        say(f"The run is still running, and cannot be cancelled. {named(attempt.run)}. Look at it with: {look}")
+        listing = _how_to_look(args, attempt.run)
+        say(f"The run is still running, and cannot be cancelled. {format_ids(attempt.run)}. Look at it with: {listing}")
         return code_if_accepted
     if attempt.run is not None and attempt.is_in_doubt:
-        look = _how_to_look(args, attempt.run)
-        say(f"It is not known whether a run was started. Before you start another, look with: {look}")
+        listing = _how_to_look(args, attempt.run)
+        say(f"It is not known whether a run was started. Before you start another, look with: {listing}")
         return code_if_in_doubt
     say("Nothing was started.")
     return code
@@ -88,31 +89,31 @@ def run(args: Namespace) -> ExitCode:
 
 def _run(args: Namespace, client: Client, attempt: _Attempt) -> ExitCode:
 
-    rules = Rules()
-    steps = submit(args.agent_id, settle=rules.settle, save=attempt.note, say=say)
+    policy = WaitPolicy()
+    steps = submit(args.agent_id, settle=policy.settle, save=attempt.note, say=say)
     attempt.run = submission = client.run_flow(steps)
     attempt.is_accepted = True
-    look = _how_to_look(args, submission)
-    say(f"The run was accepted. {named(submission)}")
+    listing = _how_to_look(args, submission)
+    say(f"The run was accepted. {format_ids(submission)}")
     if not args.wait:
-        say(f"It cannot be cancelled. Look at it with: {look}")
+        say(f"It cannot be cancelled. Look at it with: {listing}")
         _print_run(args.output, submission, "submitted", ())
         return ExitCode.DONE
     with _progress() as report:
         verdict = client.run_flow(
             wait_for_end(
-                Wait(submission, rules),
+                RunTracker(submission, policy),
                 poll_interval=args.poll_interval,
                 deadline_at=now() + timedelta(seconds=args.timeout),
                 now=now,
                 say=report,
             )
         )
-    error = error_of(verdict, submission, what_now=f"Look at the agent's runs with: {look}")
+    error = to_error(verdict, submission, what_now=f"Look at the agent's runs with: {listing}")
     if error is not None:
         say(str(error))
     elif len(verdict.events) > 1 and not verdict.late:
-        say(how_it_completed(verdict, submission))
+        say(describe_completed(verdict, submission))
     _print_run(args.output, submission, verdict.outcome, verdict.events)
     return {
         Outcome.COMPLETED: ExitCode.DONE,
@@ -159,7 +160,7 @@ def _progress() -> Iterator[Say]:
 def _how_to_look(args: Namespace, run: Submission) -> str:
     """The command that lists a run, and what else its agent has run since it was started."""
     # The server's clock, where it is known: the list goes by that.
-    since = run.bounds.floor or run.taken_at - timedelta(minutes=1)
+    since = run.window.not_before or run.taken_at - timedelta(minutes=1)
     words = ["runs", run.agent_id, "--since", f"{since:%Y-%m-%dT%H:%M:%SZ}"]
     if args.conn_id != DEFAULT_CONN_ID:
         words += ["--conn-id", args.conn_id]

@@ -12,15 +12,15 @@ from airflow_provider_agents.api.errors import RateLimitedError
 from airflow_provider_agents.api.flow import ApiCall, Flow, Response, Sleep, Step, paginate, through
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
 from airflow_provider_agents.polling.subscriptions import ACCOUNT
-from airflow_provider_agents.runs.journal import Journal
-from airflow_provider_agents.runs.matching import TOLERANCE, clock_at_least, lies_before
+from airflow_provider_agents.runs.completions import CompletionTracker
+from airflow_provider_agents.runs.matching import TOLERANCE, clock_at_least, is_before
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection
     from datetime import datetime
 
     from airflow_provider_agents.polling.poller import SharedPoller
-    from airflow_provider_agents.runs.journal import Cursor
+    from airflow_provider_agents.runs.completions import Checkpoint
     from airflow_provider_agents.runs.submission import Clock
     from airflow_provider_agents.runs.waiting import Say
 
@@ -32,23 +32,23 @@ R = TypeVar("R")
 _LIMIT_SECONDS = 60.0
 
 
-async def open_journal(
+async def open_tracker(
     poller: SharedPoller,
     agent_id: str | None,
     *,
     settle: float,
-    cursor: Cursor | None,
+    checkpoint: Checkpoint | None,
     statuses: Collection[str] | None = None,
-) -> Journal:
-    """A journal that resumes at a cursor, or begins now. One that begins now has read the listings once.
+) -> CompletionTracker:
+    """A tracker that resumes at a checkpoint, or begins now. One that begins now has read the listings once.
 
-    The arguments are those of `Journal`.
+    The arguments are those of `CompletionTracker`.
 
     Raises:
         AgentsError: the listings cannot be read.
     """
-    if cursor is not None:
-        return Journal(agent_id, settle, cursor, statuses=statuses)
+    if checkpoint is not None:
+        return CompletionTracker(agent_id, settle, checkpoint, statuses=statuses)
     return await poller.ask(_within_limit(journal_from_now(agent_id, settle=settle, now=poller.now, statuses=statuses)))
 
 
@@ -71,8 +71,8 @@ def _within_limit(steps: Flow[R]) -> Flow[R]:
 
 def journal_from_now(
     agent_id: str | None, *, settle: float, now: Clock, statuses: Collection[str] | None = None
-) -> Flow[Journal]:
-    """A journal of what ends from now on. The arguments are those of `Journal`, and our clock."""
+) -> Flow[CompletionTracker]:
+    """A journal of what ends from now on. The arguments are those of `CompletionTracker`, and our clock."""
 
     def list_all(status: Status | None) -> ApiCall[Page[ExecutionEvent]]:
         return list_events(status=status) if agent_id is ACCOUNT else list_agent_events(agent_id, status=status)
@@ -89,21 +89,21 @@ def journal_from_now(
         # not reported, so all of them must be known.
         rows: list[ExecutionEvent] = []
 
-        def enough(answer: Response[Page[ExecutionEvent]]) -> bool:
+        def stop(answer: Response[Page[ExecutionEvent]]) -> bool:
             rows.extend(answer.value.data)
             stamp = clock_at_least(None, rows)
-            floor = min(stamp, now()) - timedelta(seconds=settle) - TOLERANCE if stamp is not None else None
-            return any(lies_before(event, floor) for event in answer.value.data)
+            not_before = min(stamp, now()) - timedelta(seconds=settle) - TOLERANCE if stamp is not None else None
+            return any(is_before(event, not_before) for event in answer.value.data)
 
-        yield from paginate(list_all(None), enough)
+        yield from paginate(list_all(None), stop)
         seen.update((event.id, event) for event in rows)
-    return Journal.from_now(agent_id, settle, server_now, seen.values(), local_now=now(), statuses=statuses)
+    return CompletionTracker.from_now(agent_id, settle, server_now, seen.values(), local_now=now(), statuses=statuses)
 
 
 async def stream_completions(
-    poller: SharedPoller, journal: Journal, *, poll_interval: float, say: Say
+    poller: SharedPoller, tracker: CompletionTracker, *, poll_interval: float, say: Say
 ) -> AsyncGenerator[list[ExecutionEvent]]:
-    """The runs that ended, after each complete listing; more than `Journal.ended` returns at once come in parts.
+    """The runs that ended, after each complete listing, in parts of what `CompletionTracker.ended` returns at once.
 
     The parts are `poll_interval` seconds apart, since Airflow up to 3.3.2 holds back all but the first event of a
     burst.
@@ -112,8 +112,8 @@ async def stream_completions(
         PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
         InvalidConnectionError: the connection cannot be used.
     """
-    looks, outage = journal.looks, False
-    async with aclosing(poller.stream(journal, interval=poll_interval)) as changes:
+    listings, outage = tracker.listings, False
+    async with aclosing(poller.stream(tracker, interval=poll_interval)) as changes:
         async for subscription in changes:
             if (subscription.outage is not None) != outage:
                 outage = subscription.outage is not None
@@ -124,16 +124,16 @@ async def stream_completions(
                     )
                 else:
                     say(logging.INFO, "The API answers again.")
-            if journal.looks != looks:
-                looks = journal.looks
-                for event in journal.lost():
+            if tracker.listings != listings:
+                listings = tracker.listings
+                for event in tracker.lost():
                     say(
                         logging.WARNING,
                         "No listing has shown a run for an hour: its agent was deleted, or the platform keeps it no "
                         "longer. The watcher gives it up, and its end is not reported. "
                         f"agent={event.agentId or 'unknown'} event={event.id}",
                     )
-                yield journal.ended()
-                while journal.has_ended:
+                yield tracker.ended()
+                while tracker.has_ended:
                     await poller.sleep(poll_interval)
-                    yield journal.ended()
+                    yield tracker.ended()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_agents.api.errors import AgentsError, AuthenticationError, RateLimitedError, TemporaryError
 from airflow_provider_agents.api.flow import Sleep
 from airflow_provider_agents.polling.planner import Demand
-from airflow_provider_agents.polling.subscriptions import ACCOUNT, oldest_floor
+from airflow_provider_agents.polling.subscriptions import ACCOUNT, oldest_not_before
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from airflow_provider_agents.polling.planner import Planner
     from airflow_provider_agents.polling.registry import Registry
     from airflow_provider_agents.polling.subscriptions import ClockReading, FollowedEvent, Scope, Subscription
-    from airflow_provider_agents.runs.matching import Look
+    from airflow_provider_agents.runs.listing import Listing
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Cycle:
         self.served = [*registry.subscriptions]
         self.seeking: dict[Scope, list[Subscription[Any]]] = {}
         for subscription in self.served:
-            if subscription.seek is not None:
+            if subscription.criteria is not None:
                 self.seeking.setdefault(subscription.subscriber.agent_id, []).append(subscription)
         self.due = registry.followed_events()
         self._shown: set[str] = set()
@@ -90,7 +90,7 @@ class Cycle:
         return Demand(
             seeking={subscription.subscriber.agent_id for subscription in listed},
             looked_up=[subscription.subscriber.agent_id for subscription in self._looked_up()],
-            floor=oldest_floor(listed),
+            not_before=oldest_not_before(listed),
             started=started,
             is_queue_followed=is_queue_followed,
             followed=len(self.due),
@@ -107,9 +107,9 @@ class Cycle:
         return [
             subscription
             for subscription in itertools.chain.from_iterable(seeking)
-            if subscription.seek is not None
-            and not subscription.seek.is_named
-            and (before is None or subscription.seeking_since < before)
+            if subscription.criteria is not None
+            and not subscription.criteria.is_named
+            and (before is None or subscription.searching_since < before)
         ]
 
     def _looked_up(self) -> Iterator[Subscription[Any]]:
@@ -127,7 +127,7 @@ class Cycle:
     def has_sought_before(self, cycle: int) -> bool:
         """Whether a subscription that still seeks did so before another cycle."""
         return any(
-            subscription.seeking_since < cycle and subscription.seek is not None
+            subscription.searching_since < cycle and subscription.criteria is not None
             for subscriptions in self.seeking.values()
             for subscription in subscriptions
         )
@@ -269,23 +269,23 @@ class Cycle:
         """Deliver the complete listings to the subscriptions that seek."""
         handled, early = 0, 0
         for agent_id, progress in self._complete.items():
-            listing: Look | None = None
+            listing: Listing | None = None
             server_time = progress.server_time
             if server_time is None and progress.cycle < self.number:
                 # The time of later pages is of no use: the listing is as old as its first page.
                 server_time = progress.newest
             for subscription in self.seeking.get(agent_id, ()):
                 # A subscription that began later was not shown the first pages of a listing over several cycles.
-                if subscription.seek is None or subscription.seeking_since >= progress.cycle:
+                if subscription.criteria is None or subscription.searching_since >= progress.cycle:
                     continue
-                is_ripe = subscription.seek.is_ripe(progress.at.wall, server_time)
+                is_decidable = subscription.criteria.is_decidable(progress.at.wall, server_time)
                 # Before `settle` has passed, a listing decides nothing, so it is delivered to a few subscriptions only.
-                if is_ripe or early < _EVENTS_EARLY:
+                if is_decidable or early < _EVENTS_EARLY:
                     listing = listing or self._registry.complete_listing(agent_id, server_time)
                     self._registry.deliver(subscription, listing, progress.at)
                     subscription.was_missed = True
                     handled += _EVENTS_A_DELIVERY + len(listing.events)
-                    if not is_ripe:
+                    if not is_decidable:
                         early += _EVENTS_A_DELIVERY + len(listing.events)
                         subscription.wake()
                 handled += 1

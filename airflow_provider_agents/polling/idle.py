@@ -12,7 +12,7 @@ from airflow_provider_agents.clock import timeout
 from airflow_provider_agents.polling.poller import SIGN_OF_LIFE_SECONDS
 from airflow_provider_agents.polling.start_queue import StartQueue
 from airflow_provider_agents.polling.timed_event import TimedEvent
-from airflow_provider_agents.runs.verdict import is_active
+from airflow_provider_agents.runs.status import is_active
 from airflow_provider_agents.runs.waiting import (
     LAST_LOOK_SECONDS,
     BusyPause,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.polling.poller import SharedPoller
     from airflow_provider_agents.polling.subscriptions import Subscription
-    from airflow_provider_agents.runs.matching import Look
+    from airflow_provider_agents.runs.listing import Listing
     from airflow_provider_agents.runs.submission import Clock
     from airflow_provider_agents.runs.waiting import Say
 
@@ -37,22 +37,22 @@ if TYPE_CHECKING:
 class ActiveRuns:
     """The active runs of an agent, as a subscriber: its result is True once all of them have ended."""
 
-    seek = None
+    criteria = None
 
     def __init__(self, agent_id: str, active: Sequence[ExecutionEvent]) -> None:
         self.agent_id = agent_id
         self._active = {event.id: event for event in active}
 
     @property
-    def going_on(self) -> Collection[ExecutionEvent]:
+    def active(self) -> Collection[ExecutionEvent]:
         """Those that have not ended."""
         return self._active.values()
 
-    def take(self, look: Look, began_at: datetime) -> bool | None:  # noqa: ARG002 - it seeks nothing
+    def apply_listing(self, listing: Listing, began_at: datetime) -> bool | None:  # noqa: ARG002 - it seeks nothing
         """Nothing: no complete look is asked for."""
         return None
 
-    def update(self, event: ExecutionEvent) -> bool | None:
+    def apply_event(self, event: ExecutionEvent) -> bool | None:
         """Drop a run that has ended."""
         if not is_active(event):
             self._active.pop(event.id, None)

@@ -14,8 +14,8 @@ from airflow_provider_agents.api.errors import AuthenticationError, PermanentErr
 from airflow_provider_agents.api.flow import Flow, PageCursor, paginate
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
 from airflow_provider_agents.polling.planner import WHOLE_LISTING
-from airflow_provider_agents.polling.subscriptions import ACCOUNT, oldest_floor
-from airflow_provider_agents.runs.matching import TOLERANCE, clock_at_least, lies_before
+from airflow_provider_agents.polling.subscriptions import ACCOUNT, oldest_not_before
+from airflow_provider_agents.runs.matching import TOLERANCE, clock_at_least, is_before
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
@@ -194,17 +194,17 @@ class Listings:
 
         def read(progress: AccountProgress) -> Flow[Any]:
             listed_for = cycle.listed_for(progress.cycle) if budget is not None else []
-            floor = oldest_floor(listed_for)
+            not_before = oldest_not_before(listed_for)
 
             def stop(page: Response[Page[ExecutionEvent]]) -> bool:
                 if progress.pages == 1:
                     progress.newest = clock_at_least(None, page.value.data)
                 progress.rate.add(page.value.data)
-                if not listed_for or any(lies_before(event, floor) for event in page.value.data):
+                if not listed_for or any(is_before(event, not_before) for event in page.value.data):
                     self._take_page(progress, page)
                     return progress.pages >= cycle.requests_to_look_up()
                 # What is still to come is known better after each page.
-                too_far = budget is not None and progress.pages * progress.rate.share_missing(floor) > budget
+                too_far = budget is not None and progress.pages * progress.rate.share_missing(not_before) > budget
                 return self._take_page(progress, page, break_off=too_far)
 
             return paginate(self._rows.cached(list_events()), stop, cursor=progress.cursor)
@@ -222,16 +222,16 @@ class Listings:
         self._planner.measured_account(progress.rate, cycle.at)
         if budget is None:
             return
-        floor = oldest_floor(cycle.listed_for(progress.cycle))
+        not_before = oldest_not_before(cycle.listed_for(progress.cycle))
         for agent_id, subscriptions in cycle.seeking.items():
             if agent_id is ACCOUNT:
                 is_complete = progress.ended
             else:
                 # With the account's own floor, the listing may have ended above theirs.
                 is_complete = progress.whole and all(
-                    _reaches(floor, subscription)
+                    _reaches(not_before, subscription)
                     for subscription in subscriptions
-                    if subscription.seeking_since < progress.cycle
+                    if subscription.searching_since < progress.cycle
                 )
             if is_complete:
                 cycle.mark_complete(agent_id, progress)
@@ -267,8 +267,8 @@ class Listings:
             return False
 
         def read(progress: AgentProgress) -> Flow[None]:
-            served = [subscription for subscription in subscriptions if subscription.seeking_since < progress.cycle]
-            floor = oldest_floor(served)
+            served = [subscription for subscription in subscriptions if subscription.searching_since < progress.cycle]
+            not_before = oldest_not_before(served)
 
             def stop(page: Response[Page[ExecutionEvent]]) -> bool:
                 if progress.listed.pages == 1:
@@ -276,9 +276,9 @@ class Listings:
                 progress.rate.add(page.value.data)
                 take(page)
                 # Those whose ids were shown have what they want; after everybody's, the rest is of no use.
-                if all(subscription.seek is None for subscription in served):
+                if all(subscription.criteria is None for subscription in served):
                     return True
-                return any(lies_before(event, floor) for event in page.value.data)
+                return any(is_before(event, not_before) for event in page.value.data)
 
             if not progress.pending.is_done:
                 pending = self._rows.cached(list_agent_events(agent_id, status=Status.PENDING))
@@ -293,7 +293,7 @@ class Listings:
             is_of_use=lambda progress: (
                 # As above.
                 (progress.server_time is not None or progress.listed.pages > 0)
-                and any(subscription.seeking_since < progress.cycle for subscription in subscriptions)
+                and any(subscription.searching_since < progress.cycle for subscription in subscriptions)
             ),
         )
         progress = yield from self._over_agent(reading, lambda: subscriptions)
@@ -343,12 +343,12 @@ class Listings:
         def read(progress: SearchProgress) -> Flow[Any]:
             missing.clear()
             missing.update(still_missing(progress))
-            floor = _created_since(by_id[event_id].event for event_id in missing)
+            not_before = _created_since(by_id[event_id].event for event_id in missing)
 
             def stop(page: Response[Page[ExecutionEvent]]) -> bool:
                 cycle.take_page(page.value.data, page.server_time, owner)
                 missing.difference_update(event.id for event in page.value.data)
-                return not missing or any(lies_before(event, floor) for event in page.value.data)
+                return not missing or any(is_before(event, not_before) for event in page.value.data)
 
             return paginate(self._rows.cached(call), stop, cursor=progress.cursor)
 
@@ -389,14 +389,16 @@ class Listings:
         return None
 
 
-def _reaches(floor: datetime | None, subscription: Subscription[Any]) -> bool:
-    """Whether a listing down to `floor` shows what a subscription seeks."""
-    if subscription.seek is None:
+def _reaches(not_before: datetime | None, subscription: Subscription[Any]) -> bool:
+    """Whether a listing down to `not_before` shows what a subscription seeks."""
+    if subscription.criteria is None:
         return True
-    if subscription.seek.is_named:
+    if subscription.criteria.is_named:
         # The listing was not read for it.
         return False
-    return floor is None or (subscription.seek.floor is not None and subscription.seek.floor >= floor)
+    return not_before is None or (
+        subscription.criteria.not_before is not None and subscription.criteria.not_before >= not_before
+    )
 
 
 def _created_since(events: Iterable[ExecutionEvent]) -> datetime | None:

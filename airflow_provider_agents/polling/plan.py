@@ -224,7 +224,7 @@ class Plan:
             if agent_id is ACCOUNT or cycle.is_complete(agent_id):
                 # The account has no other listing.
                 continue
-            if any(subscription.seek is not None for subscription in subscriptions):
+            if any(subscription.criteria is not None for subscription in subscriptions):
                 yield listings.list_agent(agent_id, subscriptions)
 
     def _list_windows(self, cycle: Cycle, listings: Listings, *, after_active: bool) -> Iterator[Flow[None]]:

@@ -198,12 +198,12 @@ class StartRate:
             return None
         return self._rows / max(1.0, (self._newest - self._oldest).total_seconds())
 
-    def share_missing(self, floor: datetime | None) -> float:
-        """How much there still is down to `floor`, as a multiple of the pages so far."""
-        if self._oldest is None or floor is None:
+    def share_missing(self, not_before: datetime | None) -> float:
+        """How much there still is down to `not_before`, as a multiple of the pages so far."""
+        if self._oldest is None or not_before is None:
             return 1.0
         read = max(1.0, (self._newest - self._oldest).total_seconds())
-        return max(0.0, (self._oldest - floor).total_seconds()) / read
+        return max(0.0, (self._oldest - not_before).total_seconds()) / read
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +221,7 @@ class Demand:
 
     seeking: Collection[Scope]
     looked_up: Collection[Scope]
-    floor: datetime | None
+    not_before: datetime | None
     started: Sequence[FollowedEvent]
     is_queue_followed: bool
     followed: int
@@ -358,8 +358,8 @@ class Planner:
             return math.inf, 1.0
         by_agent, by_account = self.requests_of_agents(demand.seeking), math.inf
         is_open = self.is_open(Status.PENDING, at) and self.is_open(WHOLE_LISTING, at)
-        if demand.floor is not None and is_open:
-            seconds, rate = (at.wall + self.server_ahead - demand.floor).total_seconds(), self._rate(at)
+        if demand.not_before is not None and is_open:
+            seconds, rate = (at.wall + self.server_ahead - demand.not_before).total_seconds(), self._rate(at)
             by_account = pages(seconds * rate) if rate is not None else 1
         return by_agent, by_account
 
@@ -381,8 +381,10 @@ class Planner:
             return math.inf, math.inf
         some = self.windows(demand.started, at)
         # The account's listing shows the younger ones anyway.
-        floor = demand.floor
-        return requests_of(some), requests_of(window for window in some if floor is not None and window.after < floor)
+        not_before = demand.not_before
+        return requests_of(some), requests_of(
+            window for window in some if not_before is not None and window.after < not_before
+        )
 
     def windows(self, followed: Iterable[FollowedEvent], at: ClockReading) -> list[Window]:
         """The narrow listings that show these events, as far as they have started."""

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_agents.polling.subscriptions import ACCOUNT, FollowedEvent, oldest_floor
-from airflow_provider_agents.runs.matching import Look, is_young
-from airflow_provider_agents.runs.verdict import fresher, is_terminal
+from airflow_provider_agents.polling.subscriptions import ACCOUNT, FollowedEvent, oldest_not_before
+from airflow_provider_agents.runs.listing import Listing
+from airflow_provider_agents.runs.matching import is_young
+from airflow_provider_agents.runs.status import is_terminal, newer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -116,24 +117,24 @@ class Registry:
 
     def _index(self, subscription: Subscription[Any]) -> None:
         subscriber = subscription.subscriber
-        subscription.seek = seek = subscriber.seek
-        subscription.seeking_since = self._cycle
-        if seek is not None:
+        subscription.criteria = criteria = subscriber.criteria
+        subscription.searching_since = self._cycle
+        if criteria is not None:
             self._seekers.setdefault(subscriber.agent_id, {})[subscription] = None
             self._stores.setdefault(subscriber.agent_id, {})
-            for name in seek.ids:
+            for name in criteria.ids:
                 self._by_sought_id.setdefault(name, {})[subscription] = None
         self._follow(subscription)
 
     def _follow(self, subscription: Subscription[Any]) -> None:
-        active, agent_id = subscription.subscriber.going_on, subscription.subscriber.agent_id
+        active, agent_id = subscription.subscriber.active, subscription.subscriber.agent_id
         before, subscription.following = subscription.following, tuple(event.id for event in active)
         for event in active:
             followed = self._followed.get(event.id)
             if followed is None:
                 followed = self._followed[event.id] = FollowedEvent(agent_id or event.agentId or None, event)
             else:
-                followed.event = fresher(followed.event, event)
+                followed.event = newer_of(followed.event, event)
                 followed.agent_id = followed.agent_id or agent_id
             followed.subscriptions[subscription] = None
         if before:
@@ -150,26 +151,26 @@ class Registry:
             self._absent.discard(followed.event.id)
 
     def _reindex(self, subscription: Subscription[Any]) -> None:
-        seek, before = subscription.subscriber.seek, subscription.seek
-        if seek is not None and before is not None and seek.ids == before.ids:
+        criteria, before = subscription.subscriber.criteria, subscription.criteria
+        if criteria is not None and before is not None and criteria.ids == before.ids:
             # It still seeks, so what was read for it is kept.
-            subscription.seek = seek
+            subscription.criteria = criteria
             self._follow(subscription)
         else:
             self._unindex(subscription)
             self._index(subscription)
 
     def _unindex(self, subscription: Subscription[Any]) -> None:
-        if subscription.seek is not None:
+        if subscription.criteria is not None:
             agent_id = subscription.subscriber.agent_id
             del self._seekers[agent_id][subscription]
             if not self._seekers[agent_id]:
                 del self._seekers[agent_id], self._stores[agent_id]
-            for name in subscription.seek.ids:
+            for name in subscription.criteria.ids:
                 del self._by_sought_id[name][subscription]
                 if not self._by_sought_id[name]:
                     del self._by_sought_id[name]
-            subscription.seek = None
+            subscription.criteria = None
         self._unfollow(subscription, subscription.following)
         subscription.following = ()
 
@@ -241,27 +242,27 @@ class Registry:
                 self._update(followed, event)
         store = self._stores.get(owner)
         if store is not None:
-            store[event.id] = fresher(store.get(event.id), event)
+            store[event.id] = newer_of(store.get(event.id), event)
             for name in (event.id, event.requestId):
                 if name is not None and name in self._by_sought_id:
-                    self._match_id(owner, name, Look((event,), server_time), at)
+                    self._match_id(owner, name, Listing((event,), server_time), at)
         everything = self._stores.get(ACCOUNT)
         if everything is not None:
-            everything[event.id] = fresher(everything.get(event.id), event)
+            everything[event.id] = newer_of(everything.get(event.id), event)
 
-    def _match_id(self, owner: Scope, name: str, listing: Look, at: ClockReading) -> None:
+    def _match_id(self, owner: Scope, name: str, listing: Listing, at: ClockReading) -> None:
         for subscription in tuple(self._by_sought_id.get(name, ())):
-            if subscription.subscriber.agent_id == owner and subscription.seek is not None:
+            if subscription.subscriber.agent_id == owner and subscription.criteria is not None:
                 self.deliver(subscription, listing, at)
 
     def _update(self, followed: FollowedEvent, event: ExecutionEvent) -> None:
-        before, followed.event = followed.event, fresher(followed.event, event)
+        before, followed.event = followed.event, newer_of(followed.event, event)
         latest = followed.event
         if latest is before:
             return
         finished = is_terminal(latest)
         for subscription in tuple(followed.subscriptions):
-            result = subscription.subscriber.update(latest)
+            result = subscription.subscriber.apply_event(latest)
             if result is not None:
                 self.end(subscription, result=result)
                 continue
@@ -272,16 +273,16 @@ class Registry:
                 subscription.wake()
         self._drop_unless_followed(followed)
 
-    def complete_listing(self, agent_id: Scope, server_time: datetime | None) -> Look:
+    def complete_listing(self, agent_id: Scope, server_time: datetime | None) -> Listing:
         """All that was shown of an agent in which something is sought, and the followed events that are absent."""
-        return Look(tuple(self._stores[agent_id].values()), server_time, frozenset(self._absent))
+        return Listing(tuple(self._stores[agent_id].values()), server_time, frozenset(self._absent))
 
-    def deliver(self, subscription: Subscription[Any], listing: Look, began: ClockReading) -> None:
+    def deliver(self, subscription: Subscription[Any], listing: Listing, began: ClockReading) -> None:
         """Give a listing to a subscriber that seeks."""
-        result = subscription.subscriber.take(listing, began.wall)
+        result = subscription.subscriber.apply_listing(listing, began.wall)
         if result is not None:
             self.end(subscription, result=result)
-        elif subscription.subscriber.seek is not subscription.seek:
+        elif subscription.subscriber.criteria is not subscription.criteria:
             self._reindex(subscription)
             subscription.wake()
 
@@ -289,8 +290,8 @@ class Registry:
         """Drop events that are too old for all who still seek, and rows that were malformed in this cycle."""
         store = self._stores.get(agent_id)
         if store:
-            floor = oldest_floor(self._seekers[agent_id])
+            not_before = oldest_not_before(self._seekers[agent_id])
             for event in [
-                event for event in store.values() if event.unreadable is not None or not is_young(event, floor)
+                event for event in store.values() if event.unreadable is not None or not is_young(event, not_before)
             ]:
                 del store[event.id]

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_agents.api.models import ExecutionEvent, Page, read_event
-from airflow_provider_agents.runs.verdict import is_terminal
+from airflow_provider_agents.runs.status import is_terminal
 
 if TYPE_CHECKING:
     from airflow_provider_agents.api.flow import ApiCall

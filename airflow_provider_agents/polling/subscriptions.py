@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_agents.api.errors import AgentsError
     from airflow_provider_agents.api.models import ExecutionEvent
-    from airflow_provider_agents.runs.matching import Look, Seek
+    from airflow_provider_agents.runs.listing import Listing
+    from airflow_provider_agents.runs.matching import SearchCriteria
 
 #: In the place of an agent's id: the whole account. A subscriber that seeks there gets the events of all agents.
 ACCOUNT: Final = None
@@ -36,24 +37,24 @@ class ClockReading:
 
 
 class Subscriber(Protocol[R_co]):
-    """What a subscription is for. `runs.verdict.Wait` is one."""
+    """What a subscription is for. `runs.tracker.RunTracker` is one."""
 
     @property
     def agent_id(self) -> Scope:
         """Whose runs matter: an agent's id, or `ACCOUNT`."""
 
     @property
-    def seek(self) -> Seek | None:
+    def criteria(self) -> SearchCriteria | None:
         """What is sought; None once the events are known. Another object when it has changed."""
 
     @property
-    def going_on(self) -> Collection[ExecutionEvent]:
+    def active(self) -> Collection[ExecutionEvent]:
         """The known events whose end matters. They are followed, in addition to the search."""
 
-    def take(self, look: Look, began_at: datetime) -> R_co | None:
+    def apply_listing(self, listing: Listing, began_at: datetime) -> R_co | None:
         """A complete listing, or a row with a sought id. A result ends the wait."""
 
-    def update(self, event: ExecutionEvent) -> R_co | None:
+    def apply_event(self, event: ExecutionEvent) -> R_co | None:
         """A followed event has changed. A result ends the wait."""
 
     def expire(self) -> R_co:
@@ -86,6 +87,7 @@ class Subscription(Generic[R]):
     """
 
     __slots__ = (
+        "criteria",
         "deadline_at",
         "error",
         "failed_polls",
@@ -96,8 +98,7 @@ class Subscription(Generic[R]):
         "outage",
         "patience",
         "result",
-        "seek",
-        "seeking_since",
+        "searching_since",
         "subscriber",
         "wake",
         "was_missed",
@@ -123,16 +124,16 @@ class Subscription(Generic[R]):
         self.patience = Patience(answered=answered)
         self.failed_polls = 0
         self.failing_since: datetime | None = None
-        self.seek: Seek | None = None
+        self.criteria: SearchCriteria | None = None
         # The number of the latest poll cycle when it began to seek.
-        self.seeking_since = 0
+        self.searching_since = 0
         self.following: tuple[str, ...] = ()
         self.was_missed = False
 
     @property
     def is_looked_up(self) -> bool:
         """Whether the row of one event is all that it still needs, and any listing may show that row."""
-        return self.seek is not None and self.seek.is_named and not self.was_missed
+        return self.criteria is not None and self.criteria.is_named and not self.was_missed
 
     def failed(self, error: AgentsError, now: datetime) -> bool:
         """Count a failed poll. Whether the outage that this makes is new to the subscriber."""
@@ -168,8 +169,8 @@ class FollowedEvent:
     misses: int = 0
 
 
-def oldest_floor(subscriptions: Iterable[Subscription[Any]]) -> datetime | None:
+def oldest_not_before(subscriptions: Iterable[Subscription[Any]]) -> datetime | None:
     """The oldest moment that these seek back to; None if one of them has no floor, or none of them seeks."""
-    floors = [subscription.seek.floor for subscription in subscriptions if subscription.seek is not None]
-    known = [floor for floor in floors if floor is not None]
+    floors = [subscription.criteria.not_before for subscription in subscriptions if subscription.criteria is not None]
+    known = [not_before for not_before in floors if not_before is not None]
     return min(known) if known and len(known) == len(floors) else None

@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from airflow_provider_agents.api.errors import PermanentError, TemporaryError
-from airflow_provider_agents.runs.matching import Look, Missing
+from airflow_provider_agents.runs.listing import Listing
+from airflow_provider_agents.runs.matching import Missing
+from airflow_provider_agents.runs.outcome import Outcome, Verdict
 from airflow_provider_agents.runs.patience import Patience, is_refusal
-from airflow_provider_agents.runs.sought import FirstRun, list_begun
-from airflow_provider_agents.runs.submission import Submission, attached_to
-from airflow_provider_agents.runs.verdict import Outcome, Verdict, Wait
+from airflow_provider_agents.runs.selector import FirstRun, list_started
+from airflow_provider_agents.runs.submission import Submission
+from airflow_provider_agents.runs.tracker import RunTracker
 from airflow_provider_agents.runs.waiting import (
     LateWarning,
     Pace,
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.polling.poller import SharedPoller
     from airflow_provider_agents.polling.subscriptions import Outage, Subscription
-    from airflow_provider_agents.runs.sought import Sought
+    from airflow_provider_agents.runs.selector import RunSelector
     from airflow_provider_agents.runs.submission import Clock
-    from airflow_provider_agents.runs.verdict import Rules
+    from airflow_provider_agents.runs.tracker import WaitPolicy
     from airflow_provider_agents.runs.waiting import Say
 
 
@@ -65,7 +67,7 @@ class ProgressLogger:
 
 async def wait_for_end(
     poller: SharedPoller,
-    wait: Wait,
+    wait: RunTracker,
     *,
     poll_interval: float,
     deadline_at: datetime,
@@ -117,10 +119,10 @@ async def wait_for_end(
     return verdict
 
 
-async def wait_for_sought(
+async def wait_for_selected(
     poller: SharedPoller,
-    sought: Sought,
-    rules: Rules,
+    selector: RunSelector,
+    policy: WaitPolicy,
     *,
     poll_interval: float,
     deadline_at: datetime,
@@ -139,23 +141,25 @@ async def wait_for_sought(
         PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
         InvalidConnectionError: the connection cannot be used.
     """
-    submission, first = sought.known(now()), None
-    if submission is None and sought.started_after is not None:
+    submission, first = selector.known(now()), None
+    if submission is None and selector.started_after is not None:
         pace = Pace(poll_interval, deadline_at, now, say, Patience(answered=answered))
-        found = await _wait_for_first(poller, sought, sought.started_after, rules.settle, pace)
+        found = await _wait_for_first(poller, selector, selector.started_after, policy.settle, pace)
         answered = True
         if found is None or isinstance(found, Missing):
-            nothing = Submission(agent_id=sought.agent_id, taken_at=now())
+            nothing = Submission(agent_id=selector.agent_id, taken_at=now())
             return nothing, Verdict(Outcome.TIMED_OUT if found is None else Outcome.NOT_FOUND)
         first = found
-        submission = attached_to(first, sought.agent_id, now())
-        say(logging.INFO, f"The first run of agent {sought.agent_id} is event {first.id}, begun at {first.startedAt}.")
+        submission = Submission.for_event(first, selector.agent_id, now())
+        say(
+            logging.INFO, f"The first run of agent {selector.agent_id} is event {first.id}, begun at {first.startedAt}."
+        )
     if submission is None:
         raise AssertionError("unreachable: a run is known, or sought by its begin")
-    wait = Wait(submission, rules, now())
+    wait = RunTracker(submission, policy, now())
     if first is not None:
         # Its event is known already.
-        verdict = wait.take(Look((first,), None), now())
+        verdict = wait.apply_listing(Listing((first,), None), now())
         if verdict is not None:
             return submission, verdict
     return submission, await wait_for_end(
@@ -170,28 +174,28 @@ async def wait_for_sought(
 
 
 async def _wait_for_first(
-    poller: SharedPoller, sought: Sought, after: datetime, settle: float, pace: Pace
+    poller: SharedPoller, selector: RunSelector, after: datetime, settle: float, pace: Pace
 ) -> ExecutionEvent | Missing | None:
     """The first run of an interval; None at the deadline."""
-    agent_id, before, search = sought.agent_id, sought.started_before, FirstRun(sought.started_before, settle)
-    pace.speak(logging.INFO, f"Waiting for the first run of agent {agent_id} that begins {sought.interval}.")
+    agent_id, before, search = selector.agent_id, selector.started_before, FirstRun(selector.started_before, settle)
+    pace.speak(logging.INFO, f"Waiting for the first run of agent {agent_id} that begins {selector.interval}.")
     while True:
         over = pace.is_over()
         try:
-            look = await poller.single_flight(
+            listing = await poller.single_flight(
                 ("first", agent_id, after, before),
-                lambda: list_begun(agent_id, after, before),
+                lambda: list_started(agent_id, after, before),
                 deadline_at=pace.deadline_at,
             )
         except (TemporaryError, PermanentError) as error:
             pause = pace.failed(error).seconds
         else:
             pause = pace.looked().seconds
-            found = search.take(look)
+            found = search.apply_listing(listing)
             if found is not None:
                 return found
             pace.sign_of_life(
-                logging.INFO, f"Still waiting for a run of agent {agent_id} that begins {sought.interval}."
+                logging.INFO, f"Still waiting for a run of agent {agent_id} that begins {selector.interval}."
             )
         if over:
             return None

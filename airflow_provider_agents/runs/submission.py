@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from pydantic import AwareDatetime, field_validator
 
@@ -23,6 +23,7 @@ from airflow_provider_agents.api.flow import Flow, NoRetry, Response, Sleep, pag
 from airflow_provider_agents.api.models import Accepted, ExecutionEvent, Page, Status
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.runs import matching
+from airflow_provider_agents.runs.listing import read_listing
 from airflow_provider_agents.versioned_json import VersionedJson
 
 #: POSTs without an answer for one wanted run within one try of a task. Each is looked for before the next.
@@ -30,9 +31,9 @@ MAX_POSTS = 3
 #: A POST whose answer was lost is looked for at least this many seconds, whatever `settle` is: `settle` is chosen for
 #: how soon a verdict is wanted, and to give up too early here pays for a second run. The value is the default of
 #: `settle`, which a platform that shows its events late is known to need.
-LOST_WITHIN_SECONDS = 30.0
+UNCONFIRMED_SECONDS = 30.0
 #: Seconds between two looks for the run of a POST whose answer was lost.
-LOST_LOOK_SECONDS = 3.0
+UNCONFIRMED_POLL_SECONDS = 3.0
 #: Events asked for per page while looking near the newest: the API's default. More pages follow where needed.
 PAGE_ROWS = 50
 _ACCEPTED = 202
@@ -70,12 +71,23 @@ class Submission(VersionedJson):
     server_before: AwareDatetime | None = None
     server_after: AwareDatetime | None = None
     newest_known_at: AwareDatetime | None = None
-    unanswered: bool = False
+    in_doubt: bool = False
 
     @field_validator("agent_id")
     @classmethod
     def _is_an_id(cls, agent_id: str) -> str:
         return check_agent_id(agent_id)
+
+    @classmethod
+    def for_event(cls, event: ExecutionEvent, agent_id: str, taken_at: datetime) -> Self:
+        """The record of a run that this task has not started and waits for.
+
+        Args:
+            event: the run's event.
+            agent_id: whose run it is.
+            taken_at: since when the task waits, on our clock.
+        """
+        return cls(agent_id=agent_id, event_id=event.id, taken_at=taken_at)
 
     @property
     def name(self) -> str:
@@ -88,9 +100,9 @@ class Submission(VersionedJson):
         return ", ".join(parts)
 
     @property
-    def bounds(self) -> matching.Bounds:
+    def window(self) -> matching.MatchWindow:
         """What of this record decides which events can be its run."""
-        return matching.Bounds(
+        return matching.MatchWindow(
             request_id=self.request_id,
             event_id=self.event_id,
             known_event_ids=frozenset(self.known_event_ids) if self.known_event_ids else _NONE,
@@ -99,34 +111,29 @@ class Submission(VersionedJson):
         )
 
 
-def attached_to(event: ExecutionEvent, agent_id: str, now: datetime) -> Submission:
-    """The record of a run that somebody else started and this task takes as its own."""
-    return Submission(agent_id=agent_id, event_id=event.id, taken_at=now)
-
-
 def take_snapshot(agent_id: str) -> Flow[Submission]:
     """Look at what is there before a POST. Reads only."""
     taken_at = now()
-    floor: datetime | None = None
+    not_before: datetime | None = None
 
-    def enough(answer: Response[Page[ExecutionEvent]]) -> bool:
-        nonlocal floor
-        if floor is None:
+    def stop(answer: Response[Page[ExecutionEvent]]) -> bool:
+        nonlocal not_before
+        if not_before is None:
             created = [event.createdAt for event in answer.value.data if event.createdAt is not None]
             newest = answer.server_time or max(created, default=None)
-            floor = newest - matching.TOLERANCE if newest is not None else None
-        return any(matching.lies_before(event, floor) for event in answer.value.data)
+            not_before = newest - matching.TOLERANCE if newest is not None else None
+        return any(matching.is_before(event, not_before) for event in answer.value.data)
 
-    # Asked first, for the reason that `matching.look` gives.
+    # Asked first, for the reason that `listing.read_listing` gives.
     pending = yield from paginate(list_agent_events(agent_id, status=Status.PENDING, limit=PAGE_ROWS))
-    listed = yield from paginate(list_agent_events(agent_id, limit=PAGE_ROWS), enough)
+    listed = yield from paginate(list_agent_events(agent_id, limit=PAGE_ROWS), stop)
     events = [*listed.value, *pending.value]
     return Submission(
         agent_id=agent_id,
         taken_at=taken_at,
         server_before=listed.server_time,
         newest_known_at=max((event.createdAt for event in events if event.createdAt is not None), default=None),
-        known_event_ids=tuple(sorted({event.id for event in events if matching.is_young(event, floor)})),
+        known_event_ids=tuple(sorted({event.id for event in events if matching.is_young(event, not_before)})),
     )
 
 
@@ -152,10 +159,10 @@ def submit(
 
     Raises:
         AgentsError: the last failure. If the last saved record has a `sent_at`, a run may have started all the same;
-            `find_lost` with that record looks for it.
+            `find_unconfirmed` with that record looks for it.
     """
     window = retry.RetryWindow(retry.START_PATIENCE_SECONDS, warn=say)
-    lost_posts = 0
+    unconfirmed_posts = 0
     while True:
         snapshot = yield from take_snapshot(agent_id)
         intent = snapshot.changed(sent_at=now())
@@ -172,12 +179,12 @@ def submit(
                 continue
             if not error.is_retryable:
                 raise
-            found = yield from _recover(_lost(intent, now()), error, settle=settle, say=say)
+            found = yield from _recover(_unconfirmed(intent, now()), error, settle=settle, say=say)
             if found is not None:
                 return found
             save(snapshot)
-            lost_posts += 1
-            if lost_posts == MAX_POSTS:
+            unconfirmed_posts += 1
+            if unconfirmed_posts == MAX_POSTS:
                 raise
             say("No run has appeared, so none was started; asking again.")
             continue
@@ -185,26 +192,26 @@ def submit(
 
 
 def _recover(
-    lost: Submission, error: AgentsError, *, settle: float, say: Callable[[str], None]
+    unconfirmed: Submission, error: AgentsError, *, settle: float, say: Callable[[str], None]
 ) -> Flow[Submission | None]:
     """The run of a POST that failed with `error` and may have acted; None if no run has appeared."""
     if isinstance(error, UnreadableAnswerError) and error.status_code == _ACCEPTED:
         say(f"{error} The platform accepted the run all the same, so it is waited for without its requestId.")
-        return lost
+        return unconfirmed
     asked = retry.retry_after_of(error) or 0.0
     if asked > retry.START_PATIENCE_SECONDS:
         raise retry.append_sentence(
             error, f"A run may have started. The server asks for a pause of {asked:g} seconds before the next request."
         )
-    say(f"{error} A run may have started; looking for it for {lost_within(settle):g} seconds before anything else.")
+    say(f"{error} A run may have started; looking for it for {search_seconds(settle):g} seconds before anything else.")
     yield Sleep(asked)
-    found = yield from find_lost(lost, settle=settle)
+    found = yield from find_unconfirmed(unconfirmed, settle=settle)
     if found is not None:
-        say(taken_for_ours(lost.agent_id))
+        say(adopted_run_warning(unconfirmed.agent_id))
     return found
 
 
-def taken_for_ours(agent_id: str) -> str:
+def adopted_run_warning(agent_id: str) -> str:
     """What to say where a run has appeared after a POST that nobody has seen an answer of."""
     return (
         f"A run of agent {agent_id} has appeared since. To start another could pay twice, so it is taken as the one "
@@ -213,55 +220,55 @@ def taken_for_ours(agent_id: str) -> str:
     )
 
 
-def lost_within(settle: float) -> float:
+def search_seconds(settle: float) -> float:
     """Seconds within which the event of a POST without an answer appears, where an accepted run's takes `settle`."""
-    return max(settle, LOST_WITHIN_SECONDS)
+    return max(settle, UNCONFIRMED_SECONDS)
 
 
-def _lost(intent: Submission, given_up_at: datetime) -> Submission:
+def _unconfirmed(intent: Submission, given_up_at: datetime) -> Submission:
     """The record of a POST whose answer will never come: the server acted, if it did, before `given_up_at`."""
     server_after = intent.server_before + (given_up_at - intent.taken_at) if intent.server_before is not None else None
     return intent.changed(server_after=server_after)
 
 
-def died_around(intent: Submission, *, request_seconds: float) -> Submission:
-    """The record of a POST whose process died, so that `find_lost` can look for its run.
+def interrupted(intent: Submission, *, request_seconds: float) -> Submission:
+    """The record of a POST whose process died, so that `find_unconfirmed` can look for its run.
 
     Args:
         intent: as last saved. Its times are all of that process's clock, so ours must not come in.
         request_seconds: how long a request of that process can have been under way.
     """
     sent_at = intent.sent_at or intent.taken_at
-    return _lost(intent, sent_at + timedelta(seconds=request_seconds))
+    return _unconfirmed(intent, sent_at + timedelta(seconds=request_seconds))
 
 
-def find_lost(lost: Submission, *, settle: float) -> Flow[Submission | None]:
-    """Look for the run of a POST whose answer was lost, until one appears or `lost_within(settle)` seconds have passed.
+def find_unconfirmed(unconfirmed: Submission, *, settle: float) -> Flow[Submission | None]:
+    """Look for the run of a POST whose answer was lost, for at most `search_seconds(settle)` seconds.
 
     They pass on the server's clock, or on ours since this was called: the POST was given up before that.
 
     Returns:
-        The record, as `unanswered`, if there is a candidate; None if none has appeared in time.
+        The record, as `in_doubt`, if there is a candidate; None if none has appeared in time.
 
     Raises:
         TemporaryError: the API could not be read after that time: nothing is known.
         PermanentError: the API cannot be read.
     """
-    within, bounds, since = timedelta(seconds=lost_within(settle)), lost.bounds, now()
+    within, window, since = timedelta(seconds=search_seconds(settle)), unconfirmed.window, now()
     while True:
-        began_at, pause = now(), LOST_LOOK_SECONDS
+        began_at, pause = now(), UNCONFIRMED_POLL_SECONDS
         try:
-            look = yield from matching.look(lost.agent_id, bounds)
+            listing = yield from read_listing(unconfirmed.agent_id, window)
         except TemporaryError as error:
             pause = max(pause, retry.retry_after_of(error) or 0.0)
             if pause > retry.START_PATIENCE_SECONDS or began_at - since >= 2 * within:
                 raise
         else:
-            found = matching.candidates(bounds, look.events, within=within.total_seconds())
-            settled = bounds.passed(began_at - since, look.server_time) >= within
+            found = matching.candidates(window, listing.events, within=within.total_seconds())
+            settled = window.passed(began_at - since, listing.server_time) >= within
             # A row that cannot be read may be the run, or turn out to be old. No second run is started beside it.
             if any(event.unreadable is None for event in found) or (found and settled):
-                return lost.changed(unanswered=True)
+                return unconfirmed.changed(in_doubt=True)
             if settled:
                 return None
         yield Sleep(pause)

@@ -15,20 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_agents.api.errors import AgentsError, NoAnswerError, PermanentError, TemporaryError
 from airflow_provider_agents.api.flow import Flow, Sleep, Step, through
+from airflow_provider_agents.runs.outcome import Verdict, format_ids, is_certain
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS, Patience, is_refusal
-from airflow_provider_agents.runs.verdict import (
-    Verdict,
-    Wait,
-    active_runs,
-    is_certain,
-    is_terminal,
-    named,
-    state_of_event,
-)
+from airflow_provider_agents.runs.status import active_runs, describe_state, is_terminal
 
 if TYPE_CHECKING:
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.runs.submission import Clock
+    from airflow_provider_agents.runs.tracker import RunTracker
 
 #: A wait that has nothing to report says so this often, so that a log of a long run is not taken for a dead task.
 SIGN_OF_LIFE_SECONDS = 300.0
@@ -118,7 +112,7 @@ class Pace:
         return Sleep(min(seconds, max(0.0, (self.deadline_at - self.now()).total_seconds())))
 
 
-def bounded(look: Flow[R], deadline_at: datetime, *, now: Clock) -> Flow[R]:
+def bounded(listing: Flow[R], deadline_at: datetime, *, now: Clock) -> Flow[R]:
     """The same look, given up `LAST_LOOK_SECONDS` after a deadline: a listing can have many slow pages.
 
     Raises:
@@ -131,7 +125,7 @@ def bounded(look: Flow[R], deadline_at: datetime, *, now: Clock) -> Flow[R]:
             raise NoAnswerError("The API has not answered in full before the deadline.")
         return (yield step)
 
-    return through(look, perform)
+    return through(listing, perform)
 
 
 def in_words(error: AgentsError) -> str:
@@ -142,7 +136,7 @@ def in_words(error: AgentsError) -> str:
 
 
 def wait_for_end(
-    wait: Wait,
+    wait: RunTracker,
     *,
     poll_interval: float,
     deadline_at: datetime,
@@ -169,12 +163,12 @@ def wait_for_end(
     while True:
         over, began_at = pace.is_over(), now()
         try:
-            look = yield from bounded(wait.look(), deadline_at, now=now)
+            listing = yield from bounded(wait.read_listing(), deadline_at, now=now)
         except (TemporaryError, PermanentError) as error:
             pause = pace.failed(error)
         else:
             pause = pace.looked()
-            verdict = wait.take(look, began_at)
+            verdict = wait.apply_listing(listing, began_at)
             late.log_once(pace.speak)
             if wait.is_known and not known:
                 known = True
@@ -198,8 +192,8 @@ def wait_for_end(
 class LateWarning:
     """Logs once that the event of a run appeared late and was taken all the same."""
 
-    def __init__(self, wait: Wait) -> None:
-        self._wait, self._is_due = wait, wait.rules.on_ambiguous != "fail"
+    def __init__(self, wait: RunTracker) -> None:
+        self._wait, self._is_due = wait, wait.policy.on_ambiguous != "fail"
 
     def log_once(self, say: Say) -> None:
         """Log the warning, if the event is late and no warning was logged."""
@@ -209,17 +203,17 @@ class LateWarning:
         run = self._wait.submission
         say(
             logging.WARNING,
-            f"No event of this run appeared within {self._wait.rules.settle:g} seconds. What appeared later is taken "
+            f"No event of this run appeared within {self._wait.policy.settle:g} seconds. What appeared later is taken "
             "as the run, but may be another run's. Raise settle if the platform is slow, or refuse a late run with "
             f"on_ambiguous='fail'. agent={run.agent_id} request_id={run.request_id} "
             f"event={','.join(event.id for event in self._wait.events[:_NAMED])}",
         )
 
 
-def state_of(wait: Wait) -> str:
+def state_of(wait: RunTracker) -> str:
     """What is known of a run, in sentences; the ids come last, since Airflow's page cuts long lines."""
     events = wait.events
-    states = ", ".join(map(state_of_event, events[:_NAMED]))
+    states = ", ".join(map(describe_state, events[:_NAMED]))
     if not events:
         words = "No event of the run has appeared yet."
     elif len(events) > 1:
@@ -228,16 +222,16 @@ def state_of(wait: Wait) -> str:
         words = f"The run is {states}."
     else:
         words = f"The run that fits is {states}."
-    if events and wait.seek is not None and all(map(is_terminal, events)):
+    if events and wait.criteria is not None and all(map(is_terminal, events)):
         words += f" The task waits for {_until_settled(wait)}: until then another run could appear that fits."
-    return f"{words} {named(wait.submission, events[:_NAMED])}"
+    return f"{words} {format_ids(wait.submission, events[:_NAMED])}"
 
 
-def _until_settled(wait: Wait) -> str:
-    seek = wait.seek
-    if seek is None or seek.ripe_at is None:
-        return f"`settle` ({wait.rules.settle:g} s) to pass"
-    return f"`settle` ({wait.rules.settle:g} s) to pass, until {seek.ripe_at:%H:%M:%S} UTC at the latest"
+def _until_settled(wait: RunTracker) -> str:
+    criteria = wait.criteria
+    if criteria is None or criteria.decidable_at is None:
+        return f"`settle` ({wait.policy.settle:g} s) to pass"
+    return f"`settle` ({wait.policy.settle:g} s) to pass, until {criteria.decidable_at:%H:%M:%S} UTC at the latest"
 
 
 class StillBusyError(AgentsError):
@@ -283,7 +277,7 @@ def wait_until_idle(
                 return
             ids = frozenset(event.id for event in active)
             if active:
-                reason = f"event {active[0].id} is {state_of_event(active[0])}"
+                reason = f"event {active[0].id} is {describe_state(active[0])}"
                 pause = BusyPause(pause.seconds, tuple(active))
             if ids and ids != told:
                 pace.speak(logging.INFO, f"Agent {agent_id} is busy with {', '.join(sorted(ids)[:5])}; waiting.")

@@ -142,7 +142,7 @@ class AgentsSimulator:
         Args:
             status: such as 429, 503 or 401.
             times: how many requests; None for all from now on.
-            to: only requests that start a run (`execute`), or only those that read (`looks`).
+            to: only requests that start a run (`execute`), or only those that read (`listings`).
             retry_after: the `Retry-After` of the response, in seconds.
 
         Raises:

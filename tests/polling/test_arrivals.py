@@ -9,8 +9,8 @@ import pytest
 from driving import Gate, Scene
 
 from airflow_provider_agents.api.models import ExecutionEvent
-from airflow_provider_agents.runs.submission import attached_to
-from airflow_provider_agents.runs.verdict import Rules, Wait
+from airflow_provider_agents.runs.submission import Submission
+from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
 from airflow_provider_agents.simulator import SimulatorConfig
 
 ARRIVALS, SECONDS = 1000, 60.0
@@ -36,8 +36,8 @@ def arrive(scene, waits):
 
 def by_event(scene, agent_id, event_id):
     """A wait that knows the id of its event, and nothing else."""
-    known = attached_to(ExecutionEvent(id=event_id, status="RUNNING"), agent_id, scene.clock.now)
-    return Wait(known, Rules(), scene.clock.now)
+    known = Submission.for_event(ExecutionEvent(id=event_id, status="RUNNING"), agent_id, scene.clock.now)
+    return RunTracker(known, WaitPolicy(), scene.clock.now)
 
 
 def subscribe_all(scene, events):
@@ -86,7 +86,7 @@ def test_a_thousand_arrivals_by_submission_cost_a_tenth_of_look_ups(request_id):
     scene.clock.advance(3600)
 
     def submitted(number):
-        return Wait(scene.submitted(scene.agents[number % 300]), Rules(), scene.clock.now)
+        return RunTracker(scene.submitted(scene.agents[number % 300]), WaitPolicy(), scene.clock.now)
 
     sent, subscriptions = arrive(scene, [lambda number=number: submitted(number) for number in range(ARRIVALS)])
     assert not any(subscription.has_ended for subscription in subscriptions)

@@ -9,9 +9,10 @@ from driving import Gate, Scene
 
 from airflow_provider_agents.api.errors import AuthenticationError
 from airflow_provider_agents.polling.subscriptions import ACCOUNT
-from airflow_provider_agents.runs.journal import Journal
-from airflow_provider_agents.runs.submission import attached_to
-from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
+from airflow_provider_agents.runs.completions import CompletionTracker
+from airflow_provider_agents.runs.outcome import Outcome
+from airflow_provider_agents.runs.submission import Submission
+from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
 from airflow_provider_agents.simulator import SimulatorConfig
 
 AGENTS, EVENTS = "/v1/agents/agent-0/events", "/v1/events"
@@ -85,7 +86,7 @@ def test_a_listing_that_is_broken_off_says_nothing_of_what_it_did_not_show():
     scene.sim.add_agent("busy", queue_seconds=0.0, run_seconds=30.0, schedule_every=3.0)
     scene.clock.advance(8 * 3600)
     subscriptions = [
-        scene.driver.subscribe(Wait(submission, Rules()), deadline_at=scene.clock.now + timedelta(hours=8))
+        scene.driver.subscribe(RunTracker(submission, WaitPolicy()), deadline_at=scene.clock.now + timedelta(hours=8))
         for submission in submissions
     ]
     scene.cycle(2)
@@ -100,9 +101,13 @@ def test_a_watchers_short_listing_says_nothing_of_runs_that_are_older():
     scene.sim.add_agent("busy", queue_seconds=0.0, run_seconds=1.0, schedule_every=3.0)
     scene.clock.advance(2 * 3600)
     scene.driver.subscribe(
-        Journal.from_now(ACCOUNT, 10.0, scene.sim.now()), interval=5.0, deadline_at=scene.clock.now + timedelta(days=9)
+        CompletionTracker.from_now(ACCOUNT, 10.0, scene.sim.now()),
+        interval=5.0,
+        deadline_at=scene.clock.now + timedelta(days=9),
     )
-    subscription = scene.driver.subscribe(Wait(submission, Rules()), deadline_at=scene.clock.now + timedelta(hours=8))
+    subscription = scene.driver.subscribe(
+        RunTracker(submission, WaitPolicy()), deadline_at=scene.clock.now + timedelta(hours=8)
+    )
     scene.cycle(3)
     assert not subscription.has_ended
     assert len(subscription.following) == 1
@@ -115,7 +120,9 @@ def test_a_run_whose_row_cannot_be_read_is_not_taken_for_one_that_never_appeared
     damaged = scene.sim.executions[0].event_id
     scene.sim.corrupt(damaged, {"status": None} if named else {"status": None, "agentId": None})
     subscriptions = [
-        scene.driver.subscribe(Wait(one, Rules(appear_within=60.0)), deadline_at=scene.clock.now + timedelta(hours=8))
+        scene.driver.subscribe(
+            RunTracker(one, WaitPolicy(appear_within=60.0)), deadline_at=scene.clock.now + timedelta(hours=8)
+        )
         for one in submissions
     ]
     scene.cycle(30)
@@ -178,11 +185,13 @@ def test_an_event_of_which_only_the_id_is_known_is_searched_for_to_the_end():
     for _ in range(450):
         scene.clock.advance(2)
         scene.sim.start_scheduled_run("agent-0")
-    known = attached_to(ExecutionEvent(id=event_id, status="RUNNING"), "agent-0", scene.clock.now)
-    subscription = scene.driver.subscribe(Wait(known, Rules()), deadline_at=scene.clock.now + timedelta(hours=2))
+    known = Submission.for_event(ExecutionEvent(id=event_id, status="RUNNING"), "agent-0", scene.clock.now)
+    subscription = scene.driver.subscribe(
+        RunTracker(known, WaitPolicy()), deadline_at=scene.clock.now + timedelta(hours=2)
+    )
     gate = Gate(scene, nothing_but_agents)
     gate.cycle(2)
-    assert [event.startedAt is not None for event in subscription.subscriber.going_on] == [True]
+    assert [event.startedAt is not None for event in subscription.subscriber.active] == [True]
 
 
 def test_an_event_that_says_nothing_of_its_time_is_searched_for_as_well():
@@ -222,7 +231,7 @@ def test_an_id_means_nothing_in_an_event_of_another_agent():
     stranger = scene.sim.start_scheduled_run("agent-1")
     scene.sim.corrupt(stranger, {"requestId": submission.request_id})
     deadline_at = scene.clock.now + timedelta(hours=1)
-    subscription = scene.driver.subscribe(Wait(submission, Rules()), deadline_at=deadline_at)
+    subscription = scene.driver.subscribe(RunTracker(submission, WaitPolicy()), deadline_at=deadline_at)
     # So that the other agent's events are looked at, too.
     scene.waiting("agent-1")
     scene.cycle(2)

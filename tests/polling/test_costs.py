@@ -11,10 +11,10 @@ from driving import Gate, Scene
 from airflow_provider_agents.api.models import ExecutionEvent
 from airflow_provider_agents.polling.planner import BELIEVED_SECONDS
 from airflow_provider_agents.polling.subscriptions import ACCOUNT
-from airflow_provider_agents.runs.journal import Journal
+from airflow_provider_agents.runs.completions import CompletionTracker
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS
-from airflow_provider_agents.runs.submission import attached_to
-from airflow_provider_agents.runs.verdict import Rules, Wait
+from airflow_provider_agents.runs.submission import Submission
+from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
 from airflow_provider_agents.simulator import SimulatorConfig
 
 EVENTS = "/v1/events"
@@ -103,7 +103,7 @@ def inferred(scene):
     """Those who seek a run that nothing names."""
     submissions = [scene.submitted(agent_id).changed(request_id=None) for agent_id in scene.agents]
     deadline_at = scene.clock.now + timedelta(hours=20)
-    return [(Wait(submission, Rules()), deadline_at) for submission in submissions]
+    return [(RunTracker(submission, WaitPolicy()), deadline_at) for submission in submissions]
 
 
 def test_the_accounts_listing_ends_where_all_is_older_than_what_is_sought():
@@ -141,7 +141,7 @@ def test_how_busy_an_account_is_decides_how_it_is_asked_from_then_on(clock_skew)
     scene.sim.add_agent("busy", queue_seconds=0.0, run_seconds=3.0, schedule_every=0.5)
     scene.clock.advance(600)
     for wait, deadline_at in inferred(scene):
-        scene.driver.subscribe(Wait(wait.submission, Rules(settle=290.0)), deadline_at=deadline_at)
+        scene.driver.subscribe(RunTracker(wait.submission, WaitPolicy(settle=290.0)), deadline_at=deadline_at)
     gate = Gate(scene)
     assert pages(gate.cycle()) == {"account PENDING": 1, "account whole": 1}
     scene.clock.advance(180)
@@ -177,12 +177,12 @@ def test_the_account_is_not_listed_for_seekers_once_a_row_has_hidden_whose_it_is
         scene.driver.subscribe(wait, deadline_at=deadline_at)
     if is_watched:
         watcher = scene.driver.subscribe(
-            Journal.from_now(ACCOUNT, 10.0, scene.sim.now()), deadline_at=scene.clock.now + timedelta(days=9)
+            CompletionTracker.from_now(ACCOUNT, 10.0, scene.sim.now()), deadline_at=scene.clock.now + timedelta(days=9)
         )
     asked = pages(Gate(scene).cycle())
     assert asked.get("account whole", 0) == (1 if is_watched else 0)
     assert asked["agent PENDING"] == 3
-    assert not is_watched or watcher.subscriber.looks == 1
+    assert not is_watched or watcher.subscriber.listings == 1
 
 
 def test_how_long_an_agents_listing_is_decides_how_it_is_asked_from_then_on():
@@ -190,7 +190,7 @@ def test_how_long_an_agents_listing_is_decides_how_it_is_asked_from_then_on():
     ((wait, deadline_at),) = inferred(scene)
     scene.sim.add_agent("agent-0", queue_seconds=0.0, run_seconds=3.0, schedule_every=1.0)
     scene.clock.advance(300)
-    scene.driver.subscribe(Wait(wait.submission, Rules(settle=3600.0)), deadline_at=deadline_at)
+    scene.driver.subscribe(RunTracker(wait.submission, WaitPolicy(settle=3600.0)), deadline_at=deadline_at)
     gate = Gate(scene)
     assert pages(gate.cycle()) == {"agent PENDING": 1, "agent whole": 2}
     # That was more than the account's takes at best, which turns out not to be shorter.
@@ -204,9 +204,9 @@ def test_an_event_that_is_named_ends_the_walk_over_an_agents_listing():
         scene.sim.start_scheduled_run("agent-0")
     scene.sim.add_agent("agent-0", queue_seconds=0.0, run_seconds=9000.0)
     event_id = scene.sim.start_scheduled_run("agent-0")
-    known = attached_to(ExecutionEvent(id=event_id, status="RUNNING"), "agent-0", scene.clock.now)
+    known = Submission.for_event(ExecutionEvent(id=event_id, status="RUNNING"), "agent-0", scene.clock.now)
     # Of a run that is known by its event alone, nobody can say how far back it lies.
-    scene.driver.subscribe(Wait(known, Rules()), deadline_at=scene.clock.now + timedelta(hours=2))
+    scene.driver.subscribe(RunTracker(known, WaitPolicy()), deadline_at=scene.clock.now + timedelta(hours=2))
     assert pages(Gate(scene).cycle()) == {"agent PENDING": 1, "agent whole": 1}
 
 
@@ -264,7 +264,9 @@ def test_a_way_that_is_refused_is_not_asked_again_for_some_minutes(way, with_it,
 def test_a_watcher_that_may_not_list_the_account_is_told_so():
     scene = Scene(SimulatorConfig(), agents=2, queue_seconds=0.0, run_seconds=1000.0)
     deadline_at = scene.clock.now + timedelta(days=9)
-    watcher = scene.driver.subscribe(Journal.from_now(ACCOUNT, 10.0, scene.sim.now()), deadline_at=deadline_at)
+    watcher = scene.driver.subscribe(
+        CompletionTracker.from_now(ACCOUNT, 10.0, scene.sim.now()), deadline_at=deadline_at
+    )
     other = scene.waiting()
     gate = Gate(scene, lambda path, query: 403 if kind(path, query) == "account whole" else None)
     gate.cycle()

@@ -59,11 +59,11 @@ class Listing:
         """Follow a walk. A failure is raised in place of the page at its turn; None stands for an answer."""
 
         def steps(reading):
-            def enough(answer):
+            def stop(answer):
                 reading.rows += answer.value.data
                 return False
 
-            return paginate(list_events(), enough, cursor=reading.place)
+            return paginate(list_events(), stop, cursor=reading.place)
 
         at = ClockReading(self.clock, T0)
         going = self.interrupted.resume("all", at, lambda: Reading(at), steps, is_of_use=is_of_use)

@@ -13,10 +13,11 @@ from airflow_provider_agents.api.errors import AuthenticationError, TemporaryErr
 from airflow_provider_agents.api.models import ExecutionEvent
 from airflow_provider_agents.polling.plan import PollStats
 from airflow_provider_agents.polling.subscriptions import ACCOUNT
-from airflow_provider_agents.runs.journal import Journal
-from airflow_provider_agents.runs.matching import Seek
+from airflow_provider_agents.runs.completions import CompletionTracker
+from airflow_provider_agents.runs.matching import SearchCriteria
+from airflow_provider_agents.runs.outcome import Outcome
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS
-from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
+from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
 from airflow_provider_agents.simulator import SimulatorConfig
 
 EVENTS = "/v1/events"
@@ -25,16 +26,16 @@ EVENTS = "/v1/events"
 class Witness:
     """Seeks for ever, or follows some events, and keeps what it is given."""
 
-    def __init__(self, agent_id="agent-0", *, floor=None, following=()):
+    def __init__(self, agent_id="agent-0", *, not_before=None, following=()):
         self.agent_id = agent_id
-        self.seek = None if following else Seek(floor=floor, ids=(), ripe_at=None)
-        self.going_on = tuple(following)
-        self.looks, self.updates = [], []
+        self.criteria = None if following else SearchCriteria(not_before=not_before, ids=(), decidable_at=None)
+        self.active = tuple(following)
+        self.listings, self.updates = [], []
 
-    def take(self, look, _began_at):
-        self.looks.append(look)
+    def apply_listing(self, listing, _began_at):
+        self.listings.append(listing)
 
-    def update(self, event):
+    def apply_event(self, event):
         self.updates.append(event)
 
     def expire(self):
@@ -49,8 +50,8 @@ def refused_account(path, _query):
     return 403 if path == EVENTS else None
 
 
-def states(look):
-    return {event.id: event.status for event in look.events}
+def states(listing):
+    return {event.id: event.status for event in listing.events}
 
 
 def slow_down(scene, seconds):
@@ -71,20 +72,20 @@ def slow_down(scene, seconds):
 def test_a_look_is_as_old_as_its_first_page(way):
     # A walk over many pages takes long; what began meanwhile may be on none of them.
     scene = Scene(SimulatorConfig(page_rows=10), agents=2, queue_seconds=0.0, run_seconds=9000.0)
-    floor = scene.sim.now()
+    not_before = scene.sim.now()
     for _ in range(25):
         scene.clock.advance(10)
         scene.sim.start_scheduled_run("agent-0")
     scene.driver.rng = None
-    witnesses = [Witness(agent_id, floor=floor) for agent_id in scene.agents]
+    witnesses = [Witness(agent_id, not_before=not_before) for agent_id in scene.agents]
     for witness in witnesses:
         watch(scene, witness)
     Gate(scene, refused_account if way == "agents" else lambda path, query: None).cycle()
     slow_down(scene, 5)
     scene.cycle()
     began_at = scene.clock.now - timedelta(seconds=scene.driver.at().monotonic - scene.driver.cycles[-1])
-    first, second = ((witness.looks[-1].server_time - began_at).total_seconds() for witness in witnesses)
-    assert len(witnesses[0].looks[-1].events) == 25
+    first, second = ((witness.listings[-1].server_time - began_at).total_seconds() for witness in witnesses)
+    assert len(witnesses[0].listings[-1].events) == 25
     # By agents, one after the other, in either order: four pages of the one, two of the other, five seconds each.
     assert (round(first), round(second)) in ([(0, 0)] if way == "account" else [(0, 20), (10, 0)])
 
@@ -95,20 +96,20 @@ def test_a_look_is_as_old_as_its_first_page(way):
 @pytest.mark.parametrize("agent_id", ["agent-0", ACCOUNT])
 def test_who_seeks_is_not_shown_an_older_state_after_a_newer_one(agent_id):
     scene = Scene(SimulatorConfig(), queue_seconds=20.0, run_seconds=9000.0)
-    floor = scene.sim.now()
+    not_before = scene.sim.now()
     event_id = scene.sim.start_scheduled_run("agent-0")
     scene.clock.advance(1)
-    witness = Witness(agent_id, floor=floor)
+    witness = Witness(agent_id, not_before=not_before)
     watch(scene, witness)
     pending = scene.sim.row(event_id)
     scene.cycle()
-    assert states(witness.looks[-1]) == {event_id: "PENDING"}
+    assert states(witness.listings[-1]) == {event_id: "PENDING"}
     scene.clock.advance(30)
     scene.cycle()
-    assert states(witness.looks[-1]) == {event_id: "RUNNING"}
+    assert states(witness.listings[-1]) == {event_id: "RUNNING"}
     scene.sim.corrupt(event_id, {name: pending[name] for name in ("status", "startedAt", "updatedAt")})
     scene.cycle()
-    assert states(witness.looks[-1]) == {event_id: "RUNNING"}
+    assert states(witness.listings[-1]) == {event_id: "RUNNING"}
 
 
 def test_who_follows_is_not_told_an_older_state_after_a_newer_one():
@@ -120,11 +121,11 @@ def test_who_follows_is_not_told_an_older_state_after_a_newer_one():
     watch(scene, witness)
     scene.clock.advance(30)
     scene.cycle(3)
-    told = [event.status for event in witness.updates]
-    assert told == ["RUNNING"]
+    emitted = [event.status for event in witness.updates]
+    assert emitted == ["RUNNING"]
     scene.sim.corrupt(event_id, {name: pending[name] for name in ("status", "startedAt", "updatedAt")})
     scene.cycle(5)
-    assert [event.status for event in witness.updates] == told
+    assert [event.status for event in witness.updates] == emitted
 
 
 # --- whose -----------------------------------------------------------------------------------------------------------
@@ -133,16 +134,16 @@ def test_who_follows_is_not_told_an_older_state_after_a_newer_one():
 def test_an_agents_own_listing_says_whose_its_events_are_though_they_do_not():
     scene = Scene(SimulatorConfig(), queue_seconds=40.0, run_seconds=9000.0)
     scene.sim.corrupt(None, {"agentId": None})
-    floor = scene.sim.now()
+    not_before = scene.sim.now()
     event_id = scene.sim.start_scheduled_run("agent-0")
-    witness = Witness(floor=floor)
+    witness = Witness(not_before=not_before)
     watch(scene, witness)
     gate = Gate(scene)
     gate.cycle()
-    assert states(witness.looks[-1]) == {event_id: "PENDING"}
+    assert states(witness.listings[-1]) == {event_id: "PENDING"}
     scene.clock.advance(60)
     gate.cycle()
-    assert states(witness.looks[-1]) == {event_id: "RUNNING"}
+    assert states(witness.listings[-1]) == {event_id: "RUNNING"}
 
 
 @pytest.mark.parametrize("narrowed", [True, False])
@@ -173,12 +174,12 @@ def test_a_run_is_not_overlooked_behind_a_page_of_others_that_wait_for_their_tur
     scene.sim.add_history("agent-0", 300, every=30.0, run_seconds=1.0)
     scene.sim.add_agent("agent-0", queue_seconds=9000.0, run_seconds=1.0)
     scene.sim.corrupt(None, {} if named else {"agentId": None})
-    floor = scene.sim.now()
+    not_before = scene.sim.now()
     event_ids = {scene.sim.start_scheduled_run("agent-0") for _ in range(450)}
-    witness = Witness(floor=floor)
+    witness = Witness(not_before=not_before)
     watch(scene, witness)
     scene.cycle()
-    assert event_ids <= set(states(witness.looks[-1]))
+    assert event_ids <= set(states(witness.listings[-1]))
 
 
 # --- nobody else's ---------------------------------------------------------------------------------------------------
@@ -189,7 +190,7 @@ def test_who_leaves_takes_nothing_from_those_who_follow_the_same_run():
     submission = scene.submitted()
     deadline_at = scene.clock.now + timedelta(hours=1)
     first, second, third = (
-        scene.driver.subscribe(Wait(submission, Rules()), deadline_at=deadline_at) for _ in range(3)
+        scene.driver.subscribe(RunTracker(submission, WaitPolicy()), deadline_at=deadline_at) for _ in range(3)
     )
     scene.cycle(2)
     assert scene.plan.stats().followed == 1
@@ -206,7 +207,9 @@ def test_who_follows_several_runs_follows_the_rest_once_one_is_over():
     submission = scene.submitted()
     scene.sim.add_agent("agent-0", queue_seconds=0.0, run_seconds=300.0)
     longer = scene.sim.start_scheduled_run("agent-0")
-    subscription = scene.driver.subscribe(Wait(submission, Rules()), deadline_at=scene.clock.now + timedelta(hours=1))
+    subscription = scene.driver.subscribe(
+        RunTracker(submission, WaitPolicy()), deadline_at=scene.clock.now + timedelta(hours=1)
+    )
     both = {scene.sim.executions[0].event_id, longer}
     while set(subscription.following) != both:
         scene.cycle()
@@ -221,20 +224,24 @@ def test_who_follows_several_runs_follows_the_rest_once_one_is_over():
 
 def test_a_look_that_ends_one_wait_is_given_to_the_others_too():
     scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=1.0)
-    floor = crowd(scene, events=1)
+    not_before = crowd(scene, events=1)
     scene.clock.advance(60)
 
     class Content(Witness):
         """Has what it wants with the first look."""
 
-        def take(self, look, began_at):
-            super().take(look, began_at)
+        def apply_listing(self, listing, began_at):
+            super().apply_listing(listing, began_at)
             return "enough"
 
-    content, first, second = Content(floor=floor), Witness(floor=floor), Witness(floor=floor)
+    content, first, second = (
+        Content(not_before=not_before),
+        Witness(not_before=not_before),
+        Witness(not_before=not_before),
+    )
     subscriptions = [watch(scene, witness) for witness in (first, content, second)]
     scene.cycle()
-    assert [len(witness.looks) for witness in (first, content, second)] == [1, 1, 1]
+    assert [len(witness.listings) for witness in (first, content, second)] == [1, 1, 1]
     assert [subscription.result for subscription in subscriptions] == [None, "enough", None]
     # One that leaves while its listing is read keeps nothing from the others, either.
 
@@ -244,7 +251,7 @@ def test_a_look_that_ends_one_wait_is_given_to_the_others_too():
 
     scene.sim.intercept(leave_meanwhile)
     scene.cycle()
-    assert [len(witness.looks) for witness in (first, second)] == [1, 2]
+    assert [len(witness.listings) for witness in (first, second)] == [1, 2]
 
 
 # --- nothing at all --------------------------------------------------------------------------------------------------
@@ -257,7 +264,7 @@ def test_a_cycle_that_is_given_up_says_nothing_of_those_it_did_not_get_to():
     # Their runs have been due for an event long since; the listings would have shown it.
     scene.clock.advance(400)
     gate = Gate(scene, lambda path, query: refused_account(path, query) or 500)
-    waits = [Wait(submission, Rules(appear_within=300.0)) for submission in submissions]
+    waits = [RunTracker(submission, WaitPolicy(appear_within=300.0)) for submission in submissions]
     subscriptions = [scene.driver.subscribe(wait, deadline_at=scene.clock.now + timedelta(hours=1)) for wait in waits]
     # The account's is refused; three of the agents' listings fail, and the rest is not tried.
     assert [path == EVENTS for path, _ in gate.cycle()] == [True, False, False, False]
@@ -352,30 +359,30 @@ def test_a_key_that_is_revoked_is_told_by_the_accounts_listing():
 class Ripening(Witness):
     """Seeks, and nothing can be said before a moment."""
 
-    def __init__(self, ripe_at, **known):
+    def __init__(self, decidable_at, **known):
         super().__init__(**known)
-        self.seek = Seek(floor=self.seek.floor, ids=(), ripe_at=ripe_at)
+        self.criteria = SearchCriteria(not_before=self.criteria.not_before, ids=(), decidable_at=decidable_at)
 
 
 def crowd(scene, *, events):
     """So many runs of one agent, and the moment before them."""
-    floor = scene.sim.now()
+    not_before = scene.sim.now()
     for _ in range(events):
         scene.sim.start_scheduled_run("agent-0")
-    return floor
+    return not_before
 
 
 def test_looks_that_decide_nothing_are_given_to_a_few_and_those_that_can_to_all():
     scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=9000.0)
-    floor = crowd(scene, events=50)
+    not_before = crowd(scene, events=50)
     later = scene.clock.now + timedelta(hours=1)
-    early = [Ripening(later, floor=floor) for _ in range(30)]
-    ripe = [Ripening(scene.clock.now, floor=floor) for _ in range(3)]
+    early = [Ripening(later, not_before=not_before) for _ in range(30)]
+    ripe = [Ripening(scene.clock.now, not_before=not_before) for _ in range(3)]
     subscriptions = [watch(scene, witness) for witness in (*early, *ripe)]
     scene.cycle()
-    assert all(len(witness.looks) == 1 for witness in ripe)
+    assert all(len(witness.listings) == 1 for witness in ripe)
     # A look at fifty events counts as a hundred, and two thousand are enough.
-    assert sum(len(witness.looks) for witness in early) == 20
+    assert sum(len(witness.listings) for witness in early) == 20
     # News of how a run is getting on; who can be told how it ended is woken by that.
     assert sum(scene.driver.woken.get(subscription, 0) for subscription in subscriptions[:30]) == 20
     assert not any(scene.driver.woken.get(subscription, 0) for subscription in subscriptions[30:])
@@ -408,8 +415,8 @@ def pauses_of(scene):
 
 def test_the_loop_gets_a_turn_while_an_outage_is_told():
     scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=9000.0)
-    floor = crowd(scene, events=1)
-    subscriptions = [watch(scene, Witness(floor=floor)) for _ in range(100)]
+    not_before = crowd(scene, events=1)
+    subscriptions = [watch(scene, Witness(not_before=not_before)) for _ in range(100)]
     scene.cycle()
     Gate(scene, lambda path, query: 500)
     assert pauses_of(scene) == []
@@ -422,9 +429,9 @@ def test_the_loop_gets_a_turn_while_an_outage_is_told():
 def test_the_loop_gets_a_turn_while_looks_are_given(many, pauses):
     scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=9000.0)
     # 49 events, fifty for the look itself and one for the turn.
-    floor = crowd(scene, events=49)
+    not_before = crowd(scene, events=49)
     for _ in range(many):
-        watch(scene, Witness(floor=floor))
+        watch(scene, Witness(not_before=not_before))
     assert pauses_of(scene) == [0] * pauses
 
 
@@ -444,38 +451,41 @@ def test_the_loop_gets_a_turn_before_thousands_are_looked_for():
 
 def test_an_unreadable_row_reaches_the_waits_for_its_agent_or_the_account():
     scene = Scene(SimulatorConfig(), agents=3, queue_seconds=0.0, run_seconds=9000.0)
-    floor = scene.sim.now()
+    not_before = scene.sim.now()
     runs = [scene.sim.start_scheduled_run(agent_id) for agent_id in scene.agents]
     scene.sim.corrupt(runs[0], {"status": None})
-    witnesses = [Witness(agent_id, floor=floor) for agent_id in (ACCOUNT, *scene.agents)]
+    witnesses = [Witness(agent_id, not_before=not_before) for agent_id in (ACCOUNT, *scene.agents)]
     for witness in witnesses:
         watch(scene, witness)
     scene.cycle()
-    shown = [{event.id: event.unreadable is not None for event in witness.looks[-1].events} for witness in witnesses]
+    shown = [{event.id: event.unreadable is not None for event in witness.listings[-1].events} for witness in witnesses]
     assert shown == [{run: run == runs[0] for run in runs}, *({run: run == runs[0]} for run in runs)]
 
 
 @pytest.mark.parametrize("odd", [{"status": None}, {"id": 7}, 7])
 def test_a_row_counts_as_unreadable_only_in_the_look_that_shows_it_so(odd):
     scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=9000.0)
-    witness = Witness(floor=scene.sim.now())
+    witness = Witness(not_before=scene.sim.now())
     run = scene.sim.start_scheduled_run("agent-0")
     watch(scene, witness)
     scene.sim.corrupt(run, odd)
     scene.cycle()
     scene.sim.restore(run)
     scene.cycle(2)
-    assert [[event.unreadable is None for event in look.events] for look in witness.looks[::2]] == [[False], [True]]
+    assert [[event.unreadable is None for event in listing.events] for listing in witness.listings[::2]] == [
+        [False],
+        [True],
+    ]
 
 
 @pytest.mark.parametrize(("rows", "lines"), [(5, 5), (6, 6), (9, 6)])
 def test_rows_that_cannot_be_read_are_named_up_to_a_few(rows, lines, caplog):
     scene = Scene(SimulatorConfig(), agents=rows, queue_seconds=0.0, run_seconds=9000.0)
-    floor = scene.sim.now()
+    not_before = scene.sim.now()
     for agent_id in scene.agents:
         scene.sim.start_scheduled_run(agent_id)
     scene.sim.corrupt(None, {"status": None})
-    watch(scene, Witness(ACCOUNT, floor=floor))
+    watch(scene, Witness(ACCOUNT, not_before=not_before))
     scene.cycle(3)
     first, *_ = warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == lines
@@ -500,22 +510,22 @@ def test_a_follower_is_woken_when_its_row_can_no_longer_be_read():
 
 def test_rows_without_an_agent_hide_no_run_and_reach_the_accounts_watcher():
     scene = Scene(SimulatorConfig(), agents=4, queue_seconds=0.0, run_seconds=9000.0)
-    floor = scene.sim.now()
+    not_before = scene.sim.now()
     runs = [scene.sim.start_scheduled_run(agent_id) for agent_id in scene.agents]
     for nameless in (runs[1], runs[3]):
         scene.sim.corrupt(nameless, {"agentId": None})
     following = Witness(following=[ExecutionEvent.model_validate(scene.sim.row(runs[0]))])
     watch(scene, following)
-    everything = Witness(ACCOUNT, floor=floor)
+    everything = Witness(ACCOUNT, not_before=not_before)
     subscription = watch(scene, everything)
     scene.cycle()
-    assert set(states(everything.looks[-1])) == set(runs)
+    assert set(states(everything.listings[-1])) == set(runs)
     scene.plan.unsubscribe(subscription)
-    only = [Witness(agent_id, floor=floor) for agent_id in scene.agents]
+    only = [Witness(agent_id, not_before=not_before) for agent_id in scene.agents]
     for witness in only:
         watch(scene, witness)
     scene.cycle()
-    assert [set(states(witness.looks[-1])) for witness in only] == [{run} for run in runs]
+    assert [set(states(witness.listings[-1])) for witness in only] == [{run} for run in runs]
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -526,7 +536,7 @@ def test_a_listing_that_is_refused_says_nothing_of_what_it_would_have_shown():
     submissions = [scene.submitted(agent_id).changed(request_id=None) for agent_id in scene.agents]
     scene.clock.advance(400)
     deadline_at = scene.clock.now + timedelta(hours=1)
-    waits = [Wait(submission, Rules(appear_within=300.0)) for submission in submissions]
+    waits = [RunTracker(submission, WaitPolicy(appear_within=300.0)) for submission in submissions]
     subscriptions = [scene.driver.subscribe(wait, deadline_at=deadline_at) for wait in waits]
     Gate(scene, lambda path, query: 403 if path == EVENTS and "status" not in query else None).cycle()
     assert [subscription.following for subscription in subscriptions] == [
@@ -563,7 +573,9 @@ def test_what_is_too_old_for_all_who_seek_is_dropped():
     scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=1.0)
     scene.sim.add_agent("busy", queue_seconds=0.0, run_seconds=1.0, schedule_every=10.0)
     watcher = scene.driver.subscribe(
-        Journal.from_now(ACCOUNT, 30.0, scene.sim.now()), interval=5.0, deadline_at=scene.clock.now + timedelta(days=9)
+        CompletionTracker.from_now(ACCOUNT, 30.0, scene.sim.now()),
+        interval=5.0,
+        deadline_at=scene.clock.now + timedelta(days=9),
     )
     ended = 0
     for _ in range(400):
@@ -647,13 +659,13 @@ def test_what_is_followed_no_longer_is_asked_for_no_longer():
     class Fickle(Witness):
         """Follows an event until its first look."""
 
-        def take(self, look, began_at):
-            super().take(look, began_at)
-            self.going_on = ()
-            self.seek = Seek(floor=self.seek.floor, ids=(), ripe_at=None)
+        def apply_listing(self, listing, began_at):
+            super().apply_listing(listing, began_at)
+            self.active = ()
+            self.criteria = SearchCriteria(not_before=self.criteria.not_before, ids=(), decidable_at=None)
 
-    fickle = Fickle(floor=scene.sim.now())
-    fickle.going_on = (known,)
+    fickle = Fickle(not_before=scene.sim.now())
+    fickle.active = (known,)
     subscription = watch(scene, fickle)
     assert subscription.following == (known.id,)
     assert scene.plan.stats().followed == 1
@@ -706,12 +718,12 @@ def test_a_look_over_several_cycles_shows_all_that_was_created_before_its_first_
     witness = Witness(agent_id)
     watch(scene, witness)
     began = scene.clock.now
-    while not witness.looks:
+    while not witness.listings:
         scene.cycle()
         started += busy(scene, 1)
-    (look,) = witness.looks
-    assert began <= look.server_time <= began + timedelta(seconds=2)
-    assert {run for run in started if scene.sim.truth(run).accepted_at < look.server_time} <= set(states(look))
+    (listing,) = witness.listings
+    assert began <= listing.server_time <= began + timedelta(seconds=2)
+    assert {run for run in started if scene.sim.truth(run).accepted_at < listing.server_time} <= set(states(listing))
     # 20 pages, and what is PENDING once or in each part.
     assert len(scene.sim.requests) <= 20 + 2 * 4
 
@@ -724,17 +736,17 @@ def test_who_joins_while_a_look_is_under_way_is_given_a_later_one(agent_id):
     first, second = Witness(agent_id), Witness(agent_id)
     watch(scene, first)
     scene.cycle()
-    assert not first.looks
+    assert not first.listings
     scene.clock.advance(1)
     joined = scene.clock.now
     watch(scene, second)
-    while not first.looks:
+    while not first.listings:
         scene.cycle()
-    assert not second.looks
-    while not second.looks:
+    assert not second.listings
+    while not second.listings:
         scene.cycle()
-    assert first.looks[0].server_time < joined <= second.looks[0].server_time
-    assert len(second.looks[0].events) >= 100
+    assert first.listings[0].server_time < joined <= second.listings[0].server_time
+    assert len(second.listings[0].events) >= 100
 
 
 def test_a_look_is_begun_anew_once_those_who_waited_for_it_have_left():
@@ -747,10 +759,10 @@ def test_a_look_is_begun_anew_once_those_who_waited_for_it_have_left():
     second = Witness()
     watch(scene, second)
     joined = scene.clock.now
-    while not second.looks:
+    while not second.listings:
         scene.cycle()
-    assert second.looks[0].server_time >= joined
-    assert len(second.looks[0].events) >= 100
+    assert second.listings[0].server_time >= joined
+    assert len(second.listings[0].events) >= 100
 
 
 def test_a_long_wait_on_a_busy_agent_is_decided_after_a_restart_under_a_rate_limit():
@@ -760,7 +772,9 @@ def test_a_long_wait_on_a_busy_agent_is_decided_after_a_restart_under_a_rate_lim
     scene.clock.advance(60)
     busy(scene, 200)
     limited(scene)
-    subscription = scene.driver.subscribe(Wait(submission, Rules()), deadline_at=scene.clock.now + timedelta(hours=9))
+    subscription = scene.driver.subscribe(
+        RunTracker(submission, WaitPolicy()), deadline_at=scene.clock.now + timedelta(hours=9)
+    )
     began = scene.clock.now
     scene.driver.wait_for(subscription)
     assert subscription.result.event.id == mine

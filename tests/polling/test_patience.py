@@ -14,9 +14,10 @@ from airflow_provider_agents.api.errors import (
     RequestRejectedError,
 )
 from airflow_provider_agents.api.models import ExecutionEvent
+from airflow_provider_agents.runs.outcome import Outcome
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS
-from airflow_provider_agents.runs.submission import attached_to
-from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
+from airflow_provider_agents.runs.submission import Submission
+from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
 from airflow_provider_agents.simulator import SimulatorConfig
 
 EVENTS = "/v1/events"
@@ -152,11 +153,11 @@ def test_an_answer_for_another_task_of_the_same_agent_counts(another_task):
 def test_the_first_refusal_ends_a_wait_that_nothing_was_answered_for(status):
     scene = Scene(SimulatorConfig(request_id="field"), agents=2, queue_seconds=0.0, run_seconds=900.0)
     event_id = scene.sim.start_scheduled_run("agent-0")
-    known = attached_to(ExecutionEvent(id=event_id, status="RUNNING"), "agent-0", scene.clock.now)
+    known = Submission.for_event(ExecutionEvent(id=event_id, status="RUNNING"), "agent-0", scene.clock.now)
     deadline_at = scene.clock.now + timedelta(hours=1)
 
     def join(answered):
-        wait = Wait(known, Rules())
+        wait = RunTracker(known, WaitPolicy())
         return scene.plan.subscribe(
             wait, interval=5.0, deadline_at=deadline_at, wake=lambda: None, at=scene.driver.at(), answered=answered
         )

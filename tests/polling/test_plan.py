@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from airflow_provider_agents.api.errors import AuthenticationError, NotFoundError
 from airflow_provider_agents.polling.plan import PollStats
-from airflow_provider_agents.runs.submission import attached_to
-from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
+from airflow_provider_agents.runs.outcome import Outcome
+from airflow_provider_agents.runs.submission import Submission
+from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
 from airflow_provider_agents.simulator import Fault, SimulatorConfig
 
 # --- how much is asked ---
@@ -58,7 +59,7 @@ def test_an_estimate_that_is_far_off_costs_a_page():
     scene.sim.add_agent("busy", queue_seconds=0.0, run_seconds=30.0, schedule_every=3.0)
     scene.clock.advance(8 * 3600)
     for submission in submissions:
-        scene.driver.subscribe(Wait(submission, Rules()), deadline_at=scene.clock.now + timedelta(hours=8))
+        scene.driver.subscribe(RunTracker(submission, WaitPolicy()), deadline_at=scene.clock.now + timedelta(hours=8))
     assert len(scene.cycle()) <= 2 + 2 * 3
 
 
@@ -294,7 +295,9 @@ def test_two_who_wait_for_the_same_run_are_both_told():
     scene = Scene(queue_seconds=0.0, run_seconds=60.0)
     submission = scene.submitted()
     deadline_at = scene.clock.now + timedelta(hours=1)
-    first, second = (scene.driver.subscribe(Wait(submission, Rules()), deadline_at=deadline_at) for _ in range(2))
+    first, second = (
+        scene.driver.subscribe(RunTracker(submission, WaitPolicy()), deadline_at=deadline_at) for _ in range(2)
+    )
     scene.driver.wait_for(first, second)
     assert first.result.event == second.result.event
 
@@ -307,7 +310,7 @@ def test_a_run_that_is_known_by_its_event_alone_is_found_among_many():
         scene.clock.advance(2)
         scene.sim.start_scheduled_run("agent-0")
     subscription = scene.driver.subscribe(
-        Wait(attached(event_id, scene), Rules()), deadline_at=scene.clock.now + timedelta(hours=2)
+        RunTracker(attached(event_id, scene), WaitPolicy()), deadline_at=scene.clock.now + timedelta(hours=2)
     )
     assert scene.driver.wait_for(subscription)[0].event.id == event_id
 
@@ -315,7 +318,7 @@ def test_a_run_that_is_known_by_its_event_alone_is_found_among_many():
 def attached(event_id, scene):
     from airflow_provider_agents.api.models import ExecutionEvent
 
-    return attached_to(ExecutionEvent(id=event_id, status="RUNNING"), "agent-0", scene.clock.now)
+    return Submission.for_event(ExecutionEvent(id=event_id, status="RUNNING"), "agent-0", scene.clock.now)
 
 
 @settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.too_slow])

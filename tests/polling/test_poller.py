@@ -41,8 +41,9 @@ from airflow_provider_agents.polling.poller import (
     count_shared,
     shared_poller,
 )
+from airflow_provider_agents.runs.outcome import Outcome
 from airflow_provider_agents.runs.submission import submit
-from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
+from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
 from airflow_provider_agents.runs.waiting import LAST_LOOK_SECONDS
 from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, SimulatorConfig, mock_transport
 
@@ -116,7 +117,7 @@ class Scene:
         return shared_poller("agents_default", self.make)
 
     async def wait(self, agent_id="agent-0", *, submission=None, interval=5.0, tell=lambda subscription, is_news: None):
-        wait = Wait(submission or self.submitted(agent_id), Rules())
+        wait = RunTracker(submission or self.submitted(agent_id), WaitPolicy())
         async with self.held() as poller:
             return await poller.wait_for(
                 wait, interval=interval, deadline_at=self.clock.now + timedelta(hours=9), on_wake=tell
@@ -422,10 +423,10 @@ def test_who_only_asks_is_told_at_once_that_there_is_no_connection():
 # --- how fast ---
 
 
-@pytest.mark.parametrize("ceiling", [2, 10])
-def test_never_more_requests_than_the_connection_allows(ceiling):
+@pytest.mark.parametrize("not_after", [2, 10])
+def test_never_more_requests_than_the_connection_allows(not_after):
     scene = Scene(agents=60, config=SimulatorConfig(request_id="absent"))
-    scene.settings = Settings(api_key=KEY, base_url="http://127.0.0.1", max_requests_per_second=ceiling)
+    scene.settings = Settings(api_key=KEY, base_url="http://127.0.0.1", max_requests_per_second=not_after)
     scene.sim.add_fault(Fault(kind="status", status=403, path="^/v1/events$", times=None))
     submissions = [scene.submitted(agent_id) for agent_id in scene.agents]
 
@@ -437,7 +438,7 @@ def test_never_more_requests_than_the_connection_allows(ceiling):
     for seconds in (1, 5, 30):
         busiest = max(sum(at <= other < at + seconds for other in scene.sent_at) for at in scene.sent_at)
         # A second's worth may go at once.
-        assert busiest <= ceiling * (seconds + 1) + 1
+        assert busiest <= not_after * (seconds + 1) + 1
 
 
 def test_when_the_server_asks_for_a_pause_nobody_asks_anything():
@@ -545,7 +546,7 @@ def test_a_deadline_is_kept_whatever_a_poll_is_busy_with(slow):
 
     async def main():
         async with scene.held() as poller:
-            verdict = await poller.wait_for(Wait(submission, Rules()), interval=5.0, deadline_at=deadline_at)
+            verdict = await poller.wait_for(RunTracker(submission, WaitPolicy()), interval=5.0, deadline_at=deadline_at)
             # Its client closes in good time.
             scene.latency = lambda: LATENCY
             return verdict, scene.clock.now

@@ -10,7 +10,8 @@ import pytest
 from airflow_provider_agents.api.flow import Response
 from airflow_provider_agents.api.models import ExecutionEvent, Page, read_event
 from airflow_provider_agents.runs import matching
-from airflow_provider_agents.runs.matching import Bounds, Found, Missing, NotYet, Seek, Several
+from airflow_provider_agents.runs.listing import read_listing
+from airflow_provider_agents.runs.matching import Found, MatchWindow, Missing, NotYet, SearchCriteria, Several
 
 T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)
 SETTLE, APPEAR = 30.0, 300.0
@@ -27,7 +28,7 @@ def event(name, created=1.0, **fields):
 
 
 #: Submitted between 0 and 1 s of the server's clock.
-BOUNDS = Bounds(
+BOUNDS = MatchWindow(
     request_id="req-1",
     event_id=None,
     known_event_ids=frozenset({"old"}),
@@ -36,13 +37,13 @@ BOUNDS = Bounds(
 )
 
 
-def match(events, seconds, bounds=BOUNDS, server=None, **more):
+def match(events, seconds, window=BOUNDS, server=None, **more):
     """What a look says that was begun at a second; this process began to wait at second 1, when the run was accepted.
 
     Both clocks are the same, unless the server's is given.
     """
-    passed = bounds.passed(timedelta(seconds=seconds - 1), at(server if server is not None else seconds))
-    return matching.match(bounds, events, passed, settle=SETTLE, appear_within=APPEAR, **more)
+    passed = window.passed(timedelta(seconds=seconds - 1), at(server if server is not None else seconds))
+    return matching.match(window, events, passed, settle=SETTLE, appear_within=APPEAR, **more)
 
 
 def test_nothing_is_inferred_before_settle_has_passed():
@@ -152,42 +153,42 @@ def test_a_process_that_missed_the_acceptance_infers_nothing_from_another_clock(
 
 
 def test_without_the_servers_clock_only_what_was_known_before_is_left_out():
-    bounds = replace(BOUNDS, server_before=None, server_after=None)
-    assert match([event("a", -9999), event("old")], 33, bounds) == Found(event("a", -9999))
+    window = replace(BOUNDS, server_before=None, server_after=None)
+    assert match([event("a", -9999), event("old")], 33, window) == Found(event("a", -9999))
 
 
 def test_a_known_event_id_decides_whatever_else_there_is():
-    bounds = replace(BOUNDS, event_id="mine")
-    assert match([event("a")], 33, bounds) == NotYet(settled=True)
-    assert match([event("a"), event("mine", -9999)], 2, bounds) == Found(event("mine", -9999))
+    window = replace(BOUNDS, event_id="mine")
+    assert match([event("a")], 33, window) == NotYet(settled=True)
+    assert match([event("a"), event("mine", -9999)], 2, window) == Found(event("mine", -9999))
 
 
 def test_a_look_reaches_back_to_the_post_and_decides_once_settled_on_either_clock():
-    seek = BOUNDS.seek(SETTLE, at(100))
-    assert (seek.floor, seek.ids) == (at(-5), ("req-1",))
+    criteria = BOUNDS.criteria(SETTLE, at(100))
+    assert (criteria.not_before, criteria.ids) == (at(-5), ("req-1",))
     # `Date` counts whole seconds: one more until it is sure.
-    ripe_at, ripe_at_server = at(100 + SETTLE + 1), at(1 + SETTLE + 1)
+    decidable_at, decidable_at_server = at(100 + SETTLE + 1), at(1 + SETTLE + 1)
     early = timedelta(seconds=0.1)
-    assert seek.is_ripe(ripe_at, None)
-    assert seek.is_ripe(at(100), ripe_at_server)
-    assert not seek.is_ripe(ripe_at - early, None)
-    assert not seek.is_ripe(ripe_at - early, ripe_at_server - early)
+    assert criteria.is_decidable(decidable_at, None)
+    assert criteria.is_decidable(at(100), decidable_at_server)
+    assert not criteria.is_decidable(decidable_at - early, None)
+    assert not criteria.is_decidable(decidable_at - early, decidable_at_server - early)
 
 
 def test_without_the_servers_clock_a_look_reaches_back_forever_and_ours_settles():
-    seek = replace(BOUNDS, request_id=None, server_before=None, server_after=None).seek(SETTLE, at(1))
-    assert (seek.floor, seek.ids, seek.ripe_at) == (None, (), at(1 + SETTLE))
-    assert not seek.is_ripe(at(SETTLE), at(9999))
+    criteria = replace(BOUNDS, request_id=None, server_before=None, server_after=None).criteria(SETTLE, at(1))
+    assert (criteria.not_before, criteria.ids, criteria.decidable_at) == (None, (), at(1 + SETTLE))
+    assert not criteria.is_decidable(at(SETTLE), at(9999))
 
 
 def test_where_nothing_is_known_of_when_the_wait_began_every_look_may_decide():
-    seek = BOUNDS.seek(SETTLE, None)
-    assert seek.is_ripe(at(-9999), None)
+    criteria = BOUNDS.criteria(SETTLE, None)
+    assert criteria.is_decidable(at(-9999), None)
 
 
 def test_where_the_event_is_known_nothing_but_it_decides():
-    seek = replace(BOUNDS, event_id="mine").seek(SETTLE, at(1))
-    assert seek == Seek(floor=at(-5), ids=("mine",), ripe_at=None)
+    criteria = replace(BOUNDS, event_id="mine").criteria(SETTLE, at(1))
+    assert criteria == SearchCriteria(not_before=at(-5), ids=("mine",), decidable_at=None)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_where_the_event_is_known_nothing_but_it_decides():
 )
 def test_a_row_ends_a_look_only_if_every_time_it_bears_is_too_old(fields, before):
     row = ExecutionEvent(id="x", status="COMPLETED", **fields)
-    assert matching.lies_before(row, BOUNDS.floor) is before
+    assert matching.is_before(row, BOUNDS.not_before) is before
 
 
 def test_a_window_ends_one_tolerance_after_the_last_moment_of_an_event():
@@ -215,8 +216,8 @@ def test_a_window_ends_one_tolerance_after_the_last_moment_of_an_event():
 
 def test_those_of_whom_no_creation_is_known_come_last_whatever_the_clock():
     ancient = ExecutionEvent(id="ancient", status="RUNNING", createdAt=datetime(2000, 1, 1, tzinfo=UTC))
-    bounds = replace(BOUNDS, server_before=None, server_after=None)
-    seen = matching.candidates(bounds, [event("unknown", None), event("a"), ancient], within=SETTLE)
+    window = replace(BOUNDS, server_before=None, server_after=None)
+    seen = matching.candidates(window, [event("unknown", None), event("a"), ancient], within=SETTLE)
     assert [one.id for one in seen] == ["ancient", "a", "unknown"]
 
 
@@ -227,10 +228,10 @@ def old(name):
     return ExecutionEvent(id=name, status="COMPLETED", createdAt=at(-90), startedAt=at(-80), updatedAt=at(-70))
 
 
-def look(bounds, *pages, wanted=(), pending=()):
+def listing(window, *pages, wanted=(), pending=()):
     """What a look shows, and what it asks for; pages are those of the agent's listing, newest first."""
     asked, tokens = [], {f"page-{number}": number for number in range(1, len(pages))}
-    steps = matching.look("agent", bounds, wanted)
+    steps = read_listing("agent", window, wanted)
     try:
         call = next(steps)
         while True:
@@ -249,7 +250,7 @@ def look(bounds, *pages, wanted=(), pending=()):
 
 
 def test_a_look_for_a_run_first_asks_for_what_is_pending_and_tells_the_time_of_that():
-    seen, asked = look(BOUNDS, [event("a")], pending=[event("b", None)])
+    seen, asked = listing(BOUNDS, [event("a")], pending=[event("b", None)])
     assert [params.get("status") for params in asked] == ["PENDING", None]
     assert {params["limit"] for params in asked} == {"50"}
     assert {one.id for one in seen.events} == {"a", "b"}
@@ -257,29 +258,29 @@ def test_a_look_for_a_run_first_asks_for_what_is_pending_and_tells_the_time_of_t
 
 
 def test_a_look_for_a_run_reads_back_to_the_post_and_no_further():
-    seen, asked = look(BOUNDS, [event("a")], [old("x")], [old("y")])
+    seen, asked = listing(BOUNDS, [event("a")], [old("x")], [old("y")])
     assert len(asked) == 3
     assert {one.id for one in seen.events} == {"a", "x"}
 
 
 def test_a_look_ends_with_the_page_on_which_an_id_decides():
-    _, asked = look(BOUNDS, [event("a")], [event("b", requestId="req-1")], [event("c")])
+    _, asked = listing(BOUNDS, [event("a")], [event("b", requestId="req-1")], [event("c")])
     assert len(asked) == 3
 
 
 @pytest.mark.parametrize("way", ["named", "wanted"])
 def test_a_read_of_known_events_skips_the_pending_and_ends_with_the_last_of_them(way):
-    bounds = replace(BOUNDS, event_id="mine") if way == "named" else BOUNDS
+    window = replace(BOUNDS, event_id="mine") if way == "named" else BOUNDS
     wanted = ("mine", "other") if way == "wanted" else ()
     pages = [event("a"), event("other")], [event("mine")], [event("c")]
-    seen, asked = look(bounds, *pages, wanted=wanted)
+    seen, asked = listing(window, *pages, wanted=wanted)
     assert [params.get("status") for params in asked] == [None, None]
     assert {one.id for one in seen.events} == {"a", "other", "mine"}
     assert seen.server_time == at(501)
 
 
 def test_a_look_for_an_event_that_is_gone_ends_where_everything_is_too_old():
-    _, asked = look(replace(BOUNDS, event_id="gone"), [event("a")], [old("x")], [old("y")])
+    _, asked = listing(replace(BOUNDS, event_id="gone"), [event("a")], [old("x")], [old("y")])
     assert len(asked) == 2
 
 
@@ -341,13 +342,13 @@ def test_an_event_without_a_creation_time_may_be_ours_however_late_it_began():
 @pytest.mark.parametrize("odd", [{"startedAt": 7}, {"updatedAt": 7, "completedAt": None}, {"startedAt": []}])
 def test_a_row_whose_times_cannot_be_read_never_ends_a_look(odd):
     old = {name: at(-60).isoformat() for name in ("createdAt", "startedAt", "completedAt", "updatedAt")}
-    assert matching.lies_before(read_event({"id": "x", "status": "RUNNING", **old}), BOUNDS.floor)
-    assert not matching.lies_before(read_event({"id": "x", "status": "RUNNING", **old, **odd}), BOUNDS.floor)
+    assert matching.is_before(read_event({"id": "x", "status": "RUNNING", **old}), BOUNDS.not_before)
+    assert not matching.is_before(read_event({"id": "x", "status": "RUNNING", **old, **odd}), BOUNDS.not_before)
 
 
 def look_at(pending, listed):
     """What a look makes of the two listings."""
-    steps = matching.look("a", replace(BOUNDS, request_id=None))
+    steps = read_listing("a", replace(BOUNDS, request_id=None))
     next(steps)
     date = at(60)
     steps.send(Response(Page[ExecutionEvent].of({"data": pending}, read_event), date))

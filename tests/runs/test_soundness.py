@@ -18,13 +18,14 @@ from own_time import keep_time
 
 from airflow_provider_agents.api.client import Client
 from airflow_provider_agents.api.settings import Settings
+from airflow_provider_agents.runs.outcome import Outcome
 from airflow_provider_agents.runs.submission import submit, take_snapshot
-from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait
+from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
 from airflow_provider_agents.runs.waiting import wait_for_end
 from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, SimulatorConfig, mock_transport
 
 SETTLE = 30.0
-RULES = Rules(settle=SETTLE, appear_within=300.0)
+RULES = WaitPolicy(settle=SETTLE, appear_within=300.0)
 
 #: How far the clock of the machine that waits is ahead of that of the machine that submitted, in seconds.
 SKEWS = (0.0, -600.0, -60.0, 60.0, 600.0)
@@ -112,7 +113,9 @@ def run_once(
     def other_clock():
         return clock.now + timedelta(seconds=skew)
 
-    wait = Wait(submission, Rules(settle=SETTLE, appear_within=300.0, on_ambiguous=on_ambiguous), other_clock())
+    wait = RunTracker(
+        submission, WaitPolicy(settle=SETTLE, appear_within=300.0, on_ambiguous=on_ambiguous), other_clock()
+    )
     deadline_at = other_clock() + timedelta(seconds=7200 if odd is None else 900)
     began_at = clock.now
     if deferred:
@@ -123,7 +126,7 @@ def run_once(
             sim.add_agent(f"other-{number}", schedule_every=50.0, schedule_offset=10.0 * number)
             other = client.run_flow(submit(f"other-{number}", settle=SETTLE))
             driver.subscribe(
-                Wait(other, RULES, other_clock()), interval=rng.choice([2.0, 5.0, 30.0]), deadline_at=deadline_at
+                RunTracker(other, RULES, other_clock()), interval=rng.choice([2.0, 5.0, 30.0]), deadline_at=deadline_at
             )
         (verdict,) = driver.wait_for(subscription)
         assert subscription.error is None
@@ -218,10 +221,10 @@ def test_a_success_is_never_wrong_unless_the_task_accepts_a_run_without_an_answe
         config, seed=seed, every=every, strangers=strangers, faults=faults, on_ambiguous=on_ambiguous
     )
     assert len(sim.executions) <= 1
-    if verdict.outcome == Outcome.COMPLETED and not (submission.unanswered and on_ambiguous == "all"):
+    if verdict.outcome == Outcome.COMPLETED and not (submission.in_doubt and on_ambiguous == "all"):
         (mine,) = sim.executions
         assert sim.final_status(mine.event_id) == "COMPLETED"
-    if submission.unanswered and on_ambiguous == "fail":
+    if submission.in_doubt and on_ambiguous == "fail":
         assert verdict.outcome == Outcome.AMBIGUOUS
 
 
@@ -253,8 +256,8 @@ def test_a_pending_run_that_stands_behind_everything_else_is_not_overlooked():
     clock.advance(1)
     stranger = sim.start_scheduled_run("agent")
     clock.advance(SETTLE + 2)
-    wait = Wait(submission, RULES)
-    assert wait.take(client.run_flow(wait.look()), clock()) is None
+    wait = RunTracker(submission, RULES)
+    assert wait.apply_listing(client.run_flow(wait.read_listing()), clock()) is None
     assert {event.id for event in wait.events} == {sim.event_of(submission.request_id), stranger}
 
 
@@ -271,8 +274,8 @@ def test_an_old_run_that_has_not_begun_does_not_end_the_look_before_ours():
     client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim))
     submission = client.run_flow(submit("agent", settle=SETTLE))
     clock.advance(SETTLE + 2)
-    wait = Wait(submission, RULES)
-    wait.take(client.run_flow(wait.look()), clock())
+    wait = RunTracker(submission, RULES)
+    wait.apply_listing(client.run_flow(wait.read_listing()), clock())
     assert [event.id for event in wait.events] == [sim.event_of(submission.request_id)]
 
 
@@ -288,7 +291,7 @@ def follow_slowly(client, clock, steps):
         return end.value
 
 
-@pytest.mark.parametrize("step", ["snapshot", "look"])
+@pytest.mark.parametrize("step", ["snapshot", "listing"])
 def test_a_run_that_begins_between_the_two_listings_of_a_look_is_in_one_of_them(step):
     # While it queues it stands behind everything else; once it has begun it is no longer PENDING.
     clock = ManualClock()
@@ -299,11 +302,11 @@ def test_a_run_that_begins_between_the_two_listings_of_a_look_is_in_one_of_them(
     sim.config = SimulatorConfig(sort_by="startedAt", nulls="last", queue_seconds=3.0, run_seconds=60.0)
     client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim))
     first = sim.start_scheduled_run("agent")
-    if step == "look":
+    if step == "listing":
         clock.advance(120)
         submission = client.run_flow(submit("agent", settle=SETTLE))
         first = sim.event_of(submission.request_id)
-        steps = Wait(submission, RULES).look()
+        steps = RunTracker(submission, RULES).read_listing()
     else:
         steps = take_snapshot("agent")
     clock.advance(2)

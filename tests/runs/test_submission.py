@@ -19,12 +19,12 @@ from airflow_provider_agents.api.errors import (
 from airflow_provider_agents.api.models import ExecutionEvent
 from airflow_provider_agents.api.settings import Settings
 from airflow_provider_agents.runs import matching
+from airflow_provider_agents.runs.listing import read_listing
 from airflow_provider_agents.runs.submission import (
     MAX_POSTS,
     Submission,
-    attached_to,
-    died_around,
-    find_lost,
+    find_unconfirmed,
+    interrupted,
     submit,
     take_snapshot,
 )
@@ -60,10 +60,10 @@ class Scene:
     def submit(self):
         return self.client.run_flow(submit("a", settle=SETTLE, save=self.saved.append, say=self.said.append))
 
-    def find(self, lost):
-        return self.client.run_flow(find_lost(lost, settle=SETTLE))
+    def find(self, unconfirmed):
+        return self.client.run_flow(find_unconfirmed(unconfirmed, settle=SETTLE))
 
-    def lost(self, **fields):
+    def unconfirmed(self, **fields):
         """The record of a POST that was sent and answered by nobody, now."""
         snapshot = self.client.run_flow(take_snapshot("a"))
         return snapshot.changed(sent_at=self.clock.now, server_after=self.clock.now, **fields)
@@ -94,7 +94,7 @@ def test_without_the_servers_clock_the_youngest_known_event_stands_in_for_it():
     scene.sim.add_history("a", 3, every=60.0)
     submission = scene.submit()
     assert (submission.server_before, submission.server_after) == (None, None)
-    assert submission.bounds.floor == T0 - timedelta(seconds=65)
+    assert submission.window.not_before == T0 - timedelta(seconds=65)
     assert submission.known_event_ids == (scene.sim.runs()[2][0].event_id,)
 
 
@@ -125,7 +125,7 @@ def test_a_runs_name_says_what_is_known_of_it():
 
 
 def test_a_run_that_somebody_else_started_is_known_by_its_event():
-    submission = attached_to(ExecutionEvent(id="e", status="RUNNING"), "a", T0)
+    submission = Submission.for_event(ExecutionEvent(id="e", status="RUNNING"), "a", T0)
     assert submission == Submission(agent_id="a", event_id="e", taken_at=T0)
 
 
@@ -170,9 +170,11 @@ def test_what_began_while_a_refused_post_was_paused_is_not_mistaken_for_its_run(
     scene.meanwhile = lambda: strangers.append(scene.sim.start_scheduled_run("a"))
     submission = scene.submit()
     assert len(strangers) == 1
-    look = scene.client.run_flow(matching.look("a", submission.bounds))
+    listing = scene.client.run_flow(read_listing("a", submission.window))
     (mine,) = scene.sim.executions
-    assert [event.id for event in matching.candidates(submission.bounds, look.events, within=SETTLE)] == [mine.event_id]
+    assert [event.id for event in matching.candidates(submission.window, listing.events, within=SETTLE)] == [
+        mine.event_id
+    ]
 
 
 @pytest.mark.parametrize("status", [*set(range(300, 500)) - {408, 425, 429}, 501, 505])
@@ -206,9 +208,11 @@ def test_what_began_after_a_doubt_was_settled_is_not_mistaken_for_the_run():
 
     submission = scene.client.run_flow(submit("a", settle=SETTLE, save=save))
     assert len(others) == 1
-    look = scene.client.run_flow(matching.look("a", submission.bounds))
+    listing = scene.client.run_flow(read_listing("a", submission.window))
     (mine,) = scene.sim.executions
-    assert [event.id for event in matching.candidates(submission.bounds, look.events, within=SETTLE)] == [mine.event_id]
+    assert [event.id for event in matching.candidates(submission.window, listing.events, within=SETTLE)] == [
+        mine.event_id
+    ]
 
 
 @pytest.mark.parametrize("settle", [0.001, 1.0, 29.0, 30.0, 45.0])
@@ -217,13 +221,13 @@ def test_a_small_settle_does_not_shorten_the_search_for_a_lost_post(settle, lag)
     scene = Scene(record_lag=lag)
     scene.fault("reset_after")
     submission = scene.client.run_flow(submit("a", settle=settle))
-    assert (len(scene.sim.executions), submission.unanswered) == (1, True)
+    assert (len(scene.sim.executions), submission.in_doubt) == (1, True)
 
 
 @pytest.mark.parametrize(("settle", "seconds"), [(1.0, 30.0), (45.0, 45.0)])
 def test_a_lost_post_without_a_run_is_given_up_after_settle_and_at_least_30_seconds(settle, seconds):
     scene = Scene()
-    assert scene.client.run_flow(find_lost(scene.lost(), settle=settle)) is None
+    assert scene.client.run_flow(find_unconfirmed(scene.unconfirmed(), settle=settle)) is None
     assert seconds <= sum(scene.slept) <= seconds + 4.0
 
 
@@ -278,7 +282,7 @@ def test_a_run_whose_answer_was_lost_is_found_and_not_started_again(kind):
     assert len(scene.sim.executions) == 1
     assert submission.request_id is None
     assert submission.server_after == T0
-    assert submission.unanswered
+    assert submission.in_doubt
     assert "may have started" in scene.said[0]
     assert "has appeared" in scene.said[1]
 
@@ -309,7 +313,7 @@ def test_a_202_that_cannot_be_read_is_a_run_that_is_not_looked_for():
     scene.fault("garbage")
     submission = scene.submit()
     assert submission.request_id is None
-    assert not submission.unanswered
+    assert not submission.in_doubt
     assert scene.slept == []
     assert len(scene.sim.executions) == 1
     assert "waited for without its requestId" in scene.said[0]
@@ -320,25 +324,25 @@ def test_a_202_that_cannot_be_read_is_a_run_that_is_not_looked_for():
 
 def test_a_request_that_died_was_under_way_no_longer_than_it_could_be():
     intent = Submission(agent_id="a", taken_at=T0, sent_at=T0 + timedelta(seconds=5), server_before=T0)
-    late = died_around(intent, request_seconds=60.0)
+    late = interrupted(intent, request_seconds=60.0)
     # On the server's clock as long after the snapshot as on that of the process that died.
     assert late.server_after == T0 + timedelta(seconds=65)
-    unsent = died_around(intent.changed(sent_at=None, server_before=None), request_seconds=60.0)
+    unsent = interrupted(intent.changed(sent_at=None, server_before=None), request_seconds=60.0)
     assert unsent.server_after is None
 
 
 def test_a_lost_run_is_looked_for_until_settle_has_passed():
     scene = Scene()
-    assert scene.find(scene.lost()) is None
+    assert scene.find(scene.unconfirmed()) is None
     assert SETTLE <= sum(scene.slept) <= SETTLE + 4.0
     assert set(scene.slept) == {3.0}
 
 
 def test_a_lost_run_that_appears_late_is_found():
     scene = Scene(record_lag=25.0)
-    lost = scene.lost()
+    unconfirmed = scene.unconfirmed()
     scene.sim.start_scheduled_run("a")
-    assert scene.find(lost) == lost.changed(unanswered=True)
+    assert scene.find(unconfirmed) == unconfirmed.changed(in_doubt=True)
     assert 25.0 <= sum(scene.slept) < 28.0
 
 
@@ -349,10 +353,10 @@ def test_a_machine_with_another_clock_neither_gives_up_a_lost_run_nor_overlooks_
     intent = scene.client.run_flow(take_snapshot("a")).changed(sent_at=scene.clock.now)
     scene.sim.start_scheduled_run("a")
 
-    lost = died_around(intent, request_seconds=10.0)
+    unconfirmed = interrupted(intent, request_seconds=10.0)
     keep_time(lambda: scene.clock.now + timedelta(seconds=seconds), scene.sleep)
-    found = scene.find(lost)
-    assert found == lost.changed(unanswered=True)
+    found = scene.find(unconfirmed)
+    assert found == unconfirmed.changed(in_doubt=True)
 
 
 @pytest.mark.parametrize("date_header", [True, False])
@@ -360,42 +364,42 @@ def test_a_machine_with_another_clock_neither_gives_up_a_lost_run_nor_overlooks_
 def test_a_machine_with_another_clock_looks_no_longer_than_settle_for_a_missing_run(seconds, date_header):
     scene = Scene(date_header=date_header)
     intent = scene.client.run_flow(take_snapshot("a")).changed(sent_at=scene.clock.now)
-    lost = died_around(intent, request_seconds=10.0)
+    unconfirmed = interrupted(intent, request_seconds=10.0)
     keep_time(lambda: scene.clock.now + timedelta(seconds=seconds), scene.sleep)
-    assert scene.find(lost) is None
+    assert scene.find(unconfirmed) is None
     assert SETTLE <= sum(scene.slept) <= SETTLE + 4.0
 
 
 def test_a_run_created_long_after_a_lost_post_is_not_taken_for_its():
     scene = Scene()
-    lost = scene.lost()
+    unconfirmed = scene.unconfirmed()
     scene.clock.advance(SETTLE + 10.0)
     scene.sim.start_scheduled_run("a")
-    assert scene.find(lost) is None
+    assert scene.find(unconfirmed) is None
 
 
 def test_a_look_that_fails_for_a_while_ends_nothing():
     scene = Scene()
-    lost = scene.lost()
+    unconfirmed = scene.unconfirmed()
     scene.sim.start_scheduled_run("a")
     scene.sim.faults.append(Fault(kind="reset_before", times=15))
-    assert scene.find(lost) == lost.changed(unanswered=True)
+    assert scene.find(unconfirmed) == unconfirmed.changed(in_doubt=True)
 
 
 def test_a_lost_run_that_cannot_be_looked_for_is_not_taken_for_none():
     scene = Scene()
-    lost = scene.lost()
+    unconfirmed = scene.unconfirmed()
     scene.sim.faults.append(Fault(kind="reset_before", times=None))
     with pytest.raises(TemporaryError):
-        scene.find(lost)
+        scene.find(unconfirmed)
     assert 2 * SETTLE <= sum(scene.slept) < 2 * SETTLE + 4.0
 
 
 def test_a_server_whose_clock_is_ahead_does_not_shorten_the_look_for_a_lost_run():
     scene = Scene(clock_skew=600.0)
-    lost = scene.lost().changed(server_after=scene.sim.now())
+    unconfirmed = scene.unconfirmed().changed(server_after=scene.sim.now())
     began_at = scene.clock.now
-    assert scene.find(lost) is None
+    assert scene.find(unconfirmed) is None
     assert scene.clock.now - began_at >= timedelta(seconds=SETTLE)
 
 
@@ -417,8 +421,8 @@ def test_a_row_that_was_there_before_and_cannot_be_read_is_no_candidate(odd, age
     scene.sim.add_row("a", odd, age=age)
     submission = scene.submit()
     scene.clock.advance(SETTLE)
-    look = scene.client.run_flow(matching.look("a", submission.bounds))
-    (ours,) = matching.candidates(submission.bounds, look.events, within=SETTLE)
+    listing = scene.client.run_flow(read_listing("a", submission.window))
+    (ours,) = matching.candidates(submission.window, listing.events, within=SETTLE)
     assert ours.id == scene.sim.executions[0].event_id
 
 
@@ -427,7 +431,7 @@ def test_no_second_run_is_started_beside_a_row_that_cannot_be_read(odd):
     scene = Scene()
     scene.fault("reset_after")
     scene.sim.corrupt(None, odd)
-    assert scene.submit().unanswered
+    assert scene.submit().in_doubt
     assert len(scene.sim.executions) == 1
     assert scene.clock.now - T0 >= timedelta(seconds=SETTLE)
 
@@ -444,7 +448,7 @@ def test_a_row_that_turns_out_to_be_old_is_no_run_of_a_lost_post():
 
     scene.meanwhile = corrupt_for_a_while
     submission = scene.submit()
-    assert not submission.unanswered
+    assert not submission.in_doubt
     assert len(scene.sim.executions) == 1
 
 
@@ -455,5 +459,5 @@ def test_an_accepted_run_is_not_lost_over_the_body_of_the_answer(body):
     scene = Scene()
     scene.sim.add_fault(Fault(kind="status", status=202, body=json.dumps(body), worked=True, method="POST"))
     submission = scene.submit()
-    assert (submission.request_id, submission.unanswered) == (None, False)
+    assert (submission.request_id, submission.in_doubt) == (None, False)
     assert len(scene.sim.executions) == 1

@@ -16,23 +16,19 @@ from airflow_provider_agents.api.errors import (
 )
 from airflow_provider_agents.api.models import ExecutionEvent, read_event
 from airflow_provider_agents.api.settings import Settings
-from airflow_provider_agents.runs.matching import Look
-from airflow_provider_agents.runs.submission import Submission, attached_to, submit
-from airflow_provider_agents.runs.verdict import (
-    Outcome,
-    Rules,
-    Verdict,
-    Wait,
+from airflow_provider_agents.runs.listing import Listing
+from airflow_provider_agents.runs.outcome import Outcome, Verdict, describe_completed, to_error
+from airflow_provider_agents.runs.status import (
     active_runs,
     duration_of,
-    error_of,
-    fresher,
-    how_it_completed,
     is_active,
     is_success,
     is_terminal,
+    newer_of,
     usage_of,
 )
+from airflow_provider_agents.runs.submission import Submission, submit
+from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
 from airflow_provider_agents.runs.waiting import state_of
 from airflow_provider_agents.simulator import ManualClock, Simulator, SimulatorConfig, mock_transport
 
@@ -52,8 +48,8 @@ def event(name="e", status="RUNNING", **fields):
     return ExecutionEvent(id=name, status=status, **{"createdAt": at(1), **fields})
 
 
-def take(wait, *events, seconds=SETTLED):
-    return wait.take(Look(events, at(seconds)), at(seconds))
+def apply_listing(wait, *events, seconds=SETTLED):
+    return wait.apply_listing(Listing(events, at(seconds)), at(seconds))
 
 
 @pytest.mark.parametrize(
@@ -76,9 +72,9 @@ def test_when_a_run_is_over_and_whether_it_succeeded(status, completed_at, over,
 
 def test_an_end_stays_whatever_a_lagging_answer_says():
     over, running = event(status="COMPLETED"), event(updatedAt=at(9))
-    assert fresher(over, running) is over
-    assert fresher(running, over) is over
-    assert fresher(None, running) is running
+    assert newer_of(over, running) is over
+    assert newer_of(running, over) is over
+    assert newer_of(None, running) is running
 
 
 @pytest.mark.parametrize(
@@ -86,50 +82,50 @@ def test_an_end_stays_whatever_a_lagging_answer_says():
 )
 def test_of_two_states_the_one_that_was_updated_later_counts(old, new, stays):
     before, after = (event(updatedAt=None if seconds is None else at(seconds)) for seconds in (old, new))
-    assert (fresher(before, after) is before) == stays
+    assert (newer_of(before, after) is before) == stays
 
 
 def test_nothing_is_told_of_a_run_before_its_event_is_known():
-    wait = Wait(SUBMISSION, Rules())
-    assert (wait.agent_id, wait.events, wait.is_known, wait.going_on) == ("a", (), False, ())
-    assert wait.seek.ids == ("req",)
-    assert wait.update(event(status="COMPLETED")) is None
-    assert take(wait, event(status="COMPLETED"), seconds=20) is None
+    wait = RunTracker(SUBMISSION, WaitPolicy())
+    assert (wait.agent_id, wait.events, wait.is_known, wait.active) == ("a", (), False, ())
+    assert wait.criteria.ids == ("req",)
+    assert wait.apply_event(event(status="COMPLETED")) is None
+    assert apply_listing(wait, event(status="COMPLETED"), seconds=20) is None
     assert [each.id for each in wait.events] == ["e"]
     assert not wait.is_known
-    assert wait.seek is not None
+    assert wait.criteria is not None
     assert wait.name == "agent a, requestId req, probably event e"
 
 
 def test_once_known_a_run_is_followed_to_its_end():
-    wait = Wait(SUBMISSION, Rules())
-    assert take(wait, event(), event("late", createdAt=at(100))) is None
+    wait = RunTracker(SUBMISSION, WaitPolicy())
+    assert apply_listing(wait, event(), event("late", createdAt=at(100))) is None
     assert wait.is_known
-    assert wait.seek is None
-    assert wait.going_on == (event(),)
+    assert wait.criteria is None
+    assert wait.active == (event(),)
     assert wait.name == "agent a, requestId req, event e"
     # A stranger's end is no concern of ours.
-    assert take(wait, event("late", "FAILED", createdAt=at(100)), seconds=40) is None
+    assert apply_listing(wait, event("late", "FAILED", createdAt=at(100)), seconds=40) is None
     done = event(status="COMPLETED")
-    assert take(wait, done, seconds=50) == Verdict(Outcome.COMPLETED, (done,))
-    assert wait.going_on == ()
+    assert apply_listing(wait, done, seconds=50) == Verdict(Outcome.COMPLETED, (done,))
+    assert wait.active == ()
 
 
 def test_the_name_of_a_run_that_was_attached_to_names_its_event_once():
-    wait = Wait(attached_to(event(), "a", T0), Rules())
-    take(wait, event())
+    wait = RunTracker(Submission.for_event(event(), "a", T0), WaitPolicy())
+    apply_listing(wait, event())
     assert wait.name == "agent a, event e"
 
 
 @pytest.mark.parametrize(("status", "outcome"), [("COMPLETED", Outcome.COMPLETED), ("FAILED", Outcome.FAILED)])
 def test_a_change_of_a_followed_event_can_be_the_end(status, outcome):
-    wait = Wait(SUBMISSION, Rules())
-    take(wait, event())
-    assert wait.update(event("stranger", status)) is None
-    assert wait.update(event(updatedAt=at(40))) is None
-    assert wait.going_on[0].updatedAt == at(40)
-    assert wait.update(event(status=status)) == Verdict(outcome, (event(status=status),))
-    assert wait.update(event(status=status)) is None
+    wait = RunTracker(SUBMISSION, WaitPolicy())
+    apply_listing(wait, event())
+    assert wait.apply_event(event("stranger", status)) is None
+    assert wait.apply_event(event(updatedAt=at(40))) is None
+    assert wait.active[0].updatedAt == at(40)
+    assert wait.apply_event(event(status=status)) == Verdict(outcome, (event(status=status),))
+    assert wait.apply_event(event(status=status)) is None
 
 
 @pytest.mark.parametrize(
@@ -141,65 +137,65 @@ def test_a_change_of_a_followed_event_can_be_the_end(status, outcome):
     ],
 )
 def test_runs_that_cannot_be_told_apart_are_a_verdict_if_they_end_alike(statuses, outcome):
-    wait = Wait(SUBMISSION, Rules())
-    assert take(wait, event("a"), event("b")) is None
+    wait = RunTracker(SUBMISSION, WaitPolicy())
+    assert apply_listing(wait, event("a"), event("b")) is None
     assert not wait.is_known
     first, second = (event(name, status) for name, status in zip("ab", statuses, strict=True))
-    assert wait.update(first) is None
-    assert [each.id for each in wait.going_on] == ["b"]
-    verdict = wait.update(second)
+    assert wait.apply_event(first) is None
+    assert [each.id for each in wait.active] == ["b"]
+    verdict = wait.apply_event(second)
     assert verdict == Verdict(outcome, (first, second))
     assert verdict.event == first
 
 
 def test_runs_that_end_differently_are_told_before_the_rest_is_over():
-    wait = Wait(SUBMISSION, Rules())
-    take(wait, event("a"), event("b"), event("c"))
-    wait.update(event("a", "FAILED"))
-    verdict = wait.update(event("c", "COMPLETED"))
+    wait = RunTracker(SUBMISSION, WaitPolicy())
+    apply_listing(wait, event("a"), event("b"), event("c"))
+    wait.apply_event(event("a", "FAILED"))
+    verdict = wait.apply_event(event("c", "COMPLETED"))
     assert verdict == Verdict(Outcome.AMBIGUOUS, (event("a", "FAILED"), event("b"), event("c", "COMPLETED")))
 
 
 def test_a_task_may_refuse_what_cannot_be_told_apart_at_once():
-    wait = Wait(SUBMISSION, Rules(on_ambiguous="fail"))
-    assert take(wait, event("a"), event("b")) == Verdict(Outcome.AMBIGUOUS, (event("a"), event("b")))
-    alone = Wait(SUBMISSION, Rules(on_ambiguous="fail"))
-    assert take(alone, event("a")) is None
+    wait = RunTracker(SUBMISSION, WaitPolicy(on_ambiguous="fail"))
+    assert apply_listing(wait, event("a"), event("b")) == Verdict(Outcome.AMBIGUOUS, (event("a"), event("b")))
+    alone = RunTracker(SUBMISSION, WaitPolicy(on_ambiguous="fail"))
+    assert apply_listing(alone, event("a")) is None
 
 
 def test_a_task_may_refuse_a_run_of_which_nobody_has_seen_the_answer():
-    unanswered = SUBMISSION.changed(request_id=None, unanswered=True)
-    taken = Wait(unanswered, Rules())
-    assert take(taken, event("a")) is None
-    assert taken.update(event("a", "COMPLETED")) == Verdict(Outcome.COMPLETED, (event("a", "COMPLETED"),))
-    verdict = take(Wait(unanswered, Rules(on_ambiguous="fail")), event("a"))
+    in_doubt = SUBMISSION.changed(request_id=None, in_doubt=True)
+    taken = RunTracker(in_doubt, WaitPolicy())
+    assert apply_listing(taken, event("a")) is None
+    assert taken.apply_event(event("a", "COMPLETED")) == Verdict(Outcome.COMPLETED, (event("a", "COMPLETED"),))
+    verdict = apply_listing(RunTracker(in_doubt, WaitPolicy(on_ambiguous="fail")), event("a"))
     assert verdict == Verdict(Outcome.AMBIGUOUS, (event("a"),))
-    error = error_of(verdict, unanswered, what_now="")
+    error = to_error(verdict, in_doubt, what_now="")
     assert isinstance(error, AmbiguousAgentRunError)
     assert error.event_ids == ("a",)
     assert "this task's run was started: the answer to its POST was lost" in str(error)
     assert "may be another party's (RUNNING). Look" in str(error)
     # With others beside it, those are what matters.
-    several = take(Wait(unanswered, Rules(on_ambiguous="fail")), event("a"), event("b"))
-    assert "cannot be told apart" in str(error_of(several, unanswered, what_now=""))
+    several = apply_listing(RunTracker(in_doubt, WaitPolicy(on_ambiguous="fail")), event("a"), event("b"))
+    assert "cannot be told apart" in str(to_error(several, in_doubt, what_now=""))
 
 
 def test_a_run_without_an_answer_is_matched_over_the_whole_time_of_its_search():
-    unanswered = SUBMISSION.changed(request_id=None, unanswered=True)
-    wait = Wait(unanswered, Rules(settle=1.0, appear_within=1.0))
+    in_doubt = SUBMISSION.changed(request_id=None, in_doubt=True)
+    wait = RunTracker(in_doubt, WaitPolicy(settle=1.0, appear_within=1.0))
     early, late = event("early", "COMPLETED", createdAt=at(3)), event("late", "FAILED", createdAt=at(25))
-    assert take(wait, early, seconds=10) is None
-    assert take(wait, early, late) == Verdict(Outcome.AMBIGUOUS, (early, late))
+    assert apply_listing(wait, early, seconds=10) is None
+    assert apply_listing(wait, early, late) == Verdict(Outcome.AMBIGUOUS, (early, late))
 
 
 def test_a_run_without_an_event_is_not_found_and_one_at_its_deadline_timed_out():
-    wait = Wait(SUBMISSION, Rules(appear_within=60.0), at(0))
-    assert take(wait, seconds=59) is None
+    wait = RunTracker(SUBMISSION, WaitPolicy(appear_within=60.0), at(0))
+    assert apply_listing(wait, seconds=59) is None
     assert wait.expire() == Verdict(Outcome.TIMED_OUT)
-    assert take(wait, seconds=61) == Verdict(Outcome.NOT_FOUND)
+    assert apply_listing(wait, seconds=61) == Verdict(Outcome.NOT_FOUND)
     assert Verdict(Outcome.NOT_FOUND).event is None
-    found = Wait(SUBMISSION, Rules())
-    take(found, event())
+    found = RunTracker(SUBMISSION, WaitPolicy())
+    apply_listing(found, event())
     assert found.expire() == Verdict(Outcome.TIMED_OUT, (event(),))
 
 
@@ -218,7 +214,7 @@ def test_a_run_without_an_event_is_not_found_and_one_at_its_deadline_timed_out()
     ],
 )
 def test_each_end_but_success_is_an_error_of_its_own_that_names_the_run(verdict, error, words):
-    found = error_of(verdict, SUBMISSION, what_now="A retry starts a new run.")
+    found = to_error(verdict, SUBMISSION, what_now="A retry starts a new run.")
     assert type(found) is error
     assert words.replace("\\", "") in str(found)
     ids = ",".join(each.id for each in verdict.events)
@@ -230,7 +226,7 @@ def test_each_end_but_success_is_an_error_of_its_own_that_names_the_run(verdict,
 
 
 def test_a_run_that_completed_is_no_error():
-    assert error_of(Verdict(Outcome.COMPLETED, (event(status="COMPLETED"),)), SUBMISSION, what_now="") is None
+    assert to_error(Verdict(Outcome.COMPLETED, (event(status="COMPLETED"),)), SUBMISSION, what_now="") is None
 
 
 def test_what_a_run_used():
@@ -254,11 +250,11 @@ def test_what_a_run_used():
 
 
 def test_an_older_state_of_a_followed_event_does_not_undo_a_newer_one():
-    wait = Wait(SUBMISSION, Rules())
-    take(wait, event(updatedAt=at(20)))
-    wait.update(event(updatedAt=at(10)))
+    wait = RunTracker(SUBMISSION, WaitPolicy())
+    apply_listing(wait, event(updatedAt=at(20)))
+    wait.apply_event(event(updatedAt=at(10)))
     assert wait.events == (event(updatedAt=at(20)),)
-    take(wait, event(updatedAt=at(10)), seconds=60)
+    apply_listing(wait, event(updatedAt=at(10)), seconds=60)
     assert wait.events == (event(updatedAt=at(20)),)
 
 
@@ -266,10 +262,12 @@ def test_an_older_state_of_a_followed_event_does_not_undo_a_newer_one():
 @pytest.mark.parametrize("date", [True, False])
 def test_another_machines_clock_neither_hurries_a_verdict_nor_delays_it(skew, date):
     # The submission was made elsewhere; here the clock is `skew` seconds ahead.
-    wait = Wait(SUBMISSION if date else UNTIMED, Rules(), at(skew))
+    wait = RunTracker(SUBMISSION if date else UNTIMED, WaitPolicy(), at(skew))
 
     def outcome(seconds):
-        return wait.take(Look((event(status="COMPLETED"),), at(seconds) if date else None), at(seconds + skew))
+        return wait.apply_listing(
+            Listing((event(status="COMPLETED"),), at(seconds) if date else None), at(seconds + skew)
+        )
 
     assert outcome(0) is None
     assert outcome(29) is None
@@ -279,10 +277,10 @@ def test_another_machines_clock_neither_hurries_a_verdict_nor_delays_it(skew, da
 @pytest.mark.parametrize("skew", [-600.0, 0.0, 600.0])
 @pytest.mark.parametrize("date", [True, False])
 def test_another_machines_clock_does_not_move_the_report_of_a_missing_run(skew, date):
-    wait = Wait(SUBMISSION if date else UNTIMED, Rules(appear_within=60.0), at(skew))
+    wait = RunTracker(SUBMISSION if date else UNTIMED, WaitPolicy(appear_within=60.0), at(skew))
 
     def outcome(seconds):
-        return wait.take(Look((), at(seconds) if date else None), at(seconds + skew))
+        return wait.apply_listing(Listing((), at(seconds) if date else None), at(seconds + skew))
 
     assert [outcome(seconds) for seconds in (0, 30, 59)] == [None] * 3
     assert outcome(61) == Verdict(Outcome.NOT_FOUND)
@@ -290,12 +288,12 @@ def test_another_machines_clock_does_not_move_the_report_of_a_missing_run(skew, 
 
 def test_a_resumed_wait_decides_by_the_servers_clock_or_without_it_after_settle():
     over = (event(status="COMPLETED"),)
-    resumed = Wait(SUBMISSION, Rules())
-    assert resumed.take(Look(over, at(3600)), at(3600)).outcome == Outcome.COMPLETED
-    blind = Wait(UNTIMED, Rules())
-    assert blind.take(Look(over, None), at(3600)) is None
-    assert blind.take(Look(over, None), at(3629)) is None
-    assert blind.take(Look(over, None), at(3630)).outcome == Outcome.COMPLETED
+    resumed = RunTracker(SUBMISSION, WaitPolicy())
+    assert resumed.apply_listing(Listing(over, at(3600)), at(3600)).outcome == Outcome.COMPLETED
+    blind = RunTracker(UNTIMED, WaitPolicy())
+    assert blind.apply_listing(Listing(over, None), at(3600)) is None
+    assert blind.apply_listing(Listing(over, None), at(3629)) is None
+    assert blind.apply_listing(Listing(over, None), at(3630)).outcome == Outcome.COMPLETED
 
 
 # --- what appears after `settle` --------------------------------------------------------------------------------------
@@ -315,20 +313,20 @@ def late_looks():
 
 @pytest.mark.parametrize("how", late_looks())
 def test_a_run_that_appears_late_is_taken_and_not_called_known(how):
-    wait = Wait(SUBMISSION, Rules())
-    assert [take(wait, *events, seconds=seconds) for events, seconds in late_looks()[how]][-1] is None
+    wait = RunTracker(SUBMISSION, WaitPolicy())
+    assert [apply_listing(wait, *events, seconds=seconds) for events, seconds in late_looks()[how]][-1] is None
     assert (wait.is_late, wait.is_known) == (True, False)
     assert wait.name == "agent a, requestId req, probably event e"
-    verdict = wait.update(event("e", "COMPLETED"))
+    verdict = wait.apply_event(event("e", "COMPLETED"))
     assert (verdict.outcome, verdict.late, verdict.event.id, verdict.known_event) == ("completed", True, "e", None)
 
 
 @pytest.mark.parametrize("how", late_looks())
 def test_a_task_may_refuse_a_run_that_appears_late(how):
-    wait = Wait(SUBMISSION, Rules(on_ambiguous="fail"))
-    verdict = [take(wait, *events, seconds=seconds) for events, seconds in late_looks()[how]][-1]
+    wait = RunTracker(SUBMISSION, WaitPolicy(on_ambiguous="fail"))
+    verdict = [apply_listing(wait, *events, seconds=seconds) for events, seconds in late_looks()[how]][-1]
     assert (verdict.outcome, verdict.late) == (Outcome.AMBIGUOUS, True)
-    error = error_of(verdict, SUBMISSION, what_now="Never.")
+    error = to_error(verdict, SUBMISSION, what_now="Never.")
     assert isinstance(error, AmbiguousAgentRunError)
     assert str(error) == (
         "The run was accepted, but no event of it appeared within `settle`. What appeared later may be another run's "
@@ -339,24 +337,24 @@ def test_a_task_may_refuse_a_run_that_appears_late(how):
 
 def test_of_several_late_runs_none_is_picked():
     late = [event("a", createdAt=at(90)), event("b", createdAt=at(60))]
-    wait = Wait(SUBMISSION, Rules())
-    assert take(wait, *late, seconds=100) is None
-    assert [each.id for each in wait.going_on] == ["b", "a"]
-    assert wait.update(event("b", "COMPLETED")) is None
-    assert wait.update(event("a", "FAILED")).outcome == Outcome.AMBIGUOUS
+    wait = RunTracker(SUBMISSION, WaitPolicy())
+    assert apply_listing(wait, *late, seconds=100) is None
+    assert [each.id for each in wait.active] == ["b", "a"]
+    assert wait.apply_event(event("b", "COMPLETED")) is None
+    assert wait.apply_event(event("a", "FAILED")).outcome == Outcome.AMBIGUOUS
 
 
 def test_what_appears_later_than_appear_within_is_another_runs_whoever_looks_first():
     # A second try that looks a day later sees all runs of that day.
-    wait = Wait(SUBMISSION, Rules())
-    assert take(wait, event("e", createdAt=at(3600)), seconds=86400) == Verdict(Outcome.NOT_FOUND)
+    wait = RunTracker(SUBMISSION, WaitPolicy())
+    assert apply_listing(wait, event("e", createdAt=at(3600)), seconds=86400) == Verdict(Outcome.NOT_FOUND)
 
 
 def test_what_has_appeared_in_time_is_known_and_not_late():
-    wait = Wait(SUBMISSION, Rules(on_ambiguous="fail"))
-    assert take(wait, event(), seconds=10) is None
-    assert take(wait, event(), event("after", createdAt=at(100)), seconds=105) is None
-    verdict = wait.update(event(status="COMPLETED"))
+    wait = RunTracker(SUBMISSION, WaitPolicy(on_ambiguous="fail"))
+    assert apply_listing(wait, event(), seconds=10) is None
+    assert apply_listing(wait, event(), event("after", createdAt=at(100)), seconds=105) is None
+    verdict = wait.apply_event(event(status="COMPLETED"))
     assert (wait.is_late, verdict.late, verdict.known_event) == (False, False, event(status="COMPLETED"))
 
 
@@ -371,7 +369,7 @@ def test_what_has_appeared_in_time_is_known_and_not_late():
     ],
 )
 def test_of_a_late_run_that_failed_no_more_is_said_than_is_known(events, words):
-    assert words in str(error_of(Verdict(Outcome.FAILED, events, late=True), SUBMISSION, what_now="Never."))
+    assert words in str(to_error(Verdict(Outcome.FAILED, events, late=True), SUBMISSION, what_now="Never."))
 
 
 def test_of_several_events_none_is_known():
@@ -387,11 +385,11 @@ def test_a_look_for_a_run_that_is_known_is_one_request():
     client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim))
     submission = client.run_flow(submit("a", settle=30.0))
     clock.advance(SETTLED)
-    wait = Wait(submission, Rules())
+    wait = RunTracker(submission, WaitPolicy())
     asked = []
     for _ in range(2):
         before = len(sim.requests)
-        wait.take(client.run_flow(wait.look()), clock.now)
+        wait.apply_listing(client.run_flow(wait.read_listing()), clock.now)
         asked.append(len(sim.requests) - before)
     assert asked == [2, 1]
 
@@ -446,14 +444,14 @@ def test_the_active_runs_of_an_agent_are_those_that_are_not_over():
     ],
 )
 def test_a_failed_run_is_told_with_what_happened_first(events, words):
-    error = error_of(Verdict(Outcome.FAILED, events), SUBMISSION, what_now="Retry.")
+    error = to_error(Verdict(Outcome.FAILED, events), SUBMISSION, what_now="Retry.")
     assert str(error) == words
 
 
 def test_a_run_that_is_late_says_what_was_seen_of_it():
-    seen = error_of(Verdict(Outcome.TIMED_OUT, (event(),)), SUBMISSION, what_now="")
-    unseen = error_of(Verdict(Outcome.TIMED_OUT), SUBMISSION, what_now="")
-    over = error_of(Verdict(Outcome.TIMED_OUT, (event(status="COMPLETED"),)), SUBMISSION, what_now="")
+    seen = to_error(Verdict(Outcome.TIMED_OUT, (event(),)), SUBMISSION, what_now="")
+    unseen = to_error(Verdict(Outcome.TIMED_OUT), SUBMISSION, what_now="")
+    over = to_error(Verdict(Outcome.TIMED_OUT, (event(status="COMPLETED"),)), SUBMISSION, what_now="")
     assert "not finished at the deadline (RUNNING). It cannot be cancelled and is still running." in str(seen)
     assert "not finished at the deadline: no event of it had appeared. It cannot be cancelled and may" in str(unseen)
     assert "before it was certain which run is this task's (COMPLETED)" in str(over)
@@ -462,7 +460,7 @@ def test_a_run_that_is_late_says_what_was_seen_of_it():
 
 def test_a_run_that_an_id_names_is_not_said_to_be_inferred():
     named = event("req", "FAILED", error="quota.")
-    error = error_of(Verdict(Outcome.FAILED, (named,)), SUBMISSION, what_now="Retry.")
+    error = to_error(Verdict(Outcome.FAILED, (named,)), SUBMISSION, what_now="Retry.")
     assert str(error) == "The run FAILED: quota. Retry. agent=a request_id=req event=req"
 
 
@@ -476,13 +474,13 @@ def test_a_run_that_an_id_names_is_not_said_to_be_inferred():
     ],
 )
 def test_what_is_inferred_of_a_run_that_completed_is_not_said_to_be_known(events, late, words):
-    said = how_it_completed(Verdict(Outcome.COMPLETED, events, late), SUBMISSION)
+    said = describe_completed(Verdict(Outcome.COMPLETED, events, late), SUBMISSION)
     assert words in said
     assert said.endswith(f"agent=a request_id=req event={','.join(each.id for each in events)}")
 
 
 def test_several_that_ended_differently_say_how_to_avoid_it():
-    error = error_of(Verdict(Outcome.AMBIGUOUS, (event("x"), event("y"))), SUBMISSION, what_now="")
+    error = to_error(Verdict(Outcome.AMBIGUOUS, (event("x"), event("y"))), SUBMISSION, what_now="")
     assert "let one run of the agent start at a time: use a pool with one slot, or if_running='wait'." in str(error)
 
 
@@ -505,38 +503,38 @@ def test_a_row_that_cannot_be_read_is_not_over_whatever_it_says(status, complete
 
 def test_a_row_that_cannot_be_read_takes_no_end_back_and_keeps_what_was_known():
     over = event(status="COMPLETED", updatedAt=at(5))
-    assert fresher(over, unreadable(updatedAt=at(9))) is over
+    assert newer_of(over, unreadable(updatedAt=at(9))) is over
     begun = event(startedAt=at(2), agentId="a", requestId="r", updatedAt=at(3))
-    later = fresher(begun, unreadable(updatedAt=at(4)))
+    later = newer_of(begun, unreadable(updatedAt=at(4)))
     assert later.unreadable is not None
     assert (later.createdAt, later.startedAt, later.agentId, later.requestId) == (at(1), at(2), "a", "r")
-    assert fresher(begun, unreadable(updatedAt=at(2))) is begun
-    assert fresher(later, over) is over
+    assert newer_of(begun, unreadable(updatedAt=at(2))) is begun
+    assert newer_of(later, over) is over
 
 
 @pytest.mark.parametrize("named", [True, False])
 def test_a_run_whose_row_cannot_be_read_is_waited_for_until_it_can_be(named):
-    wait = Wait(SUBMISSION, Rules())
+    wait = RunTracker(SUBMISSION, WaitPolicy())
     fields = {"createdAt": at(1), **({"requestId": "req"} if named else {})}
-    assert take(wait, unreadable(**fields)) is None
-    assert take(wait, unreadable(**fields), seconds=9000.0) is None
-    assert take(wait, event(status="COMPLETED", **fields), seconds=9001.0).outcome == Outcome.COMPLETED
+    assert apply_listing(wait, unreadable(**fields)) is None
+    assert apply_listing(wait, unreadable(**fields), seconds=9000.0) is None
+    assert apply_listing(wait, event(status="COMPLETED", **fields), seconds=9001.0).outcome == Outcome.COMPLETED
 
 
 @pytest.mark.parametrize("odd", [unreadable("b"), read_event({"status": "RUNNING"}), read_event(None)])
 def test_another_unreadable_row_holds_the_verdict_only_as_long_as_it_is_shown(odd):
-    wait = Wait(SUBMISSION, Rules())
-    assert take(wait, event(status="COMPLETED"), odd) is None
-    verdict = take(wait, event(status="COMPLETED"), seconds=40.0)
+    wait = RunTracker(SUBMISSION, WaitPolicy())
+    assert apply_listing(wait, event(status="COMPLETED"), odd) is None
+    verdict = apply_listing(wait, event(status="COMPLETED"), seconds=40.0)
     assert (verdict.outcome, [each.id for each in verdict.events]) == (Outcome.COMPLETED, ["e"])
 
 
 @pytest.mark.parametrize("odd", [unreadable("b"), unreadable("b", createdAt=at(200))])
 def test_a_wait_that_was_held_says_by_which_event_and_why(odd):
-    wait = Wait(SUBMISSION, Rules())
-    assert take(wait, odd, seconds=9000.0) is None
+    wait = RunTracker(SUBMISSION, WaitPolicy())
+    assert apply_listing(wait, odd, seconds=9000.0) is None
     assert f"is unreadable: {odd.unreadable}. agent=a request_id=req event=b" in state_of(wait)
-    error = error_of(wait.expire(), SUBMISSION, what_now="Retry.")
+    error = to_error(wait.expire(), SUBMISSION, what_now="Retry.")
     assert f"was not finished at the deadline (unreadable: {odd.unreadable})." in str(error)
     assert str(error).endswith("event=b")
     assert error.event_ids == ("b",)

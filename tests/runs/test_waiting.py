@@ -18,9 +18,10 @@ from airflow_provider_agents.api.errors import (
 )
 from airflow_provider_agents.api.flow import Response, Sleep
 from airflow_provider_agents.api.models import ExecutionEvent, Page
+from airflow_provider_agents.runs.outcome import Outcome, to_error
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS
-from airflow_provider_agents.runs.submission import Submission, attached_to
-from airflow_provider_agents.runs.verdict import Outcome, Rules, Wait, error_of
+from airflow_provider_agents.runs.submission import Submission
+from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
 from airflow_provider_agents.runs.waiting import (
     LAST_LOOK_SECONDS,
     SIGN_OF_LIFE_SECONDS,
@@ -55,7 +56,7 @@ class Story:
 
     def __init__(self, *answers):
         self.now, self.answers = T0, list(answers)
-        self.pauses, self.said, self.looks = [], [], []
+        self.pauses, self.said, self.listings = [], [], []
 
     def clock(self):
         return self.now
@@ -69,9 +70,9 @@ class Story:
 
     def answer(self, call):
         moment = (self.now - T0).total_seconds()
-        if self.looks and self.looks[-1] != moment and len(self.answers) > 1:
+        if self.listings and self.listings[-1] != moment and len(self.answers) > 1:
             del self.answers[0]
-        self.looks.append(moment)
+        self.listings.append(moment)
         given = self.answers[0]
         if isinstance(given, Exception):
             return given
@@ -99,9 +100,9 @@ class Story:
         return Pace(poll_interval, T0 + timedelta(seconds=seconds), self.clock, self.say)
 
     def wait(self, *, seconds=3600.0, poll_interval=5.0, **more):
-        known = attached_to(row(), "a", T0)
+        known = Submission.for_event(row(), "a", T0)
         return wait_for_end(
-            Wait(known, Rules(settle=30.0, appear_within=30.0)),
+            RunTracker(known, WaitPolicy(settle=30.0, appear_within=30.0)),
             poll_interval=poll_interval,
             deadline_at=T0 + timedelta(seconds=seconds),
             now=self.clock,
@@ -216,7 +217,7 @@ def test_the_last_look_is_at_the_deadline_and_a_run_that_is_over_by_then_is_not_
     assert story.pauses == [5.0, 5.0, 2.0]
     story = Story([row()])
     assert story.tell(story.wait(seconds=12.0)).outcome == Outcome.TIMED_OUT
-    assert max(story.looks) == 12.0
+    assert max(story.listings) == 12.0
 
 
 def test_failures_do_not_end_a_wait():
@@ -229,7 +230,7 @@ def test_a_deadline_during_an_outage_says_that_the_last_look_failed():
     story = Story([row()], DOWN)
     verdict = story.tell(story.wait(seconds=60.0))
     assert (verdict.outcome, verdict.failure) == (Outcome.TIMED_OUT, str(DOWN))
-    assert f"The last poll failed: {DOWN}" in str(error_of(verdict, attached_to(row(), "a", T0), what_now=""))
+    assert f"The last poll failed: {DOWN}" in str(to_error(verdict, Submission.for_event(row(), "a", T0), what_now=""))
     assert story.said[-1] == (logging.WARNING, f"The last look before the deadline failed: {DOWN}")
 
 
@@ -305,13 +306,13 @@ def test_a_look_of_many_slow_pages_puts_off_no_deadline(page_seconds):
 
 
 def test_a_bounded_look_hands_on_answers_and_failures():
-    def look():
+    def listing():
         try:
             yield "first"
         except ServerError:
             return (yield "second")
 
-    steps = bounded(look(), T0 + timedelta(hours=1), now=lambda: T0)
+    steps = bounded(listing(), T0 + timedelta(hours=1), now=lambda: T0)
     assert next(steps) == "first"
     assert steps.throw(DOWN) == "second"
     with pytest.raises(StopIteration) as end:
@@ -336,18 +337,18 @@ def test_a_bounded_look_hands_on_answers_and_failures():
 )
 def test_what_is_known_of_a_run_is_told_before_it_is_certain(seen, words):
     sent = Submission(agent_id="a", request_id="r", taken_at=T0, sent_at=T0, server_before=T0, server_after=T0)
-    wait = Wait(sent, Rules(settle=30.0, appear_within=300.0))
+    wait = RunTracker(sent, WaitPolicy(settle=30.0, appear_within=300.0))
     story = Story([row(f"e{number}", seconds=1 + number / 100) for number in range(seen)])
-    look = story.tell(wait.look())
-    wait.take(look, T0 + timedelta(seconds=2))
+    listing = story.tell(wait.read_listing())
+    wait.apply_listing(listing, T0 + timedelta(seconds=2))
     assert state_of(wait) == words
 
 
 def test_a_finished_run_that_is_not_certain_yet_logs_until_when_to_wait_and_why():
     sent = Submission(agent_id="a", request_id="r", taken_at=T0, server_before=T0, server_after=T0)
-    wait = Wait(sent, Rules(settle=30.0), T0)
+    wait = RunTracker(sent, WaitPolicy(settle=30.0), T0)
     story = Story([row(status="COMPLETED", seconds=1)])
-    assert wait.take(story.tell(wait.look()), T0 + timedelta(seconds=2)) is None
+    assert wait.apply_listing(story.tell(wait.read_listing()), T0 + timedelta(seconds=2)) is None
     assert state_of(wait) == (
         f"The run that fits is COMPLETED. The task waits for `settle` (30 s) to pass, until "
         f"{T0 + timedelta(seconds=31):%H:%M:%S} UTC at the latest: until then another run could appear that fits. "
@@ -359,7 +360,7 @@ def test_a_finished_run_that_is_not_certain_yet_logs_until_when_to_wait_and_why(
 @pytest.mark.parametrize(("on_ambiguous", "warnings"), [("all", 1), ("fail", 0)])
 def test_a_run_that_appears_late_is_warned_of_once(over, on_ambiguous, warnings):
     sent = Submission(agent_id="a", request_id="r", taken_at=T0, server_before=T0, server_after=T0)
-    wait = Wait(sent, Rules(settle=30.0, on_ambiguous=on_ambiguous))
+    wait = RunTracker(sent, WaitPolicy(settle=30.0, on_ambiguous=on_ambiguous))
     shown, end = row(seconds=100, status="COMPLETED" if over else "RUNNING"), row(seconds=100, status="COMPLETED")
     story, known = Story(*[[]] * 20, [shown], [shown], [shown], [end]), []
     steps = wait_for_end(
@@ -416,7 +417,7 @@ def test_an_agent_that_stays_busy_gives_signs_of_life_and_fails_at_the_deadline(
         "clear the task once the agent is idle."
     )
     assert story.said[1:] == [(logging.INFO, "Still waiting for agent a to become idle.")] * 2
-    assert max(story.looks) == 610.0
+    assert max(story.listings) == 610.0
 
 
 def test_an_agent_that_cannot_be_looked_at_fails_at_the_deadline_and_says_why():

@@ -40,10 +40,12 @@ from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent, 
 from airflow_provider_agents.api.settings import Settings
 from airflow_provider_agents.polling.idle import ActiveRuns
 from airflow_provider_agents.polling.subscriptions import ACCOUNT
-from airflow_provider_agents.runs.journal import Cursor, Journal
-from airflow_provider_agents.runs.sought import list_begun
-from airflow_provider_agents.runs.submission import Submission, attached_to, find_lost, submit
-from airflow_provider_agents.runs.verdict import Rules, Verdict, Wait, active_runs, error_of, usage_of
+from airflow_provider_agents.runs.completions import Checkpoint, CompletionTracker
+from airflow_provider_agents.runs.outcome import Verdict, to_error
+from airflow_provider_agents.runs.selector import list_started
+from airflow_provider_agents.runs.status import active_runs, usage_of
+from airflow_provider_agents.runs.submission import Submission, find_unconfirmed, submit
+from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
 from airflow_provider_agents.runs.waiting import state_of
 from airflow_provider_agents.simulator import Reply, SimulatorConfig, mock_transport
 
@@ -287,7 +289,7 @@ def check_value(value):
                 assert one.id.isprintable()
                 assert one.status.isprintable()
                 for outcome in ("failed", "timed_out", "ambiguous"):
-                    error = error_of(Verdict(outcome, (one,)), SUBMISSION, what_now="")
+                    error = to_error(Verdict(outcome, (one,)), SUBMISSION, what_now="")
                     assert str(error).isprintable()
             case Agent():
                 assert one.id.isprintable()
@@ -433,26 +435,30 @@ def poller(rng, tally):
                     taken_at=scene.clock.now,
                     server_before=rng.choice([None, scene.clock.now]),
                 )
-                rules = Rules(settle=5.0, appear_within=60.0)
+                policy = WaitPolicy(settle=5.0, appear_within=60.0)
                 subscriber = rng.choice(
                     [
-                        lambda: Wait(submission, rules),  # noqa: B023 - called at once
-                        lambda: Wait(attached_to(event, agent_id, scene.clock.now), rules),  # noqa: B023
+                        lambda: RunTracker(submission, policy),  # noqa: B023 - called at once
+                        lambda: RunTracker(Submission.for_event(event, agent_id, scene.clock.now), policy),  # noqa: B023
                         lambda: ActiveRuns(agent_id, [event]),  # noqa: B023
-                        lambda: Journal(rng.choice([ACCOUNT, agent_id]), 5.0, Cursor(floor=scene.clock.now)),  # noqa: B023
+                        lambda: CompletionTracker(
+                            rng.choice([ACCOUNT, agent_id]),  # noqa: B023
+                            5.0,
+                            Checkpoint(watermark=scene.clock.now),  # noqa: B023
+                        ),
                     ]
                 )()
-                journals += [subscriber] if isinstance(subscriber, Journal) else []
+                journals += [subscriber] if isinstance(subscriber, CompletionTracker) else []
                 scene.driver.subscribe(subscriber, interval=rng.choice([0.5, 5.0, 60.0]), deadline_at=deadline_at)
             before = scene.answers
             scene.driver.cycle_once()
             for subscription in scene.plan.subscriptions:
-                if isinstance(subscription.subscriber, Wait):
+                if isinstance(subscription.subscriber, RunTracker):
                     assert state_of(subscription.subscriber).isprintable()
-            for journal in journals:
-                for ended in journal.ended():
+            for tracker in journals:
+                for ended in tracker.ended():
                     check_kept(ended.to_json())
-                check_kept(journal.cursor().to_json())
+                check_kept(tracker.checkpoint().to_json())
             yield from range(scene.answers - before)
         scene.client.close()
 
@@ -467,11 +473,11 @@ def worker(rng, tally):
             dialogue = rng.choice(
                 [
                     lambda: submit(agent_id, settle=5.0, say=check_line),  # noqa: B023 - called at once
-                    lambda: find_lost(SUBMISSION, settle=5.0),
+                    lambda: find_unconfirmed(SUBMISSION, settle=5.0),
                     lambda: active_runs(agent_id),  # noqa: B023
-                    lambda: list_begun(agent_id, NOW, None),  # noqa: B023
+                    lambda: list_started(agent_id, NOW, None),  # noqa: B023
                     lambda: flow.first_rows(endpoints.list_agents(), 5),
-                    lambda: Wait(SUBMISSION, Rules()).look(),
+                    lambda: RunTracker(SUBMISSION, WaitPolicy()).read_listing(),
                 ]
             )()
             # Another scene may have come in between.

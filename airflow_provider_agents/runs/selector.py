@@ -12,7 +12,7 @@ from airflow_provider_agents.api.flow import Flow, paginate
 from airflow_provider_agents.api.models import ExecutionEvent, Status, is_plausible
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.runs.matching import Missing, clock_at_least
-from airflow_provider_agents.runs.submission import Submission, attached_to
+from airflow_provider_agents.runs.submission import Submission
 
 #: Room around the interval: the API's page does not say whether `startedAfter` and `startedBefore` are inclusive, nor
 #: how finely they are compared.
@@ -26,7 +26,7 @@ CLOCK_ALLOWANCE = timedelta(minutes=15)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sought:
+class RunSelector:
     """The run that a sensor waits for.
 
     Attributes:
@@ -107,7 +107,9 @@ class Sought:
             taken_at: since when it is looked for, on our clock.
         """
         if self.event_id is not None:
-            return attached_to(ExecutionEvent(id=self.event_id, status=Status.RUNNING), self.agent_id, taken_at)
+            return Submission.for_event(
+                ExecutionEvent(id=self.event_id, status=Status.RUNNING), self.agent_id, taken_at
+            )
         return self.submission
 
 
@@ -165,7 +167,7 @@ def read_moment(name: str, value: object) -> datetime:
 
 
 @dataclass(frozen=True, slots=True)
-class BegunRuns:
+class StartedRuns:
     """The runs of an agent that began in an interval, as one look showed them.
 
     Attributes:
@@ -185,7 +187,7 @@ class BegunRuns:
     passed: datetime | None
 
 
-def list_begun(agent_id: str, after: datetime, before: datetime | None) -> Flow[BegunRuns]:
+def list_started(agent_id: str, after: datetime, before: datetime | None) -> Flow[StartedRuns]:
     """The agent's runs that began at `after` or later, and before `before`; of a long interval perhaps only the first.
 
     Args:
@@ -204,7 +206,7 @@ def list_begun(agent_id: str, after: datetime, before: datetime | None) -> Flow[
         begun = _between(after, before, listed.value)
         if begun:
             break
-    return BegunRuns(
+    return StartedRuns(
         events=tuple(begun),
         is_complete=not any(event.unreadable is not None and event.startedAt is None for event in listed.value),
         began_at=began_at,
@@ -240,20 +242,20 @@ class FirstRun:
         # Our clock when some run of the interval was first seen. What began before that run has begun by then.
         self._seen_at: datetime | None = None
 
-    def take(self, look: BegunRuns) -> ExecutionEvent | Missing | None:
+    def apply_listing(self, listing: StartedRuns) -> ExecutionEvent | Missing | None:
         """The first run, `Missing` if there is none and none can appear any more, None if neither is known yet."""
-        if look.events:
-            first = look.events[0]
+        if listing.events:
+            first = listing.events[0]
             if first.lacks_id:
                 return None  # it cannot be followed, and no later run is the first
-            self._seen_at = self._seen_at or look.ended_at
-            has_passed = look.passed is not None and (
-                first.startedAt is not None and look.passed - first.startedAt >= self._settle
+            self._seen_at = self._seen_at or listing.ended_at
+            has_passed = listing.passed is not None and (
+                first.startedAt is not None and listing.passed - first.startedAt >= self._settle
             )
-            return first if has_passed or look.began_at - self._seen_at >= self._settle else None
-        if self._before is None or self._seen_at is not None or not look.is_complete:
+            return first if has_passed or listing.began_at - self._seen_at >= self._settle else None
+        if self._before is None or self._seen_at is not None or not listing.is_complete:
             return None
-        passed = [look.passed] if look.passed is not None else []
-        if look.server_time is None:
-            passed.append(look.began_at - CLOCK_ALLOWANCE)
+        passed = [listing.passed] if listing.passed is not None else []
+        if listing.server_time is None:
+            passed.append(listing.began_at - CLOCK_ALLOWANCE)
         return Missing() if max(passed) - self._before >= self._settle else None

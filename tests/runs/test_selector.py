@@ -15,16 +15,16 @@ from airflow_provider_agents.api.errors import InvalidArgumentError
 from airflow_provider_agents.api.flow import Response
 from airflow_provider_agents.api.models import ExecutionEvent, Page, read_event
 from airflow_provider_agents.runs.matching import Missing
-from airflow_provider_agents.runs.sought import CLOCK_ALLOWANCE, FirstRun, Sought, check_bound, list_begun
+from airflow_provider_agents.runs.selector import CLOCK_ALLOWANCE, FirstRun, RunSelector, check_bound, list_started
 from airflow_provider_agents.runs.submission import Submission
 
 T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)
 SUBMISSION = Submission(agent_id="a", request_id="req", taken_at=T0)
 
 
-def sought(**given):
+def selector(**given):
     names = ("submission", "event_id", "started_after", "started_before")
-    return Sought.of(**{"agent_id": "a", **dict.fromkeys(names), **given})
+    return RunSelector.of(**{"agent_id": "a", **dict.fromkeys(names), **given})
 
 
 def begun(name, seconds, status="RUNNING"):
@@ -32,11 +32,11 @@ def begun(name, seconds, status="RUNNING"):
     return ExecutionEvent(id=name, status=status, createdAt=T0, startedAt=started)
 
 
-def look(*events, after=T0, before=None, now=T0, server_time=None):
+def listing(*events, after=T0, before=None, now=T0, server_time=None):
     """What a look shows, and the moments between which it asked; each answer holds what lies between."""
     asked = []
     keep_time(lambda: now)
-    steps = list_begun("a", after, before)
+    steps = list_started("a", after, before)
     try:
         call = next(steps)
         while True:
@@ -77,13 +77,13 @@ def at(seconds):
 )
 def test_a_run_is_named_in_exactly_one_way(given, words):
     with pytest.raises(InvalidArgumentError) as refused:
-        sought(**given)
+        selector(**given)
     assert str(refused.value) == f"Name the run by exactly one of submission, event_id and started_after; {words}."
 
 
 def test_a_submission_brings_its_agent():
     for agent_id in ("a", None):
-        found = sought(agent_id=agent_id, submission=SUBMISSION.to_json())
+        found = selector(agent_id=agent_id, submission=SUBMISSION.to_json())
         assert (found.agent_id, found.submission) == ("a", SUBMISSION)
         assert found.known(T0 + timedelta(hours=1)) == SUBMISSION
         assert found.name == SUBMISSION.name
@@ -91,12 +91,12 @@ def test_a_submission_brings_its_agent():
 
 def test_a_submission_of_another_agent_is_refused():
     with pytest.raises(InvalidArgumentError) as refused:
-        sought(agent_id="b", submission=SUBMISSION.to_json())
+        selector(agent_id="b", submission=SUBMISSION.to_json())
     assert str(refused.value) == "The submission is one of agent a, not of b. Leave agent_id out."
 
 
 def test_an_event_is_taken_as_named_and_known_without_a_look():
-    found = sought(event_id=" e ")
+    found = selector(event_id=" e ")
     assert (found.agent_id, found.event_id) == ("a", "e")
     assert found.name == "agent a, event e"
     known = found.known(T0)
@@ -106,18 +106,18 @@ def test_an_event_is_taken_as_named_and_known_without_a_look():
 @pytest.mark.parametrize("event_id", ["", "  ", 7, ["e"]])
 def test_what_can_be_no_event_is_refused(event_id):
     with pytest.raises(InvalidArgumentError, match="event_id must be the id of an event, got"):
-        sought(event_id=event_id)
+        selector(event_id=event_id)
 
 
 @pytest.mark.parametrize("agent_id", [None, "", 5])
 def test_an_event_without_its_agent_is_refused(agent_id):
     with pytest.raises(InvalidArgumentError):
-        sought(agent_id=agent_id, event_id="e")
+        selector(agent_id=agent_id, event_id="e")
 
 
 @pytest.mark.parametrize("moment", [T0, T0.isoformat(), "2026-01-01T10:00:00+01:00", " 2026-01-01T09:00:00Z "])
 def test_a_moment_may_be_a_datetime_or_text(moment):
-    found = sought(started_after=moment)
+    found = selector(started_after=moment)
     assert found.started_after == T0
     assert found.name == f"agent a, the first that began from {found.started_after} on"
     assert found.known(T0) is None
@@ -139,13 +139,13 @@ def test_a_moment_may_be_a_datetime_or_text(moment):
 )
 def test_what_is_no_moment_with_a_time_zone_is_refused(name, moment):
     with pytest.raises(InvalidArgumentError) as refused:
-        sought(**{"started_after": T0, name: moment})
+        selector(**{"started_after": T0, name: moment})
     assert f"{name} must be a moment with a time zone" in str(refused.value)
     assert repr(moment)[:40] in str(refused.value)
 
 
 def test_an_interval_has_a_start_and_an_end():
-    found = sought(started_after=T0, started_before="2026-01-01T11:00:00+01:00")
+    found = selector(started_after=T0, started_before="2026-01-01T11:00:00+01:00")
     assert (found.started_after, found.started_before) == (T0, T0 + timedelta(hours=1))
     assert found.name == f"agent a, the first that began from {T0} until before {found.started_before}"
 
@@ -153,13 +153,13 @@ def test_an_interval_has_a_start_and_an_end():
 @pytest.mark.parametrize("before", [T0, T0 - timedelta(seconds=1), "2026-01-01T09:30:00+01:00"])
 def test_an_interval_without_a_length_is_refused_with_what_to_do_about_it(before):
     with pytest.raises(InvalidArgumentError, match="must be later than started_after.*CronDataIntervalTimetable"):
-        sought(started_after=T0, started_before=before)
+        selector(started_after=T0, started_before=before)
 
 
 @pytest.mark.parametrize("given", [{}, {"event_id": "e"}, {"submission": SUBMISSION.to_json()}])
 def test_an_end_without_a_start_is_refused(given):
     with pytest.raises(InvalidArgumentError, match="Give started_after, or leave started_before out"):
-        sought(started_before=T0, **given)
+        selector(started_before=T0, **given)
 
 
 @pytest.mark.parametrize(
@@ -176,14 +176,14 @@ def test_an_end_that_is_rendered_to_nothing_is_refused_rather_than_left_out(valu
 
 def test_those_that_began_at_the_moment_or_later_are_shown_oldest_first():
     events = begun("third", 20), begun("first", 0), begun("earlier", -0.5), begun("second", 10), begun("pending", None)
-    seen, asked = look(*events, now=at(60))
+    seen, asked = listing(*events, now=at(60))
     assert ids(seen) == ["first", "second", "third"]
     assert asked == [(at(-1), None)]
 
 
 def test_those_that_began_at_the_end_of_an_interval_or_later_are_another_intervals():
     events = begun("in", 59.9), begun("at the end", 60), begun("late", 60.5)
-    seen, asked = look(*events, before=at(60), now=at(100))
+    seen, asked = listing(*events, before=at(60), now=at(100))
     assert ids(seen) == ["in"]
     # The page does not say whether its bounds are inclusive.
     assert asked == [(at(-1), at(61))]
@@ -192,7 +192,7 @@ def test_those_that_began_at_the_end_of_an_interval_or_later_are_another_interva
 def test_of_two_that_began_together_it_is_always_the_same_one():
     events = begun("b", 3), begun("a", 3)
     for order in (events, events[::-1]):
-        assert ids(look(*order)[0]) == ["a", "b"]
+        assert ids(listing(*order)[0]) == ["a", "b"]
 
 
 DAY = timedelta(days=1)
@@ -200,22 +200,22 @@ DAY = timedelta(days=1)
 
 @pytest.mark.parametrize("before", [None, T0 + 30 * DAY])
 def test_of_a_moment_long_past_its_day_is_listed_first(before):
-    seen, asked = look(begun("late", 5 * 86400), begun("first", 9), before=before, now=T0 + 40 * DAY)
+    seen, asked = listing(begun("late", 5 * 86400), begun("first", 9), before=before, now=T0 + 40 * DAY)
     assert ids(seen) == ["first"]
     assert asked == [(at(-1), T0 + DAY)]
 
 
 @pytest.mark.parametrize(("before", "end"), [(None, None), (T0 + 30 * DAY, T0 + 30 * DAY + timedelta(seconds=1))])
 def test_where_nothing_began_on_that_day_all_that_came_later_is_listed(before, end):
-    seen, asked = look(begun("late", 5 * 86400), before=before, now=T0 + 40 * DAY)
+    seen, asked = listing(begun("late", 5 * 86400), before=before, now=T0 + 40 * DAY)
     assert ids(seen) == ["late"]
     assert asked == [(at(-1), T0 + DAY), (at(-1), end)]
 
 
 def test_a_time_within_two_days_and_an_interval_within_a_day_take_one_listing():
-    assert len(look(now=T0 + 2 * DAY)[1]) == 1
-    assert len(look(now=T0 + 2 * DAY + timedelta(seconds=1))[1]) == 2
-    assert len(look(before=T0 + DAY, now=T0 + 40 * DAY)[1]) == 1
+    assert len(listing(now=T0 + 2 * DAY)[1]) == 1
+    assert len(listing(now=T0 + 2 * DAY + timedelta(seconds=1))[1]) == 2
+    assert len(listing(before=T0 + DAY, now=T0 + 40 * DAY)[1]) == 1
 
 
 # --- which run is the first -------------------------------------------------------------------------------------------
@@ -233,77 +233,77 @@ class Search:
         self.before, self.skew, self.date = before, skew, date
         self.first = FirstRun(before, 30.0)
 
-    def look(self, *events, seconds):
+    def listing(self, *events, seconds):
         """What is known after a look at this second of the platform's clock."""
-        seen, _ = look(
+        seen, _ = listing(
             *events,
             before=self.before,
             now=at(seconds - self.skew),
             server_time=at(seconds) if self.date else None,
         )
-        found = self.first.take(seen)
+        found = self.first.apply_listing(seen)
         return found.id if isinstance(found, ExecutionEvent) else found
 
 
 def test_by_the_platforms_clock_the_first_run_waits_until_an_earlier_one_would_show():
     # Five seconds more, since the clock of `Date` may be another one than that of `startedAt`.
     for skew in (-600.0, 0.0, 600.0):
-        assert Search(skew=skew).look(begun("e", 10), seconds=44.9) is None
-        assert Search(skew=skew).look(begun("e", 10), seconds=45) == "e"
+        assert Search(skew=skew).listing(begun("e", 10), seconds=44.9) is None
+        assert Search(skew=skew).listing(begun("e", 10), seconds=45) == "e"
 
 
 @pytest.mark.parametrize("skew", [-600.0, -40.0, 0.0, 40.0, 600.0])
 def test_without_the_platforms_clock_a_process_waits_settle_after_the_first_run(skew):
     search = Search(skew=skew, date=False)
-    assert search.look(seconds=0) is None
-    assert search.look(begun("e", 10), seconds=12) is None
-    assert search.look(begun("e", 10), seconds=41.9) is None
+    assert search.listing(seconds=0) is None
+    assert search.listing(begun("e", 10), seconds=12) is None
+    assert search.listing(begun("e", 10), seconds=41.9) is None
     # One that began before may have appeared since, and needs no further wait.
-    assert search.look(begun("e", 10), begun("earlier", 5), seconds=42) == "earlier"
+    assert search.listing(begun("e", 10), begun("earlier", 5), seconds=42) == "earlier"
 
 
 def test_without_the_platforms_clock_what_its_rows_say_of_the_time_counts():
     over = begun("e", 10, "COMPLETED").model_copy(update={"completedAt": at(50)})
-    assert Search(date=False, skew=-600.0).look(over, seconds=60) == "e"
+    assert Search(date=False, skew=-600.0).listing(over, seconds=60) == "e"
     soon = begun("e", 10, "COMPLETED").model_copy(update={"completedAt": at(39)})
-    assert Search(date=False, skew=-600.0).look(soon, seconds=60) is None
+    assert Search(date=False, skew=-600.0).listing(soon, seconds=60) is None
 
 
 @pytest.mark.parametrize("skew", [-600.0, 0.0, 600.0])
 def test_an_interval_without_a_run_is_over_once_none_can_appear_in_it(skew):
     search = Search(before=at(60), skew=skew)
-    assert search.look(begun("next", 60), seconds=94.9) is None
-    assert search.look(begun("next", 60), seconds=95) == Missing()
-    assert Search(before=at(60), skew=skew).look(seconds=10 * 86400) == Missing()
+    assert search.listing(begun("next", 60), seconds=94.9) is None
+    assert search.listing(begun("next", 60), seconds=95) == Missing()
+    assert Search(before=at(60), skew=skew).listing(seconds=10 * 86400) == Missing()
 
 
 def test_without_the_platforms_clock_an_interval_ends_by_ours_with_some_room():
     allowance = CLOCK_ALLOWANCE.total_seconds()
     search = Search(before=at(60), date=False)
-    assert search.look(seconds=60 + 30 + allowance - 1) is None
-    assert search.look(seconds=60 + 30 + allowance) == Missing()
+    assert search.listing(seconds=60 + 30 + allowance - 1) is None
+    assert search.listing(seconds=60 + 30 + allowance) == Missing()
 
 
 def test_a_run_at_the_end_of_its_interval_is_found_after_that():
     search = Search(before=at(60))
-    assert search.look(seconds=70) is None
-    assert search.look(begun("e", 59), seconds=80) is None
-    assert search.look(begun("e", 59), seconds=95) == "e"
+    assert search.listing(seconds=70) is None
+    assert search.listing(begun("e", 59), seconds=80) is None
+    assert search.listing(begun("e", 59), seconds=95) == "e"
 
 
 def test_an_interval_with_a_run_is_not_empty_because_a_replica_lags():
     search = Search(before=at(60), date=False)
-    assert search.look(begun("e", 59), seconds=62) is None
-    assert search.look(seconds=86400) is None
+    assert search.listing(begun("e", 59), seconds=62) is None
+    assert search.listing(seconds=86400) is None
 
 
 def test_an_interval_without_an_end_is_never_over():
-    assert Search().look(begun("pending", None), seconds=10**8) is None
+    assert Search().listing(begun("pending", None), seconds=10**8) is None
 
 
 def test_a_row_that_hides_when_its_run_began_keeps_an_interval_from_being_empty():
     odd = read_event({"id": "odd", "status": "RUNNING", "startedAt": "at nine"})
-    assert Search(before=at(60)).look(odd, seconds=1000) is None
+    assert Search(before=at(60)).listing(odd, seconds=1000) is None
 
 
 @settings(max_examples=examples(200), deadline=None)
@@ -317,7 +317,7 @@ def test_the_first_run_of_an_interval_is_found_and_only_an_empty_one_has_none(da
     while found is None:
         seconds += data.draw(st.sampled_from([1.0, 5.0, 40.0, 300.0]))
         shown = [begun(f"{number}", began) for number, (began, lag) in enumerate(runs) if began + lag <= seconds]
-        found = search.look(*shown, seconds=seconds)
+        found = search.listing(*shown, seconds=seconds)
         # Known at the latest one look after `settle`; of none, when the clock that is farthest off says so.
         assert seconds <= 100 + 2 * CLOCK_ALLOWANCE.total_seconds() + 600
     assert found == (inside[0][1] if inside else Missing())
@@ -332,15 +332,15 @@ def unreadable(**row):
 
 def test_a_row_that_cannot_be_read_counts_if_its_begin_can_be():
     odd = unreadable(id="odd", startedAt=at(1).isoformat())
-    assert Search().look(begun("a", 2), odd, seconds=60) == "odd"
+    assert Search().listing(begun("a", 2), odd, seconds=60) == "odd"
 
 
 @pytest.mark.parametrize("started_at", [None, 7, at(-0.5).isoformat()])
 @pytest.mark.parametrize("event_id", ["odd", None])
 def test_a_row_whose_begin_is_not_known_or_before_the_moment_hides_no_first_run(started_at, event_id):
-    assert Search().look(begun("a", 2), unreadable(id=event_id, startedAt=started_at), seconds=60) == "a"
+    assert Search().listing(begun("a", 2), unreadable(id=event_id, startedAt=started_at), seconds=60) == "a"
 
 
 def test_a_first_run_without_an_id_is_waited_for():
     odd = unreadable(id=None, startedAt=at(1).isoformat())
-    assert Search().look(begun("a", 2), odd, seconds=60) is None
+    assert Search().listing(begun("a", 2), odd, seconds=60) is None

@@ -1,20 +1,21 @@
-"""Which runs have ended since the last look: everybody's, each once. Pure.
+"""Which runs have ended since the last listing: everybody's runs, each once. Pure.
 
-A `Journal` is watched like a run, but it never comes to an end. What it relies on:
+A `CompletionTracker` is polled like a run, but it never ends. It relies on two facts:
 
-- a look shows every event that was created since the journal's floor, and those that are PENDING;
-- the event of a run appears within `settle` seconds.
+- A listing shows every event that was created since the watermark, and every event that is PENDING.
+- The event of a run appears within `settle` seconds.
 
-So whatever was created before the floor, which stays that far behind the looks, has been seen: it was over then, or it
-is followed until it is. The cursor holds just that: the floor, what is followed, and what has ended above the floor.
+The watermark stays `settle` behind the listings. So each event that was created before the watermark has been seen.
+Its run had ended then, or the run is followed until it ends. The checkpoint holds just that: the watermark, the open
+runs, and the runs that ended above the watermark.
 
-The cursor names a run as reported only after `ended` has returned the run. Until then the cursor keeps the run within
-reach of a restart: its floor stays below the run, or the run is still among those that are followed.
+The checkpoint names a run as emitted only after `ended` has returned the run. Until then a restart can still find the
+run: the watermark stays below the run, or the run is still among the open runs.
 
-A followed run that no listing shows any more is given up after an hour, and named by `lost`.
+An open run that no listing shows any more is given up after an hour, and `lost` names it.
 
-An event that is there and cannot be read is followed like a run that goes on, so that it is told once it can be read,
-however far the floor has moved by then. One without a readable id cannot be, which whoever reads it has to say.
+An event that cannot be read is followed like a run that is still running. It is emitted once it can be read, however
+far the watermark has moved by then. An event without a readable id cannot be followed; the reader of the row logs it.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from airflow_provider_agents.api.models import ExecutionEvent, Status
-from airflow_provider_agents.runs.matching import TOLERANCE, Look, Seek, clock_at_least, is_young
-from airflow_provider_agents.runs.verdict import fresher, is_terminal
+from airflow_provider_agents.runs.matching import TOLERANCE, SearchCriteria, clock_at_least, is_young
+from airflow_provider_agents.runs.status import is_terminal, newer_of
 from airflow_provider_agents.versioned_json import VersionedJson
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
+
+    from airflow_provider_agents.runs.listing import Listing
 
 #: `ended` returns at most this many runs, and at most this many bytes of JSON unless a single run is larger. Airflow
 #: logs each asset event, sends it through a pipe, stores it in one row and loads it in every DAG run that it starts. An
@@ -49,7 +52,7 @@ _OLDEST = datetime.min.replace(tzinfo=UTC)
 _EMPTY_HISTORY = timedelta(days=1)
 
 
-class Followed(BaseModel):
+class OpenRun(BaseModel):
     """A run that had not ended: what is needed to find it again.
 
     Attributes:
@@ -67,7 +70,7 @@ class Followed(BaseModel):
     absent_seconds: float = 0.0
 
 
-class Cursor(VersionedJson):
+class Checkpoint(VersionedJson):
     """How far a journal has come. JSON in, JSON out.
 
     Attributes:
@@ -79,9 +82,9 @@ class Cursor(VersionedJson):
 
     _called: ClassVar = "The watcher's checkpoint"
 
-    floor: AwareDatetime
-    followed: dict[str, Followed] = {}  # noqa: RUF012 - pydantic copies it
-    told: tuple[str, ...] = ()
+    watermark: AwareDatetime
+    open_runs: dict[str, OpenRun] = {}  # noqa: RUF012 - pydantic copies it
+    emitted: tuple[str, ...] = ()
     since: AwareDatetime | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -90,7 +93,7 @@ class Cursor(VersionedJson):
 
 
 @dataclass(slots=True)
-class _Told:
+class _Emitted:
     """A run whose end is known.
 
     Attributes:
@@ -102,7 +105,7 @@ class _Told:
     latest: datetime | None = None
 
 
-class Journal:
+class CompletionTracker:
     """The runs of one agent, or of the whole account, that end.
 
     Args:
@@ -113,14 +116,14 @@ class Journal:
     """
 
     def __init__(
-        self, agent_id: str | None, settle: float, cursor: Cursor, *, statuses: Collection[str] | None = None
+        self, agent_id: str | None, settle: float, checkpoint: Checkpoint, *, statuses: Collection[str] | None = None
     ) -> None:
         self.agent_id = agent_id
         self._behind = timedelta(seconds=settle) + TOLERANCE
         self._statuses = frozenset(statuses) if statuses is not None else None
-        self._floor, self._since = cursor.floor, cursor.since
-        self._seek = Seek(floor=self._floor, ids=(), ripe_at=None)
-        self._followed = {
+        self._watermark, self._since = checkpoint.watermark, checkpoint.since
+        self._criteria = SearchCriteria(not_before=self._watermark, ids=(), decidable_at=None)
+        self._open_runs = {
             event_id: ExecutionEvent(
                 id=event_id,
                 status=Status.RUNNING if known.started_at is not None else Status.PENDING,
@@ -128,10 +131,10 @@ class Journal:
                 startedAt=known.started_at,
                 createdAt=known.created_at,
             )
-            for event_id, known in cursor.followed.items()
+            for event_id, known in checkpoint.open_runs.items()
         }
         # What has ended. Kept as long as a look might show it again, be it from a replica that lags.
-        self._told = {event_id: _Told(None) for event_id in cursor.told}
+        self._emitted = {event_id: _Emitted(None) for event_id in checkpoint.emitted}
         # What `ended` has not returned yet. A look from the floor on would not show all of it again: what it would not
         # show stays among the followed runs of the cursor.
         self._unreported: dict[str, ExecutionEvent] = {}
@@ -139,14 +142,14 @@ class Journal:
         # For how long each followed run was not shown, by looks in which it ought to have been.
         self._absent = {
             event_id: timedelta(seconds=known.absent_seconds)
-            for event_id, known in cursor.followed.items()
+            for event_id, known in checkpoint.open_runs.items()
             if known.absent_seconds > 0.0
         }
         self._absent_before: frozenset[str] = frozenset()
         self._lost: list[ExecutionEvent] = []
         self._looked_at: datetime | None = None
         #: How many complete looks there were.
-        self.looks = 0
+        self.listings = 0
 
     @classmethod
     def from_now(
@@ -173,44 +176,46 @@ class Journal:
             if local_now is None:
                 raise ValueError("One of server_now and local_now is needed.")
             server_now = _passed(seen, local_now) or local_now - _EMPTY_HISTORY
-        floor = server_now - timedelta(seconds=settle) - TOLERANCE
-        journal = cls(agent_id, settle, Cursor(floor=floor, since=server_now), statuses=statuses)
-        journal._followed = {event.id: event for event in seen if not is_terminal(event) and not event.lacks_id}
+        watermark = server_now - timedelta(seconds=settle) - TOLERANCE
+        tracker = cls(agent_id, settle, Checkpoint(watermark=watermark, since=server_now), statuses=statuses)
+        tracker._open_runs = {event.id: event for event in seen if not is_terminal(event) and not event.lacks_id}
         for event in seen:
-            if is_terminal(event) and journal._is_new(event):
-                journal._note_told(event, None)
-        return journal
+            if is_terminal(event) and tracker._is_new(event):
+                tracker._record_emitted(event, None)
+        return tracker
 
     @property
-    def seek(self) -> Seek:
+    def criteria(self) -> SearchCriteria:
         """Everything since the floor."""
-        return self._seek
+        return self._criteria
 
     @property
-    def going_on(self) -> Collection[ExecutionEvent]:
+    def active(self) -> Collection[ExecutionEvent]:
         """The runs whose end is still to be told."""
-        return self._followed.values()
+        return self._open_runs.values()
 
-    def take(self, look: Look, began_at: datetime) -> None:
+    def apply_listing(self, listing: Listing, began_at: datetime) -> None:
         """A complete look."""
-        self.looks += 1
+        self.listings += 1
         # The floor may lag behind the server's clock, and must never be ahead of it.
-        server_now = look.server_time or _passed(look.events, began_at) or self._floor + self._behind
-        for told in self._told.values():
-            told.seen_at = told.seen_at or max(server_now, told.latest or server_now)
-        for event in look.events:
+        server_now = listing.server_time or _passed(listing.events, began_at) or self._watermark + self._behind
+        for emitted in self._emitted.values():
+            emitted.seen_at = emitted.seen_at or max(server_now, emitted.latest or server_now)
+        for event in listing.events:
             self._take_event(event, server_now)
-        self._count_absent(look.absent, began_at)
-        self._floor = max(self._floor, server_now - self._behind)
+        self._count_absent(listing.absent, began_at)
+        self._watermark = max(self._watermark, server_now - self._behind)
         # A new one each time: what is followed has changed, or might have.
-        self._seek = Seek(floor=self._floor, ids=(), ripe_at=None)
+        self._criteria = SearchCriteria(not_before=self._watermark, ids=(), decidable_at=None)
         for event_id in [
-            event_id for event_id, told in self._told.items() if told.seen_at is not None and told.seen_at < self._floor
+            event_id
+            for event_id, emitted in self._emitted.items()
+            if emitted.seen_at is not None and emitted.seen_at < self._watermark
         ]:
-            del self._told[event_id]
+            del self._emitted[event_id]
 
     def _take_event(self, event: ExecutionEvent, server_now: datetime) -> None:
-        known = self._told.get(event.id)
+        known = self._emitted.get(event.id)
         if known is not None:
             known.latest = _latest(event)
             if self._is_new(event):
@@ -218,12 +223,12 @@ class Journal:
                 known.seen_at = max(known.seen_at or server_now, server_now)
         elif event.unreadable is not None and not self._is_to_be_followed(event):
             pass
-        elif not is_terminal(event) or event.id in self._followed:
-            self._note(event, server_now)
+        elif not is_terminal(event) or event.id in self._open_runs:
+            self._record(event, server_now)
         elif self._ended_before_the_watch(event):
-            self._note_told(event, server_now)
+            self._record_emitted(event, server_now)
         elif self._is_new(event):
-            self._note(event, server_now)
+            self._record(event, server_now)
         # Else it stands on the same page as what is young, and was over long ago.
 
     def _count_absent(self, absent: frozenset[str], began_at: datetime) -> None:
@@ -231,12 +236,12 @@ class Journal:
         self._looked_at = began_at
         for event_id in self._absent_before - absent:
             self._absent.pop(event_id, None)
-        self._absent_before = absent.intersection(self._followed)
+        self._absent_before = absent.intersection(self._open_runs)
         for event_id in self._absent_before:
             seconds = self._absent.get(event_id, timedelta()) + min(max(passed, timedelta()), _MOST_BETWEEN_LOOKS)
             self._absent[event_id] = seconds
             if seconds >= LOST_AFTER:
-                self._lost.append(self._followed.pop(event_id))
+                self._lost.append(self._open_runs.pop(event_id))
                 del self._absent[event_id]
 
     def _is_new(self, event: ExecutionEvent) -> bool:
@@ -245,7 +250,9 @@ class Journal:
         It was created since the floor, or it has ended since: a listing in the order of the last change may have moved
         the event from a page that was still to be read to one that had been.
         """
-        return is_young(event, self._floor) or (event.completedAt is not None and event.completedAt >= self._floor)
+        return is_young(event, self._watermark) or (
+            event.completedAt is not None and event.completedAt >= self._watermark
+        )
 
     def _ended_before_the_watch(self, event: ExecutionEvent) -> bool:
         if self._since is None:
@@ -253,40 +260,40 @@ class Journal:
         ended = event.completedAt or event.updatedAt or event.created_by
         return ended is None or ended < self._since
 
-    def update(self, event: ExecutionEvent) -> None:
+    def apply_event(self, event: ExecutionEvent) -> None:
         """A followed run has changed."""
-        if event.id in self._followed:
+        if event.id in self._open_runs:
             # It was shown, and no earlier process has known that.
             self._absent.pop(event.id, None)
-            self._note(event, None)
+            self._record(event, None)
 
     def expire(self) -> None:
         """Nothing ends a journal."""
 
     def _is_to_be_followed(self, unreadable: ExecutionEvent) -> bool:
         # An old one was seen before: it was over then, or it is followed.
-        return not unreadable.lacks_id and (unreadable.id in self._followed or is_young(unreadable, self._floor))
+        return not unreadable.lacks_id and (unreadable.id in self._open_runs or is_young(unreadable, self._watermark))
 
-    def _note(self, event: ExecutionEvent, seen_at: datetime | None) -> None:
-        latest = fresher(self._followed.get(event.id), event)
+    def _record(self, event: ExecutionEvent, seen_at: datetime | None) -> None:
+        latest = newer_of(self._open_runs.get(event.id), event)
         if not is_terminal(latest):
-            self._followed[event.id] = latest
+            self._open_runs[event.id] = latest
             return
         self._absent.pop(event.id, None)
-        was_followed = self._followed.pop(event.id, None) is not None
-        self._note_told(latest, seen_at)
+        was_followed = self._open_runs.pop(event.id, None) is not None
+        self._record_emitted(latest, seen_at)
         if self._statuses is None or latest.status in self._statuses:
             self._unreported[event.id] = latest
             created = latest.created_by
-            if was_followed or created is None or created < self._floor:
+            if was_followed or created is None or created < self._watermark:
                 self._out_of_reach.add(event.id)
 
-    def _note_told(self, event: ExecutionEvent, seen_at: datetime | None) -> None:
+    def _record_emitted(self, event: ExecutionEvent, seen_at: datetime | None) -> None:
         latest = _latest(event)
         if seen_at is not None:
             # As long as the event itself is younger than the floor, a look may show it again.
             seen_at = max(seen_at, latest or event.created_by or seen_at)
-        self._told[event.id] = _Told(seen_at, latest)
+        self._emitted[event.id] = _Emitted(seen_at, latest)
 
     @property
     def has_ended(self) -> bool:
@@ -315,30 +322,30 @@ class Journal:
         found, self._lost = self._lost, []
         return found
 
-    def cursor(self) -> Cursor:
+    def checkpoint(self) -> Checkpoint:
         """How far it has come with what `ended` has returned."""
         held = [event.created_by for event in self._unreported.values() if event.id not in self._out_of_reach]
-        floor = min([self._floor, *(created for created in held if created is not None)])
-        followed = (*self._followed.values(), *(self._unreported[event_id] for event_id in self._out_of_reach))
-        return Cursor(
-            floor=floor,
-            followed={
-                event.id: Followed(
+        watermark = min([self._watermark, *(created for created in held if created is not None)])
+        open_runs = (*self._open_runs.values(), *(self._unreported[event_id] for event_id in self._out_of_reach))
+        return Checkpoint(
+            watermark=watermark,
+            open_runs={
+                event.id: OpenRun(
                     agent_id=event.agentId,
                     started_at=event.startedAt,
                     created_at=event.createdAt,
                     absent_seconds=self._absent.get(event.id, timedelta()).total_seconds(),
                 )
-                for event in followed
+                for event in open_runs
             },
-            told=tuple(
+            emitted=tuple(
                 sorted(
                     event_id
-                    for event_id, told in self._told.items()
-                    if event_id not in self._unreported and (told.latest is None or told.latest >= floor)
+                    for event_id, emitted in self._emitted.items()
+                    if event_id not in self._unreported and (emitted.latest is None or emitted.latest >= watermark)
                 )
             ),
-            since=self._since if self._since is not None and self._since > floor else None,
+            since=self._since if self._since is not None and self._since > watermark else None,
         )
 
 

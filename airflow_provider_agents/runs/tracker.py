@@ -1,0 +1,204 @@
+"""The whole life of a run that a task waits for, as a pure object: a listing in, a verdict out.
+
+The poll of the triggerer and the wait on a worker both drive a `RunTracker`, so they decide alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from airflow_provider_agents.runs import matching
+from airflow_provider_agents.runs.listing import Listing, read_listing
+from airflow_provider_agents.runs.outcome import Outcome, Verdict
+from airflow_provider_agents.runs.status import is_success, is_terminal, newer_of
+from airflow_provider_agents.runs.submission import search_seconds
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from airflow_provider_agents.api.flow import Flow
+    from airflow_provider_agents.api.models import ExecutionEvent
+    from airflow_provider_agents.runs.submission import Submission
+
+
+ON_AMBIGUOUS = ("all", "fail")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitPolicy:
+    """How a task wants to wait.
+
+    Attributes:
+        settle: seconds after acceptance within which the event appears.
+        appear_within: seconds after acceptance after which a run without an event counts as lost.
+        on_ambiguous: `all` (several candidates that all end alike are a verdict) or `fail` (nothing that may be
+            another's is one: neither one of several, nor a run that appeared late).
+    """
+
+    settle: float = 30.0
+    appear_within: float = 300.0
+    on_ambiguous: str = "all"
+
+
+class RunTracker:
+    """One run that is waited for.
+
+    Args:
+        submission: what ties the task to its run.
+        rules: how the task wants to wait.
+        began_at: when this process began to wait, on its own clock; by default, when the first look was begun. What
+            the clock of another machine said of the acceptance is never compared with it.
+
+    Attributes:
+        is_late: no event had appeared within `settle`, so what appeared later may be another run's.
+    """
+
+    __slots__ = (
+        "_active",
+        "_began_at",
+        "_chosen",
+        "_completed",
+        "_criteria",
+        "_failed",
+        "_seen",
+        "_was_empty",
+        "_window",
+        "is_late",
+        "policy",
+        "submission",
+    )
+
+    def __init__(self, submission: Submission, policy: WaitPolicy, began_at: datetime | None = None) -> None:
+        if submission.in_doubt:
+            # Its event was looked for that long, so every event of that time can be the run.
+            within = search_seconds(policy.settle)
+            policy = replace(policy, settle=within, appear_within=max(policy.appear_within, within))
+        self.submission, self.policy = submission, policy
+        self._began_at = began_at
+        self._window = submission.window
+        self._criteria: matching.SearchCriteria | None = self._window.criteria(policy.settle, began_at)
+        self._seen: dict[str, ExecutionEvent] = {}
+        self._chosen: tuple[str, ...] = ()
+        # A tuple, which the one event of most waits shares with `_chosen`: thousands are waited for.
+        self._active: tuple[str, ...] = ()
+        self._completed = self._failed = self._was_empty = self.is_late = False
+
+    @property
+    def agent_id(self) -> str:
+        """Whose run it is."""
+        return self.submission.agent_id
+
+    @property
+    def criteria(self) -> matching.SearchCriteria | None:
+        """What is sought, until the run, or the set that it is one of, is known."""
+        return self._criteria
+
+    @property
+    def active(self) -> tuple[ExecutionEvent, ...]:
+        """Those of the chosen events that are not over: what to follow once nothing is sought any more."""
+        return tuple(self._seen[event_id] for event_id in self._chosen if event_id in self._active)
+
+    @property
+    def events(self) -> tuple[ExecutionEvent, ...]:
+        """The events that are the run, or could be, in their latest state."""
+        if self._chosen:
+            return tuple(self._seen[event_id] for event_id in self._chosen)
+        return matching.possible(
+            self._window,
+            self._seen.values(),
+            settle=self.policy.settle,
+            appear_within=self.policy.appear_within,
+            was_empty=self._was_empty,
+        ).events
+
+    @property
+    def name(self) -> str:
+        """The run in words, with its event as far as that is known."""
+        if self.submission.event_id is not None or not self.events:
+            return self.submission.name
+        ids = ", ".join(event.id for event in self.events[:5])
+        return f"{self.submission.name}, {'event' if self.is_known else 'probably event'} {ids}"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether exactly one event can be the run's, appeared in time, and the POST was seen to be answered."""
+        return len(self._chosen) == 1 and not self.is_late and not self.submission.in_doubt
+
+    def read_listing(self) -> Flow[Listing]:
+        """What to ask now."""
+        return read_listing(self.submission.agent_id, self._window, self._chosen)
+
+    def apply_listing(self, listing: Listing, began_at: datetime) -> Verdict | None:
+        """Take in a listing; a verdict ends the wait.
+
+        Args:
+            listing: the answer to `read_listing()`.
+            began_at: our clock when the listing was begun.
+        """
+        if not self._chosen:
+            # A row that could not be read for a moment must not hold the wait for longer than that.
+            self._seen = {event_id: event for event_id, event in self._seen.items() if event.unreadable is None}
+        for event in listing.events:
+            if not self._chosen or event.id in self._active:
+                self._seen[event.id] = newer_of(self._seen.get(event.id), event)
+        if self._began_at is None:
+            self._began_at = began_at
+        if not self._chosen:
+            found = matching.match(
+                self._window,
+                self._seen.values(),
+                self._window.passed(began_at - self._began_at, listing.server_time),
+                settle=self.policy.settle,
+                appear_within=self.policy.appear_within,
+                was_empty=self._was_empty,
+            )
+            if isinstance(found, matching.Missing):
+                return Verdict(Outcome.NOT_FOUND)
+            if isinstance(found, matching.NotYet):
+                self._was_empty |= found.settled
+                return None
+            self._chosen, self.is_late = tuple(event.id for event in found.events), found.late
+            # The rest is of no more use, and a wait may last for a day.
+            self._criteria = None
+            self._seen = {event_id: self._seen[event_id] for event_id in self._chosen}
+            self._active = self._chosen
+        for event_id in self._active:
+            self._record(self._seen[event_id])
+        return self._decide()
+
+    def apply_event(self, event: ExecutionEvent) -> Verdict | None:
+        """Take in the latest state of one event, as a look that shows only what has changed; a verdict ends the wait.
+
+        Its cost does not grow with the number of candidates. An event that is not followed changes nothing.
+        """
+        if event.id not in self._active:
+            return None
+        self._seen[event.id] = latest = newer_of(self._seen[event.id], event)
+        self._record(latest)
+        return self._decide()
+
+    def _record(self, event: ExecutionEvent) -> None:
+        if is_terminal(event):
+            self._active = tuple(event_id for event_id in self._active if event_id != event.id)
+            if is_success(event):
+                self._completed = True
+            else:
+                self._failed = True
+
+    def _decide(self) -> Verdict | None:
+        may_be_anothers = len(self._chosen) > 1 or self.submission.in_doubt or self.is_late
+        if self.policy.on_ambiguous == "fail" and may_be_anothers:
+            return self._verdict(Outcome.AMBIGUOUS)
+        if self._completed and self._failed:
+            return self._verdict(Outcome.AMBIGUOUS)
+        if self._active:
+            return None
+        return self._verdict(Outcome.COMPLETED if self._completed else Outcome.FAILED)
+
+    def expire(self) -> Verdict:
+        """The verdict when the deadline has passed and the last look brought none."""
+        return self._verdict(Outcome.TIMED_OUT)
+
+    def _verdict(self, outcome: Outcome) -> Verdict:
+        return Verdict(outcome, self.events, self.is_late)
