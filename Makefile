@@ -53,7 +53,7 @@ test: lint ## every check and test
 	echo "$(BIN)/python -m pytest -m system"; $(BIN)/python -m pytest -m system; system=$$?; \
 	wait $$unit; status=$$?; cat .cache/unit.log; exit $$((system | status))
 
-unit: $(READY) ## the tests that need no Airflow to run
+unit: $(READY) ## the tests without a real Airflow
 	$(BIN)/python -m pytest -m "not system" --numprocesses 2
 
 lint: $(READY) ## the checks that need no tests
