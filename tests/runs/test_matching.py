@@ -188,7 +188,7 @@ def test_where_nothing_is_known_of_when_the_wait_began_every_look_may_decide():
 
 def test_where_the_event_is_known_nothing_but_it_decides():
     criteria = replace(BOUNDS, event_id="mine").criteria(SETTLE, at(1))
-    assert criteria == SearchCriteria(not_before=at(-5), ids=("mine",), decidable_at=None)
+    assert criteria == SearchCriteria(not_before=at(-5), ids=("mine",), decidable_at=None, is_named=True)
 
 
 @pytest.mark.parametrize(
