@@ -10,6 +10,7 @@ from airflow_provider_agents.api import endpoints, flow
 from airflow_provider_agents.cli.command import client_of, command_of
 from airflow_provider_agents.cli.exit_codes import ExitCode
 from airflow_provider_agents.cli.output import print_rows, run_rows
+from airflow_provider_agents.runs.listing import pending_then_newest
 from airflow_provider_agents.runs.matching import is_before, is_young
 
 if TYPE_CHECKING:
@@ -56,13 +57,15 @@ def newest_runs(agent_id: str, *, status: str | None, since: datetime | None, li
 
         return is_enough
 
-    found: dict[str, ExecutionEvent] = {}
-    # Those that wait to begin may be listed behind all others; asked first, since a run that begins between the two
-    # answers is then in both, and the later one stands.
-    for wanted in ("PENDING", None) if status is None else (status,):
-        call = endpoints.list_agent_events(agent_id, status=wanted, limit=min(limit, flow.MAX_LIMIT))
-        listed = yield from flow.paginate(call, stop())
-        found.update((event.id, event) for event in listed.value if is_young(event, since))
+    def call(wanted: str | None) -> flow.ApiCall[Page[ExecutionEvent]]:
+        return endpoints.list_agent_events(agent_id, status=wanted, limit=min(limit, flow.MAX_LIMIT))
+
+    if status is None:
+        pending, listed = yield from pending_then_newest(call, stop(), stop_pending=stop())
+        rows = [*pending.value, *listed.value]
+    else:
+        rows = (yield from flow.paginate(call(status), stop())).value
+    found = {event.id: event for event in rows if is_young(event, since)}
     undated = datetime.max.replace(tzinfo=UTC)
     return sorted(found.values(), key=lambda event: event.created_by or undated, reverse=True)[:limit]
 

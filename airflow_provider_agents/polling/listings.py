@@ -15,6 +15,7 @@ from airflow_provider_agents.api.flow import Flow, PageCursor, paginate
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
 from airflow_provider_agents.polling.planner import WHOLE_LISTING
 from airflow_provider_agents.polling.subscriptions import ACCOUNT, oldest_not_before
+from airflow_provider_agents.runs.listing import pending_then_newest
 from airflow_provider_agents.runs.matching import TOLERANCE, clock_at_least, is_before
 
 if TYPE_CHECKING:
@@ -266,7 +267,7 @@ class Listings:
             cycle.take_page(page.value.data, page.server_time, agent_id)
             return False
 
-        def read(progress: AgentProgress) -> Flow[None]:
+        def read(progress: AgentProgress) -> Flow[Any]:
             served = [subscription for subscription in subscriptions if subscription.searching_since < progress.cycle]
             not_before = oldest_not_before(served)
 
@@ -280,10 +281,12 @@ class Listings:
                     return True
                 return any(is_before(event, not_before) for event in page.value.data)
 
-            if not progress.pending.is_done:
-                pending = self._rows.cached(list_agent_events(agent_id, status=Status.PENDING))
-                yield from paginate(pending, take, cursor=progress.pending)
-            yield from paginate(self._rows.cached(list_agent_events(agent_id)), stop, cursor=progress.listed)
+            return pending_then_newest(
+                lambda status: self._rows.cached(list_agent_events(agent_id, status=status)),
+                stop,
+                stop_pending=take,
+                cursors=(progress.pending, progress.listed),
+            )
 
         reading = self._interrupted.resume(
             ("agent", agent_id),

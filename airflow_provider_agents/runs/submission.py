@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import AwareDatetime, field_validator
 
@@ -19,12 +19,14 @@ from airflow_provider_agents.api.errors import (
     TemporaryError,
     UnreadableAnswerError,
 )
-from airflow_provider_agents.api.flow import Flow, NoRetry, Response, Sleep, paginate
-from airflow_provider_agents.api.models import Accepted, ExecutionEvent, Page, Status
+from airflow_provider_agents.api.flow import Flow, NoRetry, Response, Sleep
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.runs import matching
-from airflow_provider_agents.runs.listing import read_listing
+from airflow_provider_agents.runs.listing import PAGE_ROWS, pending_then_newest, read_listing
 from airflow_provider_agents.versioned_json import VersionedJson
+
+if TYPE_CHECKING:
+    from airflow_provider_agents.api.models import Accepted, ExecutionEvent, Page
 
 #: POSTs without an answer for one wanted run within one try of a task. Each is looked for before the next.
 MAX_POSTS = 3
@@ -34,8 +36,6 @@ MAX_POSTS = 3
 UNCONFIRMED_SECONDS = 30.0
 #: Seconds between two looks for the run of a POST whose answer was lost.
 UNCONFIRMED_POLL_SECONDS = 3.0
-#: Events asked for per page while looking near the newest: the API's default. More pages follow where needed.
-PAGE_ROWS = 50
 _ACCEPTED = 202
 #: Shared, as thousands may be waited for: an empty set of its own takes 200 bytes.
 _NONE: frozenset[str] = frozenset()
@@ -124,9 +124,9 @@ def take_snapshot(agent_id: str) -> Flow[Submission]:
             not_before = newest - matching.TOLERANCE if newest is not None else None
         return any(matching.is_before(event, not_before) for event in answer.value.data)
 
-    # Asked first, for the reason that `listing.read_listing` gives.
-    pending = yield from paginate(list_agent_events(agent_id, status=Status.PENDING, limit=PAGE_ROWS))
-    listed = yield from paginate(list_agent_events(agent_id, limit=PAGE_ROWS), stop)
+    pending, listed = yield from pending_then_newest(
+        lambda status: list_agent_events(agent_id, status=status, limit=PAGE_ROWS), stop
+    )
     events = [*listed.value, *pending.value]
     return Submission(
         agent_id=agent_id,
