@@ -6,7 +6,7 @@ import functools
 import logging
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, NoReturn, ParamSpec, TypeVar, assert_never, get_args
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
@@ -22,8 +22,8 @@ from airflow_provider_agents.api.errors import (
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.interruption import Interruption
-from airflow_provider_agents.links import RUN_URL_KEY, AgentRunLink
-from airflow_provider_agents.payloads import AgentIdle, RunEnded
+from airflow_provider_agents.links import AgentRunLink
+from airflow_provider_agents.payloads import END_KEYS, END_KEYS_WITHOUT_PUSH, XCOM_KEYS, AgentIdle, RunEnded
 from airflow_provider_agents.runs.outcome import Outcome, Verdict, describe_completed, format_ids, own_event, to_error
 from airflow_provider_agents.runs.record import Phase, RunRecord
 from airflow_provider_agents.runs.status import active_runs, describe_state, is_active, usage_of
@@ -57,11 +57,14 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_agents.api.client import Client
+    from airflow_provider_agents.payloads import XComKey
+    from airflow_provider_agents.runs.tracker import OnAmbiguous
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-IF_RUNNING = ("start", "attach", "wait", "skip", "fail")
+#: What a task does if its agent is busy.
+IfRunning = Literal["start", "attach", "wait", "skip", "fail"]
 
 
 def _verdict_after_settling(task: Any) -> str | None:
@@ -82,7 +85,7 @@ ARGUMENTS = validation.Arguments(
         "deferrable": validation.switch,
         "poll_interval": validation.seconds,
         "timeout": validation.seconds,
-        "if_running": validation.one_of(*IF_RUNNING),
+        "if_running": validation.one_of(*get_args(IfRunning)),
         "on_ambiguous": validation.one_of(*ON_AMBIGUOUS),
         "settle": validation.seconds,
         "appear_within": validation.seconds,
@@ -175,8 +178,8 @@ class ExecuteAgentOperator(BaseOperator):
         deferrable: bool = True,
         poll_interval: float = 5.0,
         timeout: float | timedelta = 86400.0,
-        if_running: str = "start",
-        on_ambiguous: str = "all",
+        if_running: IfRunning = "start",
+        on_ambiguous: OnAmbiguous = "all",
         settle: float = 30.0,
         appear_within: float = 300.0,
         durable: bool = True,
@@ -260,7 +263,7 @@ class ExecuteAgentOperator(BaseOperator):
             self._push(context, "request_id", submission.request_id)
             self._show(context, submission.event_id, hook)
             if not self.wait_for_completion:
-                memory.save(Phase.ENDED, submission, outcome=_SUBMITTED, result=submission.to_json())
+                memory.save(Phase.ENDED, submission, outcome="submitted", result=submission.to_json())
                 return submission.to_json()
             if self.deferrable:
                 self._defer_until_end(submission, memory)
@@ -297,11 +300,11 @@ class ExecuteAgentOperator(BaseOperator):
 
     def _repeat(self, record: RunRecord, memory: TaskStateRecord) -> Submission | dict[str, Any] | None:
         """What to do after an end that an earlier try has seen: return its result, wait, or start a new run (None)."""
-        if memory.is_cleared_since(record) or record.outcome not in {Outcome.COMPLETED, _SUBMITTED}:
+        if memory.is_cleared_since(record) or record.outcome not in {Outcome.COMPLETED, "submitted"}:
             return None  # cleared by a user, or the run failed: either way a new run is wanted
         self.log.info("An earlier try has seen the end of its run already; nothing new is started.")
         # The DAG may have changed between the tries: what was not waited for then is waited for now.
-        if record.result is None or (record.outcome == _SUBMITTED) == self.wait_for_completion:
+        if record.result is None or (record.outcome == "submitted") == self.wait_for_completion:
             return record.submission
         return record.result
 
@@ -397,6 +400,10 @@ class ExecuteAgentOperator(BaseOperator):
                 raise AgentBusyError(
                     f"{busy} Nothing was started. Clear the task once the agent is idle, or set if_running='wait'."
                 )
+            case "wait":
+                pass
+            case _:
+                assert_never(self.if_running)
         deadline_at = idle.deadline_at if idle is not None else self._deadline()
         if self.deferrable:
             self.log.info("%s %s", busy, WAITS_IN_TRIGGERER.format("until the agent is idle", deadline_at))
@@ -491,6 +498,7 @@ class ExecuteAgentOperator(BaseOperator):
                 end_with=self._end_with() if ends_in_trigger else None,
                 show=self._show_early(submission) if memory.is_kept else [],
                 copy_key=memory.copy_key(submission) if ends_in_trigger else None,
+                next_try=memory.next_try_while_running,
             ),
             method_name="execute_complete",
             # The resume methods take what those of other providers take, so that a subclass can override them.
@@ -551,25 +559,30 @@ class ExecuteAgentOperator(BaseOperator):
         if own is not None:
             self._show(context, own.id, hook)
             self._push(context, "usage", usage_of(own, try_number=context["ti"].try_number))
-        if verdict.outcome == Outcome.COMPLETED and event is not None:
-            result = event.to_json()
-            memory.save(Phase.ENDED, submission, outcome=verdict.outcome, result=result, is_own=own is not None)
-            level = logging.INFO if len(verdict.events) == 1 else logging.WARNING
-            self.log.log(level, "%s", describe_completed(verdict, submission))
-            return result
-        if verdict.outcome == Outcome.FAILED:
-            memory.save(Phase.ENDED, submission, outcome=verdict.outcome)
-            what_now = "A retry starts a new run."
-        elif verdict.outcome == Outcome.AMBIGUOUS:
-            # Looking again would not tell them apart, so a user who clears the task wants a new run.
-            memory.save(Phase.ENDED, submission, outcome=verdict.outcome)
-            what_now = ""
-        elif verdict.outcome == Outcome.NOT_FOUND:
-            memory.save(Phase.ACCEPTED, submission)
-            what_now = memory.next_try_after_loss
-        else:
-            memory.save(Phase.ACCEPTED, submission)
-            what_now = self._words_of_limit() + memory.next_try_while_running
+        match verdict.outcome:
+            case Outcome.COMPLETED if event is not None:
+                result = event.to_json()
+                memory.save(Phase.ENDED, submission, outcome=verdict.outcome, result=result, is_own=own is not None)
+                level = logging.INFO if len(verdict.events) == 1 else logging.WARNING
+                self.log.log(level, "%s", describe_completed(verdict, submission))
+                return result
+            case Outcome.COMPLETED:
+                raise AssertionError("unreachable: a COMPLETED verdict has an event")
+            case Outcome.FAILED:
+                memory.save(Phase.ENDED, submission, outcome=verdict.outcome)
+                what_now = "A retry starts a new run."
+            case Outcome.AMBIGUOUS:
+                # Looking again would not tell them apart, so a user who clears the task wants a new run.
+                memory.save(Phase.ENDED, submission, outcome=verdict.outcome)
+                what_now = ""
+            case Outcome.NOT_FOUND:
+                memory.save(Phase.ACCEPTED, submission)
+                what_now = memory.next_try_after_loss
+            case Outcome.TIMED_OUT:
+                memory.save(Phase.ACCEPTED, submission)
+                what_now = self._words_of_limit() + memory.next_try_while_running
+            case _:
+                assert_never(verdict.outcome)
         error = to_error(verdict, submission, what_now=what_now)
         raise error or AssertionError("unreachable: a COMPLETED verdict has an event")
 
@@ -615,16 +628,15 @@ class ExecuteAgentOperator(BaseOperator):
         )
         self.agent_id, self.agents_conn_id = agent_id, agents_conn_id
 
-    def _end_with(self) -> list[str]:
+    def _end_with(self) -> tuple[XComKey, ...]:
         """The XComs that the trigger pushes at the end."""
-        # Airflow itself writes a link whatever `do_xcom_push` says.
-        return ["return_value", "event_id", "usage", RUN_URL_KEY] if self.do_xcom_push else [RUN_URL_KEY]
+        return END_KEYS if self.do_xcom_push else END_KEYS_WITHOUT_PUSH
 
-    def _show_early(self, submission: Submission) -> list[str]:
+    def _show_early(self, submission: Submission) -> list[XComKey]:
         """The XComs that the trigger pushes once the run's event is known, beyond what is pushed now."""
         if submission.event_id is not None:
             return []
-        link = [] if self.run_link else [RUN_URL_KEY]
+        link: list[XComKey] = [] if self.run_link else ["run_url"]
         return ["event_id", *link] if self.do_xcom_push else link
 
     def _policy(self) -> WaitPolicy:
@@ -663,9 +675,9 @@ class ExecuteAgentOperator(BaseOperator):
         self.run_link = url
         if not self.deferrable:
             # Airflow pushes it when this process ends, which here is late.
-            self._push(context, RUN_URL_KEY, url)
+            self._push(context, "run_url", url)
 
-    def _push(self, context: Context, key: str, value: Any) -> None:
+    def _push(self, context: Context, key: XComKey, value: Any) -> None:
         """Push an XCom; one that cannot be pushed must not lose a run that is paid for."""
         if not self.do_xcom_push or value is None:
             return
@@ -713,7 +725,7 @@ class TaskOutput(PlainXComArg):
     """The task's result. A key that the task will not push is refused when the DAG is parsed."""
 
     def __getitem__(self, item: str) -> XComArg:
-        if item not in _XCOM_KEYS:
+        if item not in XCOM_KEYS:
             raise InvalidArgumentError(
                 f"output[{item!r}] of task {self.operator.task_id!r} would be empty: it is no XCom of its own. Set "
                 "multiple_outputs=True to push each field of the event, or read the field in the next task."
@@ -721,9 +733,6 @@ class TaskOutput(PlainXComArg):
         return super().__getitem__(item)
 
 
-_SUBMITTED = "submitted"
-#: The XComs of a task without `multiple_outputs`.
-_XCOM_KEYS = ("return_value", "request_id", "event_id", RUN_URL_KEY, "usage")
 #: A task that waits on a worker ends by itself this many seconds before Airflow's `execution_timeout`: for one poll.
 _ALARM_MARGIN_SECONDS = 5.0
 #: Airflow's own name for the method that fails a deferred task on a worker (`TRIGGER_FAIL_REPR`).

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import AwareDatetime
 
 from airflow_provider_agents.api.models import read_event
 from airflow_provider_agents.runs.outcome import Outcome, Verdict
+from airflow_provider_agents.runs.selector import AnySelector
 from airflow_provider_agents.runs.status import is_success
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.version_compat import NEXT_TRY_WAITS
 from airflow_provider_agents.versioned_json import UnusableDataError, VersionedJson
+
+#: The keys of a task's own XComs.
+XComKey = Literal["return_value", "request_id", "event_id", "usage", "run_url"]
+XCOM_KEYS: tuple[XComKey, ...] = get_args(XComKey)
+#: Those that a trigger pushes if it ends the task of a COMPLETED run. Airflow itself writes a link whatever
+#: `do_xcom_push` says.
+END_KEYS: tuple[XComKey, ...] = ("return_value", "event_id", "usage", "run_url")
+END_KEYS_WITHOUT_PUSH: tuple[XComKey, ...] = ("run_url",)
+#: Those that a trigger pushes as soon as the run's event is known.
+EARLY_KEYS: tuple[XComKey, ...] = ("event_id", "run_url")
 
 
 class Payload(VersionedJson):
@@ -37,7 +48,7 @@ class RunEnded(Payload):
         late: as in `verdict.Verdict`.
         error: why the wait could not go on, or why the last poll before its deadline failed.
         for_good: whether a new wait would fail the same way.
-        interval: when the run began that a sensor seeks, in words; None if the run was named otherwise.
+        selector: how a sensor has selected the run; None if it was named by its submission or its event.
     """
 
     kind: Literal["run"] = "run"
@@ -48,7 +59,7 @@ class RunEnded(Payload):
     late: bool = False
     error: str | None = None
     for_good: bool = False
-    interval: str | None = None
+    selector: AnySelector | None = None
 
     def verdict(self) -> Verdict | None:
         """How the wait ended, or None if it could not go on.

@@ -21,6 +21,7 @@ from airflow_provider_agents import validation
 from airflow_provider_agents.api.errors import (
     AgentRunFailedError,
     AgentRunNotFoundError,
+    AgentRunTimeoutError,
     AgentsError,
     InvalidArgumentError,
     TemporaryError,
@@ -30,13 +31,13 @@ from airflow_provider_agents.api.rows import WarnOnce
 from airflow_provider_agents.clock import now, sleep
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.interruption import Interruption, interruptible, uninterruptible
-from airflow_provider_agents.links import RUN_URL_KEY, AgentRunLink
-from airflow_provider_agents.payloads import RunEnded
+from airflow_provider_agents.links import AgentRunLink
+from airflow_provider_agents.payloads import END_KEYS, END_KEYS_WITHOUT_PUSH, RunEnded
+from airflow_provider_agents.runs import selector as selectors
 from airflow_provider_agents.runs.listing import Listing
 from airflow_provider_agents.runs.matching import Missing
-from airflow_provider_agents.runs.outcome import Outcome, Verdict, describe_completed, format_ids, own_event, to_error
+from airflow_provider_agents.runs.outcome import Outcome, Verdict, describe_completed, own_event
 from airflow_provider_agents.runs.patience import Patience, is_refusal
-from airflow_provider_agents.runs.selector import FirstRun, RunSelector, check_bound, check_names, list_started
 from airflow_provider_agents.runs.status import is_terminal
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS, RunTracker, WaitPolicy
@@ -50,7 +51,7 @@ from airflow_provider_agents.tasks import (
     connect,
     fail_without_retry,
 )
-from airflow_provider_agents.triggers import AgentSensorTrigger
+from airflow_provider_agents.triggers import AgentRunTrigger
 from airflow_provider_agents.version_compat import AirflowRescheduleException, TaskDeferralError
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_agents.api.client import Client
     from airflow_provider_agents.api.models import ExecutionEvent
+    from airflow_provider_agents.runs.selector import FirstRun, RunSelector
+    from airflow_provider_agents.runs.tracker import OnAmbiguous
 
 R = TypeVar("R")
 
@@ -68,22 +71,15 @@ R = TypeVar("R")
 _REFUSED_POKE_SECONDS = 15.0
 
 
-_MOMENTS = ("started_after", "started_before")
-
-
-def _named_run(sensor: Any) -> dict[str, Any]:
-    return {name: getattr(sensor, name) for name in ("submission", "event_id", *_MOMENTS)}
-
-
-def _names_one_run(sensor: Any) -> str | None:
-    """Exactly one argument names the run, and all of them fit together, as far as they are known."""
-    format_ids = _named_run(sensor)
+def _selects_one_run(sensor: AgentRunSensor) -> str | None:
+    """The arguments select one run, and all of them fit together, as far as they are known."""
+    given = sensor.selecting
     try:
-        check_names(**format_ids)
-        if sensor.agent_id is None and sensor.submission is None:
+        way = selectors.way_of(given)
+        if sensor.agent_id is None and not way.names_agent:
             return "agent_id is missing. Only a submission names its agent itself."
-        if not any(map(validation.known_later, (sensor.agent_id, *format_ids.values()))):
-            RunSelector.of(agent_id=sensor.agent_id, **format_ids)
+        if not any(map(validation.known_later, (sensor.agent_id, *given.values()))):
+            selectors.select(sensor.agent_id, given)
     except InvalidArgumentError as error:
         return str(error)
     return None
@@ -97,18 +93,15 @@ def _skips_in_one_way(sensor: Any) -> str | None:
     )
 
 
-def _decides_after_settling(sensor: Any) -> str | None:
-    """An event that is named by its id is decided at once."""
-    return None if sensor.event_id is not None else validation.ends_after_settling(sensor)
+def _decides_after_settling(sensor: AgentRunSensor) -> str | None:
+    """The run of an event that has appeared is decided at once."""
+    return None if selectors.way_of(sensor.selecting).has_appeared else validation.ends_after_settling(sensor)
 
 
 ARGUMENTS = validation.Arguments(
     {
         "agent_id": validation.optional(validation.agent_id),
-        "submission": validation.optional(validation.submission),
-        "event_id": validation.optional(validation.event_id),
-        "started_after": validation.optional(validation.moment),
-        "started_before": validation.optional(validation.moment),
+        **{name: validation.optional(check) for name, check in selectors.ARGUMENTS.items()},
         "agents_conn_id": validation.connection_id,
         "deferrable": validation.switch,
         "mode": validation.one_of("poke", "reschedule"),
@@ -120,7 +113,7 @@ ARGUMENTS = validation.Arguments(
         "appear_within": validation.seconds,
         "on_ambiguous": validation.one_of(*ON_AMBIGUOUS),
     },
-    relations=(_names_one_run, _skips_in_one_way, validation.lost_after_settling, _decides_after_settling),
+    relations=(_selects_one_run, _skips_in_one_way, validation.lost_after_settling, _decides_after_settling),
 )
 #: The failures after which Airflow's sensors skip by themselves.
 _SKIPPED_BY_AIRFLOW = (AirflowException, TaskDeferralError)
@@ -172,7 +165,7 @@ class AgentRunSensor(BaseSensorOperator):
         AirflowSkipException: with `soft_fail`.
     """
 
-    template_fields = ("agent_id", "agents_conn_id", "submission", "event_id", "started_after", "started_before")
+    template_fields = ("agent_id", "agents_conn_id", *selectors.ARGUMENTS)
     operator_extra_links = (AgentRunLink(),)
     ui_color = "#efe9fa"
 
@@ -192,7 +185,7 @@ class AgentRunSensor(BaseSensorOperator):
         never_fail: bool = False,
         settle: float = 30.0,
         appear_within: float = 300.0,
-        on_ambiguous: str = "all",
+        on_ambiguous: OnAmbiguous = "all",
         start_from_trigger: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -213,7 +206,7 @@ class AgentRunSensor(BaseSensorOperator):
         self.event_id = event_id
         self.started_after = started_after
         self.started_before = started_before
-        self._is_bounded = started_before is not None
+        self._selecting = frozenset(name for name in selectors.ARGUMENTS if getattr(self, name) is not None)
         self.agents_conn_id = agents_conn_id
         self.settle = settle
         self.appear_within = appear_within
@@ -252,10 +245,9 @@ class AgentRunSensor(BaseSensorOperator):
             overridden=("execute", "poke", "execute_complete"),
             lost=validation.lost_at_trigger_start,
         )
-        arguments = self._trigger_arguments(deadline_at=None, end=True)
         for field in self.template_fields:
-            value = arguments[field]
-            if not isinstance(value, str | dict | None):
+            value = getattr(self, field)
+            if not isinstance(value, str | dict | datetime | None):
                 raise InvalidArgumentError(
                     f"{name} needs a {field} that is known when the DAG is parsed, or a template. Only a worker can "
                     "read an XCom: leave one of the two out."
@@ -266,41 +258,48 @@ class AgentRunSensor(BaseSensorOperator):
                     f"{name} would never start: the template of {field} uses {hangs}, and Airflow does not answer that "
                     "in the triggerer. Leave one of the two out."
                 )
+        path, arguments = self._trigger(end=True).serialize()
         # On this instance and never on the class: mapped tasks would be started with the class's arguments.
         self.start_from_trigger = True
         self.start_trigger_args = StartTriggerArgs(
-            trigger_cls="airflow_provider_agents.triggers.AgentSensorTrigger",
+            trigger_cls=path,
             trigger_kwargs=arguments,
             next_method="execute_complete",
             timeout=timedelta(seconds=self.timeout + DEFER_MARGIN_SECONDS),
         )
 
-    def _trigger_arguments(self, *, deadline_at: datetime | None, end: bool) -> dict[str, Any]:
-        after, before = self.started_after, self.started_before
-        return {
-            "agents_conn_id": self.agents_conn_id,
-            "agent_id": self.agent_id,
-            "submission": self.submission,
-            "event_id": self.event_id,
-            "started_after": after.isoformat() if isinstance(after, datetime) else after,
-            "started_before": before.isoformat() if isinstance(before, datetime) else before,
-            "poll_interval": self.poke_interval,
-            "deadline_at": deadline_at.isoformat() if deadline_at is not None else None,
-            "timeout": self.timeout,
-            "settle": self.settle,
-            "appear_within": self._appear_within,
-            "on_ambiguous": self.on_ambiguous,
-            # Airflow itself writes a link whatever `do_xcom_push` says.
-            "end_with": (["return_value", "event_id", "usage"] if self.do_xcom_push else []) + [RUN_URL_KEY]
-            if end
-            else None,
-            "show": [] if self.run_link else [RUN_URL_KEY],
-        }
+    def _trigger(self, *, deadline_at: datetime | None = None, end: bool = False) -> AgentRunTrigger:
+        """The trigger that waits for the run.
+
+        Args:
+            deadline_at: when to give up; None for `timeout` seconds after the task began.
+            end: whether the trigger ends the task if the run COMPLETED.
+        """
+        pushed_at_end = END_KEYS if self.do_xcom_push else END_KEYS_WITHOUT_PUSH
+        return AgentRunTrigger(
+            agents_conn_id=self.agents_conn_id,
+            agent_id=self.agent_id,
+            poll_interval=self.poke_interval,
+            deadline_at=deadline_at.isoformat() if deadline_at is not None else None,
+            timeout=self.timeout,
+            settle=self.settle,
+            appear_within=self._appear_within,
+            on_ambiguous=self.on_ambiguous,
+            end_with=pushed_at_end if end else None,
+            show=() if self.run_link else ("run_url",),
+            **self.selecting,
+        )
+
+    @property
+    def selecting(self) -> dict[str, Any]:
+        """The arguments that select the run; None for a template that was rendered to nothing."""
+        values = {name: getattr(self, name) for name in selectors.ARGUMENTS}
+        return {name: value for name, value in values.items() if name in self._selecting or value is not None}
 
     @property
     def _appear_within(self) -> float:
-        # Whoever names an event has seen it, so it is there as soon as all replicas have it.
-        return self.settle if self.event_id is not None else self.appear_within
+        # An event that a user has seen is there as soon as all replicas have it.
+        return self.settle if selectors.way_of(self.selecting).has_appeared else self.appear_within
 
     # --- on a worker ---
 
@@ -328,7 +327,7 @@ class AgentRunSensor(BaseSensorOperator):
             deadline_at = min(deadline_at, began_at(context) + self.execution_timeout)
         self.log.info("%s agent=%s", WAITS_IN_TRIGGERER.format("for the run", deadline_at), self._selector().agent_id)
         return self.defer(
-            trigger=AgentSensorTrigger(**self._trigger_arguments(deadline_at=deadline_at, end=False)),
+            trigger=self._trigger(deadline_at=deadline_at),
             method_name="execute_complete",
             timeout=timedelta(seconds=self.timeout + self.poke_interval + DEFER_MARGIN_SECONDS),
         )
@@ -375,7 +374,7 @@ class AgentRunSensor(BaseSensorOperator):
         if verdict is None:
             return False
         self._known = LineageInfo(submission=submission, verdict=verdict, base_url=base_url_of(hook))
-        return PokeReturnValue(is_done=True, xcom_value=self._end(verdict, submission, selector.interval))
+        return PokeReturnValue(is_done=True, xcom_value=self._end(verdict, submission, selector))
 
     def _patience(self, context: Context) -> Patience:
         """Which failure ends this try."""
@@ -396,7 +395,7 @@ class AgentRunSensor(BaseSensorOperator):
         if submission is None:
             found = self._find_first(selector, client)
             if found is None or isinstance(found, Missing):
-                self._tell(f"No run is known yet that began {selector.interval}. agent={selector.agent_id}")
+                self._tell(f"Not known yet: {selector.words}. agent={selector.agent_id}")
                 verdict = None if found is None else Verdict(Outcome.NOT_FOUND)
                 return verdict, Submission(agent_id=selector.agent_id, taken_at=now())
             first = found
@@ -425,16 +424,8 @@ class AgentRunSensor(BaseSensorOperator):
         return verdict, submission
 
     def _find_first(self, selector: RunSelector, client: Client) -> ExecutionEvent | Missing | None:
-        if selector.started_after is None:
-            raise AssertionError("unreachable: a run is known, or sought by its begin")
-        self._first = self._first or FirstRun(selector.started_before, self.settle)
-        listing = client.run_flow(
-            bounded(
-                list_started(selector.agent_id, selector.started_after, selector.started_before),
-                self._deadline,
-                now=now,
-            )
-        )
+        self._first = self._first or selector.search(self.settle)
+        listing = client.run_flow(bounded(selector.list_runs(), self._deadline, now=now))
         self._lacks_only_time = listing.server_time is None and bool(listing.events) and is_terminal(listing.events[0])
         return self._first.apply_listing(listing)
 
@@ -444,14 +435,7 @@ class AgentRunSensor(BaseSensorOperator):
             self.log.info("%s", state)
 
     def _selector(self) -> RunSelector:
-        check_bound(self.started_before, was_given=self._is_bounded)
-        return RunSelector.of(
-            agent_id=self.agent_id,
-            submission=self.submission,
-            event_id=self.event_id,
-            started_after=self.started_after,
-            started_before=self.started_before,
-        )
+        return selectors.select(self.agent_id, self.selecting)
 
     def on_kill(self) -> None:
         """End the wait, not the run. Airflow calls this in a signal handler.
@@ -486,7 +470,10 @@ class AgentRunSensor(BaseSensorOperator):
             own = own_event(verdict, ended.submission)
             if own is not None:
                 self._show(ended.submission.agent_id, own.id, hook)
-            return self._end(verdict, ended.submission, ended.interval)
+            selector = ended.selector or selectors.BySubmission(
+                agent_id=ended.submission.agent_id, submission=ended.submission
+            )
+            return self._end(verdict, ended.submission, selector)
 
         return self._end_softly(end)
 
@@ -494,29 +481,17 @@ class AgentRunSensor(BaseSensorOperator):
         """As Airflow's sensors do, but `soft_fail` does not hide what is not soft."""
         return self._end_softly(lambda: super(AgentRunSensor, self).resume_execution(next_method, next_kwargs, context))
 
-    def _end(self, verdict: Verdict, submission: Submission, interval: str | None) -> dict[str, Any]:
-        event = verdict.event
-        if verdict.outcome == Outcome.COMPLETED and event is not None:
-            level = logging.INFO if len(verdict.events) == 1 else logging.WARNING
-            self.log.log(level, "%s", describe_completed(verdict, submission))
-            return event.to_json()
-        error = to_error(verdict, submission, what_now="")
-        ids = format_ids(submission)
-        if verdict.outcome == Outcome.TIMED_OUT:
-            if verdict.events:
+    def _end(self, verdict: Verdict, submission: Submission, selector: RunSelector) -> dict[str, Any]:
+        event, error = verdict.event, selector.to_error(verdict, submission)
+        match error:
+            case None if event is not None:
+                level = logging.INFO if len(verdict.events) == 1 else logging.WARNING
+                self.log.log(level, "%s", describe_completed(verdict, submission))
+                return event.to_json()
+            case None:
+                raise AssertionError("unreachable: a COMPLETED verdict has an event")
+            case AgentRunTimeoutError():
                 raise AirflowSensorTimeout(str(error))
-            late = "The run was not finished" if interval is None else f"No run was known that began {interval}"
-            raise AirflowSensorTimeout(
-                f"{late} at the sensor's timeout. Look at the agent's runs, or raise timeout. {ids}"
-            )
-        if verdict.outcome == Outcome.NOT_FOUND and interval is not None:
-            raise AirflowSensorTimeout(
-                f"No run began {interval}, and none can appear any more. Look at the agent's schedule and at its runs. "
-                f"{ids}"
-            )
-        if verdict.outcome == Outcome.NOT_FOUND and submission.event_id is not None:
-            words = f"The agent has no such event. Check both ids, and whose key the connection has. {ids}"
-            raise AirflowFailException(words) from InvalidArgumentError(words)
         raise AirflowFailException(str(error)) from error
 
     def _show(self, agent_id: str, event_id: str, hook: AgentsHook) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_agents.operators import ExecuteAgentOperator
+    from airflow_provider_agents.runs.record import End
     from airflow_provider_agents.runs.submission import Submission
 
 #: The key of the record in the task state store. Public: an operator of Airflow may look it up or delete it.
@@ -118,7 +119,7 @@ class TaskStateRecord:
         phase: Phase,
         submission: Submission,
         *,
-        outcome: str | None = None,
+        outcome: End | None = None,
         result: dict[str, Any] | None = None,
         is_own: bool = False,
         ends_in_trigger: bool = False,

@@ -7,20 +7,17 @@ come in between. A wrong value is an `InvalidArgumentError`, which no retry can 
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_agents.api.endpoints import check_agent_id
-from airflow_provider_agents.api.errors import InvalidArgumentError, one_line
+from airflow_provider_agents.api.errors import InvalidArgumentError, shown
 from airflow_provider_agents.runs.copies import PREFIX
-from airflow_provider_agents.runs.submission import Submission
+from airflow_provider_agents.runs.selector import Check, read_moment
 from airflow_provider_agents.version_compat import TRIGGERS_END_TASKS
-from airflow_provider_agents.versioned_json import UnusableDataError
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator
@@ -38,8 +35,6 @@ _UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 #: task would hang until its deferral timeout.
 _HANGS_IN_TRIGGERER = ("xcom_pull", "task_state_store")
 
-#: Returns the value to use. Raises `ValueError` with the rest of a sentence that begins with the argument's name.
-Check = Callable[[object], Any]
 #: What is wrong with the arguments together, as a sentence; None if nothing is.
 Relation = Callable[[Any], str | None]
 
@@ -116,14 +111,6 @@ def _name_of(owner: Any) -> str:
     return f"task {task_id!r}" if isinstance(task_id, str) else type(owner).__name__
 
 
-def shown(value: object) -> str:
-    """A value in a message: as it would be written in Python, so that blanks show, and short."""
-    try:
-        return one_line(repr(value), 60)
-    except Exception:  # noqa: BLE001 - a user's class may raise anything here
-        return f"an object of {type(value).__name__}"
-
-
 # --- one value ------------------------------------------------------------------------------------------------------
 
 
@@ -184,13 +171,6 @@ def agent_id(value: object) -> str:
         raise ValueError(str(error).removeprefix("agent_id ")) from None
 
 
-def event_id(value: object) -> str:
-    """The id of an event, without blanks around it."""
-    if not isinstance(value, str) or not value.strip() or not value.strip().isprintable():
-        raise ValueError(f"must be the id of an event as text, got {shown(value)}.")
-    return value.strip()
-
-
 def connection_id(value: object) -> str:
     """The id of an Airflow connection."""
     if not isinstance(value, str) or not _CONN_ID.fullmatch(value):
@@ -208,54 +188,18 @@ def copy_key(value: object) -> str:
     return value
 
 
-def moment(value: object) -> datetime:
-    """A moment with a time zone, as a `datetime` or as ISO 8601 text."""
-    found: datetime | None = None
-    if isinstance(value, datetime):
-        found = value
-    elif isinstance(value, str):
-        try:
-            found = datetime.fromisoformat(value.strip())
-        except ValueError:
-            found = None
-    if found is None or found.tzinfo is None:
-        raise ValueError(
-            "must be a moment with a time zone, as a datetime or ISO 8601 text such as 2026-01-01T09:00:00+00:00, "
-            f"got {shown(value)}."
-        )
-    return found
-
-
-def mapping(value: object) -> dict[str, Any]:
-    """A dict, or its text as JSON (`tojson`) or as Python writes it, which is what a plain template makes of a dict."""
-    if isinstance(value, dict):
-        return value
-    if isinstance(value, str):
-        for read in (json.loads, ast.literal_eval):
-            try:
-                found = read(value.strip())
-            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-                continue
-            if isinstance(found, dict):
-                return found
-    raise ValueError(f"must be a dict, or a dict as JSON text, got {shown(value)}.")
-
-
-def submission(value: object) -> dict[str, Any]:
-    """A submission as a dict, or as the text that a template makes of one."""
-    found = mapping(value)
-    try:
-        Submission.from_json(found)
-    except UnusableDataError as error:
-        raise ValueError(f"is none. {error}") from None
-    return found
-
-
 def deadline(value: object) -> str:
     """A moment with a time zone as ISO 8601 text, as a trigger carries it."""
     if not isinstance(value, str):
         raise ValueError(f"must be ISO 8601 text, got {shown(value)}.")  # noqa: TRY004 - every check raises the same
-    moment(value)
+    read_moment(value)
+    return value
+
+
+def text(value: object) -> str:
+    """Words."""
+    if not isinstance(value, str):
+        raise ValueError(f"must be text, got {shown(value)}.")  # noqa: TRY004 - every check raises the same
     return value
 
 

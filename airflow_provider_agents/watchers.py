@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_provider_agents import clock, validation
-from airflow_provider_agents.api.errors import AgentsError
+from airflow_provider_agents.api.errors import AgentsError, shown
 from airflow_provider_agents.api.models import Status
 from airflow_provider_agents.hooks import poller_of
 from airflow_provider_agents.payloads import Payload
@@ -78,7 +78,7 @@ def _final_statuses(value: object) -> list[str]:
     """How a run has to end, each status once and in order: Airflow knows a watcher again by its arguments as JSON."""
     statuses = list(value) if isinstance(value, list | tuple | set | frozenset) else []
     if not statuses or not all(isinstance(one, str) and one for one in statuses):
-        raise ValueError(f'must be a list such as ["COMPLETED", "FAILED"], got {validation.shown(value)}.')
+        raise ValueError(f'must be a list such as ["COMPLETED", "FAILED"], got {shown(value)}.')
     never = {Status.PENDING, Status.RUNNING}.intersection(statuses)
     if never:
         raise ValueError(f"must not contain {' or '.join(sorted(never))}: no run ends so.")
@@ -93,7 +93,7 @@ def _queue(value: Any) -> str | None:
     # 256 is the length of the column in Airflow's table of triggers.
     is_name = isinstance(value, str) and 1 <= len(value) <= 256 and value.isprintable()  # noqa: PLR2004
     if not is_name or value != value.strip():
-        raise ValueError(f"must be a queue that a triggerer was given with --queues, got {validation.shown(value)}.")
+        raise ValueError(f"must be a queue that a triggerer was given with --queues, got {shown(value)}.")
     return value  # type: ignore[no-any-return]  # it is text by now
 
 

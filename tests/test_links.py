@@ -16,7 +16,7 @@ from airflow_provider_agents.hooks import run_url_of
 from airflow_provider_agents.links import RUN_URL_KEY, AgentRunLink
 from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.sensors import AgentRunSensor
-from airflow_provider_agents.triggers import AgentRunTrigger, AgentSensorTrigger
+from airflow_provider_agents.triggers import AgentRunTrigger
 from airflow_provider_agents.version_compat import TRIGGERS_END_TASKS
 
 RUN_URL = "https://app.example/{agent_id}/runs/{event_id}"
@@ -91,9 +91,8 @@ def deferred(op, task, map_index=-1):
     """A task that has deferred, and its trigger as the triggerer makes it."""
     with pytest.raises(TaskDeferred) as raised:
         op.execute(task.context())
-    path, kwargs = raised.value.trigger.serialize()
-    kind = {"AgentRunTrigger": AgentRunTrigger, "AgentSensorTrigger": AgentSensorTrigger}[path.rpartition(".")[2]]
-    trigger = kind(**json.loads(json.dumps(kwargs)))
+    _, kwargs = raised.value.trigger.serialize()
+    trigger = AgentRunTrigger(**json.loads(json.dumps(kwargs)))
     trigger.__dict__["_in_task"] = SimpleNamespace(**vars(key(map_index)), try_number=1, start_date=None)
     return trigger
 
@@ -101,10 +100,9 @@ def deferred(op, task, map_index=-1):
 @pytest.fixture
 def in_a_task(monkeypatch):
     """A trigger knows the task that it runs for, as it does in a triggerer."""
-    for kind in (AgentRunTrigger, AgentSensorTrigger):
-        # Before Airflow 3.1 a trigger's own constructor sets it.
-        instance = property(lambda self: self.__dict__.get("_in_task"), lambda self, value: None)
-        monkeypatch.setattr(kind, "task_instance", instance, raising=False)
+    # Before Airflow 3.1 a trigger's own constructor sets it.
+    instance = property(lambda self: self.__dict__.get("_in_task"), lambda self, value: None)
+    monkeypatch.setattr(AgentRunTrigger, "task_instance", instance, raising=False)
 
 
 async def first_event(trigger):
@@ -471,7 +469,7 @@ def test_a_sensor_that_takes_no_worker_has_the_link_all_the_same(linked, supervi
     platform.sim.add_agent("agent-1", run_seconds=50.0)
     event_id = platform.sim.start_scheduled_run("agent-1")
     op = AgentRunSensor(task_id="run", agent_id="agent-1", event_id=event_id, start_from_trigger=True)
-    trigger = AgentSensorTrigger(**op.start_trigger_args.trigger_kwargs)
+    trigger = AgentRunTrigger(**op.start_trigger_args.trigger_kwargs)
     trigger.__dict__["_in_task"] = SimpleNamespace(**vars(key()), try_number=1, start_date=None)
     event = asyncio.run(first_event(trigger))
     assert event.xcoms[RUN_URL_KEY] == f"https://app.example/agent-1/runs/{event_id}"

@@ -15,7 +15,7 @@ from examples import NEEDS
 
 import airflow_provider_agents
 from airflow_provider_agents.simulator import ManualClock, Simulator
-from airflow_provider_agents.triggers import AgentIdleTrigger, AgentRunTrigger, AgentSensorTrigger
+from airflow_provider_agents.triggers import AgentIdleTrigger, AgentRunTrigger
 from airflow_provider_agents.watchers import AgentRunEventTrigger
 
 ROOT = Path(__file__).parents[1]
@@ -126,14 +126,14 @@ def test_the_triggers_paths_and_arguments_are_public_and_survive_a_round_trip():
         settle=30.0,
         hold_seconds=30.0,
     )
-    sensor = AgentSensorTrigger(
-        agents_conn_id="c", agent_id="a", submission=None, event_id="e", started_after=None, poll_interval=5.0,
-        deadline_at=None, timeout=60.0, settle=30.0, appear_within=300.0, on_ambiguous="all", end_with=["usage"],
+    sensor = AgentRunTrigger(
+        agents_conn_id="c", agent_id="a", event_id="e", poll_interval=5.0, timeout=60.0, settle=30.0,
+        appear_within=300.0, on_ambiguous="all", end_with=["usage"],
     )  # fmt: skip
     for trigger, path in (
         (run, "airflow_provider_agents.triggers.AgentRunTrigger"),
         (idle, "airflow_provider_agents.triggers.AgentIdleTrigger"),
-        (sensor, "airflow_provider_agents.triggers.AgentSensorTrigger"),
+        (sensor, "airflow_provider_agents.triggers.AgentRunTrigger"),
         (AgentRunEventTrigger(agent_id="a"), "airflow_provider_agents.watchers.AgentRunEventTrigger"),
     ):
         serialized = trigger.serialize()

@@ -44,7 +44,7 @@ from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.waiting import LAST_LOOK_SECONDS
 from airflow_provider_agents.sensors import AgentRunSensor
 from airflow_provider_agents.simulator import Fault, SimulatorConfig
-from airflow_provider_agents.triggers import AgentSensorTrigger
+from airflow_provider_agents.triggers import AgentRunTrigger
 from airflow_provider_agents.version_compat import TRIGGERS_END_TASKS
 
 NINE = datetime(2026, 1, 1, 9, tzinfo=UTC)
@@ -79,7 +79,7 @@ def run(platform, op):
         except TaskDeferred as deferred:
             _, arguments = deferred.trigger.serialize()
             assert json.loads(json.dumps(arguments)) == arguments
-            event = asyncio.run(first_event(AgentSensorTrigger(**arguments)))
+            event = asyncio.run(first_event(AgentRunTrigger(**arguments)))
             return op.resume_execution(deferred.method_name, {"event": event.payload}, context)
 
 
@@ -377,7 +377,7 @@ def test_a_submission_that_a_template_has_rendered_is_waited_for(platform, task,
 @newer_airflow
 @pytest.mark.parametrize("rendered", AS_TEXT)
 def test_a_submission_that_is_rendered_in_the_triggerer_is_waited_for(platform, task, monkeypatch, rendered):
-    monkeypatch.setattr(AgentSensorTrigger, "task_instance", None, raising=False)
+    monkeypatch.setattr(AgentRunTrigger, "task_instance", None, raising=False)
     submission = ExecuteAgentOperator(task_id="run", agent_id="agent-1", wait_for_completion=False).execute(
         task.context()
     )
@@ -611,7 +611,7 @@ def test_a_look_of_many_slow_pages_puts_off_no_timeout_of_a_sensor_on_a_worker(p
 def test_without_a_worker_only_the_first_refusal_fails_a_sensor_at_once(platform, status):
     def started(**which):
         op = AgentRunSensor(task_id="wait", agent_id="agent-1", start_from_trigger=True, poke_interval=5.0, **which)
-        return AgentSensorTrigger(**op.start_trigger_args.trigger_kwargs)
+        return AgentRunTrigger(**op.start_trigger_args.trigger_kwargs)
 
     platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=900.0)
     event_id = platform.sim.start_scheduled_run("agent-1")
@@ -724,7 +724,7 @@ def in_the_triggerer(op, **task_instance):
     """What Airflow's triggerer does with a task that starts there."""
     arguments = op.start_trigger_args.trigger_kwargs
     assert json.loads(json.dumps(arguments)) == arguments
-    trigger = AgentSensorTrigger(**arguments)
+    trigger = AgentRunTrigger(**arguments)
     type(trigger).task_instance = task_of(**task_instance)
     try:
         return asyncio.run(first_event(trigger))
@@ -734,7 +734,7 @@ def in_the_triggerer(op, **task_instance):
 
 @newer_airflow
 def test_start_from_trigger_takes_no_worker_for_a_run_that_completed(platform, monkeypatch):
-    monkeypatch.setattr(AgentSensorTrigger, "task_instance", None, raising=False)
+    monkeypatch.setattr(AgentRunTrigger, "task_instance", None, raising=False)
     event_id = platform.sim.start_scheduled_run("agent-1")
     op = AgentRunSensor(task_id="wait", agent_id="agent-1", event_id=event_id, start_from_trigger=True)
     event = in_the_triggerer(op, start_date=datetime.now(UTC))
@@ -746,7 +746,7 @@ def test_start_from_trigger_takes_no_worker_for_a_run_that_completed(platform, m
 
 @newer_airflow
 def test_start_from_trigger_resumes_a_worker_for_every_other_end(platform, monkeypatch):
-    monkeypatch.setattr(AgentSensorTrigger, "task_instance", None, raising=False)
+    monkeypatch.setattr(AgentRunTrigger, "task_instance", None, raising=False)
     platform.sim.add_agent("agent-1", end_status="FAILED", error="out of luck")
     event_id = platform.sim.start_scheduled_run("agent-1")
     op = AgentRunSensor(task_id="wait", agent_id="agent-1", event_id=event_id, start_from_trigger=True)
@@ -757,7 +757,7 @@ def test_start_from_trigger_resumes_a_worker_for_every_other_end(platform, monke
 
 @newer_airflow
 def test_a_triggerer_that_starts_again_does_not_start_the_time_again(platform, monkeypatch):
-    monkeypatch.setattr(AgentSensorTrigger, "task_instance", None, raising=False)
+    monkeypatch.setattr(AgentRunTrigger, "task_instance", None, raising=False)
     platform.sim.add_agent("agent-1", run_seconds=5000.0)
     event_id = platform.sim.start_scheduled_run("agent-1")
     op = AgentRunSensor(task_id="wait", agent_id="agent-1", event_id=event_id, start_from_trigger=True, timeout=100)
@@ -771,17 +771,28 @@ def test_a_triggerer_that_starts_again_does_not_start_the_time_again(platform, m
 
 @newer_airflow
 def test_a_template_that_turns_out_wrong_in_the_triggerer_fails_the_task(platform, monkeypatch):
-    monkeypatch.setattr(AgentSensorTrigger, "task_instance", None, raising=False)
+    monkeypatch.setattr(AgentRunTrigger, "task_instance", None, raising=False)
     op = AgentRunSensor(task_id="wait", agent_id="agent-1", started_after="{{ nonsense }}", start_from_trigger=True)
     event = in_the_triggerer(op)
-    with pytest.raises(AirflowFailException, match="started_after of AgentSensorTrigger must be a moment"):
+    with pytest.raises(AirflowFailException, match="started_after of AgentRunTrigger must be a moment"):
+        op.resume_execution("execute_complete", {"event": event.payload}, {"ti": task_of()})
+
+
+@newer_airflow
+@pytest.mark.parametrize("agent_id", [" agent-1", "", "a/../b", None])
+def test_an_agent_id_that_turns_out_wrong_in_the_triggerer_fails_the_task(platform, agent_id):
+    op = AgentRunSensor(task_id="wait", agent_id="{{ params.agent }}", event_id="e", start_from_trigger=True)
+    trigger = AgentRunTrigger(**op.start_trigger_args.trigger_kwargs)
+    trigger.agent_id = agent_id
+    event = asyncio.run(first_event(trigger))
+    with pytest.raises(AirflowFailException, match="agent_id"):
         op.resume_execution("execute_complete", {"event": event.payload}, {"ti": task_of()})
 
 
 @newer_airflow
 @pytest.mark.parametrize("soft_fail", [True, False])
 def test_an_interval_without_a_run_is_late_for_a_task_that_starts_in_the_triggerer(platform, monkeypatch, soft_fail):
-    monkeypatch.setattr(AgentSensorTrigger, "task_instance", None, raising=False)
+    monkeypatch.setattr(AgentRunTrigger, "task_instance", None, raising=False)
     end = NINE + timedelta(seconds=300)
     platform.sim.start_scheduled_run("agent-1", after=400)
     op = AgentRunSensor(
@@ -799,11 +810,11 @@ def test_an_interval_without_a_run_is_late_for_a_task_that_starts_in_the_trigger
 
 @newer_airflow
 def test_an_interval_whose_end_the_triggerer_renders_to_nothing_fails_the_task(platform, monkeypatch):
-    monkeypatch.setattr(AgentSensorTrigger, "task_instance", None, raising=False)
+    monkeypatch.setattr(AgentRunTrigger, "task_instance", None, raising=False)
     op = AgentRunSensor(
         task_id="wait", agent_id="agent-1", started_after=NINE, started_before="{{ end }}", start_from_trigger=True
     )
-    trigger = AgentSensorTrigger(**op.start_trigger_args.trigger_kwargs)
+    trigger = AgentRunTrigger(**op.start_trigger_args.trigger_kwargs)
     trigger.started_before = None  # as Airflow renders it in a DAG with native objects
     event = asyncio.run(first_event(trigger))
     assert "started_before was rendered to None" in event.payload["error"]

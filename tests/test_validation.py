@@ -10,12 +10,12 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import DAG, Asset
 from conftest import needs_airflow
 
-from airflow_provider_agents import validation
 from airflow_provider_agents.api.errors import InvalidArgumentError
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.operators import ExecuteAgentOperator
+from airflow_provider_agents.runs import selector
 from airflow_provider_agents.sensors import AgentRunSensor
-from airflow_provider_agents.triggers import AgentIdleTrigger, AgentRunTrigger, AgentSensorTrigger
+from airflow_provider_agents.triggers import AgentIdleTrigger, AgentRunTrigger
 from airflow_provider_agents.version_compat import WATCHERS_HAVE_QUEUES
 from airflow_provider_agents.watchers import AgentRunEventTrigger
 
@@ -57,6 +57,7 @@ KINDS = {
     "names": set(),
     "statuses": {"a list"},
     "copy key": set(),
+    "text": {words for words, value in VALUES.items() if isinstance(value, str)},
     "queue": {"a word", "a switch as text", "a length of time as text", "a number as text"}
     if WATCHERS_HAVE_QUEUES
     else set(),
@@ -123,19 +124,10 @@ SENSOR = Case(
 RUN_TRIGGER = Case(
     AgentRunTrigger,
     {"agents_conn_id": "c", "submission": SUBMISSION, "poll_interval": 5.0, "deadline_at": "2026-01-02T09:00:00+00:00",
-     "settle": 30.0, "appear_within": 300.0, "on_ambiguous": "all"},
-    {**WAITING, "submission": "submission", "poll_interval": "seconds", "deadline_at": "moment", "end_with": "names",
-     "show": "names", "copy_key": "copy key"},
-    optional=("end_with", "copy_key"),
-)  # fmt: skip
-SENSOR_TRIGGER = Case(
-    AgentSensorTrigger,
-    {"agents_conn_id": "c", "agent_id": "a", "submission": None, "event_id": "e", "started_after": None,
-     "poll_interval": 5.0, "deadline_at": None, "timeout": 60.0, "settle": 30.0, "appear_within": 300.0,
-     "on_ambiguous": "all", "end_with": None},
+     "timeout": 60.0, "settle": 30.0, "appear_within": 300.0, "on_ambiguous": "all"},
     {**NAMED, **WAITING, "agent_id": "agent id", "poll_interval": "seconds", "deadline_at": "moment",
-     "timeout": "seconds", "end_with": "names", "show": "names"},
-    optional=("agent_id", "deadline_at", "end_with", *NAMED),
+     "timeout": "seconds", "end_with": "names", "show": "names", "copy_key": "copy key", "next_try": "text"},
+    optional=("agent_id", "deadline_at", "timeout", "end_with", "copy_key", "next_try", *NAMED),
 )  # fmt: skip
 IDLE_TRIGGER = Case(
     AgentIdleTrigger,
@@ -152,13 +144,15 @@ WATCHER = Case(
     optional=("agent_id", "queue"),
 )  # fmt: skip
 HOOK = Case(AgentsHook, {}, {"agents_conn_id": "connection"})
-CASES = [OPERATOR, SENSOR, RUN_TRIGGER, SENSOR_TRIGGER, IDLE_TRIGGER, WATCHER, HOOK]
+CASES = [OPERATOR, SENSOR, RUN_TRIGGER, IDLE_TRIGGER, WATCHER, HOOK]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.made.__name__)
 def test_every_argument_of_every_public_class_has_its_kind_here(case):
     parameters = inspect.signature(case.made.__init__).parameters.values()
     own = {one.name for one in parameters if one.kind in {one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD}}
+    if any(one.kind == one.VAR_KEYWORD and one.name == "selecting" for one in parameters):
+        own |= selector.ARGUMENTS.keys()
     assert own - {"self"} == set(case.kinds)
     case.made(**case.good)
 
@@ -300,7 +294,7 @@ def test_a_value_that_cannot_be_shown_is_refused_all_the_same():
     ],
 )
 def test_a_dict_is_read_from_json_and_from_what_a_plain_template_makes_of_it(text):
-    assert validation.mapping(text) == {"version": 1, "agent_id": "agent-1", "request_id": None}
+    assert selector.read_mapping(text) == {"version": 1, "agent_id": "agent-1", "request_id": None}
 
 
 @pytest.mark.parametrize(
@@ -308,13 +302,13 @@ def test_a_dict_is_read_from_json_and_from_what_a_plain_template_makes_of_it(tex
 )
 def test_what_is_no_dict_is_refused(text):
     with pytest.raises(ValueError, match="must be a dict"):
-        validation.mapping(text)
+        selector.read_mapping(text)
 
 
 def test_a_moment_is_read_from_text_and_kept_as_it_is():
     moment = datetime(2026, 1, 1, 9, tzinfo=UTC)
-    assert validation.moment(moment) is moment
-    assert validation.moment(" 2026-01-01T09:00:00Z ") == moment
+    assert selector.read_moment(moment) is moment
+    assert selector.read_moment(" 2026-01-01T09:00:00Z ") == moment
 
 
 # --- a task that ends in its trigger ----------------------------------------------------------------------------------

@@ -48,6 +48,14 @@ def one_line(text: str, limit: int = ONE_LINE_LIMIT) -> str:
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
+def shown(value: object) -> str:
+    """A value in a message: as it would be written in Python, so that blanks show, and short."""
+    try:
+        return one_line(repr(value), 60)
+    except Exception:  # noqa: BLE001 - a user's class may raise anything here
+        return f"an object of {type(value).__name__}"
+
+
 def quote_setting(value: object, limit: int) -> str:
     """A setting's value for an error message; only a description if it may hold a password.
 

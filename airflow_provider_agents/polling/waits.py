@@ -11,7 +11,6 @@ from airflow_provider_agents.runs.listing import Listing
 from airflow_provider_agents.runs.matching import Missing
 from airflow_provider_agents.runs.outcome import Outcome, Verdict
 from airflow_provider_agents.runs.patience import Patience, is_refusal
-from airflow_provider_agents.runs.selector import FirstRun, list_started
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.tracker import RunTracker
 from airflow_provider_agents.runs.waiting import (
@@ -142,20 +141,16 @@ async def wait_for_selected(
         InvalidConnectionError: the connection cannot be used.
     """
     submission, first = selector.known(now()), None
-    if submission is None and selector.started_after is not None:
+    if submission is None:
         pace = Pace(poll_interval, deadline_at, now, say, Patience(answered=answered))
-        found = await _wait_for_first(poller, selector, selector.started_after, policy.settle, pace)
+        found = await _search(poller, selector, policy.settle, pace)
         answered = True
         if found is None or isinstance(found, Missing):
             nothing = Submission(agent_id=selector.agent_id, taken_at=now())
             return nothing, Verdict(Outcome.TIMED_OUT if found is None else Outcome.NOT_FOUND)
         first = found
         submission = Submission.for_event(first, selector.agent_id, now())
-        say(
-            logging.INFO, f"The first run of agent {selector.agent_id} is event {first.id}, begun at {first.startedAt}."
-        )
-    if submission is None:
-        raise AssertionError("unreachable: a run is known, or sought by its begin")
+        say(logging.INFO, f"Found {selector.words}: event {first.id}, begun at {first.startedAt}.")
     wait = RunTracker(submission, policy, now())
     if first is not None:
         # Its event is known already.
@@ -173,20 +168,17 @@ async def wait_for_selected(
     )
 
 
-async def _wait_for_first(
-    poller: SharedPoller, selector: RunSelector, after: datetime, settle: float, pace: Pace
+async def _search(
+    poller: SharedPoller, selector: RunSelector, settle: float, pace: Pace
 ) -> ExecutionEvent | Missing | None:
-    """The first run of an interval; None at the deadline."""
-    agent_id, before, search = selector.agent_id, selector.started_before, FirstRun(selector.started_before, settle)
-    pace.speak(logging.INFO, f"Waiting for the first run of agent {agent_id} that begins {selector.interval}.")
+    """The run that is selected; None at the deadline."""
+    search = selector.search(settle)
+    pace.speak(logging.INFO, f"Waiting for {selector.words}.")
     while True:
         over = pace.is_over()
         try:
-            listing = await poller.single_flight(
-                ("first", agent_id, after, before),
-                lambda: list_started(agent_id, after, before),
-                deadline_at=pace.deadline_at,
-            )
+            # Everybody who selects the same run shares a listing.
+            listing = await poller.single_flight(selector, selector.list_runs, deadline_at=pace.deadline_at)
         except (TemporaryError, PermanentError) as error:
             pause = pace.failed(error).seconds
         else:
@@ -194,9 +186,7 @@ async def _wait_for_first(
             found = search.apply_listing(listing)
             if found is not None:
                 return found
-            pace.sign_of_life(
-                logging.INFO, f"Still waiting for a run of agent {agent_id} that begins {selector.interval}."
-            )
+            pace.sign_of_life(logging.INFO, f"Still waiting for {selector.words}.")
         if over:
             return None
         await poller.sleep(pause)

@@ -11,10 +11,11 @@ least that it must assume: in `submitting` a run may have started, from `accepte
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from airflow_provider_agents.runs.outcome import Outcome
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.versioned_json import VersionedJson
 
@@ -64,6 +65,10 @@ class Attempt(BaseModel):
         return earlier.try_number <= self.max_tries - retries < self.try_number
 
 
+#: How a task ended: with the end of its run, or, if it does not wait, with its submission.
+End = Outcome | Literal["submitted"]
+
+
 class RunRecord(VersionedJson):
     """A task's memory of its run.
 
@@ -72,7 +77,7 @@ class RunRecord(VersionedJson):
         agents_conn_id: the connection the run was started with; a record of another one is not this task's.
         submission: what ties the task to the run.
         attempt: the try that wrote the record.
-        outcome: how the run ended, once `ended`: a `verdict.Outcome`, or `submitted` for a task that does not wait.
+        outcome: how the task ended, once `ended`.
         result: what the task returned, once `ended` well. A try that repeats the end returns it again.
         is_own: whether `result` is the event of the task's own run; if not, it may be another run's.
         ends_in_trigger: whether the trigger may have ended the task by itself.
@@ -90,7 +95,7 @@ class RunRecord(VersionedJson):
     agents_conn_id: str
     submission: Submission
     attempt: Attempt
-    outcome: str | None = None
+    outcome: End | None = None
     result: dict[str, Any] | None = None
     is_own: bool = False
     ends_in_trigger: bool = False

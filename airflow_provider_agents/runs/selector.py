@@ -1,18 +1,32 @@
-"""Runs that somebody else has started: what a sensor may name, and how it is found."""
+"""Runs that another party has started: the ways to select one, and how the run is found.
+
+Each way is one class with its arguments, their checks and its words. A new way is a new class in `AnySelector`, and an
+argument of `AgentRunSensor`; triggers and payloads carry it as it is.
+"""
 
 from __future__ import annotations
 
+import ast
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
+
+from pydantic import AwareDatetime
 
 from airflow_provider_agents.api.endpoints import check_agent_id, list_agent_events
-from airflow_provider_agents.api.errors import InvalidArgumentError, one_line
+from airflow_provider_agents.api.errors import AgentRunTimeoutError, InvalidArgumentError, one_line, shown
 from airflow_provider_agents.api.flow import Flow, paginate
 from airflow_provider_agents.api.models import ExecutionEvent, Status, is_plausible
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.runs.matching import Missing, clock_at_least
+from airflow_provider_agents.runs.outcome import Outcome, Verdict, format_ids, to_error
 from airflow_provider_agents.runs.submission import Submission
+from airflow_provider_agents.versioned_json import UnusableDataError, VersionedJson
+
+if TYPE_CHECKING:
+    from airflow_provider_agents.api.errors import AgentsError
 
 #: Room around the interval: the API's page does not say whether `startedAfter` and `startedBefore` are inclusive, nor
 #: how finely they are compared.
@@ -24,146 +38,315 @@ _SPAN = timedelta(days=1)
 #: requests of machines whose clock is more than 15 minutes off, so few machines are.
 CLOCK_ALLOWANCE = timedelta(minutes=15)
 
+#: Returns the value to use. Raises `ValueError` with the rest of a sentence that begins with the argument's name.
+Check = Callable[[object], Any]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSelector:
-    """The run that a sensor waits for.
+
+# --- what a user may give ---------------------------------------------------------------------------------------------
+
+
+def read_event_id(value: object) -> str:
+    """The id of an event, without blanks around it."""
+    if not isinstance(value, str) or not value.strip() or not value.strip().isprintable():
+        raise ValueError(f"must be the id of an event as text, got {shown(value)}.")
+    return value.strip()
+
+
+def read_moment(value: object) -> datetime:
+    """A moment with a time zone, as a `datetime` or as ISO 8601 text."""
+    found: datetime | None = None
+    if isinstance(value, datetime):
+        found = value
+    elif isinstance(value, str):
+        try:
+            found = datetime.fromisoformat(value.strip())
+        except ValueError:
+            found = None
+    if found is None or found.tzinfo is None or not is_plausible(found):
+        raise ValueError(
+            "must be a moment with a time zone, as a datetime or ISO 8601 text such as 2026-01-01T09:00:00+00:00, "
+            f"got {shown(value)}."
+        )
+    return found
+
+
+def read_mapping(value: object) -> dict[str, Any]:
+    """A dict, or its text as JSON (`tojson`) or as Python writes it, which is what a plain template makes of a dict."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, str):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                found = read(value.strip())
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                continue
+            if isinstance(found, dict):
+                return found
+    raise ValueError(f"must be a dict, or a dict as JSON text, got {shown(value)}.")
+
+
+def read_submission(value: object) -> dict[str, Any]:
+    """A submission as a dict, or as the text that a template makes of one."""
+    found = read_mapping(value)
+    try:
+        Submission.from_json(found)
+    except UnusableDataError as error:
+        raise ValueError(f"is none. {error}") from None
+    return found
+
+
+# --- the ways ---------------------------------------------------------------------------------------------------------
+
+
+class RunSelector(VersionedJson):
+    """Which run is waited for.
+
+    Class attributes:
+        arguments: what a user gives for this way, with a check each. The first one chooses the way.
+        names_agent: whether the arguments name the agent too.
+        has_appeared: whether the event of the run has appeared already.
 
     Attributes:
         agent_id: whose run it is.
-        submission: what an operator has started.
-        event_id: its event.
-        started_after: the first run that began at this moment or later.
-        started_before: the end of the interval that begins with `started_after`, exclusive; None if it has no end.
     """
 
+    _called: ClassVar = "The selector of a run"
+    _unseen: ClassVar = "The run was not finished"
+    arguments: ClassVar[Mapping[str, Check]]
+    names_agent: ClassVar[bool] = False
+    has_appeared: ClassVar[bool] = False
+
     agent_id: str
-    submission: Submission | None = None
-    event_id: str | None = None
-    started_after: datetime | None = None
-    started_before: datetime | None = None
 
     @classmethod
-    def of(
-        cls,
-        *,
-        agent_id: object,
-        submission: object,
-        event_id: object,
-        started_after: object,
-        started_before: object = None,
-    ) -> Self:
-        """Read a sensor's arguments, of which exactly one names the run; `started_before` only bounds it.
+    def of(cls, agent_id: object, arguments: Mapping[str, object]) -> Self:
+        """Read what a user gave.
 
         Raises:
             InvalidArgumentError: saying what to give instead.
         """
-        check_names(submission, event_id, started_after, started_before)
-        if submission is not None:
-            own = Submission.from_json(submission)
-            if agent_id is not None and own.agent_id != agent_id:
-                raise InvalidArgumentError(
-                    f"The submission is one of agent {own.agent_id}, not of {one_line(str(agent_id), 100)}. "
-                    "Leave agent_id out."
-                )
-            return cls(agent_id=own.agent_id, submission=own)
-        agent = check_agent_id(agent_id)
-        if event_id is not None:
-            if not isinstance(event_id, str) or not event_id.strip():
-                raise InvalidArgumentError(f"event_id must be the id of an event, got {one_line(repr(event_id), 100)}.")
-            return cls(agent_id=agent, event_id=event_id.strip())
-        after = read_moment("started_after", started_after)
-        if started_before is None:
-            return cls(agent_id=agent, started_after=after)
-        before = read_moment("started_before", started_before)
-        if before <= after:
-            raise InvalidArgumentError(
-                f"started_before ({before}) must be later than started_after ({after}). A cron schedule of Airflow 3 "
-                "has data intervals of no length: use CronDataIntervalTimetable, or add a length to started_after."
-            )
-        return cls(agent_id=agent, started_after=after, started_before=before)
+        return cls(agent_id=check_agent_id(agent_id), **cls._check(arguments))
+
+    @classmethod
+    def _check(cls, arguments: Mapping[str, object]) -> dict[str, Any]:
+        checked = {}
+        for name, value in arguments.items():
+            try:
+                checked[name] = cls.arguments[name](value)
+            except ValueError as error:
+                raise InvalidArgumentError(f"{name} {error}") from None
+        return checked
 
     @property
-    def interval(self) -> str | None:
-        """When the run began, in words; None if it is named otherwise."""
-        if self.started_after is None:
-            return None
+    def words(self) -> str:
+        """The run in words, for messages."""
+        raise NotImplementedError
+
+    def known(self, taken_at: datetime) -> Submission | None:  # noqa: ARG002 - a subclass may need it
+        """The submission to wait for; None if `list_runs` and `search` have to find the run first.
+
+        Args:
+            taken_at: since when the run is waited for, on our clock.
+        """
+        return None
+
+    def list_runs(self) -> Flow[StartedRuns]:
+        """One listing of the runs among which this one is."""
+        raise NotImplementedError
+
+    def search(self, settle: float) -> FirstRun:
+        """Find the run in these listings, in one process."""
+        raise NotImplementedError
+
+    def to_error(self, verdict: Verdict, submission: Submission) -> AgentsError | None:
+        """The error of a wait for this run; None if the run COMPLETED. `AgentRunTimeoutError` if the run is late.
+
+        Args:
+            verdict: how the wait ended.
+            submission: the run that was found, or what is known of it.
+        """
+        match verdict.outcome:
+            case Outcome.NOT_FOUND:
+                return self._not_found(verdict, submission)
+            case Outcome.TIMED_OUT if not verdict.events:
+                return AgentRunTimeoutError(
+                    f"{self._unseen} at the sensor's timeout. Look at the agent's runs, or raise timeout. "
+                    f"{format_ids(submission)}",
+                    agent_id=submission.agent_id,
+                )
+        return to_error(verdict, submission, what_now="")
+
+    def _not_found(self, verdict: Verdict, submission: Submission) -> AgentsError | None:
+        if submission.event_id is None:
+            return to_error(verdict, submission, what_now="")
+        return InvalidArgumentError(
+            "The agent has no such event. Check both ids, and whose key the connection has. " + format_ids(submission)
+        )
+
+
+class BySubmission(RunSelector):
+    """The run that an operator has started."""
+
+    arguments: ClassVar = {"submission": read_submission}
+    names_agent: ClassVar = True
+
+    submission: Submission
+
+    @classmethod
+    def of(cls, agent_id: object, arguments: Mapping[str, object]) -> Self:
+        """Read what a user gave; the agent may be left out.
+
+        Raises:
+            InvalidArgumentError: saying what to give instead.
+        """
+        submission = Submission.from_json(cls._check(arguments)["submission"])
+        if agent_id is not None and submission.agent_id != agent_id:
+            raise InvalidArgumentError(
+                f"The submission is one of agent {submission.agent_id}, not of {one_line(str(agent_id), 100)}. "
+                "Leave agent_id out."
+            )
+        return cls(agent_id=submission.agent_id, submission=submission)
+
+    @property
+    def words(self) -> str:
+        """The run in words, for messages."""
+        return f"the run of {self.submission.name}"
+
+    def known(self, taken_at: datetime) -> Submission:  # noqa: ARG002 - of other ways
+        """The submission."""
+        return self.submission
+
+
+class ByEvent(RunSelector):
+    """The run of an event that a user has seen."""
+
+    arguments: ClassVar = {"event_id": read_event_id}
+    has_appeared: ClassVar = True
+
+    event_id: str
+
+    @property
+    def words(self) -> str:
+        """The run in words, for messages."""
+        return f"the run of agent {self.agent_id}, event {self.event_id}"
+
+    def known(self, taken_at: datetime) -> Submission:
+        """The record of a run that this task has not started."""
+        return Submission.for_event(ExecutionEvent(id=self.event_id, status=Status.RUNNING), self.agent_id, taken_at)
+
+
+class FirstRunSince(RunSelector):
+    """The agent's first run that began in an interval.
+
+    Attributes:
+        started_after: the begin of the interval, inclusive.
+        started_before: its end, exclusive; None if it has no end.
+    """
+
+    arguments: ClassVar = {"started_after": read_moment, "started_before": read_moment}
+
+    started_after: AwareDatetime
+    started_before: AwareDatetime | None = None
+
+    @classmethod
+    def of(cls, agent_id: object, arguments: Mapping[str, object]) -> Self:
+        """Read what a user gave.
+
+        Raises:
+            InvalidArgumentError: saying what to give instead.
+        """
+        found = super().of(agent_id, arguments)
+        if found.started_before is not None and found.started_before <= found.started_after:
+            raise InvalidArgumentError(
+                f"started_before ({found.started_before}) must be later than started_after ({found.started_after}). A "
+                "cron schedule of Airflow 3 has data intervals of no length: use CronDataIntervalTimetable, or add a "
+                "length to started_after."
+            )
+        return found
+
+    @property
+    def interval(self) -> str:
+        """When the run began, in words."""
         until = "on" if self.started_before is None else f"until before {self.started_before}"
         return f"from {self.started_after} {until}"
 
     @property
-    def name(self) -> str:
+    def words(self) -> str:
         """The run in words, for messages."""
-        if self.submission is not None:
-            return self.submission.name
-        if self.event_id is not None:
-            return f"agent {self.agent_id}, event {self.event_id}"
-        return f"agent {self.agent_id}, the first that began {self.interval}"
+        return f"the first run of agent {self.agent_id} that begins {self.interval}"
 
-    def known(self, taken_at: datetime) -> Submission | None:
-        """What to wait for, if no look is needed to know.
+    def list_runs(self) -> Flow[StartedRuns]:
+        """The agent's runs that began in the interval; of a long interval perhaps only the first."""
+        return list_started(self.agent_id, self.started_after, self.started_before)
 
-        Args:
-            taken_at: since when it is looked for, on our clock.
-        """
-        if self.event_id is not None:
-            return Submission.for_event(
-                ExecutionEvent(id=self.event_id, status=Status.RUNNING), self.agent_id, taken_at
-            )
-        return self.submission
+    def search(self, settle: float) -> FirstRun:
+        """Find the first of these runs."""
+        return FirstRun(self.started_before, settle)
+
+    @property
+    def _unseen(self) -> str:  # type: ignore[override]
+        return f"No run was known that began {self.interval}"
+
+    def _not_found(self, verdict: Verdict, submission: Submission) -> AgentsError:  # noqa: ARG002 - of other ways
+        return AgentRunTimeoutError(
+            f"No run began {self.interval}, and none can appear any more. Look at the agent's schedule and at its "
+            f"runs. {format_ids(submission)}",
+            agent_id=submission.agent_id,
+        )
 
 
-def check_names(submission: object, event_id: object, started_after: object, started_before: object) -> None:
-    """Refuse arguments that cannot name a run together, whatever their values turn out to be.
+AnySelector = BySubmission | ByEvent | FirstRunSince
+_WAYS: tuple[type[AnySelector], ...] = get_args(AnySelector)
+#: What users may give, over all ways, with a check each.
+ARGUMENTS: dict[str, Check] = {name: check for way in _WAYS for name, check in way.arguments.items()}
+
+
+def way_of(given: Mapping[str, object]) -> type[AnySelector]:
+    """The way to select that arguments ask for, whatever their values turn out to be.
+
+    Args:
+        given: the arguments that were given, by their names.
+
+    Raises:
+        InvalidArgumentError: they do not ask for one way. It says what to give instead.
+    """
+    choosers = {next(iter(way.arguments)): way for way in _WAYS}
+    for chooser, way in choosers.items():
+        for name in way.arguments:
+            if name in given and chooser not in given:
+                raise InvalidArgumentError(f"{name} only goes with {chooser}. Give {chooser}, or leave {name} out.")
+    chosen = [name for name in choosers if name in given]
+    if len(chosen) != 1:
+        *names, last = choosers
+        raise InvalidArgumentError(
+            f"Name the run by exactly one of {', '.join(names)} and {last}; "
+            f"{'none is given' if not chosen else 'given are ' + ', '.join(chosen)}."
+        )
+    return choosers[chosen[0]]
+
+
+def select(agent_id: object, given: Mapping[str, object]) -> AnySelector:
+    """Read a user's arguments.
+
+    Args:
+        agent_id: the agent; None if the arguments name it.
+        given: the arguments that were given, by their names. None stands for a template that was rendered to nothing:
+            without the end of its interval, for example, a sensor would take a run of a later one.
 
     Raises:
         InvalidArgumentError: saying what to give instead.
     """
-    given = {"submission": submission, "event_id": event_id, "started_after": started_after}
-    named = [name for name, value in given.items() if value is not None]
-    if started_before is not None and started_after is None:
-        raise InvalidArgumentError(
-            "started_before is the end of an interval that begins with started_after. Give started_after, or leave "
-            "started_before out."
-        )
-    if len(named) != 1:
-        raise InvalidArgumentError(
-            "Name the run by exactly one of submission, event_id and started_after; "
-            f"{'none is given' if not named else 'given are ' + ', '.join(named)}."
-        )
+    way = way_of(given)
+    for name, value in given.items():
+        if value is None:
+            raise InvalidArgumentError(
+                f"{name} was rendered to None. Give the template a default: a DAG run that a person has started, for "
+                "example, has no data interval."
+            )
+    return way.of(agent_id, given)
 
 
-def check_bound(started_before: object, *, was_given: bool) -> None:
-    """Refuse an end of the interval that was given as a template and rendered to nothing.
-
-    Without its end, the sensor would take a run of a later interval.
-
-    Raises:
-        InvalidArgumentError: it was.
-    """
-    if was_given and started_before is None:
-        raise InvalidArgumentError(
-            "started_before was rendered to None. A DAG run that a person has started has no data interval: give the "
-            "template a default."
-        )
-
-
-def read_moment(name: str, value: object) -> datetime:
-    """A moment that a user gave.
-
-    Raises:
-        InvalidArgumentError: it is none, or has no time zone.
-    """
-    try:
-        moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value).strip())
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None or not is_plausible(moment):
-        raise InvalidArgumentError(
-            f"{name} must be a moment with a time zone, as a datetime or ISO 8601 text such as "
-            f"2026-01-01T09:00:00+00:00, got {one_line(repr(value), 100)}."
-        )
-    return moment
+# --- how the first run of an interval is found ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

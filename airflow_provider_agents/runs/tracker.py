@@ -6,7 +6,7 @@ The poll of the triggerer and the wait on a worker both drive a `RunTracker`, so
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from airflow_provider_agents.runs import matching
 from airflow_provider_agents.runs.listing import Listing, read_listing
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from airflow_provider_agents.runs.submission import Submission
 
 
-ON_AMBIGUOUS = ("all", "fail")
+#: What a task does if several runs could be its own: see `WaitPolicy`.
+OnAmbiguous = Literal["all", "fail"]
+ON_AMBIGUOUS: tuple[OnAmbiguous, ...] = get_args(OnAmbiguous)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +40,7 @@ class WaitPolicy:
 
     settle: float = 30.0
     appear_within: float = 300.0
-    on_ambiguous: str = "all"
+    on_ambiguous: OnAmbiguous = "all"
 
 
 class RunTracker:

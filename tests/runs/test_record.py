@@ -10,6 +10,7 @@ from driving import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from airflow_provider_agents.runs.outcome import Outcome
 from airflow_provider_agents.runs.record import Attempt, Phase, RunRecord
 from airflow_provider_agents.runs.submission import Submission
 
@@ -48,7 +49,7 @@ class Airflow:
 
 
 def test_a_record_survives_json():
-    ended = RECORD.changed(phase=Phase.ENDED, outcome="completed", result={"id": "e"}, is_own=True)
+    ended = RECORD.changed(phase=Phase.ENDED, outcome=Outcome.COMPLETED, result={"id": "e"}, is_own=True)
     for record in (RECORD, ended):
         assert RunRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
 
