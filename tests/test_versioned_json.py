@@ -32,7 +32,7 @@ FAMILY = [
         "place",
         "",
     ),
-    (Checkpoint(watermark=T0, told=("e",)), "floor", ""),
+    (Checkpoint(watermark=T0, emitted=("e",)), "watermark", ""),
     (
         RunEnded(agents_conn_id="c", submission=SUBMISSION, outcome="timed_out"),
         "agents_conn_id",
