@@ -34,6 +34,9 @@ class Clock(Protocol):
     def sleep(self, seconds: float) -> None:
         """Wait, and block the thread."""
 
+    def monotonic(self) -> float:
+        """Monotonic seconds."""
+
     def loop_time(self) -> float:
         """Monotonic seconds of the running event loop."""
 
@@ -51,6 +54,10 @@ class SystemClock:
     def sleep(self, seconds: float) -> None:
         """Wait, and block the thread."""
         time.sleep(seconds)
+
+    def monotonic(self) -> float:
+        """The system's."""
+        return time.monotonic()
 
     def loop_time(self) -> float:
         """The running loop's own."""
@@ -88,6 +95,11 @@ def sleep(seconds: float) -> None:
     """
     with interruptible():
         _clocks[-1].sleep(seconds)
+
+
+def monotonic() -> float:
+    """Monotonic seconds, for code that waits on a worker."""
+    return _clocks[-1].monotonic()
 
 
 async def asleep(seconds: float) -> None:

@@ -24,6 +24,7 @@ from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.interruption import Interruption
 from airflow_provider_agents.links import AgentRunLink
 from airflow_provider_agents.payloads import END_KEYS, END_KEYS_WITHOUT_PUSH, XCOM_KEYS, AgentIdle, RunEnded
+from airflow_provider_agents.polling.blocking import wait_for_end
 from airflow_provider_agents.runs.outcome import Outcome, Verdict, describe_completed, format_ids, own_event, to_error
 from airflow_provider_agents.runs.record import Phase, RunRecord
 from airflow_provider_agents.runs.status import active_runs, describe_state, is_active, usage_of
@@ -35,7 +36,7 @@ from airflow_provider_agents.runs.submission import (
     submit,
 )
 from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS, RunTracker, WaitPolicy
-from airflow_provider_agents.runs.waiting import Pace, bounded, wait_for_end, wait_until_idle
+from airflow_provider_agents.runs.waiting import Pace, bounded, wait_until_idle
 from airflow_provider_agents.task_state import TaskStateRecord
 from airflow_provider_agents.tasks import (
     DEFER_MARGIN_SECONDS,
@@ -465,15 +466,13 @@ class ExecuteAgentOperator(BaseOperator):
     def _wait_on_worker(self, wait: RunTracker, hook: AgentsHook, deadline_at: datetime, context: Context) -> Verdict:
         """Wait here until there is a verdict."""
         with hook.get_conn() as client:
-            return client.run_flow(
-                wait_for_end(
-                    wait,
-                    poll_interval=self.poll_interval,
-                    deadline_at=deadline_at,
-                    now=now,
-                    say=self.log.log,
-                    on_known=lambda event: self._show(context, event.id, hook),
-                )
+            return wait_for_end(
+                client,
+                wait,
+                poll_interval=self.poll_interval,
+                deadline_at=deadline_at,
+                say=self.log.log,
+                on_known=lambda event: self._show(context, event.id, hook),
             )
 
     def _defer_until_end(self, submission: Submission, memory: TaskStateRecord) -> NoReturn:

@@ -20,7 +20,7 @@ import httpx
 # Run as a script, so the tests' own modules must be found.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
-from driving import Driver
+from driving import Driver, wait_on_worker
 from own_time import keep_time
 
 from airflow_provider_agents.api.client import Client
@@ -28,7 +28,6 @@ from airflow_provider_agents.api.settings import Settings
 from airflow_provider_agents.runs.outcome import Outcome
 from airflow_provider_agents.runs.submission import submit
 from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
-from airflow_provider_agents.runs.waiting import wait_for_end
 from airflow_provider_agents.simulator import ManualClock, Simulator, SimulatorConfig, mock_transport
 
 RUNS, AGENTS = 200, 40
@@ -80,15 +79,8 @@ def naive(http, clock, agent_id):
 
 def on_a_worker(client, clock, wait):
     """This provider's way in a task that waits by itself."""
-    return client.run_flow(
-        wait_for_end(
-            wait,
-            poll_interval=OUR_POLL_SECONDS,
-            deadline_at=clock.now + timedelta(hours=24),
-            now=clock,
-            say=lambda level, message: None,
-        )
-    )
+    deadline_at = clock.now + timedelta(hours=24)
+    return wait_on_worker(client, wait, clock, clock.advance, interval=OUR_POLL_SECONDS, deadline_at=deadline_at)
 
 
 def on_a_feed(client, clock, wait):

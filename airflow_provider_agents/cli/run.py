@@ -15,10 +15,10 @@ from airflow_provider_agents.cli.command import client_of, command_of
 from airflow_provider_agents.cli.exit_codes import ExitCode
 from airflow_provider_agents.cli.output import LONGEST_LINE, print_rows, run_rows, say
 from airflow_provider_agents.clock import now
+from airflow_provider_agents.polling.blocking import wait_for_end
 from airflow_provider_agents.runs.outcome import Outcome, describe_completed, format_ids, to_error
 from airflow_provider_agents.runs.submission import submit
 from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
-from airflow_provider_agents.runs.waiting import wait_for_end
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -100,14 +100,12 @@ def _run(args: Namespace, client: Client, attempt: _Attempt) -> ExitCode:
         _print_run(args.output, submission, "submitted", ())
         return ExitCode.DONE
     with _progress() as report:
-        verdict = client.run_flow(
-            wait_for_end(
-                RunTracker(submission, policy),
-                poll_interval=args.poll_interval,
-                deadline_at=now() + timedelta(seconds=args.timeout),
-                now=now,
-                say=report,
-            )
+        verdict = wait_for_end(
+            client,
+            RunTracker(submission, policy),
+            poll_interval=args.poll_interval,
+            deadline_at=now() + timedelta(seconds=args.timeout),
+            say=report,
         )
     error = to_error(verdict, submission, what_now=f"Look at the agent's runs with: {listing}")
     if error is not None:

@@ -1,24 +1,19 @@
-"""Waiting for a run in a triggerer, on a poller. Logs and decides as `runs.waiting` does on a worker."""
+"""Waiting for a run in a triggerer, on a poller. `blocking` does the same on a worker."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from airflow_provider_agents.api.errors import PermanentError, TemporaryError
+from airflow_provider_agents.polling.progress import RunProgress
 from airflow_provider_agents.runs.listing import Listing
 from airflow_provider_agents.runs.matching import Missing
 from airflow_provider_agents.runs.outcome import Outcome, Verdict
-from airflow_provider_agents.runs.patience import Patience, is_refusal
+from airflow_provider_agents.runs.patience import Patience
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.tracker import RunTracker
-from airflow_provider_agents.runs.waiting import (
-    LateWarning,
-    Pace,
-    in_words,
-    state_of,
-)
+from airflow_provider_agents.runs.waiting import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,47 +21,15 @@ if TYPE_CHECKING:
 
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.polling.poller import SharedPoller
-    from airflow_provider_agents.polling.subscriptions import Outage, Subscription
     from airflow_provider_agents.runs.selector import RunSelector
     from airflow_provider_agents.runs.submission import Clock
     from airflow_provider_agents.runs.tracker import WaitPolicy
     from airflow_provider_agents.runs.waiting import Say
 
 
-class ProgressLogger:
-    """Logs what is new about a wait: changes of state, outages, and now and then that it is still running."""
-
-    __slots__ = ("_outage", "_say", "_state")
-
-    def __init__(self, say: Say) -> None:
-        self._say = say
-        self._state = ""
-        self._outage: Outage | None = None
-
-    def report(self, state: str, outage: Outage | None, *, is_news: bool) -> None:
-        """Log what has changed since the last report; without news, log that the task still waits."""
-        self._report_outage(outage, is_news=is_news)
-        if state != self._state:
-            self._state = state
-            self._say(logging.INFO, state)
-        elif outage is None and not is_news:
-            self._say(logging.INFO, f"Still waiting. {state}")
-
-    def _report_outage(self, outage: Outage | None, *, is_news: bool) -> None:
-        before, self._outage = self._outage, outage
-        if outage is None:
-            if before is not None:
-                self._say(logging.INFO, f"The API answers again after {before.polls} failed looks.")
-        elif before is None or is_refusal(outage.error) != is_refusal(before.error):
-            self._say(logging.WARNING, in_words(outage.error))
-        elif not is_news:
-            since = f"{outage.since:%Y-%m-%d %H:%M:%S} UTC"
-            self._say(logging.WARNING, f"Still no look at the run since {since}: {outage.error}")
-
-
 async def wait_for_end(
     poller: SharedPoller,
-    wait: RunTracker,
+    tracker: RunTracker,
     *,
     poll_interval: float,
     deadline_at: datetime,
@@ -78,7 +41,7 @@ async def wait_for_end(
 
     Args:
         poller: of the run's connection.
-        wait: the run.
+        tracker: the run.
         poll_interval: seconds between two polls.
         deadline_at: when to give up, on our clock. The run is still running then.
         say: logs changes of state and signs of life.
@@ -90,32 +53,13 @@ async def wait_for_end(
         PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
         InvalidConnectionError: the connection cannot be used.
     """
-    logger, late, known = ProgressLogger(say), LateWarning(wait), False
-    outage: Outage | None = None
-
-    def report_known() -> None:
-        nonlocal known
-        if wait.is_known and not known:
-            known = True
-            on_known(wait.events[0])
-
-    def on_wake(subscription: Subscription[Verdict], is_news: bool) -> None:
-        nonlocal outage
-        outage = subscription.outage
-        late.log_once(say)
-        logger.report(state_of(wait), subscription.outage, is_news=is_news)
-        if not subscription.has_ended:
-            report_known()
-
-    report_known()
+    progress = RunProgress(tracker, say, on_known)
     verdict = await poller.wait_for(
-        wait, interval=poll_interval, deadline_at=deadline_at, on_wake=on_wake, answered=answered
+        tracker, interval=poll_interval, deadline_at=deadline_at, on_wake=progress.on_wake, answered=answered
     )
     ends = [event.completedAt for event in verdict.events if event.completedAt is not None]
     poller.record_end(verdict.outcome, max(ends, default=None))
-    if verdict.outcome == Outcome.TIMED_OUT and outage is not None:
-        return replace(verdict, failure=str(outage.error))
-    return verdict
+    return progress.complete(verdict)
 
 
 async def wait_for_selected(

@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_agents.api.errors import AgentsError, NoAnswerError, PermanentError, TemporaryError
 from airflow_provider_agents.api.flow import Flow, Sleep, Step, through
-from airflow_provider_agents.runs.outcome import Verdict, format_ids, is_certain
+from airflow_provider_agents.runs.outcome import format_ids, is_certain
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS, Patience, is_refusal
 from airflow_provider_agents.runs.status import active_runs, describe_state, is_terminal
 
@@ -133,60 +133,6 @@ def in_words(error: AgentsError) -> str:
     if is_refusal(error):
         return f"{error} Asking again: the wait ends only if the API says nothing else for {REFUSED_SECONDS:g} seconds."
     return f"{error} The run goes on; looking again until it can be seen."
-
-
-def wait_for_end(
-    wait: RunTracker,
-    *,
-    poll_interval: float,
-    deadline_at: datetime,
-    now: Clock,
-    say: Say,
-    on_known: Callable[[ExecutionEvent], None] = lambda _: None,
-) -> Flow[Verdict]:
-    """Look until there is a verdict, or until a last look at the deadline.
-
-    Args:
-        wait: the run.
-        poll_interval: seconds between two looks.
-        deadline_at: when to give up, on our clock. The run goes on after it.
-        now: our clock.
-        say: where changes of state and signs of life go.
-        on_known: called once, when exactly one event is known to be the run's.
-
-    Raises:
-        PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
-    """
-    pace = Pace(poll_interval, deadline_at, now, say)
-    told, known = "", False
-    late = LateWarning(wait)
-    while True:
-        over, began_at = pace.is_over(), now()
-        try:
-            listing = yield from bounded(wait.read_listing(), deadline_at, now=now)
-        except (TemporaryError, PermanentError) as error:
-            pause = pace.failed(error)
-        else:
-            pause = pace.looked()
-            verdict = wait.apply_listing(listing, began_at)
-            late.log_once(pace.speak)
-            if wait.is_known and not known:
-                known = True
-                on_known(wait.events[0])
-            state = state_of(wait)
-            if state != told:
-                pace.speak(logging.INFO, state)
-                told = state
-            else:
-                pace.sign_of_life(logging.INFO, f"Still waiting. {state}")
-            if verdict is not None:
-                return verdict
-        if over:
-            if pace.last_error is not None:
-                pace.speak(logging.WARNING, f"The last look before the deadline failed: {pace.last_error}")
-                return replace(wait.expire(), failure=str(pace.last_error))
-            return wait.expire()
-        yield pause
 
 
 class LateWarning:

@@ -11,7 +11,7 @@ import random
 from datetime import timedelta
 
 import pytest
-from driving import Driver, examples
+from driving import Driver, examples, wait_on_worker
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from own_time import keep_time
@@ -21,7 +21,6 @@ from airflow_provider_agents.api.settings import Settings
 from airflow_provider_agents.runs.outcome import Outcome
 from airflow_provider_agents.runs.submission import submit, take_snapshot
 from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
-from airflow_provider_agents.runs.waiting import wait_for_end
 from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, SimulatorConfig, mock_transport
 
 SETTLE = 30.0
@@ -131,11 +130,7 @@ def run_once(
         (verdict,) = driver.wait_for(subscription)
         assert subscription.error is None
     else:
-        verdict = client.run_flow(
-            wait_for_end(
-                wait, poll_interval=5.0, deadline_at=deadline_at, now=other_clock, say=lambda level, message: None
-            )
-        )
+        verdict = wait_on_worker(client, wait, other_clock, sleep, deadline_at=deadline_at)
     if verdict.outcome in {Outcome.COMPLETED, Outcome.FAILED} and not is_delayed:
         ends = [sim.truth(event.id).ended_at for event in verdict.events]
         # However far off a clock is: no later than by `settle`, a replica's lag and a few looks.

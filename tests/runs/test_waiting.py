@@ -10,7 +10,6 @@ import pytest
 from airflow_provider_agents.api.errors import (
     AuthenticationError,
     NotFoundError,
-    PaginationError,
     PermissionDeniedError,
     RateLimitedError,
     RequestRejectedError,
@@ -18,7 +17,6 @@ from airflow_provider_agents.api.errors import (
 )
 from airflow_provider_agents.api.flow import Response, Sleep
 from airflow_provider_agents.api.models import ExecutionEvent, Page
-from airflow_provider_agents.runs.outcome import Outcome, to_error
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
@@ -29,7 +27,6 @@ from airflow_provider_agents.runs.waiting import (
     StillBusyError,
     bounded,
     state_of,
-    wait_for_end,
     wait_until_idle,
 )
 
@@ -98,17 +95,6 @@ class Story:
 
     def pace(self, *, poll_interval=5.0, seconds=10_000.0):
         return Pace(poll_interval, T0 + timedelta(seconds=seconds), self.clock, self.say)
-
-    def wait(self, *, seconds=3600.0, poll_interval=5.0, **more):
-        known = Submission.for_event(row(), "a", T0)
-        return wait_for_end(
-            RunTracker(known, WaitPolicy(settle=30.0, appear_within=30.0)),
-            poll_interval=poll_interval,
-            deadline_at=T0 + timedelta(seconds=seconds),
-            now=self.clock,
-            say=self.say,
-            **more,
-        )
 
     def idle(self, *, seconds=3600.0, poll_interval=5.0):
         return wait_until_idle("a", self.pace(poll_interval=poll_interval, seconds=seconds))
@@ -183,101 +169,6 @@ def test_no_pause_goes_beyond_the_deadline_or_below_nothing():
     assert pace.failed(DOWN) == Sleep(0.0)
 
 
-# --- until a run is over ---------------------------------------------------------------------------------------------
-
-
-def test_a_run_is_looked_at_every_interval_until_it_is_over():
-    story = Story([row()], [row()], [row(status="COMPLETED")])
-    verdict = story.tell(story.wait())
-    assert (verdict.outcome, verdict.event.status) == (Outcome.COMPLETED, "COMPLETED")
-    assert set(story.pauses) == {5.0}
-    assert story.said == [
-        (logging.INFO, "The run is RUNNING. agent=a event=e"),
-        (logging.INFO, "The run is COMPLETED. agent=a event=e"),
-    ]
-
-
-def test_whose_event_it_is_is_told_once():
-    story, known = Story([row()], [row()], [row(status="COMPLETED")]), []
-    story.tell(story.wait(on_known=known.append))
-    assert [event.id for event in known] == ["e"]
-
-
-def test_a_long_wait_gives_a_sign_of_life_every_five_minutes():
-    story = Story([row()])
-    verdict = story.tell(story.wait(seconds=910.0, poll_interval=100.0))
-    assert verdict.outcome == Outcome.TIMED_OUT
-    still = (logging.INFO, "Still waiting. The run is RUNNING. agent=a event=e")
-    assert story.said[1:] == [still] * 3
-
-
-def test_the_last_look_is_at_the_deadline_and_a_run_that_is_over_by_then_is_not_late():
-    story = Story([row()], [row()], [row()], [row(status="COMPLETED")])
-    assert story.tell(story.wait(seconds=12.0)).outcome == Outcome.COMPLETED
-    assert story.pauses == [5.0, 5.0, 2.0]
-    story = Story([row()])
-    assert story.tell(story.wait(seconds=12.0)).outcome == Outcome.TIMED_OUT
-    assert max(story.listings) == 12.0
-
-
-def test_failures_do_not_end_a_wait():
-    story = Story([row()], DOWN, DOWN, [row(status="FAILED")])
-    assert story.tell(story.wait()).outcome == Outcome.FAILED
-    assert [level for level, _ in story.said].count(logging.WARNING) == 1
-
-
-def test_a_deadline_during_an_outage_says_that_the_last_look_failed():
-    story = Story([row()], DOWN)
-    verdict = story.tell(story.wait(seconds=60.0))
-    assert (verdict.outcome, verdict.failure) == (Outcome.TIMED_OUT, str(DOWN))
-    assert f"The last poll failed: {DOWN}" in str(to_error(verdict, Submission.for_event(row(), "a", T0), what_now=""))
-    assert story.said[-1] == (logging.WARNING, f"The last look before the deadline failed: {DOWN}")
-
-
-def test_an_earlier_failure_is_not_told_of_at_the_deadline():
-    story = Story(DOWN, [row()])
-    assert story.tell(story.wait(seconds=60.0)).outcome == Outcome.TIMED_OUT
-    assert not any("last look" in message for message in story.words)
-
-
-@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("what", ["wait", "idle"])
-def test_a_refusal_ends_a_wait_after_five_minutes_of_nothing_else(refusal, what):
-    story = Story([row()], refusal)
-    with pytest.raises(
-        type(refusal), match=r"refused\. Every request since 2026-01-01 09:00:05 UTC was refused"
-    ) as end:
-        story.tell(getattr(story, what)())
-    assert end.value.status_code == refusal.status_code
-    assert REFUSED_SECONDS <= (story.now - T0).total_seconds() - 5 <= REFUSED_SECONDS + 150
-    assert [level for level, _ in story.said].count(logging.WARNING) in {1, 2}
-
-
-@pytest.mark.parametrize("other", [DOWN, [row()]], ids=["outage", "answer"])
-def test_a_refusal_that_is_not_the_only_answer_ends_no_wait(other):
-    refused = [NotFoundError("404: refused.", status_code=404)] * 2
-    story = Story([row()], *([*refused, other] * 40), [row(status="COMPLETED")])
-    assert story.tell(story.wait(seconds=10**6)).outcome == Outcome.COMPLETED
-    assert (story.now - T0).total_seconds() > REFUSED_SECONDS
-
-
-def test_a_refusal_is_reported_at_once_and_also_in_an_outage():
-    story = Story([row()], DOWN, NotFoundError("404: refused.", status_code=404), [row(status="COMPLETED")])
-    story.tell(story.wait())
-    warnings = [message for level, message in story.said if level == logging.WARNING]
-    assert [message.split(":")[0] for message in warnings] == [
-        str(DOWN).split(":")[0] + " The run goes on; looking again until it can be seen.",
-        "404",
-    ]
-
-
-def test_an_error_that_is_no_response_ends_a_wait_at_once():
-    story = Story([row()], PaginationError("The listing never ends."))
-    with pytest.raises(PaginationError):
-        story.tell(story.wait())
-    assert story.pauses == [5.0]
-
-
 # --- a look that takes long ---
 
 
@@ -296,9 +187,6 @@ class Dripping(Story):
 
 @pytest.mark.parametrize("page_seconds", [1.0, 20.0, 50.0])
 def test_a_look_of_many_slow_pages_puts_off_no_deadline(page_seconds):
-    story = Dripping(page_seconds)
-    assert story.tell(story.wait(seconds=100.0)).outcome == Outcome.TIMED_OUT
-    assert 100 <= (story.now - T0).total_seconds() <= 100 + LAST_LOOK_SECONDS + 2 * page_seconds
     story = Dripping(page_seconds)
     with pytest.raises(StillBusyError, match="has not answered in full"):
         story.tell(story.idle(seconds=100.0))
@@ -356,32 +244,6 @@ def test_a_finished_run_that_is_not_certain_yet_logs_until_when_to_wait_and_why(
     )
 
 
-@pytest.mark.parametrize("over", [True, False])
-@pytest.mark.parametrize(("on_ambiguous", "warnings"), [("all", 1), ("fail", 0)])
-def test_a_run_that_appears_late_is_warned_of_once(over, on_ambiguous, warnings):
-    sent = Submission(agent_id="a", request_id="r", taken_at=T0, server_before=T0, server_after=T0)
-    wait = RunTracker(sent, WaitPolicy(settle=30.0, on_ambiguous=on_ambiguous))
-    shown, end = row(seconds=100, status="COMPLETED" if over else "RUNNING"), row(seconds=100, status="COMPLETED")
-    story, known = Story(*[[]] * 20, [shown], [shown], [shown], [end]), []
-    steps = wait_for_end(
-        wait,
-        poll_interval=5.0,
-        deadline_at=T0 + timedelta(hours=1),
-        now=story.clock,
-        say=story.say,
-        on_known=known.append,
-    )
-    verdict = story.tell(steps)
-    assert (verdict.outcome, verdict.late) == (Outcome.COMPLETED if warnings else Outcome.AMBIGUOUS, True)
-    warning = (
-        "No event of this run appeared within 30 seconds. What appeared later is taken as the run, but may be another "
-        "run's. Raise settle if the platform is slow, or refuse a late run with on_ambiguous='fail'. "
-        "agent=a request_id=r event=e"
-    )
-    assert [message for level, message in story.said if level == logging.WARNING] == [warning] * warnings
-    assert known == []
-
-
 # --- until an agent is idle ------------------------------------------------------------------------------------------
 
 
@@ -431,3 +293,15 @@ def test_failures_do_not_end_a_wait_for_an_idle_agent():
     story = Story([row()], [row()], DOWN, DOWN, [])
     assert story.tell(story.idle()) is None
     assert story.words[-1] == "The API answers again after 2 failed looks."
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda error: type(error).__name__)
+def test_a_refusal_ends_a_wait_after_five_minutes_of_nothing_else(refusal):
+    story = Story([row()], refusal)
+    with pytest.raises(
+        type(refusal), match=r"refused\. Every request since 2026-01-01 09:00:05 UTC was refused"
+    ) as end:
+        story.tell(story.idle())
+    assert end.value.status_code == refusal.status_code
+    assert REFUSED_SECONDS <= (story.now - T0).total_seconds() - 5 <= REFUSED_SECONDS + 150
+    assert [level for level, _ in story.said].count(logging.WARNING) in {1, 2}

@@ -1,0 +1,124 @@
+"""The same plan on a worker: one subscription, driven by a client that blocks."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow_provider_agents import clock
+from airflow_provider_agents.api.errors import NoAnswerError, TemporaryError
+from airflow_provider_agents.api.flow import ApiCall, NoRetry, through
+from airflow_provider_agents.polling.plan import Plan
+from airflow_provider_agents.polling.progress import RunProgress
+from airflow_provider_agents.polling.subscriptions import ClockReading
+from airflow_provider_agents.runs.waiting import LAST_LOOK_SECONDS, SIGN_OF_LIFE_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from airflow_provider_agents.api.client import Client
+    from airflow_provider_agents.api.flow import Flow, Step
+    from airflow_provider_agents.api.models import ExecutionEvent
+    from airflow_provider_agents.polling.subscriptions import Subscriber, Subscription
+    from airflow_provider_agents.runs.outcome import Verdict
+    from airflow_provider_agents.runs.tracker import RunTracker
+    from airflow_provider_agents.runs.waiting import Say
+
+R = TypeVar("R")
+
+
+def wait_for_end(
+    client: Client,
+    tracker: RunTracker,
+    *,
+    poll_interval: float,
+    deadline_at: datetime,
+    say: Say,
+    on_known: Callable[[ExecutionEvent], None] = lambda _: None,
+) -> Verdict:
+    """As `waits.wait_for_end`, on a worker."""
+    progress = RunProgress(tracker, say, on_known)
+    verdict = wait_for(client, tracker, interval=poll_interval, deadline_at=deadline_at, on_wake=progress.on_wake)
+    return progress.complete(verdict)
+
+
+def wait_for(
+    client: Client,
+    subscriber: Subscriber[R],
+    *,
+    interval: float,
+    deadline_at: datetime,
+    on_wake: Callable[[Subscription[R], bool], None],
+) -> R:
+    """As `SharedPoller.wait_for`, on a worker.
+
+    Args:
+        client: of the run's connection.
+        subscriber: what is waited for.
+        interval: seconds between two polls.
+        deadline_at: when to give up, on our clock.
+        on_wake: called with True when the subscriber may have changed, with False after some minutes without a change.
+
+    Raises:
+        AgentsError: the subscriber cannot get a result.
+        SystemExit: the task that waits was killed.
+    """
+    driver = _Driver(client, deadline_at)
+    subscription = driver.plan.subscribe(
+        subscriber, interval=interval, deadline_at=deadline_at, wake=driver.wake, at=_read_clocks()
+    )
+    woken_at = clock.monotonic()
+    while not subscription.has_ended:
+        if driver.is_late:
+            # The plan ends a wait at its deadline, but not while a poll is under way.
+            return subscriber.expire()
+        quiet_until = woken_at + SIGN_OF_LIFE_SECONDS
+        driver.poll_or_sleep(quiet_until)
+        if driver.has_news or clock.monotonic() >= quiet_until:
+            is_news, driver.has_news, woken_at = driver.has_news, False, clock.monotonic()
+            on_wake(subscription, is_news)
+    if subscription.error is not None:
+        raise subscription.error
+    return subscription.result  # type: ignore[return-value]  # ended without an error, so there is a result
+
+
+def _read_clocks() -> ClockReading:
+    return ClockReading(clock.monotonic(), clock.now())
+
+
+class _Driver:
+    """A plan with one subscription, and the client that carries it out."""
+
+    def __init__(self, client: Client, deadline_at: datetime) -> None:
+        self.plan, self.has_news = Plan(), False
+        self._client, self._ends_at = client, deadline_at + timedelta(seconds=LAST_LOOK_SECONDS)
+
+    def wake(self) -> None:
+        self.has_news = True
+
+    @property
+    def is_late(self) -> bool:
+        """Whether it is too late even for a last poll."""
+        return clock.now() >= self._ends_at
+
+    def poll_or_sleep(self, until: float) -> None:
+        """Poll if that is due. Else sleep until it is, or until a monotonic second."""
+        at = _read_clocks()
+        if self.plan.is_due(at):
+            for batch in self.plan.cycle(at):
+                for flow in batch:
+                    self._client.run_flow(through(flow, self._perform))
+        elif (next_at := self.plan.next_at(at)) is not None:
+            clock.sleep(max(0.0, min(next_at, until) - at.monotonic))
+
+    def _perform(self, step: Step) -> Flow[Any]:
+        if self.is_late:
+            raise NoAnswerError("The API has not answered in full before the deadline.")
+        try:
+            # The next poll repeats a request that has failed.
+            return (yield NoRetry(step) if isinstance(step, ApiCall) else step)
+        except TemporaryError as error:
+            if error.retry_after_seconds is not None:
+                self.plan.pause(error.retry_after_seconds, _read_clocks())
+            raise
