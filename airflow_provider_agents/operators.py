@@ -24,7 +24,7 @@ from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.interruption import Interruption
 from airflow_provider_agents.links import AgentRunLink
 from airflow_provider_agents.payloads import END_KEYS, END_KEYS_WITHOUT_PUSH, XCOM_KEYS, AgentIdle, RunEnded
-from airflow_provider_agents.polling.blocking import wait_for_end
+from airflow_provider_agents.polling.blocking import ask, wait_for_end, wait_until_idle
 from airflow_provider_agents.runs.outcome import Outcome, Verdict, describe_completed, format_ids, own_event, to_error
 from airflow_provider_agents.runs.record import Phase, RunRecord
 from airflow_provider_agents.runs.status import active_runs, describe_state, is_active, usage_of
@@ -36,7 +36,6 @@ from airflow_provider_agents.runs.submission import (
     submit,
 )
 from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS, RunTracker, WaitPolicy
-from airflow_provider_agents.runs.waiting import Pace, bounded, wait_until_idle
 from airflow_provider_agents.task_state import TaskStateRecord
 from airflow_provider_agents.tasks import (
     DEFER_MARGIN_SECONDS,
@@ -253,7 +252,7 @@ class ExecuteAgentOperator(BaseOperator):
                     return taken_up
                 submission = taken_up
             if submission is None:
-                submission = self._attach_or_make_way(agent_id, client, hook, idle)
+                submission = self._attach_or_make_way(agent_id, client, idle)
             if submission is None:
                 submission = self._submit(agent_id, memory, client)
             memory.save(Phase.ACCEPTED, submission)
@@ -331,7 +330,7 @@ class ExecuteAgentOperator(BaseOperator):
         """Look once at the run of an earlier try."""
         wait = RunTracker(submission, self._policy())
         began_at = now()
-        listing = client.run_flow(bounded(wait.read_listing(), self._deadline(), now=now))
+        listing = ask(client, wait.read_listing(), self._deadline())
         return wait, wait.apply_listing(listing, began_at)
 
     def _take_up_cleared(self, submission: Submission, memory: TaskStateRecord, client: Client) -> Submission | None:
@@ -372,13 +371,11 @@ class ExecuteAgentOperator(BaseOperator):
                 return False
         return True
 
-    def _attach_or_make_way(
-        self, agent_id: str, client: Client, hook: AgentsHook, idle: AgentIdle | None
-    ) -> Submission | None:
+    def _attach_or_make_way(self, agent_id: str, client: Client, idle: AgentIdle | None) -> Submission | None:
         """Do what `if_running` says: a run to attach to, or None once a new one may be started."""
         if self.if_running == "start":
             return None
-        active = client.run_flow(bounded(active_runs(agent_id), self._deadline(), now=now))
+        active = ask(client, active_runs(agent_id), self._deadline())
         if not active and idle is not None and idle.is_stale(now()):
             self._queue_again(idle)
         if not active:
@@ -409,9 +406,7 @@ class ExecuteAgentOperator(BaseOperator):
         if self.deferrable:
             self.log.info("%s %s", busy, WAITS_IN_TRIGGERER.format("until the agent is idle", deadline_at))
             self._defer_until_idle(agent_id, deadline_at, idle.hold_seconds if idle is not None else self.settle)
-        # With another client: this wait has pauses of its own after failures.
-        with hook.get_conn() as waiting:
-            waiting.run_flow(wait_until_idle(agent_id, Pace(self.poll_interval, deadline_at, now, self.log.log)))
+        wait_until_idle(client, agent_id, poll_interval=self.poll_interval, deadline_at=deadline_at, say=self.log.log)
         return None
 
     def _queue_again(self, idle: AgentIdle) -> NoReturn:

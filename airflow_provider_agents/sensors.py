@@ -33,6 +33,8 @@ from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.interruption import Interruption, interruptible, uninterruptible
 from airflow_provider_agents.links import AgentRunLink
 from airflow_provider_agents.payloads import END_KEYS, END_KEYS_WITHOUT_PUSH, RunEnded
+from airflow_provider_agents.polling.blocking import ask
+from airflow_provider_agents.polling.progress import LateWarning, in_words, state_of
 from airflow_provider_agents.runs import selector as selectors
 from airflow_provider_agents.runs.listing import Listing
 from airflow_provider_agents.runs.matching import Missing
@@ -41,7 +43,6 @@ from airflow_provider_agents.runs.patience import Patience, is_refusal
 from airflow_provider_agents.runs.status import is_terminal
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS, RunTracker, WaitPolicy
-from airflow_provider_agents.runs.waiting import LateWarning, bounded, in_words, state_of
 from airflow_provider_agents.tasks import (
     DEFER_MARGIN_SECONDS,
     WAITS_IN_TRIGGERER,
@@ -407,9 +408,7 @@ class AgentRunSensor(BaseSensorOperator):
             self._late_warning = LateWarning(self._wait)
         # A run that was just shown need not be looked for again.
         listing = (
-            Listing((first,), None)
-            if first is not None
-            else client.run_flow(bounded(self._wait.read_listing(), self._deadline, now=now))
+            Listing((first,), None) if first is not None else ask(client, self._wait.read_listing(), self._deadline)
         )
         verdict = self._wait.apply_listing(listing, began_at)
         self._lacks_only_time = (
@@ -425,7 +424,7 @@ class AgentRunSensor(BaseSensorOperator):
 
     def _find_first(self, selector: RunSelector, client: Client) -> ExecutionEvent | Missing | None:
         self._first = self._first or selector.search(self.settle)
-        listing = client.run_flow(bounded(selector.list_runs(), self._deadline, now=now))
+        listing = ask(client, selector.list_runs(), self._deadline)
         self._lacks_only_time = listing.server_time is None and bool(listing.events) and is_terminal(listing.events[0])
         return self._first.apply_listing(listing)
 

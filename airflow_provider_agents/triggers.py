@@ -22,6 +22,7 @@ from airflow_provider_agents.api.errors import (
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.hooks import poller_of
 from airflow_provider_agents.payloads import EARLY_KEYS, END_KEYS, AgentIdle, RunEnded
+from airflow_provider_agents.polling.asking import StillBusyError
 from airflow_provider_agents.polling.idle import wait_until_idle
 from airflow_provider_agents.polling.waits import wait_for_selected
 from airflow_provider_agents.runs import selector as selectors
@@ -29,7 +30,6 @@ from airflow_provider_agents.runs.outcome import Outcome, describe_completed, fo
 from airflow_provider_agents.runs.status import usage_of
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS, WaitPolicy
-from airflow_provider_agents.runs.waiting import StillBusyError
 from airflow_provider_agents.triggerer_writes import EarlyXComs, delete_copy, link_to, write_soon
 
 if TYPE_CHECKING:

@@ -78,7 +78,7 @@ def test_the_pytest_plugin_loads_nothing_but_pytest():
 
 
 def test_the_api_is_usable_without_airflow():
-    loaded = loaded_by("import airflow_provider_agents.api.client, airflow_provider_agents.runs.waiting")
+    loaded = loaded_by("import airflow_provider_agents.api.client, airflow_provider_agents.polling.blocking")
     assert "airflow" not in {name.split(".")[0] for name in loaded}
 
 

@@ -49,12 +49,12 @@ from airflow_provider_agents.api.settings import Settings
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.hooks import AgentsHook, poller_of, run_url_of
 from airflow_provider_agents.operators import ExecuteAgentOperator
+from airflow_provider_agents.polling.progress import state_of
 from airflow_provider_agents.runs.listing import Listing
 from airflow_provider_agents.runs.outcome import Outcome, Verdict, to_error
 from airflow_provider_agents.runs.status import usage_of
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
-from airflow_provider_agents.runs.waiting import state_of
 from airflow_provider_agents.sensors import AgentRunSensor
 from airflow_provider_agents.versioned_json import UnusableDataError
 

@@ -40,8 +40,8 @@ from airflow_provider_agents.api.errors import (
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.payloads import RunEnded
+from airflow_provider_agents.polling.progress import LAST_POLL_SECONDS
 from airflow_provider_agents.runs.submission import Submission
-from airflow_provider_agents.runs.waiting import LAST_LOOK_SECONDS
 from airflow_provider_agents.sensors import AgentRunSensor
 from airflow_provider_agents.simulator import Fault, SimulatorConfig
 from airflow_provider_agents.triggers import AgentRunTrigger
@@ -603,7 +603,7 @@ def test_a_look_of_many_slow_pages_puts_off_no_timeout_of_a_sensor_on_a_worker(p
     began = platform.sim.clock()
     with pytest.raises(AirflowSensorTimeout):
         wait(agent_id="agent-1", event_id=event_id, timeout=60)
-    assert (platform.sim.clock() - began).total_seconds() <= 60 + LAST_LOOK_SECONDS + 30
+    assert (platform.sim.clock() - began).total_seconds() <= 60 + LAST_POLL_SECONDS + 30
 
 
 @newer_airflow

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_agents.api.client import Client
     from airflow_provider_agents.api.models import ExecutionEvent
+    from airflow_provider_agents.polling.progress import Say
     from airflow_provider_agents.runs.submission import Submission
-    from airflow_provider_agents.runs.waiting import Say
 
 
 @dataclass(slots=True)

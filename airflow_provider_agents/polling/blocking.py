@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow_provider_agents import clock
 from airflow_provider_agents.api.errors import NoAnswerError, TemporaryError
 from airflow_provider_agents.api.flow import ApiCall, NoRetry, through
+from airflow_provider_agents.polling.asking import IdleAgent
 from airflow_provider_agents.polling.plan import Plan
-from airflow_provider_agents.polling.progress import RunProgress
+from airflow_provider_agents.polling.progress import LAST_POLL_SECONDS, SIGN_OF_LIFE_SECONDS, RunProgress
 from airflow_provider_agents.polling.subscriptions import ClockReading
-from airflow_provider_agents.runs.waiting import LAST_LOOK_SECONDS, SIGN_OF_LIFE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.client import Client
     from airflow_provider_agents.api.flow import Flow, Step
     from airflow_provider_agents.api.models import ExecutionEvent
+    from airflow_provider_agents.polling.progress import Say
     from airflow_provider_agents.polling.subscriptions import Subscriber, Subscription
     from airflow_provider_agents.runs.outcome import Verdict
     from airflow_provider_agents.runs.tracker import RunTracker
-    from airflow_provider_agents.runs.waiting import Say
 
 R = TypeVar("R")
+
+_LAST_POLL = timedelta(seconds=LAST_POLL_SECONDS)
 
 
 def wait_for_end(
@@ -41,6 +43,31 @@ def wait_for_end(
     progress = RunProgress(tracker, say, on_known)
     verdict = wait_for(client, tracker, interval=poll_interval, deadline_at=deadline_at, on_wake=progress.on_wake)
     return progress.complete(verdict)
+
+
+def wait_until_idle(client: Client, agent_id: str, *, poll_interval: float, deadline_at: datetime, say: Say) -> None:
+    """Wait on a worker until no run of an agent is active.
+
+    Raises:
+        StillBusyError: a run was active at a last poll at the deadline.
+        PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
+    """
+    idle = IdleAgent(agent_id, say)
+    idle.check(wait_for(client, idle, interval=poll_interval, deadline_at=deadline_at, on_wake=idle.on_wake))
+
+
+def ask(client: Client, flow: Flow[R], deadline_at: datetime) -> R:
+    """Run a flow, and give it up `LAST_POLL_SECONDS` after a deadline: a listing can have many slow pages.
+
+    Raises:
+        NoAnswerError: the flow was given up.
+    """
+
+    def perform(step: Step) -> Flow[Any]:
+        _refuse_after(deadline_at)
+        return (yield step)
+
+    return client.run_flow(through(flow, perform))
 
 
 def wait_for(
@@ -70,7 +97,7 @@ def wait_for(
     )
     woken_at = clock.monotonic()
     while not subscription.has_ended:
-        if driver.is_late:
+        if clock.now() >= deadline_at + _LAST_POLL:
             # The plan ends a wait at its deadline, but not while a poll is under way.
             return subscriber.expire()
         quiet_until = woken_at + SIGN_OF_LIFE_SECONDS
@@ -87,20 +114,20 @@ def _read_clocks() -> ClockReading:
     return ClockReading(clock.monotonic(), clock.now())
 
 
+def _refuse_after(deadline_at: datetime) -> None:
+    if clock.now() >= deadline_at + _LAST_POLL:
+        raise NoAnswerError("The API has not answered in full before the deadline.")
+
+
 class _Driver:
     """A plan with one subscription, and the client that carries it out."""
 
     def __init__(self, client: Client, deadline_at: datetime) -> None:
         self.plan, self.has_news = Plan(), False
-        self._client, self._ends_at = client, deadline_at + timedelta(seconds=LAST_LOOK_SECONDS)
+        self._client, self._deadline_at = client, deadline_at
 
     def wake(self) -> None:
         self.has_news = True
-
-    @property
-    def is_late(self) -> bool:
-        """Whether it is too late even for a last poll."""
-        return clock.now() >= self._ends_at
 
     def poll_or_sleep(self, until: float) -> None:
         """Poll if that is due. Else sleep until it is, or until a monotonic second."""
@@ -113,8 +140,7 @@ class _Driver:
             clock.sleep(max(0.0, min(next_at, until) - at.monotonic))
 
     def _perform(self, step: Step) -> Flow[Any]:
-        if self.is_late:
-            raise NoAnswerError("The API has not answered in full before the deadline.")
+        _refuse_after(self._deadline_at)
         try:
             # The next poll repeats a request that has failed.
             return (yield NoRetry(step) if isinstance(step, ApiCall) else step)

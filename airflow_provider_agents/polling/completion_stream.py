@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from airflow_provider_agents.polling.poller import SharedPoller
+    from airflow_provider_agents.polling.progress import Say
     from airflow_provider_agents.runs.completions import Checkpoint
     from airflow_provider_agents.runs.submission import Clock
-    from airflow_provider_agents.runs.waiting import Say
 
 R = TypeVar("R")
 

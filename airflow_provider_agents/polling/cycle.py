@@ -215,6 +215,17 @@ class Cycle:
             self._registry.record(owner, event, server_time, self.at)
         return whole
 
+    def is_expiring(self, subscription: Subscription[Any]) -> bool:
+        """Whether this is the last poll of a subscription."""
+        return subscription in self._expiring
+
+    def answered(self, subscriptions: Iterable[Subscription[Any]], answer: object) -> None:
+        """The own requests of these subscribers were answered."""
+        self._responses += 1
+        for subscription in subscriptions:
+            self.heard.add(subscription.subscriber.agent_id)
+            self._registry.answer(subscription, answer, self.at)
+
     def failed(self, error: AgentsError, concerned: Iterable[Subscription[Any]]) -> None:
         """A failure says something about the platform or the key, and so perhaps about other requests as well."""
         self._failures += 1

@@ -375,6 +375,12 @@ class Listings:
         if (yield from self._over_agent(reading(), lambda: tuple(self._registry.followers(missing)))):
             self._registry.mark_absent(missing)
 
+    def ask(self, asking: Flow[Any], subscriptions: Sequence[Subscription[Any]]) -> Flow[None]:
+        """The own requests of subscribers that ask the same."""
+        answer = yield from self._over_agent(asking, lambda: subscriptions)
+        if answer is not None:
+            self._cycle.answered(subscriptions, answer)
+
     def _over_agent(
         self, reading: Flow[T], concerned: Callable[[], Iterable[Subscription[Any]]]
     ) -> Generator[Any, Any, T | None]:

@@ -38,6 +38,9 @@ R = TypeVar("R")
 #: An event that no narrow listing shows is looked for in its agent's whole one at the 1st, 2nd, 4th and 8th miss in a
 #: row, and then at each 16th: a platform that has dropped it is not asked for its whole history in every cycle.
 _MISSES_CYCLE = 16
+#: The own requests of a subscriber are sent in the first cycle after this share of its interval. Cycles may be as far
+#: apart as the interval, and some milliseconds must not make a subscriber miss one.
+_OWN_INTERVAL_SHARE = 0.9
 #: From this many subscriptions on, the event loop gets a turn between finding them and choosing how to ask: each takes
 #: about twenty milliseconds at ten thousand.
 _MANY_SUBSCRIPTIONS = 1000
@@ -57,7 +60,6 @@ class PollStats:
         followed: events that are followed.
         rows: events that are kept for those who seek.
         clients: open HTTP clients.
-        shared_requests: flows under way whose result several callers share.
     """
 
     waits: int = 0
@@ -69,7 +71,6 @@ class PollStats:
     followed: int = 0
     rows: int = 0
     clients: int = 0
-    shared_requests: int = 0
 
 
 def _yield_to_loop() -> Flow[None]:
@@ -211,6 +212,8 @@ class Plan:
             *(self._list_windows(cycle, listings, after_active=choice.active) if is_followed else ()),
         ]
         yield list(self._search_missed(cycle, listings))
+        # At the end: a followed run may have ended in this cycle.
+        yield list(self._ask(cycle, listings))
 
     def _list_account(self, cycle: Cycle, listings: Listings, choice: Choice) -> Iterator[Flow[None]]:
         pending = cycle.pending
@@ -250,6 +253,17 @@ class Plan:
                 by_agent.setdefault(followed.agent_id, []).append(followed)
         for agent_id, missed in by_agent.items():
             yield listings.search(agent_id, missed)
+
+    def _ask(self, cycle: Cycle, listings: Listings) -> Iterator[Flow[None]]:
+        by_key: dict[object, list[Subscription[Any]]] = {}
+        for subscription, subscriber in self._registry.asking.items():
+            seconds = cycle.at.monotonic - subscription.asked_at
+            is_due = seconds >= _OWN_INTERVAL_SHARE * subscription.interval or cycle.is_expiring(subscription)
+            if is_due and subscriber.wants_answer(cycle.at.wall):
+                subscription.asked_at = cycle.at.monotonic
+                by_key.setdefault(subscriber.key, []).append(subscription)
+        for subscriptions in by_key.values():
+            yield listings.ask(self._registry.asking[subscriptions[0]].ask(), subscriptions)
 
     def _is_search_due(self, cycle: Cycle, followed: FollowedEvent) -> bool:
         misses = followed.misses

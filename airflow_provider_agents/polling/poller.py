@@ -32,7 +32,6 @@ from weakref import WeakKeyDictionary
 from airflow_provider_agents import clock as our_clock
 from airflow_provider_agents.api.errors import (
     AgentsError,
-    NoAnswerError,
     NotSentError,
     RateLimitedError,
     TemporaryError,
@@ -41,9 +40,9 @@ from airflow_provider_agents.api.flow import ApiCall, Flow, NoRetry, Response, S
 from airflow_provider_agents.polling.clients import ClientProvider, RateLimiter
 from airflow_provider_agents.polling.metrics import Metrics
 from airflow_provider_agents.polling.plan import Plan, PollStats
+from airflow_provider_agents.polling.progress import LAST_POLL_SECONDS, SIGN_OF_LIFE_SECONDS
 from airflow_provider_agents.polling.subscriptions import ClockReading, Subscriber, Subscription
 from airflow_provider_agents.polling.timed_event import TimedEvent
-from airflow_provider_agents.runs.waiting import LAST_LOOK_SECONDS
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Task
@@ -61,8 +60,6 @@ log = logging.getLogger(__name__)
 #: Request flows that run at the same time. At a round trip of 100 ms, this many make 80 requests a second, which is
 #: above the default limit of a connection.
 CONCURRENT_FLOWS = 8
-#: A waiting task wakes up at least this often, in seconds, to log that it still waits.
-SIGN_OF_LIFE_SECONDS = 300.0
 _NEVER = datetime.max.replace(tzinfo=UTC)
 #: Seconds after which a poll cycle sends no more requests: a server that responds slowly for one agent, page by page,
 #: must not delay the next poll of the others. At 25 requests a second, this is enough for 7,500 pages.
@@ -111,7 +108,6 @@ class SharedPoller:
         self._changed = asyncio.Event()
         self._task: Task[None] | None = None
         self._ends_at = math.inf
-        self._in_flight: dict[object, Task[Any]] = {}
 
     def _at(self) -> ClockReading:
         return ClockReading(self._clock(), self.now())
@@ -123,7 +119,7 @@ class SharedPoller:
 
     def stats(self) -> PollStats:
         """How much the poller holds."""
-        return replace(self._plan.stats(), clients=self._clients.clients, shared_requests=len(self._in_flight))
+        return replace(self._plan.stats(), clients=self._clients.clients)
 
     def record_end(self, outcome: str, completed_at: datetime | None) -> None:
         """Count how a run ended, and after what delay on the server's clock that is known."""
@@ -157,7 +153,7 @@ class SharedPoller:
         """
         with self._subscribed(subscriber, interval, deadline_at, answered=answered) as (subscription, news):
             while not subscription.has_ended:
-                left = (deadline_at - self.now()).total_seconds() + LAST_LOOK_SECONDS
+                left = (deadline_at - self.now()).total_seconds() + LAST_POLL_SECONDS
                 if left <= 0.0:
                     # The plan ends a wait at its deadline, but not while a poll is under way.
                     return subscriber.expire()
@@ -200,59 +196,17 @@ class SharedPoller:
         finally:
             self._plan.unsubscribe(subscription)
 
-    async def ask(
-        self, steps: Flow[R], *, patient: bool = False, rest: Callable[[Sleep], Awaitable[None]] | None = None
-    ) -> R:
-        """Run a request flow through the shared client.
-
-        Args:
-            steps: the flow.
-            patient: treat a connection that is not found as one that cannot be read now.
-            rest: waits instead of a `Sleep` of the flow; by default the flow sleeps.
-        """
+    async def ask(self, steps: Flow[R]) -> R:
+        """Run a request flow through the shared client."""
         self._clients.begin_poll()
-        if not patient:
-            await self._clients.client(patient=False)
+        await self._clients.client(patient=False)
 
         async def perform(step: Step) -> Response[Any] | None:
-            if not isinstance(step, Sleep):
-                return await self._perform(step)
-            await (self._perform(step) if rest is None else rest(step))
-            self._clients.begin_poll()
-            return None
+            if isinstance(step, Sleep):
+                self._clients.begin_poll()
+            return await self._perform(step)
 
         return await run_flow(steps, perform)
-
-    async def single_flight(self, key: object, steps: Callable[[], Flow[R]], *, deadline_at: datetime) -> R:
-        """As `ask`, but all callers with the same key share one flow while it runs.
-
-        Args:
-            key: equal for equal flows.
-            steps: makes the flow.
-            deadline_at: when to give up, on our clock; a last response may come a minute later.
-
-        Raises:
-            NoAnswerError: the flow did not end in time.
-        """
-        task = self._in_flight.get(key)
-        if task is None:
-            task = self._in_flight[key] = asyncio.create_task(
-                self.ask(steps(), patient=True), context=contextvars.Context()
-            )
-            task.add_done_callback(lambda done: self._landed(key, done))
-        try:
-            async with our_clock.timeout((deadline_at - self.now()).total_seconds() + LAST_LOOK_SECONDS):
-                # A caller that is cancelled must not cancel the flow of the others.
-                result: R = await asyncio.shield(task)
-        except TimeoutError:
-            raise NoAnswerError("The API has not answered in full before the deadline.") from None
-        return result
-
-    def _landed(self, key: object, task: Task[Any]) -> None:
-        self._in_flight.pop(key, None)
-        if not task.cancelled():
-            # The callers may be gone. An error that is never retrieved would be logged as a fault.
-            task.exception()
 
     async def sleep(self, seconds: float) -> None:
         """Pause, on the poller's own time."""
@@ -352,10 +306,9 @@ class SharedPoller:
 
     async def aclose(self) -> None:
         """End the task and all subscriptions, and close the client."""
-        tasks = [task for task in (self._task, *self._in_flight.values()) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
         await self._clients.aclose()
         self._metrics.closed()
 

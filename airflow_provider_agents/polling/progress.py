@@ -1,32 +1,43 @@
-"""What is logged while a task waits for a run: the same on a worker and in a triggerer."""
+"""What is logged while a task waits: the same on a worker and in a triggerer."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from airflow_provider_agents.runs.outcome import Outcome
-from airflow_provider_agents.runs.patience import is_refusal
-from airflow_provider_agents.runs.waiting import LateWarning, in_words, state_of
+from airflow_provider_agents.runs.outcome import Outcome, format_ids, is_certain
+from airflow_provider_agents.runs.patience import REFUSED_SECONDS, is_refusal
+from airflow_provider_agents.runs.status import describe_state, is_terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from airflow_provider_agents.api.errors import AgentsError
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.polling.subscriptions import Outage, Subscription
     from airflow_provider_agents.runs.outcome import Verdict
     from airflow_provider_agents.runs.tracker import RunTracker
-    from airflow_provider_agents.runs.waiting import Say
+
+#: A task without news logs this often, in seconds, that it still waits. Else the log of a long run looks like the log
+#: of a dead task.
+SIGN_OF_LIFE_SECONDS = 300.0
+#: Seconds by which a poll that is under way may outlast a deadline. Airflow's own time limit comes 180 seconds after
+#: the deadline (`tasks.DEFER_MARGIN_SECONDS`), and must find the wait ended.
+LAST_POLL_SECONDS = 60.0
+#: Events that a log line names one by one: Airflow's page cuts long lines.
+_NAMED = 5
+
+#: (level, message), such as `logger.log`.
+Say = Callable[[int, str], object]
 
 
 class ProgressLogger:
     """Logs what is new about a wait: changes of state, outages, and now and then that it is still running."""
 
-    __slots__ = ("_outage", "_say", "_state")
+    __slots__ = ("_outage", "_say", "_state", "_subject")
 
-    def __init__(self, say: Say) -> None:
-        self._say = say
+    def __init__(self, say: Say, subject: str = "the run") -> None:
+        self._say, self._subject = say, subject
         self._state = ""
         self._outage: Outage | None = None
 
@@ -48,7 +59,7 @@ class ProgressLogger:
             self._say(logging.WARNING, in_words(outage.error))
         elif not is_news:
             since = f"{outage.since:%Y-%m-%d %H:%M:%S} UTC"
-            self._say(logging.WARNING, f"Still no look at the run since {since}: {outage.error}")
+            self._say(logging.WARNING, f"Still no look at {self._subject} since {since}: {outage.error}")
 
 
 class RunProgress:
@@ -85,3 +96,55 @@ class RunProgress:
         if verdict.outcome == Outcome.TIMED_OUT and self._outage is not None:
             return replace(verdict, failure=str(self._outage.error))
         return verdict
+
+
+class LateWarning:
+    """Logs once that the event of a run appeared late and was taken all the same."""
+
+    def __init__(self, tracker: RunTracker) -> None:
+        self._tracker, self._is_due = tracker, tracker.policy.on_ambiguous != "fail"
+
+    def log_once(self, say: Say) -> None:
+        """Log the warning, if the event is late and no warning was logged."""
+        if not (self._is_due and self._tracker.is_late):
+            return
+        self._is_due = False
+        run = self._tracker.submission
+        say(
+            logging.WARNING,
+            f"No event of this run appeared within {self._tracker.policy.settle:g} seconds. What appeared later is "
+            "taken as the run, but may be another run's. Raise settle if the platform is slow, or refuse a late run "
+            f"with on_ambiguous='fail'. agent={run.agent_id} request_id={run.request_id} "
+            f"event={','.join(event.id for event in self._tracker.events[:_NAMED])}",
+        )
+
+
+def in_words(error: AgentsError) -> str:
+    """What to log of the first failure of several."""
+    if is_refusal(error):
+        return f"{error} Asking again: the wait ends only if the API says nothing else for {REFUSED_SECONDS:g} seconds."
+    return f"{error} The run goes on; looking again until it can be seen."
+
+
+def state_of(tracker: RunTracker) -> str:
+    """What is known of a run, in sentences; the ids come last, since Airflow's page cuts long lines."""
+    events = tracker.events
+    states = ", ".join(map(describe_state, events[:_NAMED]))
+    if not events:
+        words = "No event of the run has appeared yet."
+    elif len(events) > 1:
+        words = f"{len(events)} runs could be this task's: {states}{', ...' if len(events) > _NAMED else ''}."
+    elif is_certain(tracker.submission, events):
+        words = f"The run is {states}."
+    else:
+        words = f"The run that fits is {states}."
+    if events and tracker.criteria is not None and all(map(is_terminal, events)):
+        words += f" The task waits for {_until_settled(tracker)}: until then another run could appear that fits."
+    return f"{words} {format_ids(tracker.submission, events[:_NAMED])}"
+
+
+def _until_settled(tracker: RunTracker) -> str:
+    criteria = tracker.criteria
+    if criteria is None or criteria.decidable_at is None:
+        return f"`settle` ({tracker.policy.settle:g} s) to pass"
+    return f"`settle` ({tracker.policy.settle:g} s) to pass, until {criteria.decidable_at:%H:%M:%S} UTC at the latest"

@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_agents.polling.subscriptions import ACCOUNT, FollowedEvent, oldest_not_before
+from airflow_provider_agents.polling.subscriptions import ACCOUNT, AskingSubscriber, FollowedEvent, oldest_not_before
 from airflow_provider_agents.runs.listing import Listing
 from airflow_provider_agents.runs.matching import is_young
 from airflow_provider_agents.runs.status import is_terminal, newer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from collections.abc import Set as AbstractSet
     from datetime import datetime
 
@@ -39,6 +39,7 @@ class Registry:
         self._agents: Counter[Scope] = Counter()
         # Whose last poll failed, and who was not answered yet.
         self._failing: dict[Subscription[Any], None] = {}
+        self._asking: dict[Subscription[Any], AskingSubscriber[Any]] = {}
         # A subscription is in `_seekers` and `_by_sought_id`, or in the subscriptions of followed events.
         self._seekers: dict[Scope, dict[Subscription[Any], None]] = {}
         self._by_sought_id: dict[str, dict[Subscription[Any], None]] = {}
@@ -90,6 +91,8 @@ class Registry:
         self._subscriptions[subscription] = None
         if not answered:
             self._failing[subscription] = None
+        if isinstance(subscription.subscriber, AskingSubscriber):
+            self._asking[subscription] = subscription.subscriber
         self._agents[subscription.subscriber.agent_id] += 1
         self._index(subscription)
 
@@ -100,6 +103,7 @@ class Registry:
         subscription.has_ended = True
         del self._subscriptions[subscription]
         self._failing.pop(subscription, None)
+        self._asking.pop(subscription, None)
         self._unindex(subscription)
         agent_id = subscription.subscriber.agent_id
         self._agents[agent_id] -= 1
@@ -173,6 +177,11 @@ class Registry:
             subscription.criteria = None
         self._unfollow(subscription, subscription.following)
         subscription.following = ()
+
+    @property
+    def asking(self) -> Mapping[Subscription[Any], AskingSubscriber[Any]]:
+        """Those with requests of their own."""
+        return self._asking
 
     # --- failures -----------------------------------------------------------------------------------------------
 
@@ -284,6 +293,26 @@ class Registry:
             self.end(subscription, result=result)
         elif subscription.subscriber.criteria is not subscription.criteria:
             self._reindex(subscription)
+            subscription.wake()
+
+    def answer(self, subscription: Subscription[Any], answer: Any, at: ClockReading) -> None:
+        """Give a subscriber the answer to its own requests.
+
+        Args:
+            subscription: the subscriber's.
+            answer: what its flow has returned.
+            at: when the poll cycle began.
+        """
+        subscriber = self._asking.get(subscription)
+        if subscriber is None:
+            return  # It has ended meanwhile.
+        result = subscriber.apply_answer(answer, at.wall)
+        if result is not None:
+            self.end(subscription, result=result)
+            return
+        before = set(subscription.following)
+        self._follow(subscription)
+        if before != set(subscription.following):
             subscription.wake()
 
     def evict(self, agent_id: Scope) -> None:

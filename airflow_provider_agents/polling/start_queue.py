@@ -10,11 +10,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from airflow_provider_agents.runs.matching import TOLERANCE
-from airflow_provider_agents.runs.patience import Patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
+
+    from airflow_provider_agents.api.errors import AgentsError
 
 
 class StartQueue:
@@ -24,16 +25,13 @@ class StartQueue:
     run yet, or the run's event has not appeared yet. A task that dies holds up the others no longer than that. As soon
     as an active run is seen, the agent counts as taken for `settle` more seconds instead: a run that starts earlier
     could be mistaken for it.
-
-    Attributes:
-        patience: of all tasks together, so that a refusal is believed once and not once for each task.
     """
 
     def __init__(self) -> None:
         self._waiting: dict[object, Callable[[], None]] = {}
         self._taken_until: datetime | None = None
         self._is_run_awaited = False
-        self.patience = Patience()
+        self._refusals: dict[object, AgentsError] = {}
 
     def join(self, task: object, wake: Callable[[], None]) -> None:
         """Add a task at the end.
@@ -48,8 +46,26 @@ class StartQueue:
         """Remove a task. May be repeated."""
         was_first = self.is_first(task)
         self._waiting.pop(task, None)
+        self._refusals.pop(task, None)
         if was_first and self._waiting:
             next(iter(self._waiting.values()))()
+
+    def refuse(self, error: AgentsError) -> None:
+        """The API refuses to answer: that ends the waits of all tasks, and not only of the first."""
+        self._refusals = dict.fromkeys(self._waiting, error)
+        for wake in self._waiting.values():
+            wake()
+
+    def check(self, task: object) -> None:
+        """Raise if the wait of a task was refused.
+
+        Raises:
+            AgentsError: it was.
+        """
+        error = self._refusals.get(task)
+        if error is not None:
+            # Each task raises it with a traceback of its own.
+            raise error.with_traceback(None)
 
     def ahead_of(self, task: object) -> int:
         """How many tasks come before this one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from airflow_provider_agents.api.errors import AgentsError
+    from airflow_provider_agents.api.flow import Flow
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.runs.listing import Listing
     from airflow_provider_agents.runs.matching import SearchCriteria
@@ -61,6 +64,53 @@ class Subscriber(Protocol[R_co]):
         """The deadline has passed, and the last poll brought no result."""
 
 
+class AskingSubscriber(ABC, Generic[R]):
+    """A subscriber with requests of its own, beside the listings that all subscribers share.
+
+    Args:
+        agent_id: whose runs matter.
+    """
+
+    criteria = None
+
+    def __init__(self, agent_id: str) -> None:
+        self.agent_id = agent_id
+
+    @property
+    @abstractmethod
+    def key(self) -> object:
+        """Equal for subscribers whose requests are the same. They share the responses."""
+
+    @abstractmethod
+    def ask(self) -> Flow[Any]:
+        """The requests. The flow returns an answer, which is not None."""
+
+    @abstractmethod
+    def apply_answer(self, answer: Any, began_at: datetime) -> R | None:
+        """The flow of a poll has returned this answer. A result ends the wait."""
+
+    @abstractmethod
+    def expire(self) -> R:
+        """The deadline has passed, and the last poll brought no result."""
+
+    def wants_answer(self, now: datetime) -> bool:  # noqa: ARG002 - for those that follow events in between
+        """Whether to send the requests now."""
+        return True
+
+    @property
+    def active(self) -> Collection[ExecutionEvent]:
+        """The events that are followed between two answers."""
+        return ()
+
+    def apply_listing(self, listing: Listing, began_at: datetime) -> R | None:  # noqa: ARG002 - it needs none
+        """Nothing: no complete listing is needed."""
+        return None
+
+    def apply_event(self, event: ExecutionEvent) -> R | None:  # noqa: ARG002 - it follows none
+        """A followed event has changed."""
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class Outage:
     """Polls that failed, one after the other."""
@@ -87,6 +137,7 @@ class Subscription(Generic[R]):
     """
 
     __slots__ = (
+        "asked_at",
         "criteria",
         "deadline_at",
         "error",
@@ -128,6 +179,8 @@ class Subscription(Generic[R]):
         # The number of the latest poll cycle when it began to seek.
         self.searching_since = 0
         self.following: tuple[str, ...] = ()
+        # The monotonic second of the subscriber's own last requests.
+        self.asked_at = -math.inf
         self.was_missed = False
 
     @property

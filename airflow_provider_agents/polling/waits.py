@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from airflow_provider_agents.api.errors import PermanentError, TemporaryError
+from airflow_provider_agents.polling.asking import RunSearch
 from airflow_provider_agents.polling.progress import RunProgress
 from airflow_provider_agents.runs.listing import Listing
 from airflow_provider_agents.runs.matching import Missing
 from airflow_provider_agents.runs.outcome import Outcome, Verdict
-from airflow_provider_agents.runs.patience import Patience
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.tracker import RunTracker
-from airflow_provider_agents.runs.waiting import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,10 +19,10 @@ if TYPE_CHECKING:
 
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.polling.poller import SharedPoller
+    from airflow_provider_agents.polling.progress import Say
     from airflow_provider_agents.runs.selector import RunSelector
     from airflow_provider_agents.runs.submission import Clock
     from airflow_provider_agents.runs.tracker import WaitPolicy
-    from airflow_provider_agents.runs.waiting import Say
 
 
 async def wait_for_end(
@@ -86,8 +84,11 @@ async def wait_for_selected(
     """
     submission, first = selector.known(now()), None
     if submission is None:
-        pace = Pace(poll_interval, deadline_at, now, say, Patience(answered=answered))
-        found = await _search(poller, selector, policy.settle, pace)
+        say(logging.INFO, f"Waiting for {selector.words}.")
+        search = RunSearch(selector, policy.settle, say)
+        found = await poller.wait_for(
+            search, interval=poll_interval, deadline_at=deadline_at, on_wake=search.on_wake, answered=answered
+        )
         answered = True
         if found is None or isinstance(found, Missing):
             nothing = Submission(agent_id=selector.agent_id, taken_at=now())
@@ -110,27 +111,3 @@ async def wait_for_selected(
         on_known=on_known,
         answered=answered,
     )
-
-
-async def _search(
-    poller: SharedPoller, selector: RunSelector, settle: float, pace: Pace
-) -> ExecutionEvent | Missing | None:
-    """The run that is selected; None at the deadline."""
-    search = selector.search(settle)
-    pace.speak(logging.INFO, f"Waiting for {selector.words}.")
-    while True:
-        over = pace.is_over()
-        try:
-            # Everybody who selects the same run shares a listing.
-            listing = await poller.single_flight(selector, selector.list_runs, deadline_at=pace.deadline_at)
-        except (TemporaryError, PermanentError) as error:
-            pause = pace.failed(error).seconds
-        else:
-            pause = pace.looked().seconds
-            found = search.apply_listing(listing)
-            if found is not None:
-                return found
-            pace.sign_of_life(logging.INFO, f"Still waiting for {selector.words}.")
-        if over:
-            return None
-        await poller.sleep(pause)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from driving import wait_on_worker
+from driving import WorkerTime, wait_on_worker
 
+from airflow_provider_agents import clock
 from airflow_provider_agents.api.errors import (
     AuthenticationError,
     NotFoundError,
@@ -19,11 +21,13 @@ from airflow_provider_agents.api.errors import (
 )
 from airflow_provider_agents.api.flow import FlowRun, Response
 from airflow_provider_agents.api.models import ExecutionEvent, Page
+from airflow_provider_agents.polling import blocking
+from airflow_provider_agents.polling.asking import StillBusyError
+from airflow_provider_agents.polling.progress import LAST_POLL_SECONDS, SIGN_OF_LIFE_SECONDS, state_of
 from airflow_provider_agents.runs.outcome import Outcome, to_error
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
-from airflow_provider_agents.runs.waiting import LAST_LOOK_SECONDS, SIGN_OF_LIFE_SECONDS
 
 T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)
 DOWN = ServerError("The API answers 503.", status_code=503)
@@ -81,7 +85,7 @@ class Story:
         run = FlowRun(flow)
         for step in run:
             with run.error_to_flow():
-                run.result = self.answer(step.call)
+                run.result = self.answer(getattr(step, "call", step))
         return run.value
 
     def wait(self, tracker=None, *, seconds=3600.0, interval=5.0, **more):
@@ -92,6 +96,12 @@ class Story:
         return wait_on_worker(
             self, tracker, self.clock, self.sleep, interval=interval, deadline_at=deadline_at, say=self.say, **more
         )
+
+    def idle(self, *, seconds=3600.0, interval=5.0):
+        with clock.replaced_by(WorkerTime(self.clock, self.sleep)):
+            blocking.wait_until_idle(
+                self, "a", poll_interval=interval, deadline_at=T0 + timedelta(seconds=seconds), say=self.say
+            )
 
 
 # --- until a run is over ---------------------------------------------------------------------------------------------
@@ -144,13 +154,13 @@ def test_a_deadline_during_an_outage_says_that_the_last_poll_failed():
     assert f"The last poll failed: {DOWN}" in str(to_error(verdict, Submission.for_event(row(), "a", T0), what_now=""))
 
 
-def test_pauses_after_failures_double_up_to_two_minutes_give_or_take_a_quarter():
+def test_pauses_after_failures_double_up_to_two_minutes_less_half_at_most():
     story = Story(DOWN)
     story.wait()
     plain = [5.0, 10.0, 20.0, 40.0, 80.0, 120.0, 120.0]
     polls = sorted(set(story.polls))
-    pauses = [later - earlier for earlier, later in zip(polls, polls[1:], strict=False)]
-    assert all(0.75 * wanted <= pause <= 1.25 * wanted for wanted, pause in zip(plain, pauses, strict=False))
+    pauses = [later - earlier for earlier, later in itertools.pairwise(polls)]
+    assert all(0.499 * wanted <= pause <= wanted + 0.001 for wanted, pause in zip(plain, pauses, strict=False))
     assert len(pauses) > len(plain)
 
 
@@ -236,7 +246,43 @@ class Dripping(Story):
 def test_a_look_of_many_slow_pages_puts_off_no_deadline(page_seconds):
     story = Dripping(page_seconds)
     assert story.wait(seconds=100.0).outcome == Outcome.TIMED_OUT
-    assert 100 <= (story.now - T0).total_seconds() <= 100 + LAST_LOOK_SECONDS + 2 * page_seconds
+    assert 100 <= (story.now - T0).total_seconds() <= 100 + LAST_POLL_SECONDS + 2 * page_seconds
+
+
+# --- what is known, in words -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        (0, "No event of the run has appeared yet. agent=a request_id=r"),
+        (1, "The run that fits is RUNNING. agent=a request_id=r event=e0"),
+        (2, "2 runs could be this task's: RUNNING, RUNNING. agent=a request_id=r event=e0,e1"),
+        (
+            7,
+            f"7 runs could be this task's: {'RUNNING, ' * 5}.... agent=a request_id=r event=e0,e1,e2,e3,e4",
+        ),
+    ],
+)
+def test_what_is_known_of_a_run_is_told_before_it_is_certain(seen, words):
+    sent = Submission(agent_id="a", request_id="r", taken_at=T0, sent_at=T0, server_before=T0, server_after=T0)
+    tracker = RunTracker(sent, WaitPolicy(settle=30.0, appear_within=300.0))
+    story = Story([row(f"e{number}", seconds=1 + number / 100) for number in range(seen)])
+    listing = story.run_flow(tracker.read_listing())
+    tracker.apply_listing(listing, T0 + timedelta(seconds=2))
+    assert state_of(tracker) == words
+
+
+def test_a_finished_run_that_is_not_certain_yet_logs_until_when_to_wait_and_why():
+    sent = Submission(agent_id="a", request_id="r", taken_at=T0, server_before=T0, server_after=T0)
+    tracker = RunTracker(sent, WaitPolicy(settle=30.0), T0)
+    story = Story([row(status="COMPLETED", seconds=1)])
+    assert tracker.apply_listing(story.run_flow(tracker.read_listing()), T0 + timedelta(seconds=2)) is None
+    assert state_of(tracker) == (
+        f"The run that fits is COMPLETED. The task waits for `settle` (30 s) to pass, until "
+        f"{T0 + timedelta(seconds=31):%H:%M:%S} UTC at the latest: until then another run could appear that fits. "
+        "agent=a request_id=r event=e"
+    )
 
 
 @pytest.mark.parametrize("over", [True, False])
@@ -255,3 +301,54 @@ def test_a_run_that_appears_late_is_warned_of_once(over, on_ambiguous, warnings)
     )
     assert [message for level, message in story.said if level == logging.WARNING] == [warning] * warnings
     assert known == []
+
+
+# --- until an agent is idle ------------------------------------------------------------------------------------------
+
+
+def test_an_idle_agent_is_not_waited_for():
+    story = Story([row(status="COMPLETED")])
+    assert story.idle() is None
+    assert (story.pauses, story.said) == ([1.0], [])
+
+
+def test_a_busy_agent_is_waited_for_and_each_change_is_told_once():
+    first, second = [row("x"), row("b", "PENDING")], [row("x"), row("b", "COMPLETED")]
+    story = Story(first, first, first, first, second, second, [row("x", "COMPLETED")])
+    assert story.idle() is None
+    assert story.said == [
+        (logging.INFO, "Agent a is busy with b, x; waiting."),
+        (logging.INFO, "Agent a is busy with x; waiting."),
+    ]
+    assert story.pauses == [1.0, *[5.0] * 6]
+
+
+def test_of_very_many_active_runs_five_are_named():
+    story = Story([row(f"e{number}") for number in range(7)], [row(f"e{number}") for number in range(7)], [])
+    story.idle()
+    assert story.words == ["Agent a is busy with e0, e1, e2, e3, e4; waiting."]
+
+
+def test_an_agent_that_stays_busy_gives_signs_of_life_and_fails_at_the_deadline():
+    story = Story([row()])
+    with pytest.raises(StillBusyError) as late:
+        story.idle(seconds=610.0, interval=100.0)
+    assert str(late.value) == (
+        "Agent a was not seen idle before the deadline (event e is RUNNING). Nothing was started. Raise timeout, or "
+        "clear the task once the agent is idle."
+    )
+    assert story.said[1:] == [(logging.INFO, "Still waiting. Agent a is busy with e; waiting.")] * 2
+    assert max(story.polls) == 610.0
+
+
+def test_an_agent_that_cannot_be_looked_at_fails_at_the_deadline_and_says_why():
+    story = Story(DOWN)
+    with pytest.raises(StillBusyError) as late:
+        story.idle(seconds=60.0)
+    assert str(DOWN) in str(late.value)
+
+
+def test_failures_do_not_end_a_wait_for_an_idle_agent():
+    story = Story([row()], [row()], DOWN, DOWN, [])
+    assert story.idle() is None
+    assert story.words[-1] == "The API answers again after 2 failed looks."

@@ -26,9 +26,7 @@ from airflow_provider_agents.api.errors import (
     AuthenticationError,
     InvalidConnectionError,
     MissingConnectionError,
-    NoAnswerError,
     RateLimitedError,
-    TemporaryError,
 )
 from airflow_provider_agents.api.settings import Settings
 from airflow_provider_agents.polling.clients import OPENING_SECONDS
@@ -41,10 +39,10 @@ from airflow_provider_agents.polling.poller import (
     count_shared,
     shared_poller,
 )
+from airflow_provider_agents.polling.progress import LAST_POLL_SECONDS
 from airflow_provider_agents.runs.outcome import Outcome
 from airflow_provider_agents.runs.submission import submit
 from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
-from airflow_provider_agents.runs.waiting import LAST_LOOK_SECONDS
 from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, SimulatorConfig, mock_transport
 
 KEY = "test-key"
@@ -553,7 +551,7 @@ def test_a_deadline_is_kept_whatever_a_poll_is_busy_with(slow):
 
     verdict, ended_at = scene.run(main())
     assert verdict.outcome == Outcome.TIMED_OUT
-    assert timedelta(0) <= ended_at - deadline_at <= timedelta(seconds=LAST_LOOK_SECONDS + 1)
+    assert timedelta(0) <= ended_at - deadline_at <= timedelta(seconds=LAST_POLL_SECONDS + 1)
 
 
 def test_a_slow_agent_keeps_nobody_from_the_next_look():
@@ -618,69 +616,6 @@ def test_a_connection_that_is_bad_while_the_key_is_refused_ends_nothing(error):
         return await asyncio.gather(*waits)
 
     assert {verdict.outcome for verdict in scene.run(main())} == {Outcome.COMPLETED}
-
-
-# --- asking together ---
-
-
-def ask_agents(poller, seconds=3600.0):
-    deadline_at = poller.now() + timedelta(seconds=seconds)
-    return poller.single_flight("agents", lambda: flow.value_of(endpoints.list_agents()), deadline_at=deadline_at)
-
-
-def test_an_answer_that_others_wait_for_longer_is_given_up_at_the_deadline():
-    scene = Scene()
-
-    async def main():
-        async with scene.held() as poller:
-            scene.latency = lambda: 50.0
-            patient = asyncio.ensure_future(ask_agents(poller))
-            began = scene.clock.now
-            with pytest.raises(NoAnswerError):
-                await ask_agents(poller, seconds=10.0)
-            scene.latency = lambda: LATENCY
-            took = scene.clock.now - began
-            return await patient, took
-
-    page, took = scene.run(main())
-    assert page.data
-    assert timedelta(seconds=10) <= took <= timedelta(seconds=10 + LAST_LOOK_SECONDS)
-
-
-def test_who_asks_the_same_at_the_same_time_shares_the_answer():
-    scene = Scene()
-
-    async def main():
-        async with scene.held() as poller:
-            asked = [asyncio.ensure_future(ask_agents(poller)) for _ in range(30)]
-            await asyncio.sleep(LATENCY)
-            asked[0].cancel()
-            answers = await asyncio.gather(*asked, return_exceptions=True)
-            again = await ask_agents(poller)
-            return answers, again
-
-    answers, again = scene.run(main())
-    assert isinstance(answers[0], asyncio.CancelledError)
-    assert [page.data[0].id for page in answers[1:]] == ["agent-0"] * 29
-    assert again.data[0].id == "agent-0"
-    assert scene.sim.count() == 2
-
-
-def test_an_answer_that_everybody_has_given_up_on_may_be_an_error():
-    scene = Scene()
-
-    async def main():
-        async with scene.held() as poller:
-            scene.sim.faults.append(Fault(kind="reset_before"))
-            asked = asyncio.ensure_future(ask_agents(poller))
-            await asyncio.sleep(LATENCY)
-            asked.cancel()
-            await asyncio.sleep(10.0)
-            scene.sim.faults.append(Fault(kind="reset_before"))
-            with pytest.raises(TemporaryError):
-                await ask_agents(poller)
-
-    scene.run(main())
 
 
 # --- what it says of itself ---

@@ -16,6 +16,7 @@ from airflow_provider_agents.api.errors import (
 )
 from airflow_provider_agents.api.models import ExecutionEvent, read_event
 from airflow_provider_agents.api.settings import Settings
+from airflow_provider_agents.polling.progress import state_of
 from airflow_provider_agents.runs.listing import Listing
 from airflow_provider_agents.runs.outcome import Outcome, Verdict, describe_completed, to_error
 from airflow_provider_agents.runs.status import (
@@ -29,7 +30,6 @@ from airflow_provider_agents.runs.status import (
 )
 from airflow_provider_agents.runs.submission import Submission, submit
 from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
-from airflow_provider_agents.runs.waiting import state_of
 from airflow_provider_agents.simulator import ManualClock, Simulator, SimulatorConfig, mock_transport
 
 T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)

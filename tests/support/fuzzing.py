@@ -38,7 +38,8 @@ from airflow_provider_agents.api.client import AsyncClient, Client
 from airflow_provider_agents.api.errors import AgentsError, InvalidConnectionError
 from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent, Page
 from airflow_provider_agents.api.settings import Settings
-from airflow_provider_agents.polling.idle import ActiveRuns
+from airflow_provider_agents.polling.asking import IdleAgent
+from airflow_provider_agents.polling.progress import state_of
 from airflow_provider_agents.polling.subscriptions import ACCOUNT
 from airflow_provider_agents.runs.completions import Checkpoint, CompletionTracker
 from airflow_provider_agents.runs.outcome import Verdict, to_error
@@ -46,7 +47,6 @@ from airflow_provider_agents.runs.selector import list_started
 from airflow_provider_agents.runs.status import active_runs, usage_of
 from airflow_provider_agents.runs.submission import Submission, find_unconfirmed, submit
 from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
-from airflow_provider_agents.runs.waiting import state_of
 from airflow_provider_agents.simulator import Reply, SimulatorConfig, mock_transport
 
 KEY = "sk/fuzz-0123456789+key"
@@ -440,7 +440,7 @@ def poller(rng, tally):
                     [
                         lambda: RunTracker(submission, policy),  # noqa: B023 - called at once
                         lambda: RunTracker(Submission.for_event(event, agent_id, scene.clock.now), policy),  # noqa: B023
-                        lambda: ActiveRuns(agent_id, [event]),  # noqa: B023
+                        lambda: IdleAgent(agent_id, lambda *_: None),  # noqa: B023
                         lambda: CompletionTracker(
                             rng.choice([ACCOUNT, agent_id]),  # noqa: B023
                             5.0,
