@@ -201,7 +201,9 @@ def _is_candidate(window: MatchWindow, event: ExecutionEvent) -> bool:
     return is_young(event, window.not_before)
 
 
-def _oldest_first(events: Iterable[ExecutionEvent]) -> tuple[ExecutionEvent, ...]:
+def oldest_first(events: Iterable[ExecutionEvent]) -> tuple[ExecutionEvent, ...]:
+    """Events by the time of their creation, then by id. Those of which no time is known come last."""
+
     def age(event: ExecutionEvent) -> tuple[bool, float, str]:
         created_by = event.created_by
         return created_by is None, created_by.timestamp() if created_by is not None else 0.0, event.id
@@ -219,7 +221,7 @@ def candidates(window: MatchWindow, events: Iterable[ExecutionEvent], *, within:
     if ours:
         return (ours[0],)
     not_after = window.not_after(within)
-    return _oldest_first(
+    return oldest_first(
         event
         for event in events
         if _is_candidate(window, event)
