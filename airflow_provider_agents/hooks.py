@@ -72,9 +72,11 @@ def poller_of(conn_id: str) -> AbstractAsyncContextManager[SharedPoller]:
     """The one poller of this event loop and connection, shared by all who hold it at the same time."""
     from airflow.providers.common.compat.sdk import Stats
 
-    from airflow_provider_agents.polling.poller import SharedPoller, shared_poller
+    from airflow_provider_agents.polling.poller import SharedPoller, shared_poller, siblings_of
 
-    return shared_poller(conn_id, lambda: SharedPoller(conn_id, lambda: open_client(conn_id), stats=Stats))
+    return shared_poller(
+        conn_id, lambda: SharedPoller(conn_id, lambda: open_client(conn_id), stats=Stats, siblings=siblings_of(conn_id))
+    )
 
 
 # --- the hook -------------------------------------------------------------------------------------------------------

@@ -144,9 +144,11 @@ class ExecuteAgentOperator(BaseOperator):
         timeout: seconds, or a `timedelta`, after which the task fails; the run goes on. A retry has a fresh timeout.
         if_running: what to do if the agent is busy, asked before anything is started: `start` another run, `attach`
             to the one under way, `wait` until the agent is idle, `skip` the task, or `fail` it.
-        on_ambiguous: what to do if several runs could be the task's own: `all` succeeds if all COMPLETED, fails if
-            all failed, and else fails without retries; `fail` always fails, also where one run could be the task's
-            but nobody has seen the answer to its POST.
+        on_ambiguous: what to do if several runs could be the task's own. `share`: where tasks of the same triggerer
+            have started all these runs, each task gets one of them. Where another party's run may be among them, the
+            task succeeds if its own run COMPLETED for certain, fails if all these runs failed, and else fails without
+            retries. `all`: all these runs must end alike. `fail`: the task fails without retries, also where one run
+            could be the task's but nobody has seen the answer to its POST.
         settle: seconds after which the event of an accepted run has appeared. Until then nothing is inferred, so a
             smaller value ends short runs sooner, and a value below what the platform needs can confuse runs.
         appear_within: seconds after which a run without an event counts as lost; at least `settle`.
@@ -179,7 +181,7 @@ class ExecuteAgentOperator(BaseOperator):
         poll_interval: float = 5.0,
         timeout: float | timedelta = 86400.0,
         if_running: IfRunning = "start",
-        on_ambiguous: OnAmbiguous = "all",
+        on_ambiguous: OnAmbiguous = "share",
         settle: float = 30.0,
         appear_within: float = 300.0,
         durable: bool = True,

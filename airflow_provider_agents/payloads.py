@@ -45,7 +45,8 @@ class RunEnded(Payload):
         submission: whose run it was.
         outcome: a `verdict.Outcome`, or `error` if the wait itself could not go on.
         events: the run's event as the API sent it, or those of all candidates, oldest first.
-        late: as in `verdict.Verdict`.
+        late: as in `outcome.Verdict`.
+        is_shared: likewise.
         error: why the wait could not go on, or why the last poll before its deadline failed.
         for_good: whether a new wait would fail the same way.
         selector: how a sensor has selected the run; None if it was named by its submission or its event.
@@ -57,6 +58,7 @@ class RunEnded(Payload):
     outcome: Outcome | Literal["error"]
     events: tuple[dict[str, Any], ...] = ()
     late: bool = False
+    is_shared: bool = False
     error: str | None = None
     for_good: bool = False
     selector: AnySelector | None = None
@@ -72,9 +74,9 @@ class RunEnded(Payload):
         events = tuple(map(read_event, self.events))
         if self.outcome == Outcome.FAILED and any(event.unreadable is not None for event in events):
             raise UnusableDataError("The trigger reports a run that FAILED and does not hold its event.")
-        if self.outcome == Outcome.COMPLETED and not (events and all(is_success(event) for event in events)):
+        if self.outcome == Outcome.COMPLETED and not (events and is_success(events[0])):
             raise UnusableDataError("The trigger reports a run that COMPLETED and does not hold its event.")
-        return Verdict(self.outcome, events, self.late, self.error)
+        return Verdict(self.outcome, events, self.late, self.error, self.is_shared)
 
 
 class AgentIdle(Payload):

@@ -186,7 +186,7 @@ class AgentRunSensor(BaseSensorOperator):
         never_fail: bool = False,
         settle: float = 30.0,
         appear_within: float = 300.0,
-        on_ambiguous: OnAmbiguous = "all",
+        on_ambiguous: OnAmbiguous = "share",
         start_from_trigger: bool = False,
         **kwargs: Any,
     ) -> None:

@@ -222,6 +222,7 @@ class AgentRunTrigger(_TaskTrigger):
                     outcome=verdict.outcome,
                     events=tuple(event.to_json() for event in verdict.events),
                     late=verdict.late,
+                    is_shared=verdict.is_shared,
                     error=verdict.failure,
                 ).to_json()
             )

@@ -11,6 +11,7 @@ subscribers, except those that seek and have become decidable.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_agents.api.flow import Flow, Sleep
@@ -24,10 +25,12 @@ from airflow_provider_agents.polling.registry import Registry
 from airflow_provider_agents.polling.row_cache import RowCache
 from airflow_provider_agents.polling.schedule import Schedule
 from airflow_provider_agents.polling.subscriptions import ACCOUNT, Subscription
+from airflow_provider_agents.runs.siblings import Siblings
+from airflow_provider_agents.runs.tracker import RunTracker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Iterator
-    from datetime import datetime, timedelta
+    from datetime import timedelta
 
     from airflow_provider_agents.api.errors import AgentsError
     from airflow_provider_agents.polling.planner import Choice
@@ -82,18 +85,22 @@ class Plan:
     """All subscriptions of one connection: the registry, the schedule, the planner and the cycles, tied together.
 
     Args:
+        siblings: what is known of the submissions of ours to the connection's agents, beyond this plan's life.
         jitter: a factor for each pause after a failure.
 
     Attributes:
         failing: why the last cycle brought nothing; None if it brought something.
     """
 
-    def __init__(self, *, jitter: Callable[[], float] = equal_jitter) -> None:
+    def __init__(self, *, siblings: Siblings | None = None, jitter: Callable[[], float] = equal_jitter) -> None:
         self._registry = Registry(self._on_leave)
         self._schedule = Schedule(jitter)
         self._planner = Planner()
         self._interrupted = InterruptedListings()
         self._rows = RowCache()
+        self._siblings = siblings if siblings is not None else Siblings()
+        self._trackers: dict[RunTracker, Subscription[Any]] = {}
+        self._now = datetime.min.replace(tzinfo=UTC)
         self.failing: AgentsError | None = None
 
     @property
@@ -139,6 +146,11 @@ class Plan:
                 ends the wait.
         """
         subscription = Subscription(subscriber, interval, deadline_at, wake, answered=answered)
+        self._now = at.wall
+        tracker: object = subscriber
+        if isinstance(tracker, RunTracker):
+            self._siblings.join(tracker, at.wall)
+            self._trackers[tracker] = subscription
         self._schedule.subscribe(subscription, at)
         self._registry.add(subscription, answered=answered)
         return subscription
@@ -154,6 +166,10 @@ class Plan:
 
     def _on_leave(self, subscription: Subscription[Any]) -> None:
         self._schedule.unsubscribe(subscription)
+        tracker = subscription.subscriber
+        if isinstance(tracker, RunTracker):
+            del self._trackers[tracker]
+            self._siblings.leave(tracker, subscription.result, self._now)
         agent_id = subscription.subscriber.agent_id
         if not self._registry.has(agent_id):
             self._planner.forget(agent_id)
@@ -188,6 +204,7 @@ class Plan:
         The request flows of a batch may run at the same time, in any order. They raise nothing that the API has
         answered.
         """
+        self._now = at.wall
         self._schedule.begin(at)
         cycle = Cycle(at, self._registry, self._planner, self._schedule.expired(at))
         if len(cycle.served) >= _MANY_SUBSCRIPTIONS:
@@ -276,8 +293,20 @@ class Plan:
         # After a failure only the agent's own listing says whether it still fails.
         return not self._registry.failing.isdisjoint(followed.subscriptions)
 
+    def _decide_siblings(self, at: ClockReading) -> None:
+        """Decide the submissions of agents that several of ours started at about the same time."""
+        for tracker, verdict in self._siblings.decide(at.wall):
+            subscription = self._trackers.get(tracker)
+            if subscription is None:
+                continue
+            if verdict is not None:
+                self._registry.end(subscription, result=verdict)
+            else:
+                self._registry.refresh(subscription)
+
     def _finish(self, cycle: Cycle) -> Flow[None]:
         yield from cycle.deliver_listings()
+        self._decide_siblings(cycle.at)
         self._interrupted.expire(cycle.at)
         self.failing = cycle.error
         self._schedule.back_off(failed=cycle.error is not None)

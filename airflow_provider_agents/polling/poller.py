@@ -43,6 +43,7 @@ from airflow_provider_agents.polling.plan import Plan, PollStats
 from airflow_provider_agents.polling.progress import LAST_POLL_SECONDS, SIGN_OF_LIFE_SECONDS
 from airflow_provider_agents.polling.subscriptions import ClockReading, Subscriber, Subscription
 from airflow_provider_agents.polling.timed_event import TimedEvent
+from airflow_provider_agents.runs.siblings import Siblings
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Task
@@ -78,6 +79,7 @@ class SharedPoller:
         open_client: reads the connection and makes a client. If it raises, it is tried again for some minutes, unless
             the error is an `AgentsError` other than `MissingConnectionError`.
         stats: where metrics go.
+        siblings: `siblings_of(name)`; by default, what this poller alone gets to know.
         clock: monotonic seconds; the loop's time by default.
         now: our clock.
 
@@ -96,12 +98,13 @@ class SharedPoller:
         clock: Callable[[], float] | None = None,
         now: Callable[[], datetime] = our_clock.now,
         plan: Plan | None = None,
+        siblings: Siblings | None = None,
     ) -> None:
         self.name = name
         self.holders = 0
         self.now = now
         self._clock = clock if clock is not None else our_clock.loop_time
-        self._plan = plan if plan is not None else Plan()
+        self._plan = plan if plan is not None else Plan(siblings=siblings)
         self._clients = ClientProvider(open_client, self._clock)
         self._limiter = RateLimiter(self._clock)
         self._metrics = Metrics(stats, name)
@@ -314,6 +317,13 @@ class SharedPoller:
 
 
 _pollers: WeakKeyDictionary[AbstractEventLoop, dict[str, SharedPoller]] = WeakKeyDictionary()
+#: Outlive the pollers: a task that starts after the poller has closed must not be given an event of a task before it.
+_siblings: WeakKeyDictionary[AbstractEventLoop, dict[str, Siblings]] = WeakKeyDictionary()
+
+
+def siblings_of(name: str) -> Siblings:
+    """The submissions that this event loop knows of a connection."""
+    return _siblings.setdefault(asyncio.get_running_loop(), {}).setdefault(name, Siblings())
 
 
 def count_shared(loop: AbstractEventLoop) -> int:

@@ -115,8 +115,8 @@ class Registry:
         """End a subscription with a result or an error."""
         if subscription.has_ended:
             return
-        self.remove(subscription)
         subscription.result, subscription.error = result, error
+        self.remove(subscription)
         subscription.wake()
 
     def _index(self, subscription: Subscription[Any]) -> None:
@@ -314,6 +314,12 @@ class Registry:
         self._follow(subscription)
         if before != set(subscription.following):
             subscription.wake()
+
+    def refresh(self, subscription: Subscription[Any]) -> None:
+        """A subscriber has changed what it seeks or follows by itself."""
+        if subscription.subscriber.criteria != subscription.criteria:
+            self._reindex(subscription)
+        subscription.wake()
 
     def evict(self, agent_id: Scope) -> None:
         """Drop events that are too old for all who still seek, and rows that were malformed in this cycle."""

@@ -16,12 +16,19 @@ from airflow_provider_agents.api.errors import (
 )
 from airflow_provider_agents.api.models import ExecutionEvent, Status
 from airflow_provider_agents.runs import matching
-from airflow_provider_agents.runs.status import describe_state, is_terminal
+from airflow_provider_agents.runs.status import describe_state, is_success, is_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from airflow_provider_agents.runs.submission import Submission
+
+
+#: What to log of a run that was shared out.
+_SHARED = (
+    "Several tasks started the agent at the same time, and the platform does not tell their runs apart. Each task gets "
+    "one of these runs."
+)
 
 
 class Outcome(StrEnum):
@@ -36,21 +43,29 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a wait ended, and the events that say so, oldest first.
+    """How a wait ended, and the events that say so: first the one that is handed on, then the others, oldest first.
 
     Attributes:
         late: no event had appeared within `settle`, so those that appeared later may be other runs'.
         failure: why the last poll before the deadline showed nothing, if it failed.
+        is_shared: tasks of this process started as many runs at the same time as there are events, and nothing tells
+            their runs apart. Each task was given one of the events.
     """
 
     outcome: Outcome
     events: tuple[ExecutionEvent, ...] = ()
     late: bool = False
     failure: str | None = None
+    is_shared: bool = False
+
+    @property
+    def is_end(self) -> bool:
+        """Whether the run has ended, and it is known how."""
+        return self.outcome in {Outcome.COMPLETED, Outcome.FAILED}
 
     @property
     def event(self) -> ExecutionEvent | None:
-        """The run's event: the only one, or the oldest of several that ended alike."""
+        """The run's event: the only one, or the one of several that is handed on."""
         return self.events[0] if self.events else None
 
     @property
@@ -64,8 +79,7 @@ def own_event(verdict: Verdict, submission: Submission) -> ExecutionEvent | None
 
     Only what belongs to this event alone may be reported as the task's: its id, its link, its usage.
     """
-    is_over = verdict.outcome in {Outcome.COMPLETED, Outcome.FAILED}
-    return verdict.known_event if is_over and not submission.in_doubt else None
+    return verdict.known_event if verdict.is_end and not submission.in_doubt else None
 
 
 def to_error(verdict: Verdict, submission: Submission, *, what_now: str) -> AgentRunError | None:
@@ -93,15 +107,15 @@ def to_error(verdict: Verdict, submission: Submission, *, what_now: str) -> Agen
             return AmbiguousAgentRunError(
                 "It is unknown whether this task's run was started: the answer to its POST was lost, and the run that "
                 f"has appeared since may be another party's ({_states(events)}). Look at this event to see whose it "
-                "is, and clear the task if a new run is wanted. With on_ambiguous='all' the task would take this run. "
-                f"{ids}",
+                "is, and clear the task if a new run is wanted. With on_ambiguous='share' the task would take this "
+                f"run. {ids}",
                 **about,
             )
         case Outcome.AMBIGUOUS if verdict.late:
             return AmbiguousAgentRunError(
                 "The run was accepted, but no event of it appeared within `settle`. What appeared later may be another "
                 f"run's ({_states(events)}). Look at the agent's runs, and clear the task if a new run is wanted; if "
-                f"the platform is slow, raise settle, or take a late run with on_ambiguous='all'. {ids}",
+                f"the platform is slow, raise settle, or take a late run with on_ambiguous='share'. {ids}",
                 **about,
             )
         case Outcome.AMBIGUOUS:
@@ -146,6 +160,13 @@ def describe_completed(verdict: Verdict, submission: Submission) -> str:
     events = verdict.events
     if verdict.late or submission.in_doubt:
         words = "A run COMPLETED that is taken as this task's. It may be another run."
+    elif verdict.is_shared:
+        words = f"A run COMPLETED. {_SHARED}"
+    elif any(map(is_terminal, events)) and not all(map(is_success, events)):
+        words = (
+            f"One of {len(events)} runs that could be this task's COMPLETED, and more of them COMPLETED than other "
+            "tasks can claim. The returned event may be another run's."
+        )
     elif len(events) > 1:
         words = (
             f"All {len(events)} runs that could be this task's COMPLETED, so this task's run did. The API does not "
@@ -168,6 +189,8 @@ def _describe_failed(verdict: Verdict, submission: Submission) -> str:
         inferred = ""
     elif verdict.late:
         inferred = " It appeared late, and may be another run."
+    elif verdict.is_shared:
+        inferred = f" {_SHARED}"
     else:
         inferred = " It is the only run that fits this task's request."
     return f"The run {how}{why}.{inferred}"

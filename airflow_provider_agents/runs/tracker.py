@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 from airflow_provider_agents.runs import matching
+from airflow_provider_agents.runs.joint import Binds, Claim, claim_of
 from airflow_provider_agents.runs.listing import Listing, read_listing
 from airflow_provider_agents.runs.outcome import Outcome, Verdict
 from airflow_provider_agents.runs.status import is_success, is_terminal, newer_of
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 
     from airflow_provider_agents.api.flow import Flow
     from airflow_provider_agents.api.models import ExecutionEvent
+    from airflow_provider_agents.runs.siblings import AgentSiblings
     from airflow_provider_agents.runs.submission import Submission
 
 
 #: What a task does if several runs could be its own: see `WaitPolicy`.
-OnAmbiguous = Literal["all", "fail"]
+OnAmbiguous = Literal["share", "all", "fail"]
 ON_AMBIGUOUS: tuple[OnAmbiguous, ...] = get_args(OnAmbiguous)
 
 
@@ -34,13 +36,14 @@ class WaitPolicy:
     Attributes:
         settle: seconds after acceptance within which the event appears.
         appear_within: seconds after acceptance after which a run without an event counts as lost.
-        on_ambiguous: `all` (several candidates that all end alike are a verdict) or `fail` (nothing that may be
-            another's is one: neither one of several, nor a run that appeared late).
+        on_ambiguous: what decides if several events could be the run's. `share`: where all these runs were started by
+            tasks of this process, each task gets one; else they must end alike. `all`: they must end alike. `fail`:
+            nothing that may be another's run is a verdict, neither one of several events, nor a run that appeared late.
     """
 
     settle: float = 30.0
     appear_within: float = 300.0
-    on_ambiguous: OnAmbiguous = "all"
+    on_ambiguous: OnAmbiguous = "share"
 
 
 class RunTracker:
@@ -54,20 +57,22 @@ class RunTracker:
 
     Attributes:
         is_late: no event had appeared within `settle`, so what appeared later may be another run's.
+        siblings: the other submissions of ours to the same agent; None if they are not known to this process.
     """
 
     __slots__ = (
         "_active",
         "_began_at",
         "_chosen",
-        "_completed",
         "_criteria",
-        "_failed",
+        "_possible",
         "_seen",
+        "_settled_at",
         "_was_empty",
         "_window",
         "is_late",
         "policy",
+        "siblings",
         "submission",
     )
 
@@ -84,7 +89,11 @@ class RunTracker:
         self._chosen: tuple[str, ...] = ()
         # A tuple, which the one event of most waits shares with `_chosen`: thousands are waited for.
         self._active: tuple[str, ...] = ()
-        self._completed = self._failed = self._was_empty = self.is_late = False
+        # Those of the chosen events that its siblings leave to it; None for all.
+        self._possible: tuple[str, ...] | None = None
+        self._settled_at: datetime | None = None
+        self._was_empty = self.is_late = False
+        self.siblings: AgentSiblings | None = None
 
     @property
     def agent_id(self) -> str:
@@ -105,7 +114,7 @@ class RunTracker:
     def events(self) -> tuple[ExecutionEvent, ...]:
         """The events that are the run, or could be, in their latest state."""
         if self._chosen:
-            return tuple(self._seen[event_id] for event_id in self._chosen)
+            return tuple(self._seen[event_id] for event_id in self._possible or self._chosen)
         return matching.possible(
             self._window,
             self._seen.values(),
@@ -125,7 +134,37 @@ class RunTracker:
     @property
     def is_known(self) -> bool:
         """Whether exactly one event can be the run's, appeared in time, and the POST was seen to be answered."""
-        return len(self._chosen) == 1 and not self.is_late and not self.submission.in_doubt
+        return len(self._possible or self._chosen) == 1 and not self.is_late and not self.submission.in_doubt
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is known which events can be the run's: no other event can any more."""
+        return bool(self._chosen)
+
+    @property
+    def claim(self) -> Claim:
+        """What this submission says to its siblings."""
+        is_late = self.is_late or self._was_empty
+        binds = Binds.NEVER if is_late else Binds.NOW if self._chosen else Binds.LATER
+        within = self.policy.appear_within if is_late else self.policy.settle
+        return claim_of(
+            self.submission, binds, within=within, candidate_ids=frozenset(self._chosen) if self._chosen else None
+        )
+
+    def has_waited_for_siblings(self, now: datetime) -> bool:
+        """Whether its siblings had one more `settle` to appear since its own candidates were known."""
+        return self._settled_at is not None and (now - self._settled_at).total_seconds() >= 2 * self.policy.settle
+
+    def narrow(self, event_ids: tuple[str, ...]) -> None:
+        """Its siblings leave these of the chosen events to it."""
+        self._possible = event_ids
+
+    def search_again(self) -> None:
+        """All chosen events are its siblings' runs, so its own is late: look for an event that is not theirs."""
+        self._chosen = self._active = ()
+        self._possible, self._settled_at = None, None
+        self._was_empty = True
+        self._criteria = self._window.criteria(self.policy.settle, self._began_at)
 
     def read_listing(self) -> Flow[Listing]:
         """What to ask now."""
@@ -165,6 +204,7 @@ class RunTracker:
             self._criteria = None
             self._seen = {event_id: self._seen[event_id] for event_id in self._chosen}
             self._active = self._chosen
+            self._settled_at = began_at
         for event_id in self._active:
             self._record(self._seen[event_id])
         return self._decide()
@@ -183,20 +223,24 @@ class RunTracker:
     def _record(self, event: ExecutionEvent) -> None:
         if is_terminal(event):
             self._active = tuple(event_id for event_id in self._active if event_id != event.id)
-            if is_success(event):
-                self._completed = True
-            else:
-                self._failed = True
 
     def _decide(self) -> Verdict | None:
-        may_be_anothers = len(self._chosen) > 1 or self.submission.in_doubt or self.is_late
+        if self.siblings is not None and self.siblings.decides(self):
+            return None
+        return self.decide_alone()
+
+    def decide_alone(self) -> Verdict | None:
+        """What the events mean if no other submission of ours is known."""
+        events = self.events
+        may_be_anothers = len(events) > 1 or self.submission.in_doubt or self.is_late
         if self.policy.on_ambiguous == "fail" and may_be_anothers:
             return self._verdict(Outcome.AMBIGUOUS)
-        if self._completed and self._failed:
+        has_ended = [is_success(event) for event in events if is_terminal(event)]
+        if len(set(has_ended)) > 1:
             return self._verdict(Outcome.AMBIGUOUS)
-        if self._active:
+        if len(has_ended) < len(events):
             return None
-        return self._verdict(Outcome.COMPLETED if self._completed else Outcome.FAILED)
+        return self._verdict(Outcome.COMPLETED if has_ended[0] else Outcome.FAILED)
 
     def expire(self) -> Verdict:
         """The verdict when the deadline has passed and the last look brought none."""

@@ -331,7 +331,7 @@ def test_a_task_may_refuse_a_run_that_appears_late(how):
     assert str(error) == (
         "The run was accepted, but no event of it appeared within `settle`. What appeared later may be another run's "
         "(RUNNING). Look at the agent's runs, and clear the task if a new run is wanted; if the platform is slow, "
-        "raise settle, or take a late run with on_ambiguous='all'. agent=a request_id=req event=e"
+        "raise settle, or take a late run with on_ambiguous='share'. agent=a request_id=req event=e"
     )
 
 

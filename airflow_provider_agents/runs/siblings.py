@@ -1,0 +1,220 @@
+"""The submissions of ours that one process waits for on one connection, decided together. Pure.
+
+Tasks that start the same agent within a minute see each other's events. `Siblings` knows all of them, so it can tell
+their runs apart (`joint`), and it gives each event to one task only.
+
+An agent with one submission is not decided here: its `RunTracker` decides alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from airflow_provider_agents.runs.joint import Claim, Group, JointMatch, key_of
+from airflow_provider_agents.runs.outcome import Outcome, Verdict
+from airflow_provider_agents.runs.status import is_success, is_terminal, newer_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from datetime import datetime
+
+    from airflow_provider_agents.api.models import ExecutionEvent
+    from airflow_provider_agents.runs.tracker import RunTracker
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """A submission that no task waits for any more: others must still know which event was its own."""
+
+    claim: Claim
+    events: tuple[ExecutionEvent, ...]
+    forget_at: datetime
+
+
+@dataclass(slots=True)
+class AgentSiblings:
+    """The submissions of one agent.
+
+    Attributes:
+        trackers: of those that are waited for.
+        ended: those that were, by key.
+        given: key of a submission -> id of the event that it was given.
+        is_due: whether something has changed since they were last decided.
+    """
+
+    trackers: dict[RunTracker, None] = field(default_factory=dict)
+    ended: dict[str, _Ended] = field(default_factory=dict)
+    given: dict[str, str] = field(default_factory=dict)
+    is_due: bool = False
+
+    def decides(self, tracker: RunTracker) -> bool:
+        """Whether a tracker has siblings, so that it must not decide alone."""
+        self.is_due = len(self.trackers) > 1 or len(self.ended.keys() - {key_of(tracker.submission)}) > 0
+        return self.is_due
+
+
+class Siblings:
+    """All agents of one connection."""
+
+    def __init__(self) -> None:
+        self._agents: dict[str, AgentSiblings] = {}
+        self._forget_at: datetime | None = None
+
+    @property
+    def entries(self) -> int:
+        """How many submissions are known."""
+        return sum(len(agent.trackers) + len(agent.ended) for agent in self._agents.values())
+
+    def join(self, tracker: RunTracker, now: datetime) -> None:
+        """Add a tracker, from now on. A tracker of a run that another task started has no siblings."""
+        self._forget(now)
+        if tracker.submission.event_id is not None:
+            return
+        agent = self._agents.setdefault(tracker.agent_id, AgentSiblings())
+        agent.trackers[tracker] = None
+        agent.is_due = len(agent.trackers) + len(agent.ended) > 1
+        tracker.siblings = agent
+
+    def leave(self, tracker: RunTracker, verdict: Verdict | None, now: datetime) -> None:
+        """Remove a tracker. Its submission, and its event, are remembered as long as a sibling could claim the event.
+
+        Args:
+            tracker: one that has joined.
+            verdict: how its wait ended; None if the task no longer waits.
+            now: our clock.
+        """
+        agent = tracker.siblings
+        if agent is None:
+            return
+        tracker.siblings = None
+        agent.trackers.pop(tracker, None)
+        claim = tracker.claim
+        event = verdict.event if verdict is not None and verdict.is_end else None
+        if event is not None:
+            agent.given.setdefault(claim.key, event.id)
+        kept_for = timedelta(seconds=tracker.policy.settle + tracker.policy.appear_within)
+        agent.ended[claim.key] = _Ended(claim, tracker.events, now + kept_for)
+        agent.is_due = bool(agent.trackers)
+
+    def decide(self, now: datetime) -> Iterator[tuple[RunTracker, Verdict | None]]:
+        """The trackers whose siblings have changed: each with its verdict, or None if what it can have may be less."""
+        for agent in list(self._agents.values()):
+            if agent.is_due:
+                agent.is_due = False
+                yield from _decide(agent, now)
+
+    def _forget(self, now: datetime) -> None:
+        if self._forget_at is not None and now < self._forget_at:
+            return
+        self._forget_at = now + timedelta(seconds=60)
+        for agent_id, agent in list(self._agents.items()):
+            wanted = {event.id for tracker in agent.trackers for event in tracker.events}
+            for key, ended in list(agent.ended.items()):
+                if now >= ended.forget_at and wanted.isdisjoint(event.id for event in ended.events):
+                    del agent.ended[key]
+            known = {*agent.ended, *(key_of(tracker.submission) for tracker in agent.trackers)}
+            agent.given = {key: event_id for key, event_id in agent.given.items() if key in known}
+            if not known:
+                del self._agents[agent_id]
+
+
+def _decide(agent: AgentSiblings, now: datetime) -> Iterator[tuple[RunTracker, Verdict | None]]:
+    events: dict[str, ExecutionEvent] = {}
+    for known in (*(ended.events for ended in agent.ended.values()), *(tracker.events for tracker in agent.trackers)):
+        for event in known:
+            events[event.id] = newer_of(events.get(event.id), event)
+    claims = [*(tracker.claim for tracker in agent.trackers), *(ended.claim for ended in agent.ended.values())]
+    decision = _Decision(JointMatch(claims, events.values()), events, agent.given)
+    for tracker in sorted(agent.trackers, key=lambda tracker: (tracker.claim.accepted_at, tracker.claim.key)):
+        if not tracker.is_settled:
+            continue
+        verdict = decision.verdict(tracker, now)
+        if verdict is not None and verdict.is_end and verdict.event is not None:
+            agent.given[tracker.claim.key] = verdict.event.id
+        agent.is_due |= decision.is_awaited
+        yield tracker, verdict
+
+
+class _Decision:
+    """What the events mean for each of several submissions of one agent, at one moment."""
+
+    def __init__(self, match: JointMatch, events: Mapping[str, ExecutionEvent], given: dict[str, str]) -> None:
+        self._match, self._events, self._given = match, events, given
+        self._shared = match.share(given)
+        self._certain: dict[tuple[str, ...], dict[str, str]] = {}
+        self.is_awaited = False
+
+    def verdict(self, tracker: RunTracker, now: datetime) -> Verdict | None:
+        """The verdict of a submission, or None if it waits on."""
+        self.is_awaited = False
+        claim, policy = tracker.claim, tracker.policy
+        given = self._given.get(claim.key)
+        if given is not None:
+            return self._end(tracker, self._events[given], is_shared=len(tracker.events) > 1)
+        taken = set(self._given.values())
+        possible = tuple(event_id for event_id in self._match.event_ids(claim.key) if event_id not in taken)
+        group = self._match.group(claim.key)
+        if not possible:
+            # All that it could have belongs to its siblings.
+            tracker.search_again()
+            return None
+        tracker.narrow(possible)
+        if group is None:
+            return self._alone(tracker, possible)
+        if len(possible) == 1:
+            return self._end(tracker, self._events[possible[0]])
+        if policy.on_ambiguous == "share" and group.is_closed:
+            event_id = self._share_of(claim.key)
+            return None if event_id is None else self._end(tracker, self._events[event_id], is_shared=True)
+        return self._open(tracker, group, possible, now)
+
+    def _end(self, tracker: RunTracker, event: ExecutionEvent, *, is_shared: bool = False) -> Verdict | None:
+        if not is_terminal(event):
+            return None
+        outcome = Outcome.COMPLETED if is_success(event) else Outcome.FAILED
+        return Verdict(outcome, (event,), tracker.is_late, is_shared=is_shared)
+
+    def _alone(self, tracker: RunTracker, possible: tuple[str, ...]) -> Verdict | None:
+        """Of a run that appeared late or is in doubt, or of which too few events appeared, nothing can be ruled out."""
+        verdict = tracker.decide_alone()
+        if verdict is None or not verdict.is_end:
+            return verdict
+        return self._first(verdict, self._share_of(tracker.claim.key) or possible[0])
+
+    def _open(self, tracker: RunTracker, group: Group, possible: tuple[str, ...], now: datetime) -> Verdict | None:
+        """Another party's run may be among the events of the group."""
+        policy, events = tracker.policy, [self._events[event_id] for event_id in possible]
+        all_ended = all(map(is_terminal, events))
+        if policy.on_ambiguous != "fail":
+            certain = self._certain_successes(group).get(tracker.claim.key)
+            if certain is not None and (policy.on_ambiguous == "share" or all(map(is_success, events))):
+                return self._first(Verdict(Outcome.COMPLETED, tuple(events), tracker.is_late), certain)
+            if all_ended and not any(map(is_success, events)):
+                failed = self._share_of(tracker.claim.key) or possible[0]
+                return self._first(Verdict(Outcome.FAILED, tuple(events), tracker.is_late), failed)
+            if not all_ended:
+                return None
+        if group.awaited_keys and not tracker.has_waited_for_siblings(now):
+            self.is_awaited = True
+            return None
+        return Verdict(Outcome.AMBIGUOUS, tuple(events), tracker.is_late)
+
+    def _certain_successes(self, group: Group) -> dict[str, str]:
+        if group.keys not in self._certain:
+            completed = [event_id for event_id in group.event_ids if is_success(self._events[event_id])]
+            self._certain[group.keys] = self._match.certain_successes(group, completed, self._given)
+        return self._certain[group.keys]
+
+    def _share_of(self, key: str) -> str | None:
+        """The event that a submission gets; none that was given to another."""
+        if self._shared.get(key) in self._given.values():
+            self._shared = self._match.share(self._given)
+        return self._shared.get(key)
+
+    def _first(self, verdict: Verdict, event_id: str) -> Verdict:
+        """The same verdict, with this event as the one that the task hands on."""
+        first = self._events[event_id]
+        others = tuple(event for event in verdict.events if event.id != event_id)
+        return Verdict(verdict.outcome, (first, *others), verdict.late)

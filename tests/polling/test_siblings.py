@@ -1,0 +1,73 @@
+"""Tasks of ours that start the same agent side by side: each event goes to one of them, and no success is wrong."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from driving import examples
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sibling_worlds import Task, World, config_of
+
+from airflow_provider_agents.runs.tracker import WaitPolicy
+
+
+@pytest.mark.parametrize("gap", [0.0, 1.0, 5.0])
+@pytest.mark.parametrize("count", [2, 5, 10])
+def test_side_by_side_tasks_without_other_parties_each_get_one_of_their_runs(count, gap):
+    for seed in range(5):
+        rng = random.Random(seed)
+        world = World(config_of(rng), [Task(number * gap) for number in range(count)], seed=seed).play()
+        assert set(world.outcomes()) <= {"completed", "failed"}
+        assert set(world.handed_on) == {task.own for task in world.tasks}
+        assert max(world.handed_on.values()) == 1
+        assert len(world.successes) == len(world.completed_of_ours)
+
+
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 10**6),
+    starts=st.lists(st.floats(0, 90), min_size=2, max_size=7),
+    strangers=st.lists(st.floats(0, 120), max_size=4),
+    restarts=st.lists(st.floats(0, 120), max_size=3),
+    policies=st.lists(st.sampled_from(["share", "all", "fail"]), min_size=7, max_size=7),
+    late=st.lists(st.floats(0, 40), min_size=7, max_size=7),
+    lag=st.sampled_from([0.0, 5.0, 25.0]),
+)
+def test_whatever_happens_no_event_goes_to_two_and_no_success_is_wrong(
+    seed, starts, strangers, restarts, policies, late, lag
+):
+    tasks = [
+        Task(start, joins_after=delay, policy=WaitPolicy(on_ambiguous=policy))
+        for start, policy, delay in zip(starts, policies, late, strict=False)
+    ]
+    config = config_of(random.Random(seed), lag=lag, failing=0.4, run_seconds=60.0)
+    world = World(config, tasks, strangers=strangers, restarts=restarts, seed=seed).play()
+    assert max(world.handed_on.values(), default=1) == 1
+    assert len(world.successes) <= len(world.completed_of_ours)
+    for task in world.successes:
+        assert world.status(task.verdict.event.id) == "COMPLETED"
+        if len(task.verdict.events) == 1 and not task.verdict.is_shared:
+            assert task.verdict.event.id == task.own
+    for task in world.ended:
+        if task.verdict.is_shared:
+            assert task.verdict.event.id in {each.own for each in world.tasks}
+
+
+def test_a_task_beside_another_partys_run_succeeds_if_both_completed():
+    world = World(config_of(random.Random(1), lag=0.0, failing=0.0), [Task(0.0)], strangers=[1.0]).play()
+    assert world.outcomes() == {"completed": 1}
+
+
+def test_with_fail_no_event_of_several_is_taken_unless_the_siblings_take_the_others():
+    policy = WaitPolicy(on_ambiguous="fail")
+    apart = World(config_of(random.Random(1), lag=0.0), [Task(0.0, policy=policy), Task(8.0, policy=policy)]).play()
+    assert "ambiguous" not in apart.outcomes()
+    beside = World(config_of(random.Random(1), lag=0.0), [Task(0.0, policy=policy)], strangers=[1.0]).play()
+    assert beside.outcomes() == {"ambiguous": 1}
+
+
+def test_a_chain_of_starts_that_does_not_end_is_not_waited_for_without_end():
+    world = World(config_of(random.Random(1)), [Task(10.0 * number) for number in range(20)]).play()
+    assert max(task.ended_after for task in world.tasks) < 150
