@@ -5,53 +5,54 @@ from __future__ import annotations
 import functools
 import logging
 from dataclasses import replace
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, NoReturn, ParamSpec, TypeVar, assert_never, get_args
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar, assert_never, get_args
 
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator
+from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
 from airflow_provider_agents import validation
 from airflow_provider_agents.api.endpoints import check_agent_id
 from airflow_provider_agents.api.errors import (
+    AgentBusyError,
     AgentsError,
     InvalidArgumentError,
     TemporaryError,
     one_line,
 )
+from airflow_provider_agents.busy_agent import IfRunning, apply_if_running
 from airflow_provider_agents.clock import now
+from airflow_provider_agents.earlier_tries import EarlierTry
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.interruption import Interruption
 from airflow_provider_agents.links import AgentRunLink
 from airflow_provider_agents.payloads import END_KEYS, END_KEYS_WITHOUT_PUSH, XCOM_KEYS, AgentIdle, RunEnded
-from airflow_provider_agents.polling.blocking import ask, wait_for_end, wait_until_idle
+from airflow_provider_agents.polling.blocking import wait_for_end
 from airflow_provider_agents.runs.outcome import Outcome, Verdict, describe_completed, format_ids, own_event, to_error
 from airflow_provider_agents.runs.record import Phase, RunRecord
-from airflow_provider_agents.runs.status import active_runs, describe_state, is_active, usage_of
+from airflow_provider_agents.runs.status import usage_of
 from airflow_provider_agents.runs.submission import (
     Submission,
-    adopted_run_warning,
-    find_unconfirmed,
-    interrupted,
     submit,
 )
 from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS, RunTracker, WaitPolicy
 from airflow_provider_agents.task_state import TaskStateRecord
 from airflow_provider_agents.tasks import (
-    DEFER_MARGIN_SECONDS,
     WAITS_IN_TRIGGERER,
     LineageInfo,
     base_url_of,
     began_at,
     connect,
+    deadline_of,
+    defer_timeout,
     fail_without_retry,
     start_window,
 )
-from airflow_provider_agents.triggers import AgentIdleTrigger, AgentRunTrigger
+from airflow_provider_agents.triggers import AgentRunTrigger
 from airflow_provider_agents.version_compat import NEXT_TRY_WAITS, TRIGGERS_END_TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime, timedelta
 
     from airflow.providers.common.compat.sdk import Context, XComArg
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -62,9 +63,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-#: What a task does if its agent is busy.
-IfRunning = Literal["start", "attach", "wait", "skip", "fail"]
 
 
 def _verdict_after_settling(task: Any) -> str | None:
@@ -94,14 +92,6 @@ ARGUMENTS = validation.Arguments(
     },
     relations=(validation.lost_after_settling, _verdict_after_settling, _ends_where_it_waits),
 )
-
-#: With `if_running="wait"`, a task's turn to start is made longer up to this after turns that were too short, in
-#: seconds. A cluster that takes longer to resume a task has no free worker slots.
-_LONGEST_HOLD_SECONDS = 3600.0
-
-
-class AgentBusyError(AgentsError):
-    """A run of the agent is active, and the task was told to fail then. Nothing was started."""
 
 
 def _without_vain_retries(
@@ -247,14 +237,24 @@ class ExecuteAgentOperator(BaseOperator):
             submission = None
             record = memory.load(agent_id)
             if record is not None:
-                taken_up = self._take_up(record, memory, client, request_seconds=hook.settings().whole_request_seconds)
-                if isinstance(taken_up, dict):
-                    self._known = replace(self._known, submission=record.submission, verdict=_verdict_in(record))
-                    self._push_again(context, record, hook)
-                    return taken_up
-                submission = taken_up
+                earlier = EarlierTry(
+                    task=self,
+                    record=record,
+                    memory=memory,
+                    client=client,
+                    policy=self._policy(),
+                    began_at=self._began_at,
+                    request_seconds=hook.settings().whole_request_seconds,
+                )
+                left = earlier.resume_previous()
+                if isinstance(left, dict):
+                    verdict = earlier.verdict()
+                    self._known = replace(self._known, submission=record.submission, verdict=verdict)
+                    self._push_again(context, record, verdict, hook)
+                    return left
+                submission = left
             if submission is None:
-                submission = self._attach_or_make_way(agent_id, client, idle)
+                submission = apply_if_running(self, client, idle, settle=self.settle, began_at=self._began_at)
             if submission is None:
                 submission = self._submit(agent_id, memory, client)
             memory.save(Phase.ACCEPTED, submission)
@@ -270,176 +270,9 @@ class ExecuteAgentOperator(BaseOperator):
             if self.deferrable:
                 self._defer_until_end(submission, memory)
             self._under_way = wait = RunTracker(submission, self._policy())
-        verdict = self._wait_on_worker(wait, hook, self._deadline(), context)
+        verdict = self._wait_on_worker(wait, hook, deadline_of(self, self._began_at), context)
         self._known = replace(self._known, verdict=verdict)
         return self._end(context, submission, verdict, memory, hook)
-
-    def _take_up(
-        self, record: RunRecord, memory: TaskStateRecord, client: Client, *, request_seconds: float
-    ) -> Submission | dict[str, Any] | None:
-        """What an earlier try left: its result, the run to go on waiting for, or None for "start a new run"."""
-        submission: Submission | None = record.submission
-        if record.phase == Phase.ENDED:
-            return self._repeat(record, memory)
-        if record.phase == Phase.SUBMITTING:
-            submission = self._find(record.submission, memory, client, request_seconds=request_seconds)
-        if submission is None:
-            return None
-        if memory.outlived_clear:
-            return self._take_up_cleared(submission, memory, client)
-        if record.phase == Phase.SUBMITTING:
-            self.log.warning("%s", adopted_run_warning(self.agent_id))
-            return submission
-        if not self.wait_for_completion:
-            return submission
-        # The worker looks once: a run that has failed meanwhile wants a new one, and one that has ended needs no
-        # trigger.
-        _, verdict = self._listing(submission, client)
-        if verdict is not None and not self._is_still_wanted(verdict, record, memory):
-            return None
-        self.log.info("Waiting again for the run that an earlier try started. %s", format_ids(submission))
-        return submission
-
-    def _repeat(self, record: RunRecord, memory: TaskStateRecord) -> Submission | dict[str, Any] | None:
-        """What to do after an end that an earlier try has seen: return its result, wait, or start a new run (None)."""
-        if memory.is_cleared_since(record) or record.outcome not in {Outcome.COMPLETED, "submitted"}:
-            return None  # cleared by a user, or the run failed: either way a new run is wanted
-        self.log.info("An earlier try has seen the end of its run already; nothing new is started.")
-        # The DAG may have changed between the tries: what was not waited for then is waited for now.
-        if record.result is None or (record.outcome == "submitted") == self.wait_for_completion:
-            return record.submission
-        return record.result
-
-    def _find(
-        self, submission: Submission, memory: TaskStateRecord, client: Client, *, request_seconds: float
-    ) -> Submission | None:
-        """The run of an earlier try that died around its POST; None if no run has appeared."""
-        if submission.sent_at is None:
-            return None  # what was asked for was refused, or never left
-        self.log.warning(
-            "An earlier try died while it was starting a run of agent %s. Looking for that run first.",
-            self.agent_id,
-        )
-        lost = interrupted(submission, request_seconds=request_seconds)
-        found = client.run_flow(find_unconfirmed(lost, settle=self.settle))
-        if found is None:
-            # Else the next try would look again, and take a run that another party has started meanwhile.
-            memory.save(Phase.SUBMITTING, submission.changed(sent_at=None))
-            self.log.info("No run has appeared, so none was started.")
-        return found
-
-    def _listing(self, submission: Submission, client: Client) -> tuple[RunTracker, Verdict | None]:
-        """Look once at the run of an earlier try."""
-        wait = RunTracker(submission, self._policy())
-        began_at = now()
-        listing = ask(client, wait.read_listing(), self._deadline())
-        return wait, wait.apply_listing(listing, began_at)
-
-    def _take_up_cleared(self, submission: Submission, memory: TaskStateRecord, client: Client) -> Submission | None:
-        """The run of a task whose record was discarded by a clear; None unless that run is still running."""
-        wait, verdict = self._listing(submission, client)
-        if verdict is not None and not wait.active:
-            # A clear asks for a new run, and says so by discarding the record.
-            memory.save(Phase.SUBMITTING, submission.changed(sent_at=None))
-            self.log.info(
-                "This task was cleared, and its earlier run is not running any more (%s). %s",
-                verdict.outcome,
-                format_ids(submission, verdict.events),
-            )
-            return None
-        self.log.warning(
-            "This task was cleared, and Airflow discarded its state. Its run %s still running and cannot be cancelled, "
-            "so the task waits for that run again. To start another run instead, delete the Variable %s and clear the "
-            "task. %s",
-            "is" if any(map(is_active, wait.events)) else "may be",
-            memory.copy_key(submission),
-            format_ids(submission, wait.events if wait.is_known else ()),
-        )
-        if submission.in_doubt:
-            self.log.warning("%s", adopted_run_warning(self.agent_id))
-        return submission
-
-    def _is_still_wanted(self, verdict: Verdict, record: RunRecord, memory: TaskStateRecord) -> bool:
-        """Whether a run of an earlier try, whose end is known, is this task's; else a new one is started."""
-        submission = record.submission
-        match verdict.outcome:
-            case Outcome.FAILED | Outcome.NOT_FOUND:
-                self.log.warning("%s", to_error(verdict, submission, what_now="A new run is started."))
-                return False
-            case Outcome.COMPLETED if record.ends_in_trigger and memory.is_cleared_since(record):
-                # A trigger cannot write the record, so this is all there is to tell that the task had ended. It looks
-                # the same if the run ended after a user had cleared the waiting task.
-                self.log.info("The earlier run COMPLETED, and the task was cleared since. %s", format_ids(submission))
-                return False
-        return True
-
-    def _attach_or_make_way(self, agent_id: str, client: Client, idle: AgentIdle | None) -> Submission | None:
-        """Do what `if_running` says: a run to attach to, or None once a new one may be started."""
-        if self.if_running == "start":
-            return None
-        active = ask(client, active_runs(agent_id), self._deadline())
-        if not active and idle is not None and idle.is_stale(now()):
-            self._queue_again(idle)
-        if not active:
-            return None
-        busy = f"Agent {agent_id} is busy: event {active[0].id} is {describe_state(active[0])}."
-        match self.if_running:
-            case "attach" if active[0].lacks_id:
-                raise AgentBusyError(
-                    f"{busy} The task cannot wait for a row without a readable id, and nothing was started."
-                )
-            case "attach":
-                level = logging.INFO if active[0].unreadable is None else logging.WARNING
-                self.log.log(level, "%s Waiting for that run; none is started.", busy)
-                return Submission.for_event(active[0], agent_id, now())
-            case "skip":
-                # Airflow shows no reason for a skip.
-                self.log.warning("The task is skipped (if_running='skip'): %s Nothing was started.", busy)
-                raise AirflowSkipException(f"{busy} Nothing was started.")
-            case "fail":
-                raise AgentBusyError(
-                    f"{busy} Nothing was started. Clear the task once the agent is idle, or set if_running='wait'."
-                )
-            case "wait":
-                pass
-            case _:
-                assert_never(self.if_running)
-        deadline_at = idle.deadline_at if idle is not None else self._deadline()
-        if self.deferrable:
-            self.log.info("%s %s", busy, WAITS_IN_TRIGGERER.format("until the agent is idle", deadline_at))
-            self._defer_until_idle(agent_id, deadline_at, idle.hold_seconds if idle is not None else self.settle)
-        wait_until_idle(client, agent_id, poll_interval=self.poll_interval, deadline_at=deadline_at, say=self.log.log)
-        return None
-
-    def _queue_again(self, idle: AgentIdle) -> NoReturn:
-        """Give up a turn to start that has lasted too long: another task may start its run just now.
-
-        Raises:
-            AgentBusyError: the deadline has passed.
-        """
-        words = f"This task's turn to start agent {idle.agent_id} ended before a worker resumed the task."
-        if now() >= idle.deadline_at:
-            raise AgentBusyError(f"{words} Its deadline has passed, and nothing was started.")
-        # On a cluster that takes long to resume a task, the next turn would end the same way.
-        hold_seconds = min(2 * idle.hold_seconds, max(self.settle, _LONGEST_HOLD_SECONDS))
-        self.log.warning("%s Waiting for another turn of %g seconds.", words, hold_seconds)
-        self._defer_until_idle(idle.agent_id, idle.deadline_at, hold_seconds)
-
-    def _defer_until_idle(self, agent_id: str, deadline_at: datetime, hold_seconds: float) -> NoReturn:
-        self.defer(
-            trigger=AgentIdleTrigger(
-                agents_conn_id=self.agents_conn_id,
-                agent_id=agent_id,
-                poll_interval=self.poll_interval,
-                deadline_at=deadline_at.isoformat(),
-                settle=self.settle,
-                hold_seconds=hold_seconds,
-            ),
-            method_name="start_when_idle",
-            kwargs={},
-            timeout=self._defer_timeout(deadline_at),
-        )
-        raise AssertionError("unreachable: defer raises")
 
     def _submit(self, agent_id: str, memory: TaskStateRecord, client: Client) -> Submission:
         memory.warn_if_forgetful()
@@ -473,7 +306,7 @@ class ExecuteAgentOperator(BaseOperator):
             )
 
     def _defer_until_end(self, submission: Submission, memory: TaskStateRecord) -> NoReturn:
-        deadline_at = self._deadline()
+        deadline_at = deadline_of(self, self._began_at)
         ends_in_trigger = self.end_from_trigger and TRIGGERS_END_TASKS
         lost = validation.lost_at_trigger_end(self, overridden=("execute_complete",))
         if ends_in_trigger and lost is not None:
@@ -499,7 +332,7 @@ class ExecuteAgentOperator(BaseOperator):
             method_name="execute_complete",
             # The resume methods take what those of other providers take, so that a subclass can override them.
             kwargs={},
-            timeout=self._defer_timeout(deadline_at),
+            timeout=defer_timeout(deadline_at, poll_interval=self.poll_interval),
         )
         raise AssertionError("unreachable: defer raises")
 
@@ -638,25 +471,11 @@ class ExecuteAgentOperator(BaseOperator):
     def _policy(self) -> WaitPolicy:
         return WaitPolicy(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous)
 
-    def _deadline(self) -> datetime:
-        """When to give up: the earlier of `timeout` and what is left of Airflow's `execution_timeout`."""
-        deadline_at = now() + timedelta(seconds=self.timeout)
-        limit = self.execution_timeout
-        if limit is None:
-            return deadline_at
-        if not self.deferrable:
-            # Airflow raises in the middle of a poll then. A moment earlier, the task ends with a poll and its verdict.
-            limit -= min(timedelta(seconds=_ALARM_MARGIN_SECONDS), limit / 10)
-        return min(deadline_at, self._began_at + limit)
-
     def _words_of_limit(self) -> str:
         limit = self.execution_timeout
         if limit is None or limit.total_seconds() >= self.timeout:
             return ""
         return f"The deadline came from execution_timeout ({limit.total_seconds():g} s). "
-
-    def _defer_timeout(self, deadline_at: datetime) -> timedelta:
-        return max(deadline_at - now(), timedelta(0)) + timedelta(seconds=self.poll_interval + DEFER_MARGIN_SECONDS)
 
     def _show(self, context: Context, event_id: str | None, hook: AgentsHook) -> None:
         """Push the id of the run's event, as far as it is known, and say where to look at the run."""
@@ -682,10 +501,9 @@ class ExecuteAgentOperator(BaseOperator):
         except Exception:
             self.log.exception("The XCom %s could not be pushed (%s); going on without it.", key, one_line(str(value)))
 
-    def _push_again(self, context: Context, record: RunRecord, hook: AgentsHook) -> None:
+    def _push_again(self, context: Context, record: RunRecord, verdict: Verdict | None, hook: AgentsHook) -> None:
         """Airflow clears a task's XComs before each try, so a repeated end pushes them again."""
         self._push(context, "request_id", record.submission.request_id)
-        verdict = _verdict_in(record)
         if record.is_own and verdict is not None and verdict.event is not None:
             self._show(context, verdict.event.id, hook)
             self._push(context, "usage", usage_of(verdict.event, try_number=context["ti"].try_number))
@@ -705,18 +523,6 @@ class ExecuteAgentOperator(BaseOperator):
         return self.get_openlineage_facets_on_complete(task_instance)
 
 
-def _verdict_in(record: RunRecord) -> Verdict | None:
-    """How the run of a record ended, if the record holds the end of a run that COMPLETED."""
-    if record.outcome != Outcome.COMPLETED or record.result is None:
-        return None
-    return RunEnded(
-        agents_conn_id=record.agents_conn_id,
-        submission=record.submission,
-        outcome=Outcome.COMPLETED,
-        events=(record.result,),
-    ).verdict()
-
-
 class TaskOutput(PlainXComArg):
     """The task's result. A key that the task will not push is refused when the DAG is parsed."""
 
@@ -729,7 +535,5 @@ class TaskOutput(PlainXComArg):
         return super().__getitem__(item)
 
 
-#: A task that waits on a worker ends by itself this many seconds before Airflow's `execution_timeout`: for one poll.
-_ALARM_MARGIN_SECONDS = 5.0
 #: Airflow's own name for the method that fails a deferred task on a worker (`TRIGGER_FAIL_REPR`).
 _AIRFLOW_FAILS = "__fail__"

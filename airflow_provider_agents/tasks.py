@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 #: Seconds by which Airflow's own deferral timeout comes after ours, so that the clean end wins: Airflow's would fail
 #: the task without a last look and without its verdict.
 DEFER_MARGIN_SECONDS = 180.0
+#: A task that waits on a worker ends by itself this many seconds before Airflow's `execution_timeout`: for one poll.
+_ALARM_MARGIN_SECONDS = 5.0
 #: Logged before a task defers. Without a triggerer the log would end here, and nothing would tell why.
 WAITS_IN_TRIGGERER = (
     "The triggerer waits {} from now on, until {:%Y-%m-%d %H:%M:%S} UTC. A triggerer must be running; its lines follow "
@@ -47,6 +49,28 @@ def began_at(context: Context) -> datetime:
         return now()
     # Airflow tells it on the system's clock, which is not ours in a test that skips time.
     return now() - max(datetime.now(UTC) - start_date, timedelta())
+
+
+def deadline_of(task: Any, began_at: datetime) -> datetime:
+    """When to give up: the earlier of `timeout` seconds from now and what is left of Airflow's `execution_timeout`.
+
+    Args:
+        task: an operator that can wait in the triggerer or on the worker.
+        began_at: when this try began.
+    """
+    deadline_at: datetime = now() + timedelta(seconds=task.timeout)
+    limit: timedelta | None = task.execution_timeout
+    if limit is None:
+        return deadline_at
+    if not task.deferrable:
+        # Airflow raises in the middle of a poll then. A moment earlier, the task ends with a poll and its verdict.
+        limit -= min(timedelta(seconds=_ALARM_MARGIN_SECONDS), limit / 10)
+    return min(deadline_at, began_at + limit)
+
+
+def defer_timeout(deadline_at: datetime, *, poll_interval: float) -> timedelta:
+    """How long Airflow may leave a task deferred whose trigger gives up at a deadline."""
+    return max(deadline_at - now(), timedelta(0)) + timedelta(seconds=poll_interval + DEFER_MARGIN_SECONDS)
 
 
 def start_window(say: Callable[[str], object]) -> RetryWindow:

@@ -14,7 +14,8 @@ import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 from conftest import Task, connection
 
-from airflow_provider_agents.operators import AgentBusyError, ExecuteAgentOperator
+from airflow_provider_agents.api.errors import AgentBusyError
+from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.payloads import AgentIdle
 from airflow_provider_agents.simulator import Fault
 from airflow_provider_agents.triggers import AgentIdleTrigger, AgentRunTrigger

@@ -14,6 +14,7 @@ from airflow.sdk import DAG
 from conftest import KEY, DyingStore, Killed, Task, connection, needs_airflow
 
 from airflow_provider_agents.api.errors import (
+    AgentBusyError,
     AgentRunFailedError,
     AgentRunNotFoundError,
     AgentRunTimeoutError,
@@ -30,7 +31,7 @@ from airflow_provider_agents.api.errors import (
     TemporaryError,
 )
 from airflow_provider_agents.hooks import AgentsHook
-from airflow_provider_agents.operators import AgentBusyError, ExecuteAgentOperator
+from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.payloads import RunEnded
 from airflow_provider_agents.simulator import Fault
 from airflow_provider_agents.task_state import RECORD_KEY

@@ -16,6 +16,7 @@
     │   ├── NotFoundError           404
     │   ├── RequestRejectedError    any other status that is neither a success, 429 nor 5xx
     │   └── PaginationError         a listing does not end
+    ├── AgentBusyError              a run of the agent is active, and the task is to start none then
     └── AgentRunError               about one run
         ├── AgentRunFailedError     the run ended with another status than COMPLETED
         ├── AgentRunTimeoutError    the run was not finished at the deadline; it may still be running
@@ -180,6 +181,10 @@ class RequestRejectedError(PermanentError):
 
 class PaginationError(PermanentError):
     """A listing repeats its `nextToken`, or has more pages than the limit."""
+
+
+class AgentBusyError(AgentsError):
+    """A run of the agent is active, and the task was told to start no other. Nothing was started."""
 
 
 class AgentRunError(AgentsError):
