@@ -47,6 +47,9 @@ _OWN_INTERVAL_SHARE = 0.9
 #: From this many subscriptions on, the event loop gets a turn between finding them and choosing how to ask: each takes
 #: about twenty milliseconds at ten thousand.
 _MANY_SUBSCRIPTIONS = 1000
+#: Between two turns of the event loop, so many submissions of one agent are decided. Each takes some tens of
+#: microseconds.
+_DECIDED_AT_ONCE = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,9 +296,11 @@ class Plan:
         # After a failure only the agent's own listing says whether it still fails.
         return not self._registry.failing.isdisjoint(followed.subscriptions)
 
-    def _decide_siblings(self, at: ClockReading) -> None:
+    def _decide_siblings(self, at: ClockReading) -> Flow[None]:
         """Decide the submissions of agents that several of ours started at about the same time."""
-        for tracker, verdict in self._siblings.decide(at.wall):
+        for number, (tracker, verdict) in enumerate(self._siblings.decide(at.wall), start=1):
+            if number % _DECIDED_AT_ONCE == 0:
+                yield Sleep(0)
             subscription = self._trackers.get(tracker)
             if subscription is None:
                 continue
@@ -306,7 +311,7 @@ class Plan:
 
     def _finish(self, cycle: Cycle) -> Flow[None]:
         yield from cycle.deliver_listings()
-        self._decide_siblings(cycle.at)
+        yield from self._decide_siblings(cycle.at)
         self._interrupted.expire(cycle.at)
         self.failing = cycle.error
         self._schedule.back_off(failed=cycle.error is not None)

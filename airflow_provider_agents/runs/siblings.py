@@ -17,7 +17,7 @@ from airflow_provider_agents.runs.outcome import Outcome, Verdict
 from airflow_provider_agents.runs.status import is_success, is_terminal, newer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from datetime import datetime
 
     from airflow_provider_agents.api.models import ExecutionEvent
@@ -29,7 +29,7 @@ class _Ended:
     """A submission that no task waits for any more: others must still know which event was its own."""
 
     claim: Claim
-    events: tuple[ExecutionEvent, ...]
+    event_ids: frozenset[str]
     forget_at: datetime
 
 
@@ -40,17 +40,28 @@ class AgentSiblings:
     Attributes:
         trackers: of those that are waited for.
         ended: those that were, by key.
+        events: that one of them could have, in their latest state.
         given: key of a submission -> id of the event that it was given.
         is_due: whether something has changed since they were last decided.
     """
 
     trackers: dict[RunTracker, None] = field(default_factory=dict)
     ended: dict[str, _Ended] = field(default_factory=dict)
+    events: dict[str, ExecutionEvent] = field(default_factory=dict)
     given: dict[str, str] = field(default_factory=dict)
     is_due: bool = False
 
-    def decides(self, tracker: RunTracker) -> bool:
-        """Whether a tracker has siblings, so that it must not decide alone."""
+    def decides(self, tracker: RunTracker, changed: Iterable[ExecutionEvent]) -> bool:
+        """Whether a tracker has siblings, so that it must not decide alone.
+
+        Args:
+            tracker: one of them.
+            changed: the latest states of events that it could have.
+        """
+        for event in changed:
+            known = self.events.get(event.id)
+            if known is not event:
+                self.events[event.id] = newer_of(known, event)
         self.is_due = len(self.trackers) > 1 or len(self.ended.keys() - {key_of(tracker.submission)}) > 0
         return self.is_due
 
@@ -95,7 +106,7 @@ class Siblings:
         if event is not None:
             agent.given.setdefault(claim.key, event.id)
         kept_for = timedelta(seconds=tracker.policy.settle + tracker.policy.appear_within)
-        agent.ended[claim.key] = _Ended(claim, tracker.events, now + kept_for)
+        agent.ended[claim.key] = _Ended(claim, frozenset(event.id for event in tracker.events), now + kept_for)
         agent.is_due = bool(agent.trackers)
 
     def decide(self, now: datetime) -> Iterator[tuple[RunTracker, Verdict | None]]:
@@ -112,8 +123,10 @@ class Siblings:
         for agent_id, agent in list(self._agents.items()):
             wanted = {event.id for tracker in agent.trackers for event in tracker.events}
             for key, ended in list(agent.ended.items()):
-                if now >= ended.forget_at and wanted.isdisjoint(event.id for event in ended.events):
+                if now >= ended.forget_at and wanted.isdisjoint(ended.event_ids):
                     del agent.ended[key]
+            wanted.update(event_id for ended in agent.ended.values() for event_id in ended.event_ids)
+            agent.events = {event_id: event for event_id, event in agent.events.items() if event_id in wanted}
             known = {*agent.ended, *(key_of(tracker.submission) for tracker in agent.trackers)}
             agent.given = {key: event_id for key, event_id in agent.given.items() if key in known}
             if not known:
@@ -121,18 +134,14 @@ class Siblings:
 
 
 def _decide(agent: AgentSiblings, now: datetime) -> Iterator[tuple[RunTracker, Verdict | None]]:
-    events: dict[str, ExecutionEvent] = {}
-    for known in (*(ended.events for ended in agent.ended.values()), *(tracker.events for tracker in agent.trackers)):
-        for event in known:
-            events[event.id] = newer_of(events.get(event.id), event)
     claims = [*(tracker.claim for tracker in agent.trackers), *(ended.claim for ended in agent.ended.values())]
-    decision = _Decision(JointMatch(claims, events.values()), events, agent.given)
+    decision = _Decision(JointMatch(claims, agent.events.values()), agent.events, agent.given)
     for tracker in sorted(agent.trackers, key=lambda tracker: (tracker.claim.accepted_at, tracker.claim.key)):
-        if not tracker.is_settled:
+        if not tracker.is_settled or tracker not in agent.trackers:
             continue
         verdict = decision.verdict(tracker, now)
         if verdict is not None and verdict.is_end and verdict.event is not None:
-            agent.given[tracker.claim.key] = verdict.event.id
+            decision.give(tracker.claim.key, verdict.event.id)
         agent.is_due |= decision.is_awaited
         yield tracker, verdict
 
@@ -142,9 +151,15 @@ class _Decision:
 
     def __init__(self, match: JointMatch, events: Mapping[str, ExecutionEvent], given: dict[str, str]) -> None:
         self._match, self._events, self._given = match, events, given
+        self._taken = set(given.values())
         self._shared = match.share(given)
         self._certain: dict[tuple[str, ...], dict[str, str]] = {}
         self.is_awaited = False
+
+    def give(self, key: str, event_id: str) -> None:
+        """Record which event a submission was given."""
+        self._given[key] = event_id
+        self._taken.add(event_id)
 
     def verdict(self, tracker: RunTracker, now: datetime) -> Verdict | None:
         """The verdict of a submission, or None if it waits on."""
@@ -153,8 +168,9 @@ class _Decision:
         given = self._given.get(claim.key)
         if given is not None:
             return self._end(tracker, self._events[given], is_shared=len(tracker.events) > 1)
-        taken = set(self._given.values())
-        possible = tuple(event_id for event_id in self._match.event_ids(claim.key) if event_id not in taken)
+        possible = self._match.event_ids(claim.key)
+        if not self._taken.isdisjoint(possible):
+            possible = tuple(event_id for event_id in possible if event_id not in self._taken)
         group = self._match.group(claim.key)
         if not possible:
             # All that it could have belongs to its siblings.
@@ -209,7 +225,7 @@ class _Decision:
 
     def _share_of(self, key: str) -> str | None:
         """The event that a submission gets; none that was given to another."""
-        if self._shared.get(key) in self._given.values():
+        if self._shared.get(key) in self._taken:
             self._shared = self._match.share(self._given)
         return self._shared.get(key)
 

@@ -16,6 +16,7 @@ from airflow_provider_agents.runs.status import is_success, is_terminal, newer_o
 from airflow_provider_agents.runs.submission import search_seconds
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from airflow_provider_agents.api.flow import Flow
@@ -61,9 +62,9 @@ class RunTracker:
     """
 
     __slots__ = (
-        "_active",
         "_began_at",
         "_chosen",
+        "_claim",
         "_criteria",
         "_possible",
         "_seen",
@@ -87,11 +88,10 @@ class RunTracker:
         self._criteria: matching.SearchCriteria | None = self._window.criteria(policy.settle, began_at)
         self._seen: dict[str, ExecutionEvent] = {}
         self._chosen: tuple[str, ...] = ()
-        # A tuple, which the one event of most waits shares with `_chosen`: thousands are waited for.
-        self._active: tuple[str, ...] = ()
         # Those of the chosen events that its siblings leave to it; None for all.
         self._possible: tuple[str, ...] | None = None
         self._settled_at: datetime | None = None
+        self._claim: Claim | None = None
         self._was_empty = self.is_late = False
         self.siblings: AgentSiblings | None = None
 
@@ -108,7 +108,7 @@ class RunTracker:
     @property
     def active(self) -> tuple[ExecutionEvent, ...]:
         """Those of the chosen events that are not over: what to follow once nothing is sought any more."""
-        return tuple(self._seen[event_id] for event_id in self._chosen if event_id in self._active)
+        return tuple(event for event_id in self._chosen if not is_terminal(event := self._seen[event_id]))
 
     @property
     def events(self) -> tuple[ExecutionEvent, ...]:
@@ -144,12 +144,13 @@ class RunTracker:
     @property
     def claim(self) -> Claim:
         """What this submission says to its siblings."""
-        is_late = self.is_late or self._was_empty
-        binds = Binds.NEVER if is_late else Binds.NOW if self._chosen else Binds.LATER
-        within = self.policy.appear_within if is_late else self.policy.settle
-        return claim_of(
-            self.submission, binds, within=within, candidate_ids=frozenset(self._chosen) if self._chosen else None
-        )
+        if self._claim is None:
+            is_late = self.is_late or self._was_empty
+            binds = Binds.NEVER if is_late else Binds.NOW if self._chosen else Binds.LATER
+            within = self.policy.appear_within if is_late else self.policy.settle
+            chosen = frozenset(self._chosen) if self._chosen else None
+            self._claim = claim_of(self.submission, binds, within=within, candidate_ids=chosen)
+        return self._claim
 
     def has_waited_for_siblings(self, now: datetime) -> bool:
         """Whether its siblings had one more `settle` to appear since its own candidates were known."""
@@ -161,8 +162,8 @@ class RunTracker:
 
     def search_again(self) -> None:
         """All chosen events are its siblings' runs, so its own is late: look for an event that is not theirs."""
-        self._chosen = self._active = ()
-        self._possible, self._settled_at = None, None
+        self._chosen = ()
+        self._possible = self._settled_at = self._claim = None
         self._was_empty = True
         self._criteria = self._window.criteria(self.policy.settle, self._began_at)
 
@@ -181,7 +182,7 @@ class RunTracker:
             # A row that could not be read for a moment must not hold the wait for longer than that.
             self._seen = {event_id: event for event_id, event in self._seen.items() if event.unreadable is None}
         for event in listing.events:
-            if not self._chosen or event.id in self._active:
+            if not self._chosen or event.id in self._seen:
                 self._seen[event.id] = newer_of(self._seen.get(event.id), event)
         if self._began_at is None:
             self._began_at = began_at
@@ -197,35 +198,29 @@ class RunTracker:
             if isinstance(found, matching.Missing):
                 return Verdict(Outcome.NOT_FOUND)
             if isinstance(found, matching.NotYet):
-                self._was_empty |= found.settled
+                if found.settled:
+                    self._was_empty, self._claim = True, None
                 return None
             self._chosen, self.is_late = tuple(event.id for event in found.events), found.late
             # The rest is of no more use, and a wait may last for a day.
             self._criteria = None
             self._seen = {event_id: self._seen[event_id] for event_id in self._chosen}
-            self._active = self._chosen
-            self._settled_at = began_at
-        for event_id in self._active:
-            self._record(self._seen[event_id])
-        return self._decide()
+            self._settled_at, self._claim = began_at, None
+        return self._decide(self.events)
 
     def apply_event(self, event: ExecutionEvent) -> Verdict | None:
-        """Take in the latest state of one event, as a look that shows only what has changed; a verdict ends the wait.
+        """Take in the latest state of one event; a verdict ends the wait.
 
-        Its cost does not grow with the number of candidates. An event that is not followed changes nothing.
+        An event that cannot be the run's changes nothing.
         """
-        if event.id not in self._active:
+        known = self._seen.get(event.id) if self._chosen else None
+        if known is None or is_terminal(known):
             return None
-        self._seen[event.id] = latest = newer_of(self._seen[event.id], event)
-        self._record(latest)
-        return self._decide()
+        self._seen[event.id] = latest = newer_of(known, event)
+        return self._decide((latest,))
 
-    def _record(self, event: ExecutionEvent) -> None:
-        if is_terminal(event):
-            self._active = tuple(event_id for event_id in self._active if event_id != event.id)
-
-    def _decide(self) -> Verdict | None:
-        if self.siblings is not None and self.siblings.decides(self):
+    def _decide(self, changed: Iterable[ExecutionEvent]) -> Verdict | None:
+        if self.siblings is not None and self.siblings.decides(self, changed):
             return None
         return self.decide_alone()
 
