@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from airflow_provider_agents.runs.joint import Claim, Group, JointMatch, key_of
+from airflow_provider_agents.runs.joint import Binds, Claim, Group, JointMatch, key_of
 from airflow_provider_agents.runs.outcome import Outcome, Verdict
 from airflow_provider_agents.runs.status import is_success, is_terminal, newer_of
 
@@ -165,26 +165,29 @@ class _Decision:
         """The verdict of a submission, or None if it waits on."""
         self.is_awaited = False
         claim, policy = tracker.claim, tracker.policy
-        given = self._given.get(claim.key)
+        given = self._events.get(self._given.get(claim.key, ""))
         if given is not None:
-            return self._end(tracker, self._events[given], is_shared=len(tracker.events) > 1)
-        possible = self._match.event_ids(claim.key)
+            return self._end(tracker, given, is_shared=len(tracker.events) > 1)
+        possible = left = self._match.event_ids(claim.key)
         if not self._taken.isdisjoint(possible):
-            possible = tuple(event_id for event_id in possible if event_id not in self._taken)
+            left = tuple(event_id for event_id in possible if event_id not in self._taken)
         group = self._match.group(claim.key)
-        if not possible:
+        if len(possible) > 1 and policy.on_ambiguous == "share" and group is not None and group.is_closed:
+            tracker.narrow(possible)
+            event_id = self._share_of(claim.key)
+            return None if event_id is None else self._end(tracker, self._events[event_id], is_shared=True)
+        if not left:
             # All that it could have belongs to its siblings.
             tracker.search_again()
             return None
-        tracker.narrow(possible)
+        # A sibling was perhaps given this task's own run, so what was given still counts for the verdict. Of a run that
+        # is late or in doubt nothing is certain anyway.
+        tracker.narrow(left if claim.binds is Binds.NEVER else possible)
         if group is None:
-            return self._alone(tracker, possible)
+            return self._alone(tracker, left)
         if len(possible) == 1:
             return self._end(tracker, self._events[possible[0]])
-        if policy.on_ambiguous == "share" and group.is_closed:
-            event_id = self._share_of(claim.key)
-            return None if event_id is None else self._end(tracker, self._events[event_id], is_shared=True)
-        return self._open(tracker, group, possible, now)
+        return self._open(tracker, group, possible, left, now)
 
     def _end(self, tracker: RunTracker, event: ExecutionEvent, *, is_shared: bool = False) -> Verdict | None:
         if not is_terminal(event):
@@ -192,14 +195,16 @@ class _Decision:
         outcome = Outcome.COMPLETED if is_success(event) else Outcome.FAILED
         return Verdict(outcome, (event,), tracker.is_late, is_shared=is_shared)
 
-    def _alone(self, tracker: RunTracker, possible: tuple[str, ...]) -> Verdict | None:
+    def _alone(self, tracker: RunTracker, left: tuple[str, ...]) -> Verdict | None:
         """Of a run that appeared late or is in doubt, or of which too few events appeared, nothing can be ruled out."""
         verdict = tracker.decide_alone()
         if verdict is None or not verdict.is_end:
             return verdict
-        return self._first(verdict, self._share_of(tracker.claim.key) or possible[0])
+        return self._first(verdict, self._share_of(tracker.claim.key) or left[0])
 
-    def _open(self, tracker: RunTracker, group: Group, possible: tuple[str, ...], now: datetime) -> Verdict | None:
+    def _open(
+        self, tracker: RunTracker, group: Group, possible: tuple[str, ...], left: tuple[str, ...], now: datetime
+    ) -> Verdict | None:
         """Another party's run may be among the events of the group."""
         policy, events = tracker.policy, [self._events[event_id] for event_id in possible]
         all_ended = all(map(is_terminal, events))
@@ -208,7 +213,7 @@ class _Decision:
             if certain is not None and (policy.on_ambiguous == "share" or all(map(is_success, events))):
                 return self._first(Verdict(Outcome.COMPLETED, tuple(events), tracker.is_late), certain)
             if all_ended and not any(map(is_success, events)):
-                failed = self._share_of(tracker.claim.key) or possible[0]
+                failed = self._share_of(tracker.claim.key) or left[0]
                 return self._first(Verdict(Outcome.FAILED, tuple(events), tracker.is_late), failed)
             if not all_ended:
                 return None

@@ -71,3 +71,25 @@ def test_with_fail_no_event_of_several_is_taken_unless_the_siblings_take_the_oth
 def test_a_chain_of_starts_that_does_not_end_is_not_waited_for_without_end():
     world = World(config_of(random.Random(1)), [Task(10.0 * number) for number in range(20)]).play()
     assert max(task.ended_after for task in world.tasks) < 150
+
+
+def at_once(*policies, seed):
+    tasks = [Task(0.0, policy=WaitPolicy(on_ambiguous=policy)) for policy in policies]
+    return World(config_of(random.Random(seed), created_at="appeared"), tasks, seed=seed).play()
+
+
+def test_every_run_that_is_shared_out_is_said_to_be_so():
+    for seed in range(10):
+        assert all(task.verdict.is_shared for task in at_once("share", "share", "share", seed=seed).tasks)
+
+
+@pytest.mark.parametrize(
+    ("policy", "outcomes"), [("fail", {"ambiguous"}), ("all", {"completed", "failed", "ambiguous"})]
+)
+def test_what_a_sibling_was_given_makes_a_task_that_does_not_share_no_surer(policy, outcomes):
+    for seed in range(20):
+        world = at_once("share", policy, seed=seed)
+        (other,) = [task for task in world.tasks if task.policy.on_ambiguous == policy]
+        assert str(other.verdict.outcome) in outcomes
+        if other in world.successes:
+            assert world.status(other.own) == "COMPLETED"

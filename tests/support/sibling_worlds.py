@@ -45,17 +45,19 @@ class World:
         tasks: in any order.
         strangers: seconds at which another party starts the agent.
         restarts: seconds at which the poller closes and comes again; what it knows of siblings stays.
+        siblings: what the poller knows of siblings.
+        more: arguments of the simulator's `add_agent`.
     """
 
-    def __init__(self, config: SimulatorConfig, tasks, *, strangers=(), restarts=(), seed=7):
+    def __init__(self, config: SimulatorConfig, tasks, *, strangers=(), restarts=(), seed=7, siblings=None, more=None):
         self.clock = ManualClock()
         keep_time(self.clock)
         self.sim = Simulator(self.clock, config=config, seed=seed)
-        self.sim.add_agent(AGENT)
+        self.sim.add_agent(AGENT, **(more or {}))
         self.sim.add_history(AGENT, 3)
         transport = mock_transport(self.sim)
         self.client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=transport)
-        self.siblings = Siblings()
+        self.siblings = siblings if siblings is not None else Siblings()
         self.tasks = sorted(tasks, key=lambda task: task.starts_at)
         self.began = self.clock.now
         self.waiting = {}
