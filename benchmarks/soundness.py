@@ -1,145 +1,356 @@
-"""The documented polling loop and this provider's, side by side: whose run does each report?
+"""Whose run does each task report? The documented polling loop and this provider's, in the same simulated worlds.
 
-Run it with `make soundness`. Time is virtual, so it takes seconds; every number is drawn from a fixed seed.
+Run it with `make soundness`. Time is virtual, so the whole takes minutes; every number is drawn from a fixed seed.
 
-Both loops execute agents in worlds that the API's page allows and report how the run ended. The simulator knows which
-event each request really started, and so whether a report is about another run. An `ambiguous` verdict of ours says
-that the API cannot tell: it is counted apart, and is never a success.
+The worlds are such as the API's page allows. The simulator knows which event each request really started. A task that
+fails as ambiguous hands on no event: it is counted apart.
 """
 
 from __future__ import annotations
 
+import heapq
 import random
 import sys
-from collections import Counter
+from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 
 # Run as a script, so the tests' own modules must be found.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
-from driving import Driver, wait_on_worker
+from driving import wait_on_worker
 from own_time import keep_time
+from sibling_worlds import AGENT, Task, World
 
 from airflow_provider_agents.api.client import Client
 from airflow_provider_agents.api.settings import Settings
-from airflow_provider_agents.runs.outcome import Outcome
+from airflow_provider_agents.runs.siblings import Siblings
 from airflow_provider_agents.runs.submission import submit
 from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
 from airflow_provider_agents.simulator import ManualClock, Simulator, SimulatorConfig, mock_transport
 
-RUNS, AGENTS = 200, 40
-#: The documented loop is given runs of a second, so it polls often; ours polls as its operator does by default.
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+#: The documented loop is given short runs, so it polls often; ours polls as its operator does by default.
 NAIVE_POLL_SECONDS, OUR_POLL_SECONDS = 0.5, 5.0
+LONE_TASKS, SIBLING_TASKS = 200, 1000
+URL = "http://127.0.0.1"
 
 
-def run_seconds(rng):
-    return rng.uniform(0.5, 1.0)
+@dataclass(frozen=True)
+class Result:
+    """What one task reported, and what was true.
+
+    Attributes:
+        own: the event of the run that the task started.
+        handed_on: the event that it reported; None if it failed without one.
+        succeeded: whether it reported a success.
+        is_own_certain: whether it said that this success is about the run that it started.
+        seconds: from the end of its own run to its verdict.
+    """
+
+    own: str
+    handed_on: str | None
+    succeeded: bool
+    is_own_certain: bool
+    seconds: float
 
 
-def mostly_completed(rng):
-    return "COMPLETED" if rng.random() < 0.9 else "FAILED"
+@dataclass(frozen=True)
+class Setting:
+    """A kind of world.
+
+    Attributes:
+        name: in words.
+        config: of the simulator, from a random generator.
+        starts: when tasks start the agent, in seconds; drawn for each world.
+        strangers: when another party starts it.
+        every: seconds between two runs of the platform's own schedule.
+        on_ambiguous: of the tasks.
+        tasks: how many in all, at least.
+    """
+
+    name: str
+    config: SimulatorConfig
+    starts: Callable[[random.Random], list[float]] = lambda rng: [rng.uniform(0, 10)]
+    strangers: Callable[[random.Random], list[float]] = lambda rng: []
+    every: float | None = None
+    on_ambiguous: str = "share"
+    tasks: int = SIBLING_TASKS
 
 
-BASE = {"queue_seconds": 0.0, "run_seconds": run_seconds, "end_status": mostly_completed}
-#: name, the world, and how often (seconds) the platform itself starts each agent.
-CONFIGS = (
-    ("record at once, nothing else runs", SimulatorConfig(**BASE), None),
-    ("record up to 0.3 s after the 202", SimulatorConfig(**BASE, record_lag=lambda rng: rng.uniform(0, 0.3)), None),
-    ("record up to 20 s after the 202", SimulatorConfig(**BASE, record_lag=lambda rng: rng.uniform(0, 20)), None),
-    ("record at once, own schedule", SimulatorConfig(**BASE), 7.0),
-    ("late records, own schedule", SimulatorConfig(**BASE, record_lag=lambda rng: rng.uniform(0, 0.3)), 45.0),
-    (
+class NoSiblings(Siblings):
+    """Each task is looked at alone."""
+
+    def join(self, tracker, now):
+        pass
+
+
+# --- the worlds -------------------------------------------------------------------------------------------------------
+
+
+def config(*, failing=0.1, run_seconds=(0.5, 20.0), **more):
+    return SimulatorConfig(
+        queue_seconds=0.0,
+        run_seconds=lambda rng: rng.uniform(*run_seconds),
+        end_status=lambda rng: "FAILED" if rng.random() < failing else "COMPLETED",
+        **more,
+    )
+
+
+def up_to(seconds):
+    return lambda rng: rng.uniform(0, seconds)
+
+
+def lone(name, every=None, **more):
+    return Setting(name, config(run_seconds=(0.5, 1.0), **more), every=every, tasks=LONE_TASKS)
+
+
+LONE = (
+    lone("record at once, nothing else runs"),
+    lone("record up to 0.3 s after the 202", record_lag=up_to(0.3)),
+    lone("record up to 20 s after the 202", record_lag=up_to(20)),
+    lone("record at once, own schedule", every=7.0),
+    lone("late records, own schedule", every=45.0, record_lag=up_to(0.3)),
+    lone(
         "late, scheduled, lagging replicas, skewed clocks",
-        SimulatorConfig(
-            **BASE,
-            record_lag=lambda rng: rng.uniform(0, 5),
-            replica_lag=lambda rng: rng.uniform(0, 5),
-            clock_skew=240.0,
-            gateway_skew=-2.0,
-            sort_by="startedAt",
-            created_at="appeared",
-        ),
-        90.0,
+        every=90.0,
+        record_lag=up_to(5),
+        replica_lag=up_to(5),
+        clock_skew=240.0,
+        gateway_skew=-2.0,
+        sort_by="startedAt",
+        created_at="appeared",
     ),
 )
 
 
-def naive(http, clock, agent_id):
-    """The polling pattern of the API's page, in Python: what its last line would see."""
-    http.post(f"/v1/agents/{agent_id}/execute").raise_for_status()
-    while True:
-        rows = http.get(f"/v1/agents/{agent_id}/events", params={"limit": 1}).json()["data"]
-        if rows and rows[0]["status"] in {"COMPLETED", "FAILED"}:
-            return rows[0]["status"], [rows[0]["id"]]
-        clock.advance(NAIVE_POLL_SECONDS)
+def at_once(number):
+    return lambda rng: [0.0] * number
 
 
-def on_a_worker(client, clock, wait):
+def spaced(number, seconds):
+    return lambda rng: [seconds * index for index in range(number)]
+
+
+def mixed(rng):
+    return [rng.choice([0.0, 1.0, 5.0, 10.0]) * index for index in range(rng.randint(2, 5))]
+
+
+def now_and_then(rng):
+    """Another party's run in every third world."""
+    return [rng.uniform(0, 30)] if rng.random() < 1 / 3 else []
+
+
+GROUPS = (
+    ("2 at once", at_once(2)),
+    ("5 at once", at_once(5)),
+    ("5, 5 s apart", spaced(5, 5.0)),
+    ("10, 1 s apart", spaced(10, 1.0)),
+    ("2 to 5, 0 to 10 s apart", mixed),
+)
+
+
+def beside(name, starts, *, failing, on_ambiguous="share", strangers=None):
+    more = {} if strangers is None else {"strangers": strangers}
+    words = f"{name}, {failing:.0%} fail" + (", strangers" if strangers else "")
+    if on_ambiguous != "share":
+        words += f", {on_ambiguous}"
+    # The harder reading: an event is created when it appears, so events of one moment have no order.
+    platform = config(failing=failing, record_lag=up_to(5), created_at="appeared")
+    return Setting(words, platform, starts, on_ambiguous=on_ambiguous, **more)
+
+
+SIDE_BY_SIDE = (
+    beside("1 alone", at_once(1), failing=0.2),
+    *(beside(name, starts, failing=failing) for name, starts in GROUPS for failing in (0.1, 0.2)),
+    *(beside(name, starts, failing=0.2, strangers=now_and_then) for name, starts in GROUPS),
+    beside("5, 5 s apart", spaced(5, 5.0), failing=0.2, on_ambiguous="all"),
+    beside("2 at once", at_once(2), failing=0.2, on_ambiguous="all"),
+    beside("5, 5 s apart", spaced(5, 5.0), failing=0.2, on_ambiguous="fail"),
+    beside("2 at once", at_once(2), failing=0.2, on_ambiguous="fail"),
+    beside("2 to 5, 0 to 10 s apart", mixed, failing=0.2, on_ambiguous="all", strangers=now_and_then),
+    beside("2 to 5, 0 to 10 s apart", mixed, failing=0.2, on_ambiguous="fail", strangers=now_and_then),
+)
+#: The limit: a group closes only when no task starts any more.
+CHAINS = (
+    beside("30, 10 s apart", spaced(30, 10.0), failing=0.1),
+    beside("30, 10 s apart", spaced(30, 10.0), failing=0.2),
+    beside("30, 40 s apart", spaced(30, 40.0), failing=0.2),
+)
+
+
+# --- the loops --------------------------------------------------------------------------------------------------------
+
+
+def deferred(setting, seed, siblings=None):
+    """This provider's way in a triggerer, where the tasks share a poll."""
+    rng = random.Random(seed)
+    tasks = [Task(start, policy=WaitPolicy(on_ambiguous=setting.on_ambiguous)) for start in setting.starts(rng)]
+    world = World(
+        setting.config,
+        tasks,
+        strangers=setting.strangers(rng),
+        seed=seed,
+        siblings=siblings,
+        more={"schedule_every": setting.every, "schedule_offset": rng.uniform(0, setting.every or 1)},
+    ).play()
+    for task in world.tasks:
+        verdict = task.verdict
+        ended_at = world.began + timedelta(seconds=task.starts_at + task.ended_after)
+        yield _result(world.sim, task.own, verdict, ended_at)
+
+
+def alone(setting, seed):
+    """The same, with each task looked at alone."""
+    return deferred(setting, seed, NoSiblings())
+
+
+def on_a_worker(setting, seed):
     """This provider's way in a task that waits by itself."""
-    deadline_at = clock.now + timedelta(hours=24)
-    return wait_on_worker(client, wait, clock, clock.advance, interval=OUR_POLL_SECONDS, deadline_at=deadline_at)
+    clock, sim, rng = _platform(setting, seed)
+    client = Client(Settings(api_key="test-key", base_url=URL), transport=mock_transport(sim))
+    for start in setting.starts(rng):
+        clock.advance(start)
+        submission = client.run_flow(submit(AGENT, settle=30.0))
+        own = sim.executions[-1].event_id
+        tracker = RunTracker(submission, WaitPolicy(on_ambiguous=setting.on_ambiguous))
+        deadline_at = clock.now + timedelta(hours=24)
+        verdict = wait_on_worker(
+            client, tracker, clock, clock.advance, interval=OUR_POLL_SECONDS, deadline_at=deadline_at
+        )
+        yield _result(sim, own, verdict, clock.now)
 
 
-def on_a_feed(client, clock, wait):
-    """This provider's way in a triggerer."""
-    driver = Driver(client, clock, clock.advance)
-    subscription = driver.subscribe(wait, interval=OUR_POLL_SECONDS, deadline_at=clock.now + timedelta(hours=24))
-    return driver.wait_for(subscription)[0]
+def documented(setting, seed):
+    """The polling pattern of the API's page, in Python: what its last line would see."""
+    clock, sim, rng = _platform(setting, seed)
+    http = httpx.Client(base_url=URL, headers={"X-Api-Key": "test-key"}, transport=mock_transport(sim))
+    began, order = clock.now, count()
+    due = [(start, next(order), None) for start in setting.starts(rng)]
+    due += [(moment, next(order), "stranger") for moment in setting.strangers(rng)]
+    heapq.heapify(due)
+    while due:
+        moment, _, own = heapq.heappop(due)
+        clock.now = began + timedelta(seconds=moment)
+        if own == "stranger":
+            sim.start_scheduled_run(AGENT)
+            continue
+        if own is None:
+            http.post(f"/v1/agents/{AGENT}/execute").raise_for_status()
+            own = sim.executions[-1].event_id
+        rows = http.get(f"/v1/agents/{AGENT}/events", params={"limit": 1}).json()["data"]
+        if rows and rows[0]["status"] in {"COMPLETED", "FAILED"}:
+            succeeded = rows[0]["status"] == "COMPLETED"
+            yield Result(own, rows[0]["id"], succeeded, True, _beyond(sim, own, clock.now)), sim
+        else:
+            heapq.heappush(due, (moment + NAIVE_POLL_SECONDS, next(order), own))
 
 
-def ours(way, client, clock, agent_id):
-    """This provider's way, with its default rules."""
-    submission = client.run_flow(submit(agent_id, settle=30.0))
-    verdict = way(client, clock, RunTracker(submission, WaitPolicy()))
-    status = {Outcome.COMPLETED: "COMPLETED", Outcome.FAILED: "FAILED"}.get(verdict.outcome, verdict.outcome.value)
-    return status, [event.id for event in verdict.events]
-
-
-def measure(way, config, every):
-    clock = ManualClock()
+def _platform(setting, seed):
+    clock, rng = ManualClock(), random.Random(seed)
     keep_time(clock)
-    sim = Simulator(clock, config=config, seed=7)
-    rng = random.Random(7)
-    for number in range(AGENTS):
-        sim.add_agent(f"agent-{number}", schedule_every=every, schedule_offset=rng.uniform(0, every or 1))
-        sim.add_history(f"agent-{number}", 10)
-    transport = mock_transport(sim)
-    http = httpx.Client(base_url="http://127.0.0.1", headers={"X-Api-Key": "test-key"}, transport=transport)
-    client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=transport)
-    counts = Counter()
-    for number in range(RUNS):
-        agent_id = f"agent-{number % AGENTS}"
-        clock.advance(rng.uniform(1, 10))
-        status, events = naive(http, clock, agent_id) if way is naive else ours(way, client, clock, agent_id)
-        done = sim.executions[-1]
-        counts["another run's event"] += done.event_id not in events
-        counts["false success"] += status == "COMPLETED" and sim.final_status(done.event_id) != "COMPLETED"
-        counts["wrong verdict"] += status in {"COMPLETED", "FAILED"} and status != sim.final_status(done.event_id)
-        counts["ambiguous, said so"] += status == "ambiguous"
-    return counts
+    sim = Simulator(clock, config=setting.config, seed=seed)
+    sim.add_agent(AGENT, schedule_every=setting.every, schedule_offset=rng.uniform(0, setting.every or 1))
+    sim.add_history(AGENT, 3)
+    return clock, sim, rng
+
+
+def _result(sim, own, verdict, ended_at):
+    event = verdict.event if verdict.is_end else None
+    return Result(
+        own,
+        event.id if event is not None else None,
+        verdict.outcome == "completed",
+        not verdict.is_shared and len(verdict.events) == 1,
+        _beyond(sim, own, ended_at),
+    ), sim
+
+
+def _beyond(sim, own, ended_at):
+    return (ended_at - sim.truth(own).ended_at).total_seconds() + sim.config.clock_skew
+
+
+# --- what came of it --------------------------------------------------------------------------------------------------
+
+COLUMNS = ("own event", "a sibling's", "another party's", "event to two", "ambiguous", "wrong success", "delay (s)")
+
+
+def measure(way, setting):
+    """The row of a loop in a kind of world, as shares of the tasks; the delay is a mean."""
+    totals, tasks, delay = dict.fromkeys(COLUMNS, 0), 0, 0.0
+    for seed in count(7):
+        if tasks >= setting.tasks:
+            break
+        results, sim = [], None
+        for result, sim in way(setting, seed):  # noqa: B007
+            results.append(result)
+        tasks += len(results)
+        delay += sum(result.seconds for result in results)
+        for column, number in tally(results, sim.final_status).items():
+            totals[column] += number
+    shares = {column: number / tasks for column, number in totals.items()}
+    return {**shares, "delay (s)": delay / tasks}
+
+
+def tally(results, status):
+    """How many tasks of one world fall under each column."""
+    ours = {result.own for result in results}
+    handed_on = [result.handed_on for result in results if result.handed_on is not None]
+    successes = [result for result in results if result.succeeded]
+    completed = [result for result in results if status(result.own) == "COMPLETED"]
+    untrue = [each for each in successes if each.is_own_certain and status(each.own) != "COMPLETED"]
+    return {
+        "own event": sum(result.handed_on == result.own for result in results),
+        "a sibling's": sum(result.handed_on in ours - {result.own} for result in results),
+        "another party's": sum(event not in ours for event in handed_on),
+        "event to two": sum(handed_on.count(event) > 1 for event in handed_on),
+        "ambiguous": len(results) - len(handed_on),
+        # Of runs that were shared out, no more tasks may succeed than runs COMPLETED.
+        "wrong success": max(len(untrue), len(successes) - len(completed)),
+    }
+
+
+def cell(column, value):
+    return f"{value:{len(column)}.1f}" if column == "delay (s)" else f"{value:{len(column)}.1%}"
+
+
+def report(title, settings: Iterable[Setting], ways):
+    print(f"\n{title}\n")
+    print(f"| {'world':48} | {'loop':17} | " + " | ".join(COLUMNS) + " |")
+    print("|---" * (len(COLUMNS) + 2) + "|")
+    for setting in settings:
+        for way, label in ways:
+            row = measure(way, setting)
+            cells = " | ".join(cell(column, row[column]) for column in COLUMNS)
+            print(f"| {setting.name:48} | {label:17} | {cells} |", flush=True)
+            yield setting, way, row
 
 
 def main():
-    columns = ("another run's event", "wrong verdict", "false success", "ambiguous, said so")
-    print(
-        f"{RUNS} runs on {AGENTS} agents in each world, "
-        f"polled every {NAIVE_POLL_SECONDS} s (documented) and {OUR_POLL_SECONDS} s (ours)\n"
-    )
-    print(f"| {'world':48} | {'loop':17} | " + " | ".join(columns) + " |")
-    print("|---" * (len(columns) + 2) + "|")
-    wrong = 0
-    for name, config, every in CONFIGS:
-        for way, label in ((naive, "documented"), (on_a_worker, "ours, on a worker"), (on_a_feed, "ours, deferred")):
-            counts = measure(way, config, every)
-            cells = " | ".join(f"{counts[column] / RUNS:{len(column)}.1%}" for column in columns)
-            print(f"| {name:48} | {label:17} | {cells} |", flush=True)
-            if way is not naive:
-                wrong += counts["another run's event"] + counts["wrong verdict"] + counts["false success"]
-    print(f"\nours: {wrong} wrong in {2 * RUNS * len(CONFIGS):,} runs")
-    return int(wrong > 0)
+    wrong = []
+    lone_ways = ((documented, "documented"), (on_a_worker, "ours, on a worker"), (deferred, "ours, deferred"))
+    sibling_ways = ((documented, "documented"), (alone, "each alone"), (deferred, "ours, deferred"))
+    for title, settings, ways in (
+        (f"One task at a time, {LONE_TASKS} tasks in each world", LONE, lone_ways),
+        (f"Tasks that start one agent side by side, {SIBLING_TASKS} tasks in each world", SIDE_BY_SIDE, sibling_ways),
+        (f"Long chains, {SIBLING_TASKS} tasks in each world", CHAINS, sibling_ways),
+    ):
+        for setting, way, row in report(title, settings, ways):
+            if way not in (on_a_worker, deferred):
+                continue
+            is_ours_alone = settings is SIDE_BY_SIDE and "strangers" not in setting.name
+            if row["wrong success"] or row["event to two"] or (is_ours_alone and row["another party's"]):
+                wrong.append(setting.name)
+            if is_ours_alone and setting.on_ambiguous == "share" and row["ambiguous"]:
+                wrong.append(setting.name)
+    print("\nours: " + (f"WRONG in {', '.join(wrong)}" if wrong else "no wrong success, no event handed to two tasks"))
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":
