@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from contextlib import nullcontext
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
-    AirflowException,
     AirflowFailException,
     AirflowSensorTimeout,
-    AirflowSkipException,
     BaseSensorOperator,
     PokeReturnValue,
 )
@@ -19,8 +18,6 @@ from airflow.triggers.base import StartTriggerArgs
 
 from airflow_provider_agents import validation
 from airflow_provider_agents.api.errors import (
-    AgentRunFailedError,
-    AgentRunNotFoundError,
     AgentRunTimeoutError,
     AgentsError,
     InvalidArgumentError,
@@ -33,16 +30,13 @@ from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.interruption import Interruption, interruptible, uninterruptible
 from airflow_provider_agents.links import AgentRunLink
 from airflow_provider_agents.payloads import END_KEYS, END_KEYS_WITHOUT_PUSH, RunEnded
-from airflow_provider_agents.polling.blocking import ask
-from airflow_provider_agents.polling.progress import LateWarning, in_words, state_of
+from airflow_provider_agents.polling.progress import in_words
+from airflow_provider_agents.polling.single_polls import SinglePolls
 from airflow_provider_agents.runs import selector as selectors
-from airflow_provider_agents.runs.listing import Listing
-from airflow_provider_agents.runs.matching import Missing
-from airflow_provider_agents.runs.outcome import Outcome, Verdict, describe_completed, own_event
+from airflow_provider_agents.runs.outcome import Verdict, describe_completed, own_event
 from airflow_provider_agents.runs.patience import Patience, is_refusal
-from airflow_provider_agents.runs.status import is_terminal
-from airflow_provider_agents.runs.submission import Submission
-from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS, RunTracker, WaitPolicy
+from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS, WaitPolicy
+from airflow_provider_agents.soft_fail import SoftFail
 from airflow_provider_agents.tasks import (
     DEFER_MARGIN_SECONDS,
     WAITS_IN_TRIGGERER,
@@ -53,20 +47,14 @@ from airflow_provider_agents.tasks import (
     fail_without_retry,
 )
 from airflow_provider_agents.triggers import AgentRunTrigger
-from airflow_provider_agents.version_compat import AirflowRescheduleException, TaskDeferralError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
-    from airflow_provider_agents.api.client import Client
-    from airflow_provider_agents.api.models import ExecutionEvent
-    from airflow_provider_agents.runs.selector import FirstRun, RunSelector
+    from airflow_provider_agents.runs.selector import RunSelector
+    from airflow_provider_agents.runs.submission import Submission
     from airflow_provider_agents.runs.tracker import OnAmbiguous
-
-R = TypeVar("R")
 
 #: Seconds between two looks of one process after a refusal, with `mode="reschedule"`: twenty in the five minutes.
 _REFUSED_POKE_SECONDS = 15.0
@@ -116,15 +104,6 @@ ARGUMENTS = validation.Arguments(
     },
     relations=(_selects_one_run, _skips_in_one_way, validation.lost_after_settling, _decides_after_settling),
 )
-#: The failures after which Airflow's sensors skip by themselves.
-_SKIPPED_BY_AIRFLOW = (AirflowException, TaskDeferralError)
-
-
-def _is_soft(failure: BaseException) -> bool:
-    """Whether a failure is one that `soft_fail` skips: the run failed, is late or was lost, or its wait broke."""
-    if isinstance(failure, AirflowSensorTimeout | TaskDeferralError):
-        return True
-    return isinstance(failure.__cause__, AgentRunFailedError | AgentRunNotFoundError)
 
 
 class AgentRunSensor(BaseSensorOperator):
@@ -220,14 +199,10 @@ class AgentRunSensor(BaseSensorOperator):
             ARGUMENTS.check(self, parsing=True)
         validation.checked_switch(self, "start_from_trigger", start_from_trigger)
         self._interruption = Interruption()
-        self._first: FirstRun | None = None
-        self._wait: RunTracker | None = None
-        self._late_warning: LateWarning | None = None
-        self._lacks_only_time = False
+        self._soft_fail = SoftFail()
+        self._polls = SinglePolls()
         self._patient: Patience | None = None
-        self._skip: AirflowSkipException | None = None
-        self._began_at = self._deadline = now()
-        self._told = ""
+        self._began_at = now()
         self._known = LineageInfo()
         self._warn_once = WarnOnce()
         self._paused_until: datetime | None = None
@@ -237,28 +212,7 @@ class AgentRunSensor(BaseSensorOperator):
             self._start_from_trigger()
 
     def _start_from_trigger(self) -> None:
-        name = f"start_from_trigger of task {self.task_id!r}"
-        if not self.deferrable:
-            raise InvalidArgumentError(f"{name} needs a deferrable sensor. Leave out mode and deferrable.")
-        validation.refuse_trigger_end(
-            self,
-            "start_from_trigger",
-            overridden=("execute", "poke", "execute_complete"),
-            lost=validation.lost_at_trigger_start,
-        )
-        for field in self.template_fields:
-            value = getattr(self, field)
-            if not isinstance(value, str | dict | datetime | None):
-                raise InvalidArgumentError(
-                    f"{name} needs a {field} that is known when the DAG is parsed, or a template. Only a worker can "
-                    "read an XCom: leave one of the two out."
-                )
-            hangs = validation.hangs_in_triggerer(value)
-            if hangs is not None:
-                raise InvalidArgumentError(
-                    f"{name} would never start: the template of {field} uses {hangs}, and Airflow does not answer that "
-                    "in the triggerer. Leave one of the two out."
-                )
+        validation.refuse_trigger_start(self)
         path, arguments = self._trigger(end=True).serialize()
         # On this instance and never on the class: mapped tasks would be started with the class's arguments.
         self.start_from_trigger = True
@@ -297,6 +251,9 @@ class AgentRunSensor(BaseSensorOperator):
         values = {name: getattr(self, name) for name in selectors.ARGUMENTS}
         return {name: value for name, value in values.items() if name in self._selecting or value is not None}
 
+    def _policy(self) -> WaitPolicy:
+        return WaitPolicy(settle=self.settle, appear_within=self._appear_within, on_ambiguous=self.on_ambiguous)
+
     @property
     def _appear_within(self) -> float:
         # An event that a user has seen is there as soon as all replicas have it.
@@ -310,17 +267,17 @@ class AgentRunSensor(BaseSensorOperator):
             return self._execute(context)
 
     def _execute(self, context: Context) -> Any:
-        self.run_link, self._patient, self._skip = "", None, None  # nothing of an earlier try
+        self.run_link, self._patient, self._polls = "", None, SinglePolls()  # nothing of an earlier try
         self._began_at = now()
-        self._end_softly(lambda: ARGUMENTS.check(self))
+        self._soft_fail.apply(self, lambda: ARGUMENTS.check(self))
         if not self.deferrable:
             # Airflow's own code sleeps between two pokes. With mode="reschedule" it does not, and asks its server.
             with nullcontext() if self.reschedule else interruptible():
-                return self._end_softly(lambda: super(AgentRunSensor, self).execute(context))
-        self._end_softly(lambda: connect(self.agents_conn_id, self.log.warning))
+                return self._soft_fail.apply(self, lambda: super(AgentRunSensor, self).execute(context))
+        self._soft_fail.apply(self, lambda: connect(self.agents_conn_id, self.log.warning))
         # A run that is over needs no trigger, and what cannot work is said at once. Also, a trigger that fires in the
         # instant in which it starts can overtake the scheduler's note of the deferral, which then fails the task.
-        done = self._end_softly(lambda: self.poke(context))
+        done = self._soft_fail.apply(self, lambda: self.poke(context))
         if isinstance(done, PokeReturnValue):
             return done.xcom_value
         deadline_at = now() + timedelta(seconds=self.timeout)
@@ -350,26 +307,29 @@ class AgentRunSensor(BaseSensorOperator):
 
     def _poke_once(self, context: Context) -> bool | PokeReturnValue | None:
         """What Airflow's sensors expect; None if this process must look again."""
-        self._deadline = (self._first_reschedule(context) or self._began_at) + timedelta(seconds=self.timeout)
+        deadline_at = (self._first_reschedule(context) or self._began_at) + timedelta(seconds=self.timeout)
+        # Another process sends the next poll then, and knows nothing of what this one has seen.
+        is_only_poll = self.reschedule and not self.deferrable
+        poll = functools.partial(
+            self._polls.poll, deadline_at=deadline_at, say=self.log.log, is_followed=self.deferrable or self.reschedule
+        )
         try:
             selector, hook = self._selector(), AgentsHook(self.agents_conn_id)
             with hook.get_conn(self._warn_once) as client:
-                verdict, submission = self._listing(selector, client)
-                if verdict is None and self._lacks_only_time and self.reschedule and not self.deferrable:
-                    # The next look is another process's, which would have to count from nothing again.
+                verdict, submission = poll(client, selector, self._policy())
+                if verdict is None and self._polls.lacks_only_time and is_only_poll:
                     sleep(self.settle)
-                    verdict, submission = self._listing(selector, client)
-            if self._wait is not None and self._wait.is_known:
-                self._show(selector.agent_id, self._wait.events[0].id, hook)
+                    verdict, submission = poll(client, selector, self._policy())
+            if self._polls.known is not None:
+                self._show(selector.agent_id, self._polls.known.id, hook)
         except AgentsError as error:
             final = self._patience(context).failed(error, now())
             if final is not None:
                 raise fail_without_retry(final) from final.with_traceback(None)
             self._paused_until = now() + timedelta(seconds=retry_after_of(error) or 0.0)
             self.log.warning("%s", in_words(error) if is_refusal(error) else f"{error} Looking again.")
-            if is_refusal(error) and self.reschedule and not self.deferrable:
-                # The next poke is another process's, which would know nothing of this refusal.
-                return False if now() >= self._deadline else None
+            if is_refusal(error) and is_only_poll:
+                return False if now() >= deadline_at else None
             return False
         self._patience(context).succeeded()
         if verdict is None:
@@ -390,49 +350,6 @@ class AgentRunSensor(BaseSensorOperator):
         first = getattr(context.get("ti"), "get_first_reschedule_date", lambda _: None)(context)
         return first if isinstance(first, datetime) else None
 
-    def _listing(self, selector: RunSelector, client: Client) -> tuple[Verdict | None, Submission]:
-        submission = self._wait.submission if self._wait is not None else selector.known(now())
-        first: ExecutionEvent | None = None
-        if submission is None:
-            found = self._find_first(selector, client)
-            if found is None or isinstance(found, Missing):
-                self._tell(f"Not known yet: {selector.words}. agent={selector.agent_id}")
-                verdict = None if found is None else Verdict(Outcome.NOT_FOUND)
-                return verdict, Submission(agent_id=selector.agent_id, taken_at=now())
-            first = found
-            submission = Submission.for_event(first, selector.agent_id, now())
-        began_at = now()
-        if self._wait is None:
-            policy = WaitPolicy(settle=self.settle, appear_within=self._appear_within, on_ambiguous=self.on_ambiguous)
-            self._wait = RunTracker(submission, policy, began_at)
-            self._late_warning = LateWarning(self._wait)
-        # A run that was just shown need not be looked for again.
-        listing = (
-            Listing((first,), None) if first is not None else ask(client, self._wait.read_listing(), self._deadline)
-        )
-        verdict = self._wait.apply_listing(listing, began_at)
-        self._lacks_only_time = (
-            self._wait.criteria is not None
-            and (listing.server_time is None or submission.server_after is None)
-            and all(is_terminal(event) for event in self._wait.events)
-        )
-        # Where another process looks next, that one warns as well.
-        if self._late_warning is not None and (verdict is not None or not (self.deferrable or self.reschedule)):
-            self._late_warning.log_once(self.log.log)
-        self._tell(state_of(self._wait))
-        return verdict, submission
-
-    def _find_first(self, selector: RunSelector, client: Client) -> ExecutionEvent | Missing | None:
-        self._first = self._first or selector.search(self.settle)
-        listing = ask(client, selector.list_runs(), self._deadline)
-        self._lacks_only_time = listing.server_time is None and bool(listing.events) and is_terminal(listing.events[0])
-        return self._first.apply_listing(listing)
-
-    def _tell(self, state: str) -> None:
-        if state != self._told:
-            self._told = state
-            self.log.info("%s", state)
-
     def _selector(self) -> RunSelector:
         return selectors.select(self.agent_id, self.selecting)
 
@@ -445,7 +362,7 @@ class AgentRunSensor(BaseSensorOperator):
         self._interruption.request()
 
     def _log_kill(self) -> None:
-        self.log.warning("The task was killed. The run that it waited for is left as it is. %s", self._told)
+        self.log.warning("The task was killed. The run that it waited for is left as it is. %s", self._polls.state)
 
     # --- the end ---
 
@@ -474,11 +391,12 @@ class AgentRunSensor(BaseSensorOperator):
             )
             return self._end(verdict, ended.submission, selector)
 
-        return self._end_softly(end)
+        return self._soft_fail.apply(self, end)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """As Airflow's sensors do, but `soft_fail` does not hide what is not soft."""
-        return self._end_softly(lambda: super(AgentRunSensor, self).resume_execution(next_method, next_kwargs, context))
+        resume = super().resume_execution
+        return self._soft_fail.apply(self, lambda: resume(next_method, next_kwargs, context))
 
     def _end(self, verdict: Verdict, submission: Submission, selector: RunSelector) -> dict[str, Any]:
         event, error = verdict.event, selector.to_error(verdict, submission)
@@ -502,33 +420,6 @@ class AgentRunSensor(BaseSensorOperator):
         if url is not None and url != self.run_link:
             self.log.info("Look at the run: %s", url)
             self.run_link = url
-
-    def _end_softly(self, step: Callable[[], R]) -> R:
-        """Do a step. `soft_fail` and `never_fail` decide alike, whenever it fails and in whichever mode."""
-        try:
-            return step()
-        except AirflowRescheduleException:
-            raise
-        except AirflowSkipException as skip:
-            if self._skip is not None and self._skip in (skip, skip.__cause__):
-                raise self._skip  # noqa: B904 - it is this skip, or Airflow's around it, and has its own cause
-            # Airflow itself skips after every failure around a poll, also where soft_fail must not hide it.
-            if not isinstance(skip.__cause__, _SKIPPED_BY_AIRFLOW) and not (self.never_fail is True and skip.__cause__):
-                self.log.warning("The task is skipped. %s", skip)
-                raise
-            failure: BaseException = skip.__cause__
-        except AgentsError as error:
-            failure = error if error.is_retryable else fail_without_retry(error)
-        except Exception as error:  # noqa: BLE001 - as Airflow's sensors do for never_fail
-            failure = error
-        # A wrong value, such as a text, asks for nothing.
-        if not (self.never_fail is True or (self.soft_fail is True and _is_soft(failure))):
-            raise failure
-        option = "never_fail" if self.never_fail is True else "soft_fail"
-        # Airflow shows no reason for a skip.
-        self.log.warning("The task is skipped (%s). %s", option, failure)
-        self._skip = AirflowSkipException(f"{failure} Skipped, as {option} says.")
-        raise self._skip from failure
 
     # --- for Airflow's OpenLineage provider, which asks in a fork of this process: no I/O ---
 

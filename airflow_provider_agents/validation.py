@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_agents.api.endpoints import check_agent_id
@@ -288,6 +288,36 @@ def refuse_trigger_end(
             raise InvalidArgumentError(f"{name} of {_name_of(task)} would lose {words}. Leave one of the two out.")
 
 
+def refuse_trigger_start(sensor: Any) -> None:
+    """Refuse to start a sensor in its trigger where that cannot be done, or would lose something.
+
+    Raises:
+        InvalidArgumentError: saying why.
+    """
+    name = f"start_from_trigger of {_name_of(sensor)}"
+    if not sensor.deferrable:
+        raise InvalidArgumentError(f"{name} needs a deferrable sensor. Leave out mode and deferrable.")
+    refuse_trigger_end(
+        sensor,
+        "start_from_trigger",
+        overridden=("execute", "poke", "execute_complete"),
+        lost=_lost_at_trigger_start,
+    )
+    for field in sensor.template_fields:
+        value = getattr(sensor, field)
+        if not isinstance(value, str | dict | datetime | None):
+            raise InvalidArgumentError(
+                f"{name} needs a {field} that is known when the DAG is parsed, or a template. Only a worker can read "
+                "an XCom: leave one of the two out."
+            )
+        hangs = next((word for word in _HANGS_IN_TRIGGERER if isinstance(value, str) and word in value), None)
+        if hangs is not None:
+            raise InvalidArgumentError(
+                f"{name} would never start: the template of {field} uses {hangs}, and Airflow does not answer that in "
+                "the triggerer. Leave one of the two out."
+            )
+
+
 def lost_at_trigger_end(task: BaseOperator, *, overridden: Sequence[str]) -> str | None:
     """What a task would lose if its trigger ended it, as far as the task itself shows it; None if nothing.
 
@@ -304,7 +334,7 @@ def lost_at_trigger_end(task: BaseOperator, *, overridden: Sequence[str]) -> str
     return _lost(task, given, (*overridden, "post_execute"))
 
 
-def lost_at_trigger_start(task: BaseOperator, *, overridden: Sequence[str]) -> str | None:
+def _lost_at_trigger_start(task: BaseOperator, *, overridden: Sequence[str]) -> str | None:
     """What a task would lose in addition if it also started in its trigger."""
     given = (("_pre_execute_hook", "its pre_execute"), ("on_execute_callback", "its on_execute_callback"))
     return _lost(task, given, (*overridden, "pre_execute"))
@@ -319,8 +349,3 @@ def _lost(task: BaseOperator, given: Sequence[tuple[str, str]], methods: Sequenc
         if not owner.__module__.startswith(("airflow.", "airflow_provider_agents.")):
             return f"the {name} of {owner.__name__}"
     return None
-
-
-def hangs_in_triggerer(value: object) -> str | None:
-    """What of a template Airflow never answers in the triggerer; None if nothing is known to hang."""
-    return next((name for name in _HANGS_IN_TRIGGERER if isinstance(value, str) and name in value), None)

@@ -1,0 +1,113 @@
+"""One poll at a time for the run that a sensor waits for, on a worker: Airflow decides when the next poll comes."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from airflow_provider_agents.clock import now
+from airflow_provider_agents.polling.blocking import ask
+from airflow_provider_agents.polling.progress import LateWarning, state_of
+from airflow_provider_agents.runs.listing import Listing
+from airflow_provider_agents.runs.matching import Missing
+from airflow_provider_agents.runs.outcome import Outcome, Verdict
+from airflow_provider_agents.runs.status import is_terminal
+from airflow_provider_agents.runs.submission import Submission
+from airflow_provider_agents.runs.tracker import RunTracker
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from airflow_provider_agents.api.client import Client
+    from airflow_provider_agents.api.models import ExecutionEvent
+    from airflow_provider_agents.polling.progress import Say
+    from airflow_provider_agents.runs.selector import FirstRun, RunSelector
+    from airflow_provider_agents.runs.tracker import WaitPolicy
+
+
+class SinglePolls:
+    """The polls of one process.
+
+    Attributes:
+        state: what was logged last of the run.
+        lacks_only_time: whether a second poll of this process, `settle` seconds later, would give a verdict. Another
+            process would have to count from nothing again.
+    """
+
+    def __init__(self) -> None:
+        self.state, self.lacks_only_time = "", False
+        self._first: FirstRun | None = None
+        self._tracker: RunTracker | None = None
+        self._late_warning: LateWarning | None = None
+
+    @property
+    def known(self) -> ExecutionEvent | None:
+        """The run's event, once it is known."""
+        return self._tracker.events[0] if self._tracker is not None and self._tracker.is_known else None
+
+    def poll(
+        self,
+        client: Client,
+        selector: RunSelector,
+        policy: WaitPolicy,
+        *,
+        deadline_at: datetime,
+        say: Say,
+        is_followed: bool,
+    ) -> tuple[Verdict | None, Submission]:
+        """Poll once.
+
+        Args:
+            client: of the sensor's connection.
+            selector: which run.
+            policy: how to wait.
+            deadline_at: when to give up.
+            say: logs what is new.
+            is_followed: whether another process or a trigger may poll next. If so, that one warns of a late event.
+
+        Returns:
+            How the wait has ended, None if it has not; and the run, as far as it is known.
+
+        Raises:
+            AgentsError: the poll has failed.
+        """
+        submission = self._tracker.submission if self._tracker is not None else selector.known(now())
+        first: ExecutionEvent | None = None
+        if submission is None:
+            found = self._find_first(client, selector, policy, deadline_at)
+            if found is None or isinstance(found, Missing):
+                self._report(f"Not known yet: {selector.words}. agent={selector.agent_id}", say)
+                verdict = None if found is None else Verdict(Outcome.NOT_FOUND)
+                return verdict, Submission(agent_id=selector.agent_id, taken_at=now())
+            first = found
+            submission = Submission.for_event(first, selector.agent_id, now())
+        began_at = now()
+        if self._tracker is None:
+            self._tracker = RunTracker(submission, policy, began_at)
+            self._late_warning = LateWarning(self._tracker)
+        tracker = self._tracker
+        # A run that was just shown need not be listed again.
+        listing = Listing((first,), None) if first is not None else ask(client, tracker.read_listing(), deadline_at)
+        verdict = tracker.apply_listing(listing, began_at)
+        self.lacks_only_time = (
+            tracker.criteria is not None
+            and (listing.server_time is None or submission.server_after is None)
+            and all(is_terminal(event) for event in tracker.events)
+        )
+        if self._late_warning is not None and (verdict is not None or not is_followed):
+            self._late_warning.log_once(say)
+        self._report(state_of(tracker), say)
+        return verdict, submission
+
+    def _find_first(
+        self, client: Client, selector: RunSelector, policy: WaitPolicy, deadline_at: datetime
+    ) -> ExecutionEvent | Missing | None:
+        self._first = self._first or selector.search(policy.settle)
+        listing = ask(client, selector.list_runs(), deadline_at)
+        self.lacks_only_time = listing.server_time is None and bool(listing.events) and is_terminal(listing.events[0])
+        return self._first.apply_listing(listing)
+
+    def _report(self, state: str, say: Say) -> None:
+        if state != self.state:
+            self.state = state
+            say(logging.INFO, state)
