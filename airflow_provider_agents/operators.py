@@ -27,7 +27,15 @@ from airflow_provider_agents.interruption import Interruption
 from airflow_provider_agents.links import AgentRunLink
 from airflow_provider_agents.payloads import END_KEYS, END_KEYS_WITHOUT_PUSH, XCOM_KEYS, AgentIdle, RunEnded
 from airflow_provider_agents.polling.blocking import wait_for_end
-from airflow_provider_agents.runs.outcome import Outcome, Verdict, describe_completed, format_ids, own_event, to_error
+from airflow_provider_agents.runs.outcome import (
+    Outcome,
+    Verdict,
+    candidate_event_ids,
+    describe_completed,
+    format_ids,
+    own_event,
+    to_error,
+)
 from airflow_provider_agents.runs.record import Phase, RunRecord
 from airflow_provider_agents.runs.status import usage_of
 from airflow_provider_agents.runs.submission import (
@@ -388,10 +396,19 @@ class ExecuteAgentOperator(BaseOperator):
         if own is not None:
             self._show(context, own.id, hook)
             self._push(context, "usage", usage_of(own, try_number=context["ti"].try_number))
+        candidates = candidate_event_ids(verdict, submission)
+        self._push(context, "candidate_event_ids", candidates)
         match verdict.outcome:
             case Outcome.COMPLETED if event is not None:
                 result = event.to_json()
-                memory.save(Phase.ENDED, submission, outcome=verdict.outcome, result=result, is_own=own is not None)
+                memory.save(
+                    Phase.ENDED,
+                    submission,
+                    outcome=verdict.outcome,
+                    result=result,
+                    is_own=own is not None,
+                    candidate_event_ids=tuple(candidates or ()),
+                )
                 level = logging.INFO if len(verdict.events) == 1 else logging.WARNING
                 self.log.log(level, "%s", describe_completed(verdict, submission))
                 return result
@@ -504,6 +521,7 @@ class ExecuteAgentOperator(BaseOperator):
     def _push_again(self, context: Context, record: RunRecord, verdict: Verdict | None, hook: AgentsHook) -> None:
         """Airflow clears a task's XComs before each try, so a repeated end pushes them again."""
         self._push(context, "request_id", record.submission.request_id)
+        self._push(context, "candidate_event_ids", list(record.candidate_event_ids) or None)
         if record.is_own and verdict is not None and verdict.event is not None:
             self._show(context, verdict.event.id, hook)
             self._push(context, "usage", usage_of(verdict.event, try_number=context["ti"].try_number))

@@ -16,11 +16,11 @@ from airflow_provider_agents.version_compat import NEXT_TRY_WAITS
 from airflow_provider_agents.versioned_json import UnusableDataError, VersionedJson
 
 #: The keys of a task's own XComs.
-XComKey = Literal["return_value", "request_id", "event_id", "usage", "run_url"]
+XComKey = Literal["return_value", "request_id", "event_id", "candidate_event_ids", "usage", "run_url"]
 XCOM_KEYS: tuple[XComKey, ...] = get_args(XComKey)
 #: Those that a trigger pushes if it ends the task of a COMPLETED run. Airflow itself writes a link whatever
 #: `do_xcom_push` says.
-END_KEYS: tuple[XComKey, ...] = ("return_value", "event_id", "usage", "run_url")
+END_KEYS: tuple[XComKey, ...] = ("return_value", "event_id", "candidate_event_ids", "usage", "run_url")
 END_KEYS_WITHOUT_PUSH: tuple[XComKey, ...] = ("run_url",)
 #: Those that a trigger pushes as soon as the run's event is known.
 EARLY_KEYS: tuple[XComKey, ...] = ("event_id", "run_url")

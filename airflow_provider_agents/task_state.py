@@ -122,6 +122,7 @@ class TaskStateRecord:
         outcome: End | None = None,
         result: dict[str, Any] | None = None,
         is_own: bool = False,
+        candidate_event_ids: tuple[str, ...] = (),
         ends_in_trigger: bool = False,
         deadline_at: datetime | None = None,
     ) -> None:
@@ -143,6 +144,7 @@ class TaskStateRecord:
             outcome=outcome,
             result=result,
             is_own=is_own,
+            candidate_event_ids=candidate_event_ids,
             ends_in_trigger=ends_in_trigger,
             deadline_at=deadline_at,
         )

@@ -26,7 +26,7 @@ from airflow_provider_agents.polling.asking import StillBusyError
 from airflow_provider_agents.polling.idle import wait_until_idle
 from airflow_provider_agents.polling.waits import wait_for_selected
 from airflow_provider_agents.runs import selector as selectors
-from airflow_provider_agents.runs.outcome import Outcome, describe_completed, format_ids, own_event
+from airflow_provider_agents.runs.outcome import Outcome, candidate_event_ids, describe_completed, format_ids, own_event
 from airflow_provider_agents.runs.status import usage_of
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS, WaitPolicy
@@ -236,6 +236,7 @@ class AgentRunTrigger(_TaskTrigger):
         xcoms: dict[XComKey, Any] = {
             "return_value": event.to_json(),
             "event_id": own.id if own is not None else None,
+            "candidate_event_ids": candidate_event_ids(verdict, submission),
             "usage": usage_of(own, try_number=task_instance.try_number) if own is not None else None,
             "run_url": link,
         }

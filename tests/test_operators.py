@@ -716,6 +716,7 @@ def test_a_repeated_end_reports_no_more_of_its_event_than_the_first(platform, ta
     run(operator(**waiting), task)
     assert task.xcoms == first
     assert not {"event_id", "usage"} & set(first)
+    assert set(platform.executions()) < set(first["candidate_event_ids"])
     assert len(platform.executions()) == 1
 
 

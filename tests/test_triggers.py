@@ -72,7 +72,8 @@ def test_nothing_of_an_event_that_may_be_another_runs_is_pushed_as_the_tasks_own
         platform.sim.faults.append(Fault(kind="reset_after", method="POST"))
     _, trigger = deferred_by(task, end_from_trigger=True)
     event = asyncio.run(first_event(trigger))
-    assert set(event.xcoms) == {"return_value"}
+    assert set(event.xcoms) == {"return_value", "candidate_event_ids"}
+    assert event.xcoms["return_value"]["id"] == event.xcoms["candidate_event_ids"][0]
 
 
 @newer_airflow
@@ -120,7 +121,7 @@ def test_a_task_that_its_trigger_ends_does_not_show_a_late_run_as_its_own(platfo
     _, trigger = deferred_by(task, end_from_trigger=True)
     theirs = late()
     event = asyncio.run(first_event(trigger))
-    assert event.xcoms.keys() == {"return_value"}
+    assert event.xcoms.keys() == {"return_value", "candidate_event_ids"}
     assert event.xcoms["return_value"]["id"] == theirs
 
 

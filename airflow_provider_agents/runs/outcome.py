@@ -82,6 +82,13 @@ def own_event(verdict: Verdict, submission: Submission) -> ExecutionEvent | None
     return verdict.known_event if verdict.is_end and not submission.in_doubt else None
 
 
+def candidate_event_ids(verdict: Verdict, submission: Submission) -> list[str] | None:
+    """The events that could be the run's, where it stays open which one is; None if one is known, or none appeared."""
+    if own_event(verdict, submission) is not None:
+        return None
+    return [event.id for event in verdict.events] or None
+
+
 def to_error(verdict: Verdict, submission: Submission, *, what_now: str) -> AgentRunError | None:
     """The error that a verdict is, or None for a run that COMPLETED.
 

@@ -80,6 +80,7 @@ class RunRecord(VersionedJson):
         outcome: how the task ended, once `ended`.
         result: what the task returned, once `ended` well. A try that repeats the end returns it again.
         is_own: whether `result` is the event of the task's own run; if not, it may be another run's.
+        candidate_event_ids: the events that could be the run's, where `result` is not the task's own for certain.
         ends_in_trigger: whether the trigger may have ended the task by itself.
         deadline_at: when the task gives up, while it is deferred.
     """
@@ -98,6 +99,7 @@ class RunRecord(VersionedJson):
     outcome: End | None = None
     result: dict[str, Any] | None = None
     is_own: bool = False
+    candidate_event_ids: tuple[str, ...] = ()
     ends_in_trigger: bool = False
     deadline_at: AwareDatetime | None = None
 
