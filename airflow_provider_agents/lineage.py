@@ -39,7 +39,7 @@ class AgentRunFacet(RunFacet):
         requestId: what the API answered to the execute.
         eventId: the run's event, if it can be told.
         candidateEventIds: the events that the run may be, if it cannot be told which; at most twenty.
-        outcome: a `verdict.Outcome`; None if the task has not seen the run's end.
+        outcome: a `outcome.Outcome`; None if the task has not seen the run's end.
         error: why the run failed, as the API says it: one line, at most 200 characters.
         finalModel: the model that was used last.
         browserStepCount: steps in the browser.

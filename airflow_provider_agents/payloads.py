@@ -43,7 +43,7 @@ class RunEnded(Payload):
     Attributes:
         agents_conn_id: the connection over which the run was waited for.
         submission: whose run it was.
-        outcome: a `verdict.Outcome`, or `error` if the wait itself could not go on.
+        outcome: a `outcome.Outcome`, or `error` if the wait itself could not go on.
         events: the run's event as the API sent it, or those of all candidates, oldest first.
         late: as in `outcome.Verdict`.
         is_shared: likewise.

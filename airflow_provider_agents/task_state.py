@@ -155,7 +155,7 @@ class TaskStateRecord:
                 raise
             self._operator.log.exception("The record of the run could not be kept. %s", format_ids(submission))
         if self._copies is not None:
-            self._copies.run_flow(record, until=now() + self._retention)
+            self._copies.update(record, until=now() + self._retention)
 
     def note_resumed(self) -> RunRecord | None:
         """Note that a worker, and not the trigger, ends this try.
@@ -257,7 +257,7 @@ class _Copies:
             )
             return None
 
-    def run_flow(self, record: RunRecord, *, until: datetime) -> None:
+    def update(self, record: RunRecord, *, until: datetime) -> None:
         """Bring the copy up to date with a record that was written.
 
         Args:

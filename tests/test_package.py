@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 import subprocess
@@ -195,3 +197,24 @@ def test_airflow_lists_the_link():
     from airflow.providers_manager import ProvidersManager
 
     assert "airflow_provider_agents.links.AgentRunLink" in ProvidersManager().extra_links_class_names
+
+
+def test_docstrings_name_arguments_and_attributes_that_exist():
+    wrong = []
+    for path in sorted((ROOT / "airflow_provider_agents").rglob("*.py")):
+        text = path.read_text()
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            doc = ast.get_docstring(node, clean=False)
+            if doc is None:
+                continue
+            code = set(re.findall(r"\w+", ast.get_source_segment(text, node).replace(doc, "")))
+            section = ""
+            for line in inspect.cleandoc(doc).splitlines():
+                section = line if line and not line.startswith(" ") else section
+                name = re.match(r"    (\w+):", line)
+                if section in {"Args:", "Attributes:"} and name and name[1] not in code:
+                    wrong.append(f"{path.name}: {node.name}: {name[1]}")
+    # An attribute of its base class.
+    assert wrong == ["platform.py: Simulator: executions"]

@@ -4,6 +4,8 @@ A `Plan` holds all subscriptions of one connection. Its driver asks `next_at` wh
 then takes a `cycle`: batches of request flows, as in `api.flow`. The request flows of a batch may run at the same time,
 in any order. Each page reaches the subscriptions as it comes; `Subscription.wake` is called for news.
 
+A run that other tasks of ours started beside (`runs.siblings`) gets its verdict at the end of the cycle.
+
 The cost of a cycle follows the pages it asks for and what has changed in them. It does not follow the number of
 subscribers, except those that seek and have become decidable.
 """

@@ -213,7 +213,7 @@ class Demand:
     Attributes:
         seeking: in which agents a run is sought that only a complete listing shows.
         looked_up: the agents of those who need the row of one event, as often as there are such rows.
-        floor: down to when the account's listing must be read for those who seek; None if there is no end.
+        not_before: down to when the account's listing must be read for those who seek; None if there is no end.
         started: the followed events that have started.
         is_queue_followed: whether an event is followed that has not started.
         followed: how many events are followed.

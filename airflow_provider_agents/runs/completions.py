@@ -74,9 +74,9 @@ class Checkpoint(VersionedJson):
     """How far a journal has come. JSON in, JSON out.
 
     Attributes:
-        floor: everything that was created before is known, on the server's clock.
-        followed: what had not ended, or had ended and was not reported yet, by the event's id.
-        told: ids of events that had ended, as far as a look from the floor on would show them again.
+        watermark: everything that was created before is known, on the server's clock.
+        open_runs: what had not ended, or had ended and was not reported yet, by the event's id.
+        emitted: ids of events that had ended, as far as a look from the floor on would show them again.
         since: runs that ended before are not reported, on the server's clock; None once the floor has passed it.
     """
 

@@ -1,9 +1,10 @@
 """Which events are whose, of several runs of ours that started on one agent at about the same time.
 
 Looked at alone, each of two such runs could have both events. Together they can often be told apart, because *each
-accepted POST makes an event of its own*, which appears within `settle`. So a submission keeps the events that it has
-in some assignment which gives every binding submission an event of its own. Everything here follows from that one
-sentence: to leave a submission out only leaves more events possible, and never rules out the right one.
+accepted POST makes an event of its own*, which appears within `settle`. A submission *binds* once its event certainly
+exists. Try every way to give each binding submission an event of its own: a submission can have an event if at least
+one of these ways gives it that event. To leave a submission out only leaves more events possible, and never rules out
+the right one.
 
 Sets of events are integers: bit N stands for event N in the order of time. One operation then handles all candidates
 of a submission at once, so that a thousand submissions with a thousand candidates each take milliseconds.
@@ -49,7 +50,7 @@ class Claim:
 
     Attributes:
         key: what makes the submission the same: claims with the same key count once (`key_of`).
-        bounds: its match window.
+        window: its match window.
         within: seconds after acceptance within which its event was created: `settle`, or `appear_within` once the
             event is late.
         accepted_at: when the POST was accepted or sent. Only the order of the claims counts.
@@ -196,9 +197,9 @@ class JointMatch:
     ) -> dict[str, str]:
         """Those of an open group who may succeed although it is not known which run is whose.
 
-        Of K submissions, no more can have a run that did not complete than there are such events for. All others have
-        completed runs, and nothing tells the runs apart: as many submissions may succeed, the earliest first. With
-        one submission, all its events must have COMPLETED.
+        Count how many of the K submissions can at most have a failed run. The others certainly have completed runs, and
+        nothing tells the runs apart. So that many submissions may succeed, the earliest first. With one submission,
+        all its events must have COMPLETED.
 
         Args:
             group: one of `groups`.

@@ -84,10 +84,10 @@ class SearchCriteria:
     """What a look for a run must show to say anything.
 
     Attributes:
-        floor: every event of the agent that was created since; None if they all matter.
+        not_before: every event of the agent that was created since; None if they all matter.
         ids: an event with one of these as its id or `requestId` decides at once.
-        ripe_at: the clock of this process from which on a look can decide without an id; None if every look may.
-        ripe_at_server: the same on the server's clock; None if only `decidable_at` counts. The earlier one is enough.
+        decidable_at: from when on a listing can decide without an id, on our clock; None if every listing can.
+        decidable_at_server: the same on the server's clock; None if only `decidable_at` counts. One of them is enough.
         is_named: the id is the event's own, so the row of that event is all that is needed.
     """
 
@@ -244,7 +244,7 @@ def possible(
         return Found(seen[0])
     late = was_empty or not seen
     if late:
-        # What was created in the window and appears after it is no likelier than what was created after it.
+        # An event that was created within `settle` and shown later is as likely ours as one that was created later.
         seen = candidates(window, events, within=appear_within)
     if len(seen) > 1:
         return Several(seen, late=late)

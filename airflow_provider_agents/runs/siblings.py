@@ -110,7 +110,10 @@ class Siblings:
         agent.is_due = bool(agent.trackers)
 
     def decide(self, now: datetime) -> Iterator[tuple[RunTracker, Verdict | None]]:
-        """The trackers whose siblings have changed: each with its verdict, or None if what it can have may be less."""
+        """The trackers whose siblings have changed, each with its verdict.
+
+        Without a verdict, the tracker waits on, perhaps with fewer events.
+        """
         for agent in list(self._agents.values()):
             if agent.is_due:
                 agent.is_due = False

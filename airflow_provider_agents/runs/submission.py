@@ -56,7 +56,7 @@ class Submission(VersionedJson):
         server_before: the server's clock (`Date`) in the snapshot: the run's event was created at or after this.
         server_after: the server's clock in the 202.
         newest_known_at: when the youngest event of the snapshot was created; stands in for a missing `Date`.
-        unanswered: nobody has seen an answer to the POST, so a run that fits may be another's with none of ours there.
+        in_doubt: nobody has seen an answer to the POST, so a run that fits may be another's with none of ours there.
     """
 
     _called: ClassVar = "The submission of a run"

@@ -37,9 +37,11 @@ class WaitPolicy:
     Attributes:
         settle: seconds after acceptance within which the event appears.
         appear_within: seconds after acceptance after which a run without an event counts as lost.
-        on_ambiguous: what decides if several events could be the run's. `share`: where all these runs were started by
-            tasks of this process, each task gets one; else they must end alike. `all`: they must end alike. `fail`:
-            nothing that may be another's run is a verdict, neither one of several events, nor a run that appeared late.
+        on_ambiguous: what to do if several events could be the run's. `share`: if tasks of this process started all
+            these runs, each task gets one. Otherwise the task succeeds only if its own run certainly COMPLETED, and
+            fails if all these runs failed. `all`: all these runs must end alike. `fail`: if a run may be another
+            party's, the outcome is AMBIGUOUS. That also holds for one run that appeared late or whose POST had no
+            response.
     """
 
     settle: float = 30.0
@@ -52,7 +54,7 @@ class RunTracker:
 
     Args:
         submission: what ties the task to its run.
-        rules: how the task wants to wait.
+        policy: how the task wants to wait.
         began_at: when this process began to wait, on its own clock; by default, when the first look was begun. What
             the clock of another machine said of the acceptance is never compared with it.
 

@@ -126,16 +126,16 @@ class _Waits:
         self._quiet_rounds = 0
         if not self._watching:
             self._watching = True
-            self._loop.call_soon(self._listing)
+            self._loop.call_soon(self._check)
 
-    def _listing(self) -> None:
+    def _check(self) -> None:
         while self._timers and self._timers[0][2].callback is None:
             heapq.heappop(self._timers)
         if self._under_way or not self._timers:
             # The end of the work, or the next wait, begins to watch again.
             self._watching = False
             return
-        self._loop.call_soon(self._listing)
+        self._loop.call_soon(self._check)
         self._quiet_rounds += 1
         if self._quiet_rounds <= _QUIET_ROUNDS:
             return
