@@ -8,16 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar, assert_never, get_args
 
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
-from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
 from airflow_provider_agents import validation
 from airflow_provider_agents.api.endpoints import check_agent_id
 from airflow_provider_agents.api.errors import (
     AgentBusyError,
     AgentsError,
-    InvalidArgumentError,
     TemporaryError,
-    one_line,
 )
 from airflow_provider_agents.busy_agent import IfRunning, apply_if_running
 from airflow_provider_agents.clock import now
@@ -25,7 +22,8 @@ from airflow_provider_agents.earlier_tries import EarlierTry
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.interruption import Interruption
 from airflow_provider_agents.links import AgentRunLink
-from airflow_provider_agents.payloads import END_KEYS, END_KEYS_WITHOUT_PUSH, XCOM_KEYS, AgentIdle, RunEnded
+from airflow_provider_agents.own_xcoms import TaskOutput, keys_at_end, keys_of_event, push, push_again, push_event
+from airflow_provider_agents.payloads import AgentIdle, RunEnded
 from airflow_provider_agents.polling.blocking import wait_for_end
 from airflow_provider_agents.runs.outcome import (
     Outcome,
@@ -36,7 +34,7 @@ from airflow_provider_agents.runs.outcome import (
     own_event,
     to_error,
 )
-from airflow_provider_agents.runs.record import Phase, RunRecord
+from airflow_provider_agents.runs.record import Phase
 from airflow_provider_agents.runs.status import usage_of
 from airflow_provider_agents.runs.submission import (
     Submission,
@@ -47,12 +45,14 @@ from airflow_provider_agents.task_state import TaskStateRecord
 from airflow_provider_agents.tasks import (
     WAITS_IN_TRIGGERER,
     LineageInfo,
+    ReportsLineage,
     base_url_of,
     began_at,
     connect,
     deadline_of,
     defer_timeout,
     fail_without_retry,
+    keep_deferred_arguments,
     start_window,
 )
 from airflow_provider_agents.triggers import AgentRunTrigger
@@ -60,13 +60,11 @@ from airflow_provider_agents.version_compat import NEXT_TRY_WAITS, TRIGGERS_END_
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime, timedelta
+    from datetime import timedelta
 
     from airflow.providers.common.compat.sdk import Context, XComArg
-    from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_agents.api.client import Client
-    from airflow_provider_agents.payloads import XComKey
     from airflow_provider_agents.runs.tracker import OnAmbiguous
 
 P = ParamSpec("P")
@@ -123,7 +121,7 @@ def _without_vain_retries(
     return wrapped  # type: ignore[return-value]  # mypy takes the wrapper's self for a keyword
 
 
-class ExecuteAgentOperator(BaseOperator):
+class ExecuteAgentOperator(ReportsLineage, BaseOperator):
     """Start one run of an agent, wait until it is over, and return its final event.
 
     The task succeeds only if the run that it started COMPLETED. A retry takes up the run that is under way rather
@@ -206,7 +204,6 @@ class ExecuteAgentOperator(BaseOperator):
         self._interruption = Interruption()
         self._under_way: Submission | RunTracker | None = None
         self._began_at = now()
-        self._known = LineageInfo()
         #: What `AgentRunLink` reads.
         self.run_link: str | None = None
 
@@ -227,7 +224,7 @@ class ExecuteAgentOperator(BaseOperator):
             event: `AgentIdle.to_json()`.
         """
         idle = AgentIdle.from_json(event)
-        self._keep_to(idle.agent_id, idle.agents_conn_id)
+        keep_deferred_arguments(self, idle.agent_id, idle.agents_conn_id)
         if idle.error is not None and idle.for_good:
             raise AirflowFailException(idle.error)
         if idle.error is not None:
@@ -258,7 +255,7 @@ class ExecuteAgentOperator(BaseOperator):
                 if isinstance(left, dict):
                     verdict = earlier.verdict()
                     self._known = replace(self._known, submission=record.submission, verdict=verdict)
-                    self._push_again(context, record, verdict, hook)
+                    push_again(self, context, record, verdict, hook)
                     return left
                 submission = left
             if submission is None:
@@ -270,15 +267,23 @@ class ExecuteAgentOperator(BaseOperator):
             self._known = replace(self._known, submission=submission)
             if submission.event_id is None:  # else the task waits for a run that another party has started
                 self.log.info("The run was accepted. %s", format_ids(submission))
-            self._push(context, "request_id", submission.request_id)
-            self._show(context, submission.event_id, hook)
+            push(self, context, "request_id", submission.request_id)
+            push_event(self, context, submission.event_id, hook)
             if not self.wait_for_completion:
                 memory.save(Phase.ENDED, submission, outcome="submitted", result=submission.to_json())
                 return submission.to_json()
             if self.deferrable:
                 self._defer_until_end(submission, memory)
             self._under_way = wait = RunTracker(submission, self._policy())
-        verdict = self._wait_on_worker(wait, hook, deadline_of(self, self._began_at), context)
+        with hook.get_conn() as client:
+            verdict = wait_for_end(
+                client,
+                wait,
+                poll_interval=self.poll_interval,
+                deadline_at=deadline_of(self, self._began_at),
+                say=self.log.log,
+                on_known=lambda event: push_event(self, context, event.id, hook),
+            )
         self._known = replace(self._known, verdict=verdict)
         return self._end(context, submission, verdict, memory, hook)
 
@@ -301,18 +306,6 @@ class ExecuteAgentOperator(BaseOperator):
                 )
             raise
 
-    def _wait_on_worker(self, wait: RunTracker, hook: AgentsHook, deadline_at: datetime, context: Context) -> Verdict:
-        """Wait here until there is a verdict."""
-        with hook.get_conn() as client:
-            return wait_for_end(
-                client,
-                wait,
-                poll_interval=self.poll_interval,
-                deadline_at=deadline_at,
-                say=self.log.log,
-                on_known=lambda event: self._show(context, event.id, hook),
-            )
-
     def _defer_until_end(self, submission: Submission, memory: TaskStateRecord) -> NoReturn:
         deadline_at = deadline_of(self, self._began_at)
         ends_in_trigger = self.end_from_trigger and TRIGGERS_END_TASKS
@@ -332,8 +325,8 @@ class ExecuteAgentOperator(BaseOperator):
                 settle=self.settle,
                 appear_within=self.appear_within,
                 on_ambiguous=self.on_ambiguous,
-                end_with=self._end_with() if ends_in_trigger else None,
-                show=self._show_early(submission) if memory.is_kept else [],
+                end_with=keys_at_end(self) if ends_in_trigger else None,
+                show=keys_of_event(self, submission) if memory.is_kept else [],
                 copy_key=memory.copy_key(submission) if ends_in_trigger else None,
                 next_try=memory.next_try_while_running,
             ),
@@ -351,18 +344,7 @@ class ExecuteAgentOperator(BaseOperator):
 
         Airflow also resumes a task on a worker to fail it: its trigger has raised, or the deferral has timed out.
         """
-        memory = TaskStateRecord(self, context)
-        try:
-            record = memory.note_resumed()
-        except Exception:
-            # Airflow's reason to resume the task matters more than the record.
-            self.log.exception(
-                "The record of the run could not be brought up to date. If the task is cleared after its run has "
-                "COMPLETED, a new run starts."
-            )
-        else:
-            if next_method == _AIRFLOW_FAILS:
-                self.log.warning("The wait in the triggerer has failed. %s", memory.after_failed_deferral(record))
+        TaskStateRecord(self, context).record_resumed(next_method)
         return super().resume_execution(next_method, next_kwargs, context)
 
     @_without_vain_retries
@@ -376,7 +358,7 @@ class ExecuteAgentOperator(BaseOperator):
         ended = RunEnded.from_json(event)
         memory = TaskStateRecord(self, context)
         memory.refuse_another_run(ended.submission, ended.agents_conn_id)
-        self._keep_to(ended.submission.agent_id, ended.agents_conn_id)
+        keep_deferred_arguments(self, ended.submission.agent_id, ended.agents_conn_id)
         verdict = ended.verdict()
         hook = AgentsHook(self.agents_conn_id)
         self._known = LineageInfo(submission=ended.submission, verdict=verdict, base_url=base_url_of(hook))
@@ -394,10 +376,10 @@ class ExecuteAgentOperator(BaseOperator):
         event = verdict.event
         own = own_event(verdict, submission)
         if own is not None:
-            self._show(context, own.id, hook)
-            self._push(context, "usage", usage_of(own, try_number=context["ti"].try_number))
+            push_event(self, context, own.id, hook)
+            push(self, context, "usage", usage_of(own, try_number=context["ti"].try_number))
         candidates = candidate_event_ids(verdict, submission)
-        self._push(context, "candidate_event_ids", candidates)
+        push(self, context, "candidate_event_ids", candidates)
         match verdict.outcome:
             case Outcome.COMPLETED if event is not None:
                 result = event.to_json()
@@ -460,31 +442,6 @@ class ExecuteAgentOperator(BaseOperator):
         found = super().output
         return found if self.multiple_outputs else TaskOutput(operator=self, key=found.key)  # type: ignore[attr-defined]
 
-    def _keep_to(self, agent_id: str, agents_conn_id: str) -> None:
-        """Use the values that the task was deferred with: its templates have been rendered again since."""
-        if (self.agent_id, self.agents_conn_id) == (agent_id, agents_conn_id):
-            return
-        self.log.warning(
-            "The task was deferred with agent %s and connection %s, and keeps using them. Its arguments have changed "
-            "since: agent_id=%s agents_conn_id=%s",
-            agent_id,
-            agents_conn_id,
-            one_line(repr(self.agent_id)),
-            one_line(repr(self.agents_conn_id)),
-        )
-        self.agent_id, self.agents_conn_id = agent_id, agents_conn_id
-
-    def _end_with(self) -> tuple[XComKey, ...]:
-        """The XComs that the trigger pushes at the end."""
-        return END_KEYS if self.do_xcom_push else END_KEYS_WITHOUT_PUSH
-
-    def _show_early(self, submission: Submission) -> list[XComKey]:
-        """The XComs that the trigger pushes once the run's event is known, beyond what is pushed now."""
-        if submission.event_id is not None:
-            return []
-        link: list[XComKey] = [] if self.run_link else ["run_url"]
-        return ["event_id", *link] if self.do_xcom_push else link
-
     def _policy(self) -> WaitPolicy:
         return WaitPolicy(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous)
 
@@ -494,64 +451,7 @@ class ExecuteAgentOperator(BaseOperator):
             return ""
         return f"The deadline came from execution_timeout ({limit.total_seconds():g} s). "
 
-    def _show(self, context: Context, event_id: str | None, hook: AgentsHook) -> None:
-        """Push the id of the run's event, as far as it is known, and say where to look at the run."""
-        self._push(context, "event_id", event_id)
-        try:
-            url = hook.run_url(agent_id=self.agent_id, event_id=event_id)
-        except AgentsError:
-            return  # a link is a comfort; what the run did is known already
-        if url is None or url == self.run_link:
-            return
-        self.log.info("Look at the run: %s", url)
-        self.run_link = url
-        if not self.deferrable:
-            # Airflow pushes it when this process ends, which here is late.
-            self._push(context, "run_url", url)
-
-    def _push(self, context: Context, key: XComKey, value: Any) -> None:
-        """Push an XCom; one that cannot be pushed must not lose a run that is paid for."""
-        if not self.do_xcom_push or value is None:
-            return
-        try:
-            context["ti"].xcom_push(key=key, value=value)
-        except Exception:
-            self.log.exception("The XCom %s could not be pushed (%s); going on without it.", key, one_line(str(value)))
-
-    def _push_again(self, context: Context, record: RunRecord, verdict: Verdict | None, hook: AgentsHook) -> None:
-        """Airflow clears a task's XComs before each try, so a repeated end pushes them again."""
-        self._push(context, "request_id", record.submission.request_id)
-        self._push(context, "candidate_event_ids", list(record.candidate_event_ids) or None)
-        if record.is_own and verdict is not None and verdict.event is not None:
-            self._show(context, verdict.event.id, hook)
-            self._push(context, "usage", usage_of(verdict.event, try_number=context["ti"].try_number))
-
-    # --- for Airflow's OpenLineage provider, which asks in a fork of this process: no I/O ---
-
-    def get_openlineage_facets_on_start(self) -> OperatorLineage[Any, Any] | None:
-        """Which agent runs; None without that provider."""
-        return LineageInfo().lineage(self.agent_id)
-
-    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:  # noqa: ARG002 - Airflow's
-        """What the task knows of its run; None without that provider."""
-        return self._known.lineage(self.agent_id)
-
-    def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
-        """The same of a run that failed, is late or got lost."""
-        return self.get_openlineage_facets_on_complete(task_instance)
-
-
-class TaskOutput(PlainXComArg):
-    """The task's result. A key that the task will not push is refused when the DAG is parsed."""
-
-    def __getitem__(self, item: str) -> XComArg:
-        if item not in XCOM_KEYS:
-            raise InvalidArgumentError(
-                f"output[{item!r}] of task {self.operator.task_id!r} would be empty: it is no XCom of its own. Set "
-                "multiple_outputs=True to push each field of the event, or read the field in the next task."
-            )
-        return super().__getitem__(item)
-
-
-#: Airflow's own name for the method that fails a deferred task on a worker (`TRIGGER_FAIL_REPR`).
-_AIRFLOW_FAILS = "__fail__"
+    @property
+    def lineage_agent(self) -> object:
+        """Whose run it is."""
+        return self.agent_id

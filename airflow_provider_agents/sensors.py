@@ -29,7 +29,8 @@ from airflow_provider_agents.clock import now, sleep
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.interruption import Interruption, interruptible, uninterruptible
 from airflow_provider_agents.links import AgentRunLink
-from airflow_provider_agents.payloads import END_KEYS, END_KEYS_WITHOUT_PUSH, RunEnded
+from airflow_provider_agents.own_xcoms import keys_at_end, log_run_url
+from airflow_provider_agents.payloads import RunEnded
 from airflow_provider_agents.polling.progress import in_words
 from airflow_provider_agents.polling.single_polls import SinglePolls
 from airflow_provider_agents.runs import selector as selectors
@@ -41,6 +42,7 @@ from airflow_provider_agents.tasks import (
     DEFER_MARGIN_SECONDS,
     WAITS_IN_TRIGGERER,
     LineageInfo,
+    ReportsLineage,
     base_url_of,
     began_at,
     connect,
@@ -50,7 +52,6 @@ from airflow_provider_agents.triggers import AgentRunTrigger
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
-    from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_agents.runs.selector import RunSelector
     from airflow_provider_agents.runs.submission import Submission
@@ -106,7 +107,7 @@ ARGUMENTS = validation.Arguments(
 )
 
 
-class AgentRunSensor(BaseSensorOperator):
+class AgentRunSensor(ReportsLineage, BaseSensorOperator):
     """Wait for one run that something else has started, and return its final event.
 
     The run is named by exactly one of `submission`, `event_id` and `started_after`. The sensor never starts a run, so
@@ -203,7 +204,6 @@ class AgentRunSensor(BaseSensorOperator):
         self._polls = SinglePolls()
         self._patient: Patience | None = None
         self._began_at = now()
-        self._known = LineageInfo()
         self._warn_once = WarnOnce()
         self._paused_until: datetime | None = None
         #: What `AgentRunLink` reads.
@@ -230,7 +230,6 @@ class AgentRunSensor(BaseSensorOperator):
             deadline_at: when to give up; None for `timeout` seconds after the task began.
             end: whether the trigger ends the task if the run COMPLETED.
         """
-        pushed_at_end = END_KEYS if self.do_xcom_push else END_KEYS_WITHOUT_PUSH
         return AgentRunTrigger(
             agents_conn_id=self.agents_conn_id,
             agent_id=self.agent_id,
@@ -240,7 +239,7 @@ class AgentRunSensor(BaseSensorOperator):
             settle=self.settle,
             appear_within=self._appear_within,
             on_ambiguous=self.on_ambiguous,
-            end_with=pushed_at_end if end else None,
+            end_with=keys_at_end(self) if end else None,
             show=() if self.run_link else ("run_url",),
             **self.selecting,
         )
@@ -321,7 +320,7 @@ class AgentRunSensor(BaseSensorOperator):
                     sleep(self.settle)
                     verdict, submission = poll(client, selector, self._policy())
             if self._polls.known is not None:
-                self._show(selector.agent_id, self._polls.known.id, hook)
+                log_run_url(self, selector.agent_id, self._polls.known.id, hook)
         except AgentsError as error:
             final = self._patience(context).failed(error, now())
             if final is not None:
@@ -385,7 +384,7 @@ class AgentRunSensor(BaseSensorOperator):
                 raise failure(ended.error or "The wait could not go on.")
             own = own_event(verdict, ended.submission)
             if own is not None:
-                self._show(ended.submission.agent_id, own.id, hook)
+                log_run_url(self, ended.submission.agent_id, own.id, hook)
             selector = ended.selector or selectors.BySubmission(
                 agent_id=ended.submission.agent_id, submission=ended.submission
             )
@@ -411,31 +410,9 @@ class AgentRunSensor(BaseSensorOperator):
                 raise AirflowSensorTimeout(str(error))
         raise AirflowFailException(str(error)) from error
 
-    def _show(self, agent_id: str, event_id: str, hook: AgentsHook) -> None:
-        """Say where to look at the run; Airflow pushes it when this process ends."""
-        try:
-            url = hook.run_url(agent_id=agent_id, event_id=event_id)
-        except AgentsError:
-            return  # a link is a comfort
-        if url is not None and url != self.run_link:
-            self.log.info("Look at the run: %s", url)
-            self.run_link = url
-
-    # --- for Airflow's OpenLineage provider, which asks in a fork of this process: no I/O ---
-
-    def get_openlineage_facets_on_start(self) -> OperatorLineage[Any, Any] | None:
-        """Whose run is waited for; None without that provider."""
-        return LineageInfo().lineage(self._agent_waited_for())
-
-    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:  # noqa: ARG002 - Airflow's
-        """What the task knows of the run; None without that provider."""
-        return self._known.lineage(self._agent_waited_for())
-
-    def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
-        """The same of a run that failed, is late or got lost."""
-        return self.get_openlineage_facets_on_complete(task_instance)
-
-    def _agent_waited_for(self) -> str | None:
+    @property
+    def lineage_agent(self) -> object:
+        """Whose run is waited for; None if that is not known."""
         try:
             return self._selector().agent_id
         except AgentsError:

@@ -31,6 +31,8 @@ RECORD_KEY = "agent_run"
 _RECORD_OUTLIVES = timedelta(days=30)
 #: The store keeps 64 KB without a complaint; a result beyond this is looked up again rather than stored.
 _LARGEST_STORED_RESULT = 48 * 1024
+#: Airflow's own name for the method that fails a deferred task on a worker (`TRIGGER_FAIL_REPR`).
+_AIRFLOW_FAILS = "__fail__"
 
 
 class TaskStateRecord:
@@ -157,16 +159,24 @@ class TaskStateRecord:
         if self._copies is not None:
             self._copies.update(record, until=now() + self._retention)
 
-    def note_resumed(self) -> RunRecord | None:
-        """Note that a worker, and not the trigger, ends this try.
+    def record_resumed(self, next_method: str) -> None:
+        """Record that a worker, and not the trigger, ends this try. Log what became of the run if its wait has failed.
 
-        Returns:
-            The record, if this try was deferred until its run ends.
+        Args:
+            next_method: as Airflow resumes the task. Airflow's reason to resume it matters more than the record.
         """
-        record = self._deferred_with()
-        if record is not None and record.ends_in_trigger:
-            self._write(record.changed(ends_in_trigger=False))
-        return record
+        try:
+            record = self._deferred_with()
+            if record is not None and record.ends_in_trigger:
+                self._write(record.changed(ends_in_trigger=False))
+        except Exception:
+            self._operator.log.exception(
+                "The record of the run could not be brought up to date. If the task is cleared after its run has "
+                "COMPLETED, a new run starts."
+            )
+            return
+        if next_method == _AIRFLOW_FAILS:
+            self._operator.log.warning("The wait in the triggerer has failed. %s", self._after_failed_deferral(record))
 
     def _deferred_with(self) -> RunRecord | None:
         """The record that this try has written before it deferred until its run ends; None if there is none."""
@@ -197,12 +207,7 @@ class TaskStateRecord:
                 f"reported: {format_ids(submission)}"
             )
 
-    def after_failed_deferral(self, record: RunRecord | None) -> str:
-        """What has become of the run whose wait in the triggerer has failed, and what a new try will do.
-
-        Args:
-            record: what `note_resumed` gave.
-        """
+    def _after_failed_deferral(self, record: RunRecord | None) -> str:
         if record is not None:
             return (
                 f"The run is still running, or has ended unseen. {self.next_try_while_running} "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_agents.api.errors import AgentsError, MissingConnectionError
+from airflow_provider_agents.api.errors import AgentsError, MissingConnectionError, one_line
 from airflow_provider_agents.api.retry import START_PATIENCE_SECONDS, RetryWindow
 from airflow_provider_agents.clock import now, sleep
 from airflow_provider_agents.hooks import AgentsHook
@@ -71,6 +71,21 @@ def deadline_of(task: Any, began_at: datetime) -> datetime:
 def defer_timeout(deadline_at: datetime, *, poll_interval: float) -> timedelta:
     """How long Airflow may leave a task deferred whose trigger gives up at a deadline."""
     return max(deadline_at - now(), timedelta(0)) + timedelta(seconds=poll_interval + DEFER_MARGIN_SECONDS)
+
+
+def keep_deferred_arguments(task: Any, agent_id: str, agents_conn_id: str) -> None:
+    """Give a task the values that it was deferred with: its templates have been rendered again since."""
+    if (task.agent_id, task.agents_conn_id) == (agent_id, agents_conn_id):
+        return
+    task.log.warning(
+        "The task was deferred with agent %s and connection %s, and keeps using them. Its arguments have changed "
+        "since: agent_id=%s agents_conn_id=%s",
+        agent_id,
+        agents_conn_id,
+        one_line(repr(task.agent_id)),
+        one_line(repr(task.agents_conn_id)),
+    )
+    task.agent_id, task.agents_conn_id = agent_id, agents_conn_id
 
 
 def start_window(say: Callable[[str], object]) -> RetryWindow:
@@ -141,3 +156,26 @@ class LineageInfo:
         except ImportError:
             return None
         return lineage_of_run(agent_id, self.submission, self.verdict, self.base_url)
+
+
+class ReportsLineage:
+    """A task that reports its run to Airflow's OpenLineage provider, which asks in a fork of this process: no I/O."""
+
+    _known = LineageInfo()
+
+    @property
+    def lineage_agent(self) -> object:
+        """The agent of a run of which nothing else is known."""
+        raise NotImplementedError
+
+    def get_openlineage_facets_on_start(self) -> OperatorLineage[Any, Any] | None:
+        """Which agent runs; None without that provider."""
+        return LineageInfo().lineage(self.lineage_agent)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:  # noqa: ARG002 - Airflow's
+        """What the task knows of the run; None without that provider."""
+        return self._known.lineage(self.lineage_agent)
+
+    def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
+        """The same of a run that failed, is late or got lost."""
+        return self.get_openlineage_facets_on_complete(task_instance)
