@@ -176,7 +176,7 @@ class _Decision:
             left = tuple(event_id for event_id in possible if event_id not in self._taken)
         group = self._match.group(claim.key)
         if len(possible) > 1 and policy.on_ambiguous == "share" and group is not None and group.is_closed:
-            tracker.narrow(possible)
+            tracker.narrow(possible, self._events)
             event_id = self._share_of(claim.key)
             return None if event_id is None else self._end(tracker, self._events[event_id], is_shared=True)
         if not left:
@@ -185,7 +185,7 @@ class _Decision:
             return None
         # A sibling was perhaps given this task's own run, so what was given still counts for the verdict. Of a run that
         # is late or in doubt nothing is certain anyway.
-        tracker.narrow(left if claim.binds is Binds.NEVER else possible)
+        tracker.narrow(left if claim.binds is Binds.NEVER else possible, self._events)
         if group is None:
             return self._alone(tracker, left)
         if len(possible) == 1:
@@ -212,7 +212,7 @@ class _Decision:
         policy, events = tracker.policy, [self._events[event_id] for event_id in possible]
         all_ended = all(map(is_terminal, events))
         if policy.on_ambiguous != "fail":
-            certain = self._certain_successes(group).get(tracker.claim.key)
+            certain = self._certain_success_of(tracker.claim.key, group)
             if certain is not None and (policy.on_ambiguous == "share" or all(map(is_success, events))):
                 return self._first(Verdict(Outcome.COMPLETED, tuple(events), tracker.is_late), certain)
             if all_ended and not any(map(is_success, events)):
@@ -225,11 +225,13 @@ class _Decision:
             return None
         return Verdict(Outcome.AMBIGUOUS, tuple(events), tracker.is_late)
 
-    def _certain_successes(self, group: Group) -> dict[str, str]:
-        if group.keys not in self._certain:
+    def _certain_success_of(self, key: str, group: Group) -> str | None:
+        """The event with which a submission of an open group may succeed; none that was given to another."""
+        certain = self._certain.get(group.keys)
+        if certain is None or certain.get(key) in self._taken:
             completed = [event_id for event_id in group.event_ids if is_success(self._events[event_id])]
-            self._certain[group.keys] = self._match.certain_successes(group, completed, self._given)
-        return self._certain[group.keys]
+            self._certain[group.keys] = certain = self._match.certain_successes(group, completed, self._given)
+        return certain.get(key)
 
     def _share_of(self, key: str) -> str | None:
         """The event that a submission gets; none that was given to another."""

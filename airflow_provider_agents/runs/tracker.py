@@ -16,7 +16,7 @@ from airflow_provider_agents.runs.status import is_success, is_terminal, newer_o
 from airflow_provider_agents.runs.submission import search_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
 
     from airflow_provider_agents.api.flow import Flow
@@ -158,9 +158,21 @@ class RunTracker:
         """Whether its siblings had one more `settle` to appear since its own candidates were known."""
         return self._settled_at is not None and (now - self._settled_at).total_seconds() >= 2 * self.policy.settle
 
-    def narrow(self, event_ids: tuple[str, ...]) -> None:
-        """Its siblings leave these of the chosen events to it."""
+    def narrow(self, event_ids: tuple[str, ...], events: Mapping[str, ExecutionEvent]) -> None:
+        """Its siblings leave these events to it.
+
+        Args:
+            event_ids: in the order of time.
+            events: the events by id. Another sensor of the same submission may have seen more of them.
+        """
+        if event_ids == self._possible:
+            return
         self._possible = event_ids
+        for event_id in event_ids:
+            if event_id not in self._seen:
+                self._seen[event_id] = events[event_id]
+                self._chosen += (event_id,)
+                self._claim = None
 
     def search_again(self) -> None:
         """All chosen events are its siblings' runs, so its own is late: look for an event that is not theirs."""

@@ -25,34 +25,67 @@ def test_side_by_side_tasks_without_other_parties_each_get_one_of_their_runs(cou
         assert len(world.successes) == len(world.completed_of_ours)
 
 
-@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    seed=st.integers(0, 10**6),
-    starts=st.lists(st.floats(0, 90), min_size=2, max_size=7),
-    strangers=st.lists(st.floats(0, 120), max_size=4),
-    restarts=st.lists(st.floats(0, 120), max_size=3),
-    policies=st.lists(st.sampled_from(["share", "all", "fail"]), min_size=7, max_size=7),
-    late=st.lists(st.floats(0, 40), min_size=7, max_size=7),
-    lag=st.sampled_from([0.0, 5.0, 25.0]),
+seconds = st.floats(0, 90)
+maybe_seconds = st.none() | seconds
+tasks = st.lists(
+    st.builds(
+        Task,
+        seconds,
+        joins_after=st.floats(0, 40),
+        policy=st.builds(WaitPolicy, on_ambiguous=st.sampled_from(["share", "share", "all", "fail"])),
+        loses=st.sampled_from([None, None, None, "reset_after", "reset_before"]),
+        leaves_after=maybe_seconds,
+        returns_after=maybe_seconds,
+        sensors=st.sampled_from([1, 1, 2]),
+    ),
+    min_size=2,
+    max_size=7,
 )
-def test_whatever_happens_no_event_goes_to_two_and_no_success_is_wrong(
-    seed, starts, strangers, restarts, policies, late, lag
-):
-    tasks = [
-        Task(start, joins_after=delay, policy=WaitPolicy(on_ambiguous=policy))
-        for start, policy, delay in zip(starts, policies, late, strict=False)
-    ]
-    config = config_of(random.Random(seed), lag=lag, failing=0.4, run_seconds=60.0)
-    world = World(config, tasks, strangers=strangers, restarts=restarts, seed=seed).play()
+configs = st.builds(
+    config_of,
+    st.just(random.Random()),
+    lag=st.sampled_from([0.0, 5.0, 20.0]),
+    failing=st.just(0.4),
+    run_seconds=st.just(60.0),
+    created_at=st.sampled_from(["accepted", "appeared"]),
+    clock_skew=st.sampled_from([0.0, -600.0, 240.0]),
+    gateway_skew=st.floats(-3, 3),
+    date_header=st.sampled_from([True, True, False]),
+)
+others = {
+    "strangers": st.lists(st.floats(0, 120), max_size=4),
+    "restarts": st.lists(st.floats(0, 120), max_size=3),
+    "skew": st.sampled_from([0.0, -600.0, 240.0]),
+    "seed": st.integers(0, 10**6),
+}
+
+
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(config=configs, tasks=tasks, others=st.fixed_dictionaries(others))
+def test_whatever_happens_no_event_goes_to_two_and_no_success_is_wrong(config, tasks, others):
+    world = World(config, tasks, **others).play()
     assert max(world.handed_on.values(), default=1) == 1
-    assert len(world.successes) <= len(world.completed_of_ours)
-    for task in world.successes:
+    assert all(len(task.handed_on) <= 1 for task in world.tasks)
+    answered = [task for task in world.tasks if task.loses is None]
+    successes = [task for task in answered if task in world.successes]
+    assert len(successes) <= len([task for task in answered if task in world.completed_of_ours])
+    for task in successes:
         assert world.status(task.verdict.event.id) == "COMPLETED"
+        if task.policy.on_ambiguous != "share":
+            assert world.status(task.own) == "COMPLETED"
         if len(task.verdict.events) == 1 and not task.verdict.is_shared:
             assert task.verdict.event.id == task.own
     for task in world.ended:
         if task.verdict.is_shared:
             assert task.verdict.event.id in {each.own for each in world.tasks}
+
+
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(tasks=tasks, lag=st.sampled_from([40.0, 100.0, 400.0]), others=st.fixed_dictionaries(others))
+def test_records_that_come_too_late_give_no_event_to_two(tasks, lag, others):
+    world = World(config_of(random.Random(), lag=lag), tasks, **others).play()
+    assert max(world.handed_on.values(), default=1) == 1
+    assert all(len(task.handed_on) <= 1 for task in world.tasks)
 
 
 def test_a_task_beside_another_partys_run_succeeds_if_both_completed():
