@@ -41,7 +41,7 @@ class Clock(Protocol):
         """Monotonic seconds of the running event loop."""
 
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
-        """Call something on the running event loop after so many seconds."""
+        """Call something on the running event loop after N seconds."""
 
 
 class SystemClock:
@@ -119,7 +119,7 @@ async def asleep(seconds: float) -> None:
 
 @contextlib.asynccontextmanager
 async def timeout(seconds: float) -> AsyncIterator[None]:
-    """Give up a block on an event loop after so many seconds.
+    """Give up a block on an event loop after N seconds.
 
     Raises:
         TimeoutError: it was given up.
@@ -138,5 +138,5 @@ def loop_time() -> float:
 
 
 def call_later(seconds: float, callback: Callable[[], object]) -> Timer:
-    """Call something on the running event loop after so many seconds."""
+    """Call something on the running event loop after N seconds."""
     return _clocks[-1].call_later(seconds, callback)

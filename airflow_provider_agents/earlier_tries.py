@@ -1,6 +1,6 @@
 """What an earlier try of a task has left: the result of its run, a run to wait for, or nothing.
 
-A run costs money and cannot be cancelled. So a new try looks at the record of the last one before it starts a run.
+A run costs money and cannot be cancelled. So a new try reads the record of the last one before it starts a run.
 """
 
 from __future__ import annotations
@@ -105,13 +105,13 @@ class EarlierTry:
         if submission.sent_at is None:
             return None  # what was asked for was refused, or never left
         log.warning(
-            "An earlier try died while it was starting a run of agent %s. Looking for that run first.",
+            "An earlier try died while it was starting a run of agent %s. Searching for that run first.",
             self.task.agent_id,
         )
         lost = interrupted(submission, request_seconds=self.request_seconds)
         found = self.client.run_flow(find_unconfirmed(lost, settle=self.policy.settle))
         if found is None:
-            # Else the next try would look again, and take a run that another party has started meanwhile.
+            # Else the next try would search again, and take a run that another party has started meanwhile.
             self.memory.save(Phase.SUBMITTING, submission.changed(sent_at=None))
             log.info("No run has appeared, so none was started.")
         return found

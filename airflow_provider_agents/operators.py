@@ -124,7 +124,7 @@ def _without_vain_retries(
 class ExecuteAgentOperator(ReportsLineage, BaseOperator):
     """Start one run of an agent, wait until it is over, and return its final event.
 
-    The task succeeds only if the run that it started COMPLETED. A retry takes up the run that is under way rather
+    The task succeeds only if the run that it started COMPLETED. A retry resumes the run that is under way rather
     than paying for another one (Airflow 3.3 and later); it starts a new run if the first one failed.
 
     XComs: `return_value` is the final event as the API sent it (or the submission, with
@@ -136,7 +136,7 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
         agents_conn_id: the connection. Templated.
         wait_for_completion: False returns the submission at once; hand it to whatever waits later.
         deferrable: wait in the triggerer (the default), or on the worker.
-        poll_interval: seconds between two looks, above 0. Below 1 a triggerer gains nothing.
+        poll_interval: seconds between two polls, above 0. Below 1 a triggerer gains nothing.
         timeout: seconds, or a `timedelta`, after which the task fails; the run goes on. A retry has a fresh timeout.
         if_running: what to do if the agent is busy, asked before anything is started: `start` another run, `attach`
             to the one under way, `wait` until the agent is idle, `skip` the task, or `fail` it.
@@ -211,7 +211,7 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
 
     @_without_vain_retries
     def execute(self, context: Context) -> dict[str, Any]:
-        """Take up the run of an earlier try, or start one; then wait as told."""
+        """Resume the run of an earlier try, or start one. Then wait for its end."""
         ARGUMENTS.check(self)
         return self._run(context)
 
@@ -400,7 +400,7 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
                 memory.save(Phase.ENDED, submission, outcome=verdict.outcome)
                 what_now = "A retry starts a new run."
             case Outcome.AMBIGUOUS:
-                # Looking again would not tell them apart, so a user who clears the task wants a new run.
+                # Another poll would not tell them apart, so a user who clears the task wants a new run.
                 memory.save(Phase.ENDED, submission, outcome=verdict.outcome)
                 what_now = ""
             case Outcome.NOT_FOUND:

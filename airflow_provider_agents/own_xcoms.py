@@ -29,7 +29,9 @@ def push(task: ExecuteAgentOperator, context: Context, key: XComKey, value: Any)
     try:
         context["ti"].xcom_push(key=key, value=value)
     except Exception:
-        task.log.exception("The XCom %s could not be pushed (%s); going on without it.", key, one_line(str(value)))
+        task.log.exception(
+            "The XCom %s could not be pushed (%s). The task continues without it.", key, one_line(str(value))
+        )
 
 
 def push_event(task: ExecuteAgentOperator, context: Context, event_id: str | None, hook: AgentsHook) -> None:
@@ -65,7 +67,7 @@ def log_run_url(
         return False  # a link is a comfort; what the run did is known already
     if url is None or url == task.run_link:
         return False
-    task.log.info("Look at the run: %s", url)
+    task.log.info("See the run: %s", url)
     task.run_link = url
     return True
 

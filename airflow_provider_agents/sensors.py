@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from airflow_provider_agents.runs.submission import Submission
     from airflow_provider_agents.runs.tracker import OnAmbiguous
 
-#: Seconds between two looks of one process after a refusal, with `mode="reschedule"`: twenty in the five minutes.
+#: Seconds between two polls of one process after a refusal, with `mode="reschedule"`: twenty in the five minutes.
 _REFUSED_POKE_SECONDS = 15.0
 
 
@@ -125,7 +125,7 @@ class AgentRunSensor(ReportsLineage, BaseSensorOperator):
             as soon as none can appear any more. Without it the first run of any later day is taken. Templated.
         agents_conn_id: the connection. Templated.
         deferrable: wait in the triggerer; the default unless `mode` is given.
-        poke_interval: seconds between two looks: 5 by default, and 60 with `mode="reschedule"`, where each look takes
+        poke_interval: seconds between two polls: 5 by default, and 60 with `mode="reschedule"`, where each poll takes
             a worker.
         timeout: seconds, or a `timedelta`, for one try; then the task fails, or is skipped with `soft_fail`.
         soft_fail: skip the task, instead of failing it, if the run failed or is late. A bad key, an unknown agent or a
@@ -261,7 +261,7 @@ class AgentRunSensor(ReportsLineage, BaseSensorOperator):
     # --- on a worker ---
 
     def execute(self, context: Context) -> Any:
-        """Wait in the triggerer, or look from here."""
+        """Wait in the triggerer, or poll from this worker."""
         with self._interruption.running(self._log_kill):
             return self._execute(context)
 
@@ -290,9 +290,9 @@ class AgentRunSensor(ReportsLineage, BaseSensorOperator):
         )
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
-        """Look once, with `mode="reschedule"` again after a refusal that is not believed yet.
+        """Poll once, with `mode="reschedule"` again after a refusal that is not believed yet.
 
-        It does not look before the end of a pause that the server has asked for.
+        It does not poll before the end of a pause that the server has asked for.
 
         Raises:
             AirflowException: as the class says.
@@ -305,7 +305,7 @@ class AgentRunSensor(ReportsLineage, BaseSensorOperator):
         return done
 
     def _poke_once(self, context: Context) -> bool | PokeReturnValue | None:
-        """What Airflow's sensors expect; None if this process must look again."""
+        """What Airflow's sensors expect; None if this process must poll again."""
         deadline_at = (self._first_reschedule(context) or self._began_at) + timedelta(seconds=self.timeout)
         # Another process sends the next poll then, and knows nothing of what this one has seen.
         is_only_poll = self.reschedule and not self.deferrable
@@ -326,7 +326,7 @@ class AgentRunSensor(ReportsLineage, BaseSensorOperator):
             if final is not None:
                 raise fail_without_retry(final) from final.with_traceback(None)
             self._paused_until = now() + timedelta(seconds=retry_after_of(error) or 0.0)
-            self.log.warning("%s", in_words(error) if is_refusal(error) else f"{error} Looking again.")
+            self.log.warning("%s", in_words(error) if is_refusal(error) else f"{error} Polling again.")
             if is_refusal(error) and is_only_poll:
                 return False if now() >= deadline_at else None
             return False
@@ -345,7 +345,7 @@ class AgentRunSensor(ReportsLineage, BaseSensorOperator):
 
     @staticmethod
     def _first_reschedule(context: Context) -> datetime | None:
-        """When this try began to look, if that was in an earlier process."""
+        """When this try began to poll, if that was in an earlier process."""
         first = getattr(context.get("ti"), "get_first_reschedule_date", lambda _: None)(context)
         return first if isinstance(first, datetime) else None
 

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from airflow_provider_agents.runs.submission import Submission
 
 #: Seconds by which Airflow's own deferral timeout comes after ours, so that the clean end wins: Airflow's would fail
-#: the task without a last look and without its verdict.
+#: the task without a last poll and without its verdict.
 DEFER_MARGIN_SECONDS = 180.0
 #: A task that waits on a worker ends by itself this many seconds before Airflow's `execution_timeout`: for one poll.
 _ALARM_MARGIN_SECONDS = 5.0
-#: Logged before a task defers. Without a triggerer the log would end here, and nothing would tell why.
+#: Logged before a task defers. Without a triggerer the log would end here, without a reason.
 WAITS_IN_TRIGGERER = (
     "The triggerer waits {} from now on, until {:%Y-%m-%d %H:%M:%S} UTC. A triggerer must be running; its lines follow "
     "here."
@@ -47,7 +47,7 @@ def began_at(context: Context) -> datetime:
     start_date = getattr(context.get("ti"), "start_date", None)
     if not isinstance(start_date, datetime):
         return now()
-    # Airflow tells it on the system's clock, which is not ours in a test that skips time.
+    # Airflow reports it on the system's clock, which is not ours in a test that skips time.
     return now() - max(datetime.now(UTC) - start_date, timedelta())
 
 
@@ -124,7 +124,7 @@ def connect(agents_conn_id: str, say: Callable[[str], object]) -> AgentsHook:
 
 
 def base_url_of(hook: AgentsHook) -> str | None:
-    """The API that a connection leads to, or None if that cannot be told now: nobody's run depends on it."""
+    """The API that a connection leads to, or None if that is not known now: no run depends on it."""
     try:
         return hook.settings().base_url
     except Exception:  # noqa: BLE001 - beside what AgentsHook raises: whatever keeps Airflow from looking it up

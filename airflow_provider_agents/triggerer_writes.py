@@ -104,7 +104,7 @@ class EarlyXComs:
         url = link_to(poller, agent_id, event.id)
         if url is None:
             return
-        self._log.info("Look at the run: %s", url)
+        self._log.info("See the run: %s", url)
         values = {"event_id": event.id, RUN_URL_KEY: url}
         xcoms = {key: value for key, value in values.items() if key in self._keys}
         if xcoms and self._task is not None:

@@ -102,8 +102,8 @@ class AgentRunTrigger(_TaskTrigger):
     Args:
         agents_conn_id: the connection; the trigger holds its name, never its key.
         agent_id: the agent; None with a `submission`, which names it.
-        poll_interval: seconds between two looks.
-        deadline_at: when to give up, as ISO 8601 text with an offset. There is one last look at it. None for `timeout`
+        poll_interval: seconds between two polls.
+        deadline_at: when to give up, as ISO 8601 text with an offset. There is one last poll then. None for `timeout`
             seconds after the task began.
         timeout: seconds.
         settle: as in `ExecuteAgentOperator`.
@@ -250,7 +250,7 @@ class AgentRunTrigger(_TaskTrigger):
         return (began if isinstance(began, datetime) else now()) + timedelta(seconds=self.timeout)
 
     async def on_kill(self) -> None:
-        """Say that the run goes on. No I/O: Airflow cancels this after about a second."""
+        """Log that the run is still running. No I/O: Airflow cancels this after about a second."""
         if self.next_try is None:
             return
         submission = Submission.from_json(getattr(self, "submission", None))
@@ -272,7 +272,7 @@ class AgentIdleTrigger(_TaskTrigger):
     Args:
         agents_conn_id: the connection.
         agent_id: the agent.
-        poll_interval: seconds between two looks.
+        poll_interval: seconds between two polls.
         deadline_at: when to give up, as ISO 8601 text with an offset.
         settle: as in `ExecuteAgentOperator`.
         hold_seconds: for how long no other is released after this one, unless its run is seen.

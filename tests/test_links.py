@@ -313,7 +313,7 @@ def test_a_trigger_pushes_the_event_and_the_link_once_as_soon_as_the_run_is_know
     assert supervisor.xcoms[RUN_URL_KEY, "run", 2] == f"https://app.example/agent-1/runs/{mine}"
     # As soon as nothing else can be taken for it, and long before its end.
     assert 30 <= pushed_after[0] <= pushed_after[1] < 60
-    assert f"Look at the run: https://app.example/agent-1/runs/{mine}" in logged()
+    assert f"See the run: https://app.example/agent-1/runs/{mine}" in logged()
 
 
 @newer_airflow

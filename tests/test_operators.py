@@ -756,7 +756,7 @@ def test_a_connection_with_a_run_url_has_it_in_the_log(platform, task, waiting, 
     url = "https://app.example/{agent_id}/{event_id}"
     monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", connection(platform.url, run_url=url))
     event = run(operator(**waiting), task)
-    assert f"Look at the run: https://app.example/agent-1/{event['id']}" in logged()
+    assert f"See the run: https://app.example/agent-1/{event['id']}" in logged()
 
 
 def test_clearing_a_finished_task_starts_a_new_run(platform, task, waiting):

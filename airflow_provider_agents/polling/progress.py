@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from airflow_provider_agents.runs.outcome import Verdict
     from airflow_provider_agents.runs.tracker import RunTracker
 
-#: A task without news logs this often, in seconds, that it still waits. Else the log of a long run looks like the log
-#: of a dead task.
+#: A task without news logs this often, in seconds, that it still waits. Else the log of a long run would read like
+#: the log of a dead task.
 SIGN_OF_LIFE_SECONDS = 300.0
 #: Seconds by which a poll that is under way may outlast a deadline. Airflow's own time limit comes 180 seconds after
 #: the deadline (`tasks.DEFER_MARGIN_SECONDS`), and must find the wait ended.
@@ -54,12 +54,12 @@ class ProgressLogger:
         before, self._outage = self._outage, outage
         if outage is None:
             if before is not None:
-                self._say(logging.INFO, f"The API answers again after {before.polls} failed looks.")
+                self._say(logging.INFO, f"The API answers again after {before.polls} failed polls.")
         elif before is None or is_refusal(outage.error) != is_refusal(before.error):
             self._say(logging.WARNING, in_words(outage.error))
         elif not is_news:
             since = f"{outage.since:%Y-%m-%d %H:%M:%S} UTC"
-            self._say(logging.WARNING, f"Still no look at {self._subject} since {since}: {outage.error}")
+            self._say(logging.WARNING, f"No poll of {self._subject} has succeeded since {since}: {outage.error}")
 
 
 class RunProgress:
@@ -123,7 +123,7 @@ def in_words(error: AgentsError) -> str:
     """What to log of the first failure of several."""
     if is_refusal(error):
         return f"{error} Asking again: the wait ends only if the API says nothing else for {REFUSED_SECONDS:g} seconds."
-    return f"{error} The run goes on; looking again until it can be seen."
+    return f"{error} The run is still running; polling again until the API answers."
 
 
 def state_of(tracker: RunTracker) -> str:

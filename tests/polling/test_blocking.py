@@ -173,10 +173,10 @@ def test_retry_after_is_kept_where_it_is_the_longer_one():
 def test_an_outage_is_told_once_and_then_every_five_minutes():
     story = Story([row()], DOWN)
     story.wait(seconds=SIGN_OF_LIFE_SECONDS * 2.5)
-    still = (logging.WARNING, f"Still no look at the run since 2026-01-01 09:00:06 UTC: {DOWN}")
+    still = (logging.WARNING, f"No poll of the run has succeeded since 2026-01-01 09:00:06 UTC: {DOWN}")
     assert story.said == [
         (logging.INFO, "The run is RUNNING. agent=a event=e"),
-        (logging.WARNING, f"{DOWN} The run goes on; looking again until it can be seen."),
+        (logging.WARNING, f"{DOWN} The run is still running; polling again until the API answers."),
         still,
         still,
     ]
@@ -186,7 +186,7 @@ def test_an_earlier_failure_is_not_told_of_at_the_deadline():
     story = Story(DOWN, DOWN, [row()])
     verdict = story.wait(seconds=60.0)
     assert (verdict.outcome, verdict.failure) == (Outcome.TIMED_OUT, None)
-    assert "The API answers again after 2 failed looks." in story.words
+    assert "The API answers again after 2 failed polls." in story.words
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda error: type(error).__name__)
@@ -214,7 +214,7 @@ def test_a_refusal_is_reported_at_once_and_also_in_an_outage():
     story.wait()
     warnings = [message for level, message in story.said if level == logging.WARNING]
     assert [message.split(":")[0] for message in warnings] == [
-        str(DOWN).split(":")[0] + " The run goes on; looking again until it can be seen.",
+        str(DOWN).split(":")[0] + " The run is still running; polling again until the API answers.",
         "404",
     ]
 
@@ -351,4 +351,4 @@ def test_an_agent_that_cannot_be_looked_at_fails_at_the_deadline_and_says_why():
 def test_failures_do_not_end_a_wait_for_an_idle_agent():
     story = Story([row()], [row()], DOWN, DOWN, [])
     assert story.idle() is None
-    assert story.words[-1] == "The API answers again after 2 failed looks."
+    assert story.words[-1] == "The API answers again after 2 failed polls."
