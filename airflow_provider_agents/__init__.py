@@ -35,6 +35,18 @@ _EXTRAS: dict[str, tuple[str, str]] = {
         "Allow plain http",
         "true to send the key unencrypted to a host that is not this machine. Default false.",
     ),
+    "settle": (
+        "Settle",
+        "Seconds within which the record of a started run appears on this platform. Default 30.",
+    ),
+    "appear_within": (
+        "Appear within",
+        "Seconds after which a started run without a record counts as lost; at least Settle. Default 300.",
+    ),
+    "exclusive": (
+        "Exclusive",
+        "true if nothing else starts an agent while a task waits for its run: short runs end sooner. Default false.",
+    ),
 }
 #: Not the port, though few need it: the Test button of Airflow 3.3 works for connections with one only.
 _HIDDEN_FIELDS = ["schema", "login"]

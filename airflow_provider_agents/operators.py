@@ -40,7 +40,7 @@ from airflow_provider_agents.runs.submission import (
     Submission,
     submit,
 )
-from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS, RunTracker, WaitPolicy
+from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS, RunTracker
 from airflow_provider_agents.task_state import TaskStateRecord
 from airflow_provider_agents.tasks import (
     WAITS_IN_TRIGGERER,
@@ -54,6 +54,7 @@ from airflow_provider_agents.tasks import (
     fail_without_retry,
     keep_deferred_arguments,
     start_window,
+    warn_of_schedule,
 )
 from airflow_provider_agents.triggers import AgentRunTrigger
 from airflow_provider_agents.version_compat import NEXT_TRY_WAITS, TRIGGERS_END_TASKS
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
 
     from airflow_provider_agents.api.client import Client
-    from airflow_provider_agents.runs.tracker import OnAmbiguous
+    from airflow_provider_agents.runs.tracker import OnAmbiguous, WaitPolicy
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -91,8 +92,7 @@ ARGUMENTS = validation.Arguments(
         "timeout": validation.seconds,
         "if_running": validation.one_of(*get_args(IfRunning)),
         "on_ambiguous": validation.one_of(*ON_AMBIGUOUS),
-        "settle": validation.seconds,
-        "appear_within": validation.seconds,
+        **validation.PLATFORM,
         "durable": validation.switch,
         "end_from_trigger": validation.switch,
     },
@@ -146,8 +146,13 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
             retries. `all`: all these runs must end alike. `fail`: the task fails without retries, also where one run
             could be the task's but nobody has seen the answer to its POST.
         settle: seconds after which the event of an accepted run has appeared. Until then nothing is inferred, so a
-            smaller value ends short runs sooner, and a value below what the platform needs can confuse runs.
-        appear_within: seconds after which a run without an event counts as lost; at least `settle`.
+            smaller value ends short runs sooner, and a value below what the platform needs can confuse runs. None: the
+            connection's value, or else 30.
+        appear_within: seconds after which a run without an event counts as lost; at least `settle`. None: the
+            connection's value, or else 300.
+        exclusive: nothing else starts the agent while the task waits: no schedule of the platform, no person, no other
+            task. The first new event is then the task's run, and a short run need not settle. None: the connection's
+            value, or else False.
         durable: keep a record in the task state store (Airflow 3.3 and later), so that no retry pays twice.
         end_from_trigger: let the trigger end the task of a COMPLETED run, so that no worker starts a second time for
             it (Airflow 3.3 and later). The task's listeners, a custom XCom backend and a downstream `.expand()` over
@@ -178,8 +183,9 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
         timeout: float | timedelta = 86400.0,
         if_running: IfRunning = "start",
         on_ambiguous: OnAmbiguous = "share",
-        settle: float = 30.0,
-        appear_within: float = 300.0,
+        settle: float | None = None,
+        appear_within: float | None = None,
+        exclusive: bool | None = None,
         durable: bool = True,
         end_from_trigger: bool = False,
         **kwargs: Any,
@@ -195,6 +201,7 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
         self.on_ambiguous = on_ambiguous
         self.settle = settle
         self.appear_within = appear_within
+        self.exclusive = exclusive
         self.durable = durable
         self.end_from_trigger = end_from_trigger
         if not validation.made_from_mapped(self):
@@ -238,6 +245,8 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
         memory = TaskStateRecord(self, context)
         hook = connect(self.agents_conn_id, self.log.warning)
         self._known = LineageInfo(base_url=base_url_of(hook))
+        # Before anything is paid for.
+        policy = validation.policy_of(self, hook.settings(), needs_verdict=self.wait_for_completion)
         with hook.get_conn(window=start_window(self.log.warning)) as client:
             submission = None
             record = memory.load(agent_id)
@@ -247,7 +256,7 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
                     record=record,
                     memory=memory,
                     client=client,
-                    policy=self._policy(),
+                    policy=policy,
                     began_at=self._began_at,
                     request_seconds=hook.settings().whole_request_seconds,
                 )
@@ -259,9 +268,9 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
                     return left
                 submission = left
             if submission is None:
-                submission = apply_if_running(self, client, idle, settle=self.settle, began_at=self._began_at)
+                submission = apply_if_running(self, client, idle, settle=policy.settle, began_at=self._began_at)
             if submission is None:
-                submission = self._submit(agent_id, memory, client)
+                submission = self._submit(agent_id, policy, memory, client)
             memory.save(Phase.ACCEPTED, submission)
             self._under_way = submission
             self._known = replace(self._known, submission=submission)
@@ -273,8 +282,8 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
                 memory.save(Phase.ENDED, submission, outcome="submitted", result=submission.to_json())
                 return submission.to_json()
             if self.deferrable:
-                self._defer_until_end(submission, memory)
-            self._under_way = wait = RunTracker(submission, self._policy())
+                self._defer_until_end(submission, policy, memory)
+            self._under_way = wait = RunTracker(submission, policy)
         with hook.get_conn() as client:
             verdict = wait_for_end(
                 client,
@@ -287,8 +296,10 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
         self._known = replace(self._known, verdict=verdict)
         return self._end(context, submission, verdict, memory, hook)
 
-    def _submit(self, agent_id: str, memory: TaskStateRecord, client: Client) -> Submission:
+    def _submit(self, agent_id: str, policy: WaitPolicy, memory: TaskStateRecord, client: Client) -> Submission:
         memory.warn_if_forgetful()
+        if policy.exclusive:
+            warn_of_schedule(client, agent_id, self.log.warning)
         sent = False
 
         def save(intent: Submission) -> None:
@@ -298,7 +309,7 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
             self._under_way = intent if sent else None
 
         try:
-            return client.run_flow(submit(agent_id, settle=self.settle, save=save, say=self.log.warning))
+            return client.run_flow(submit(agent_id, settle=policy.settle, save=save, say=self.log.warning))
         except AgentsError:
             if sent:
                 self.log.warning(
@@ -306,7 +317,7 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
                 )
             raise
 
-    def _defer_until_end(self, submission: Submission, memory: TaskStateRecord) -> NoReturn:
+    def _defer_until_end(self, submission: Submission, policy: WaitPolicy, memory: TaskStateRecord) -> NoReturn:
         deadline_at = deadline_of(self, self._began_at)
         ends_in_trigger = self.end_from_trigger and TRIGGERS_END_TASKS
         lost = validation.lost_at_trigger_end(self, overridden=("execute_complete",))
@@ -322,8 +333,9 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
                 submission=submission.to_json(),
                 poll_interval=self.poll_interval,
                 deadline_at=deadline_at.isoformat(),
-                settle=self.settle,
-                appear_within=self.appear_within,
+                settle=policy.settle,
+                appear_within=policy.appear_within,
+                exclusive=policy.exclusive,
                 on_ambiguous=self.on_ambiguous,
                 end_with=keys_at_end(self) if ends_in_trigger else None,
                 show=keys_of_event(self, submission) if memory.is_kept else [],
@@ -441,9 +453,6 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
         """The task's result, for the tasks after it."""
         found = super().output
         return found if self.multiple_outputs else TaskOutput(operator=self, key=found.key)  # type: ignore[attr-defined]
-
-    def _policy(self) -> WaitPolicy:
-        return WaitPolicy(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous)
 
     def _words_of_limit(self) -> str:
         limit = self.execution_timeout

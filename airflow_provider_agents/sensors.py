@@ -36,7 +36,7 @@ from airflow_provider_agents.polling.single_polls import SinglePolls
 from airflow_provider_agents.runs import selector as selectors
 from airflow_provider_agents.runs.outcome import Verdict, describe_completed, own_event
 from airflow_provider_agents.runs.patience import Patience, is_refusal
-from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS, WaitPolicy
+from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS
 from airflow_provider_agents.soft_fail import SoftFail
 from airflow_provider_agents.tasks import (
     DEFER_MARGIN_SECONDS,
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_agents.runs.selector import RunSelector
     from airflow_provider_agents.runs.submission import Submission
-    from airflow_provider_agents.runs.tracker import OnAmbiguous
+    from airflow_provider_agents.runs.tracker import OnAmbiguous, WaitPolicy
 
 #: Seconds between two polls of one process after a refusal, with `mode="reschedule"`: twenty in the five minutes.
 _REFUSED_POKE_SECONDS = 15.0
@@ -99,8 +99,7 @@ ARGUMENTS = validation.Arguments(
         "timeout": validation.seconds,
         "soft_fail": validation.switch,
         "never_fail": validation.switch,
-        "settle": validation.seconds,
-        "appear_within": validation.seconds,
+        **validation.PLATFORM,
         "on_ambiguous": validation.one_of(*ON_AMBIGUOUS),
     },
     relations=(_selects_one_run, _skips_in_one_way, validation.lost_after_settling, _decides_after_settling),
@@ -131,8 +130,12 @@ class AgentRunSensor(ReportsLineage, BaseSensorOperator):
         soft_fail: skip the task, instead of failing it, if the run failed or is late. A bad key, an unknown agent or a
             wrong `event_id` fails it all the same.
         never_fail: skip the task after every failure, a bad key included.
-        settle: seconds within which the event of a run appears. The first run after a moment is not told before.
-        appear_within: seconds after acceptance after which a submission without an event counts as lost.
+        settle: seconds within which the event of a run appears. The first run after a moment is not reported before.
+            None: the connection's value, or else 30.
+        appear_within: seconds after acceptance after which a submission without an event counts as lost. None: the
+            connection's value, or else 300.
+        exclusive: nothing else starts the agent while the task waits, so a submission's run, or the first run after a
+            moment, is reported as soon as it has ended. None: the connection's value, or else False.
         on_ambiguous: as in `ExecuteAgentOperator`.
         start_from_trigger: never take a worker: the scheduler hands the task to the triggerer, which also ends it if
             the run COMPLETED (Airflow 3.3 and later; not for mapped tasks, which take a worker as usual). What names
@@ -164,8 +167,9 @@ class AgentRunSensor(ReportsLineage, BaseSensorOperator):
         timeout: float | timedelta = 86400.0,
         soft_fail: bool = False,
         never_fail: bool = False,
-        settle: float = 30.0,
-        appear_within: float = 300.0,
+        settle: float | None = None,
+        appear_within: float | None = None,
+        exclusive: bool | None = None,
         on_ambiguous: OnAmbiguous = "share",
         start_from_trigger: bool = False,
         **kwargs: Any,
@@ -191,6 +195,7 @@ class AgentRunSensor(ReportsLineage, BaseSensorOperator):
         self.agents_conn_id = agents_conn_id
         self.settle = settle
         self.appear_within = appear_within
+        self.exclusive = exclusive
         self.on_ambiguous = on_ambiguous
         if deferrable is True and mode is not None:
             raise InvalidArgumentError(
@@ -202,6 +207,7 @@ class AgentRunSensor(ReportsLineage, BaseSensorOperator):
         self._interruption = Interruption()
         self._soft_fail = SoftFail()
         self._polls = SinglePolls()
+        self._policy: WaitPolicy | None = None
         self._patient: Patience | None = None
         self._began_at = now()
         self._warn_once = WarnOnce()
@@ -230,14 +236,17 @@ class AgentRunSensor(ReportsLineage, BaseSensorOperator):
             deadline_at: when to give up; None for `timeout` seconds after the task began.
             end: whether the trigger ends the task if the run COMPLETED.
         """
+        # Without a worker, the trigger asks the connection for what the arguments leave out.
+        policy: WaitPolicy | AgentRunSensor = self._policy or self
         return AgentRunTrigger(
             agents_conn_id=self.agents_conn_id,
             agent_id=self.agent_id,
             poll_interval=self.poke_interval,
             deadline_at=deadline_at.isoformat() if deadline_at is not None else None,
             timeout=self.timeout,
-            settle=self.settle,
-            appear_within=self._appear_within,
+            settle=policy.settle,
+            appear_within=policy.appear_within,
+            exclusive=policy.exclusive,
             on_ambiguous=self.on_ambiguous,
             end_with=keys_at_end(self) if end else None,
             show=() if self.run_link else ("run_url",),
@@ -250,14 +259,6 @@ class AgentRunSensor(ReportsLineage, BaseSensorOperator):
         values = {name: getattr(self, name) for name in selectors.ARGUMENTS}
         return {name: value for name, value in values.items() if name in self._selecting or value is not None}
 
-    def _policy(self) -> WaitPolicy:
-        return WaitPolicy(settle=self.settle, appear_within=self._appear_within, on_ambiguous=self.on_ambiguous)
-
-    @property
-    def _appear_within(self) -> float:
-        # An event that a user has seen is there as soon as all replicas have it.
-        return self.settle if selectors.way_of(self.selecting).has_appeared else self.appear_within
-
     # --- on a worker ---
 
     def execute(self, context: Context) -> Any:
@@ -266,14 +267,15 @@ class AgentRunSensor(ReportsLineage, BaseSensorOperator):
             return self._execute(context)
 
     def _execute(self, context: Context) -> Any:
-        self.run_link, self._patient, self._polls = "", None, SinglePolls()  # nothing of an earlier try
+        # Nothing of an earlier try.
+        self.run_link, self._patient, self._policy, self._polls = "", None, None, SinglePolls()
         self._began_at = now()
         self._soft_fail.apply(self, lambda: ARGUMENTS.check(self))
         if not self.deferrable:
             # Airflow's own code sleeps between two pokes. With mode="reschedule" it does not, and asks its server.
             with nullcontext() if self.reschedule else interruptible():
                 return self._soft_fail.apply(self, lambda: super(AgentRunSensor, self).execute(context))
-        self._soft_fail.apply(self, lambda: connect(self.agents_conn_id, self.log.warning))
+        self._soft_fail.apply(self, lambda: self._read_policy(connect(self.agents_conn_id, self.log.warning)))
         # A run that is over needs no trigger, and what cannot work is said at once. Also, a trigger that fires in the
         # instant in which it starts can overtake the scheduler's note of the deferral, which then fails the task.
         done = self._soft_fail.apply(self, lambda: self.poke(context))
@@ -288,6 +290,13 @@ class AgentRunSensor(ReportsLineage, BaseSensorOperator):
             method_name="execute_complete",
             timeout=timedelta(seconds=self.timeout + self.poke_interval + DEFER_MARGIN_SECONDS),
         )
+
+    def _read_policy(self, hook: AgentsHook) -> WaitPolicy:
+        """How to wait, found out once."""
+        if self._policy is None:
+            has_appeared = selectors.way_of(self.selecting).has_appeared
+            self._policy = validation.policy_of(self, hook.settings(), needs_verdict=not has_appeared)
+        return self._policy
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Poll once, with `mode="reschedule"` again after a refusal that is not believed yet.
@@ -314,11 +323,12 @@ class AgentRunSensor(ReportsLineage, BaseSensorOperator):
         )
         try:
             selector, hook = self._selector(), AgentsHook(self.agents_conn_id)
+            policy = self._read_policy(hook)
             with hook.get_conn(self._warn_once) as client:
-                verdict, submission = poll(client, selector, self._policy())
+                verdict, submission = poll(client, selector, policy)
                 if verdict is None and self._polls.lacks_only_time and is_only_poll:
-                    sleep(self.settle)
-                    verdict, submission = poll(client, selector, self._policy())
+                    sleep(policy.settle)
+                    verdict, submission = poll(client, selector, policy)
             if self._polls.known is not None:
                 log_run_url(self, selector.agent_id, self._polls.known.id, hook)
         except AgentsError as error:

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
+from airflow_provider_agents.api.endpoints import get_agent
 from airflow_provider_agents.api.errors import AgentsError, MissingConnectionError, one_line
+from airflow_provider_agents.api.flow import value_of
+from airflow_provider_agents.api.models import schedule_in_words
 from airflow_provider_agents.api.retry import START_PATIENCE_SECONDS, RetryWindow
 from airflow_provider_agents.clock import now, sleep
 from airflow_provider_agents.hooks import AgentsHook
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
+    from airflow_provider_agents.api.client import Client
     from airflow_provider_agents.runs.outcome import Verdict
     from airflow_provider_agents.runs.submission import Submission
 
@@ -121,6 +125,26 @@ def connect(agents_conn_id: str, say: Callable[[str], object]) -> AgentsHook:
         else:
             return hook
         sleep(pause)
+
+
+def warn_of_schedule(client: Client, agent_id: str, say: Callable[[str], object]) -> None:
+    """Warn if the platform starts the agent by itself: then no task of the agent is exclusive. One request.
+
+    Args:
+        client: of the agent's connection.
+        agent_id: the agent.
+        say: called with the warning.
+    """
+    try:
+        schedule = schedule_in_words(client.run_flow(value_of(get_agent(agent_id))).schedule)
+    except AgentsError:
+        return  # the start itself shows whether the agent can be used
+    if schedule:
+        say(
+            "This task is exclusive, but the platform starts the agent on a schedule too. A run of that schedule can "
+            f"be taken for this task's. Leave `exclusive` out for this agent. agent={agent_id} "
+            f"schedule={one_line(schedule, 100)!r}"
+        )
 
 
 def base_url_of(hook: AgentsHook) -> str | None:

@@ -29,7 +29,7 @@ from airflow_provider_agents.runs import selector as selectors
 from airflow_provider_agents.runs.outcome import Outcome, candidate_event_ids, describe_completed, format_ids, own_event
 from airflow_provider_agents.runs.status import usage_of
 from airflow_provider_agents.runs.submission import Submission
-from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS, WaitPolicy
+from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS
 from airflow_provider_agents.triggerer_writes import EarlyXComs, delete_copy, link_to, write_soon
 
 if TYPE_CHECKING:
@@ -37,9 +37,10 @@ if TYPE_CHECKING:
 
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.payloads import XComKey
+    from airflow_provider_agents.polling.poller import SharedPoller
     from airflow_provider_agents.runs.outcome import Verdict
     from airflow_provider_agents.runs.selector import AnySelector
-    from airflow_provider_agents.runs.tracker import OnAmbiguous
+    from airflow_provider_agents.runs.tracker import OnAmbiguous, WaitPolicy
 
 
 def _give_up(trigger: Any) -> str | None:
@@ -54,8 +55,7 @@ RUN_ARGUMENTS = validation.Arguments(
         "poll_interval": validation.seconds,
         "deadline_at": validation.optional(validation.deadline),
         "timeout": validation.optional(validation.seconds),
-        "settle": validation.seconds,
-        "appear_within": validation.seconds,
+        **validation.PLATFORM,
         "on_ambiguous": validation.one_of(*ON_AMBIGUOUS),
         "end_with": validation.optional(validation.list_of(*END_KEYS)),
         "show": validation.list_of(*EARLY_KEYS),
@@ -106,8 +106,10 @@ class AgentRunTrigger(_TaskTrigger):
         deadline_at: when to give up, as ISO 8601 text with an offset. There is one last poll then. None for `timeout`
             seconds after the task began.
         timeout: seconds.
-        settle: as in `ExecuteAgentOperator`.
+        settle: as in `ExecuteAgentOperator`. A worker has given this and the next two as they are. Where no worker has,
+            the trigger reads the connection.
         appear_within: the same.
+        exclusive: the same.
         on_ambiguous: the same.
         end_with: if the run COMPLETED, end the task here with these of the XComs `return_value`, `event_id`, `usage`
             and `run_url` (Airflow 3.3 and later). None resumes it on a worker, as every other end does.
@@ -131,8 +133,9 @@ class AgentRunTrigger(_TaskTrigger):
         poll_interval: float,
         deadline_at: str | None = None,
         timeout: float | None = None,
-        settle: float,
-        appear_within: float,
+        settle: float | None = None,
+        appear_within: float | None = None,
+        exclusive: bool | None = None,
         on_ambiguous: OnAmbiguous,
         end_with: Sequence[XComKey] | None = None,
         show: Sequence[XComKey] = (),
@@ -148,6 +151,7 @@ class AgentRunTrigger(_TaskTrigger):
         self.timeout: Any = timeout
         self.settle = settle
         self.appear_within = appear_within
+        self.exclusive = exclusive
         self.on_ambiguous = on_ambiguous
         self.end_with = end_with
         self.show: Any = show
@@ -180,7 +184,7 @@ class AgentRunTrigger(_TaskTrigger):
                 submission, verdict = await wait_for_selected(
                     poller,
                     selector,
-                    WaitPolicy(settle=self.settle, appear_within=self.appear_within, on_ambiguous=self.on_ambiguous),
+                    await self._policy(poller, selector),
                     poll_interval=self.poll_interval,
                     deadline_at=self._deadline(),
                     now=now,
@@ -191,7 +195,7 @@ class AgentRunTrigger(_TaskTrigger):
                 )
                 own = own_event(verdict, submission)
                 link = link_to(poller, submission.agent_id, own.id if own is not None else None)
-        except (PermanentError, InvalidConnectionError, InvalidArgumentError) as error:
+        except (PermanentError, InvalidConnectionError, InvalidArgumentError, TemporaryError) as error:
             self.log.error("The wait for the run has failed: %s %s", error, format_ids(submission))  # noqa: TRY400
             yield TriggerEvent(
                 RunEnded(
@@ -206,6 +210,14 @@ class AgentRunTrigger(_TaskTrigger):
         finally:
             early_xcoms.stop()
         yield self._end(selector, submission, verdict, link)
+
+    async def _policy(self, poller: SharedPoller, selector: AnySelector) -> WaitPolicy:
+        settings = None
+        if None in (self.settle, self.appear_within, self.exclusive):
+            settings = await poller.read_settings(
+                interval=self.poll_interval, deadline_at=self._deadline(), say=self.log.log
+            )
+        return validation.policy_of(self, settings, needs_verdict=not selector.has_appeared)
 
     def _end(self, selector: AnySelector, submission: Submission, verdict: Verdict, link: str | None) -> TriggerEvent:
         """What to report of a run's end: to a worker, or, if the trigger ends the task itself, to Airflow."""

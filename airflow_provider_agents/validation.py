@@ -17,10 +17,13 @@ from airflow_provider_agents.api.endpoints import check_agent_id
 from airflow_provider_agents.api.errors import InvalidArgumentError, shown
 from airflow_provider_agents.runs.copies import PREFIX
 from airflow_provider_agents.runs.selector import Check, read_moment
+from airflow_provider_agents.runs.tracker import WaitPolicy
 from airflow_provider_agents.version_compat import TRIGGERS_END_TASKS
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator
+
+    from airflow_provider_agents.api.settings import Settings
 
 #: A hundred years, in seconds. A deadline some thousands of years away has no place in the calendar.
 MAX_SECONDS = 100 * 365.25 * 86400
@@ -217,26 +220,69 @@ def list_of(*choices: str) -> Check:
 # --- several values together ------------------------------------------------------------------------------------------
 
 
-def lost_after_settling(owner: Any) -> str | None:
-    """`appear_within` is at least `settle`."""
-    if owner.appear_within >= owner.settle:
+#: What a platform is like: arguments whose default is the connection's value, by their names here, there and in
+#: `WaitPolicy`.
+PLATFORM: dict[str, Check] = {
+    "settle": optional(seconds),
+    "appear_within": optional(seconds),
+    "exclusive": optional(switch),
+}
+
+
+def lost_after_settling(policy: Any) -> str | None:
+    """`appear_within` is at least `settle`, where both are known."""
+    if policy.settle is None or policy.appear_within is None or policy.appear_within >= policy.settle:
         return None
     return (
-        f"appear_within ({owner.appear_within:g} s) must be at least settle ({owner.settle:g} s): until a run has "
+        f"appear_within ({policy.appear_within:g} s) must be at least settle ({policy.settle:g} s): until a run has "
         "settled, nothing can be said about it."
     )
 
 
-def ends_after_settling(owner: Any) -> str | None:
-    """A task waits at least for `settle`, so that it can have a verdict."""
+def ends_after_settling(owner: Any, policy: Any = None) -> str | None:
+    """A task waits at least for `settle`, where that is known, so that it can have a verdict.
+
+    Args:
+        owner: the task.
+        policy: how the task waits; None for what its own arguments say.
+    """
+    policy = policy if policy is not None else owner
+    if policy.settle is None or policy.exclusive:
+        return None
     limits = {"timeout": owner.timeout, "execution_timeout": _seconds_of(getattr(owner, "execution_timeout", None))}
     for name, limit in limits.items():
-        if limit is not None and limit < owner.settle:
+        if limit is not None and limit < policy.settle:
             return (
-                f"{name} ({limit:g} s) must be at least settle ({owner.settle:g} s): before that there is no verdict, "
+                f"{name} ({limit:g} s) must be at least settle ({policy.settle:g} s): before that there is no verdict, "
                 f"and the task would always fail. Raise {name}, or lower settle."
             )
     return None
+
+
+def policy_of(owner: Any, settings: Settings | None = None, *, needs_verdict: bool) -> WaitPolicy:
+    """How a task or a trigger waits: its own arguments, or else the connection's values, or else the defaults.
+
+    Args:
+        owner: a task, a trigger or a connection. Its values are checked already.
+        settings: the owner's connection; None if the owner has all values itself, or is a connection.
+        needs_verdict: whether the owner's time limits must leave time for a verdict.
+
+    Raises:
+        InvalidArgumentError: the values do not fit together.
+    """
+    found: dict[str, Any] = {}
+    for source in (owner, settings):
+        for name in (*PLATFORM, "on_ambiguous"):
+            value = getattr(source, name, None)
+            if value is not None:
+                found.setdefault(name, value)
+    policy = WaitPolicy(**found)
+    fault = lost_after_settling(policy) or (ends_after_settling(owner, policy) if needs_verdict else None)
+    if fault is not None:
+        raise InvalidArgumentError(
+            f"{fault} What a task leaves out is an extra of its connection, or the default. (in {_name_of(owner)})"
+        )
+    return policy
 
 
 def _seconds_of(value: timedelta | None) -> float | None:

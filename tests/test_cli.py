@@ -25,7 +25,7 @@ from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import NullPool, StaticPool
 
 from airflow_provider_agents.__main__ import main
-from airflow_provider_agents.cli.listing import schedule_in_words
+from airflow_provider_agents.api.models import schedule_in_words
 from airflow_provider_agents.runs.copies import RecordCopy, TaskPlace
 from airflow_provider_agents.runs.record import Attempt, Phase, RunRecord
 from airflow_provider_agents.runs.submission import Submission
@@ -925,3 +925,27 @@ def test_a_database_that_cannot_be_used_is_one_line_and_code_1(platform, command
     assert (ended.code, ended.out) == (1, "")
     assert "metadata database cannot be used, so nothing was deleted (OperationalError)" in ended.err
     assert len(ended.err.splitlines()) == 1
+
+
+# --- what the platform is like ----------------------------------------------------------------------------------------
+
+
+def test_a_check_shows_what_the_connection_says_of_the_platform(platform, command, monkeypatch):
+    told = connection(platform.url, settle=5, exclusive=True)
+    monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", told)
+    ended = command("check")
+    assert f"agents_default leads to {platform.url}; settle 5 s; exclusive true" in ended.out
+
+
+def test_a_run_is_waited_for_as_the_connection_says(platform, command, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", connection(platform.url, exclusive=True))
+    assert command("run", "agent-1", "--wait", "--poll-interval", "2s").code == 0
+    assert sum(platform.slept) < 20
+
+
+def test_a_connection_whose_values_do_not_fit_together_starts_nothing(platform, command, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", connection(platform.url, settle=600))
+    ended = command("run", "agent-1")
+    assert "appear_within (300 s) must be at least settle (600 s)" in ended.err
+    assert "Nothing was started." in ended.err
+    assert platform.executions() == []

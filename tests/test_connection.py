@@ -88,6 +88,14 @@ def test_extras_are_read_as_a_form_or_a_uri_writes_them(connected, tmp_path):
     assert connected(connection("http://gateway.example", allow_plain_http="true")).settings().allow_plain_http
 
 
+def test_what_the_platform_is_like_is_read_and_is_unknown_by_default(connected):
+    settings = connected(connection("https://gateway.example", settle="2.5", appear_within=60, exclusive="True"))
+    found = settings.settings()
+    assert (found.settle, found.appear_within, found.exclusive) == (2.5, 60.0, True)
+    plain = connected(connection("https://gateway.example", settle="", exclusive=None)).settings()
+    assert (plain.settle, plain.appear_within, plain.exclusive) == (None, None, None)
+
+
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
@@ -100,6 +108,13 @@ def test_extras_are_read_as_a_form_or_a_uri_writes_them(connected, tmp_path):
         ({"auth_header": ["X-Api-Key"]}, "auth_header must be one of"),
         ({"proxy": "nonsense"}, "proxy is not the URL"),
         ({"run_url": "javascript:alert(1)"}, "run_url must be an http"),
+        ({"settle": "soon"}, "settle must be a number of seconds above 0 and at most 86400, got 'soon'"),
+        ({"settle": 0}, "settle must be a number"),
+        ({"settle": True}, "settle must be a number"),
+        ({"appear_within": -1}, "appear_within must be a number"),
+        ({"appear_within": 1e300}, "appear_within must be a number"),
+        ({"exclusive": "perhaps"}, "exclusive must be true or false"),
+        ({"settle": 60, "appear_within": 30}, r"appear_within \(30 s\) must be at least its settle \(60 s\)"),
     ],
 )
 def test_an_extra_that_cannot_work_is_named(connected, extra, words):

@@ -84,6 +84,7 @@ class Case:
                     yield pytest.param(self, name, value, id=f"{self.made.__name__}-{name}-{words}")
 
 
+PLATFORM = ("settle", "appear_within", "exclusive")
 OPERATOR = Case(
     ExecuteAgentOperator,
     {"task_id": "run", "agent_id": "agent-1"},
@@ -98,12 +99,16 @@ OPERATOR = Case(
         "on_ambiguous": "choice",
         "settle": "seconds",
         "appear_within": "seconds",
+        "exclusive": "switch",
         "durable": "switch",
         "end_from_trigger": "switch",
     },
+    # What a task leaves out is the connection's.
+    optional=PLATFORM,
 )
 NAMED = {"submission": "submission", "event_id": "event id", "started_after": "moment", "started_before": "moment"}
-WAITING = {"agents_conn_id": "connection", "settle": "seconds", "appear_within": "seconds", "on_ambiguous": "choice"}
+WAITING = {"agents_conn_id": "connection", "settle": "seconds", "appear_within": "seconds", "exclusive": "switch",
+           "on_ambiguous": "choice"}  # fmt: skip
 SENSOR = Case(
     AgentRunSensor,
     {"task_id": "run", "agent_id": "agent-1", "event_id": "e"},
@@ -119,7 +124,7 @@ SENSOR = Case(
         "start_from_trigger": "switch",
     },
     # A sensor without these has another one, or its own default.
-    optional=("agent_id", "deferrable", "poke_interval", *NAMED),
+    optional=("agent_id", "deferrable", "poke_interval", *NAMED, *PLATFORM),
 )
 RUN_TRIGGER = Case(
     AgentRunTrigger,
@@ -127,7 +132,7 @@ RUN_TRIGGER = Case(
      "timeout": 60.0, "settle": 30.0, "appear_within": 300.0, "on_ambiguous": "all"},
     {**NAMED, **WAITING, "agent_id": "agent id", "poll_interval": "seconds", "deadline_at": "moment",
      "timeout": "seconds", "end_with": "names", "show": "names", "copy_key": "copy key", "next_try": "text"},
-    optional=("agent_id", "deadline_at", "timeout", "end_with", "copy_key", "next_try", *NAMED),
+    optional=("agent_id", "deadline_at", "timeout", "end_with", "copy_key", "next_try", *NAMED, *PLATFORM),
 )  # fmt: skip
 IDLE_TRIGGER = Case(
     AgentIdleTrigger,
@@ -254,9 +259,12 @@ def test_a_dag_with_delimiters_of_its_own_is_not_judged_before_it_is_rendered():
         ({"if_running": "Wait"}, "must be one of start, attach, wait, skip, fail, got 'Wait'."),
         ({"agent_id": "agent-123 "}, "agent_id of task 'run' .*'agent-123 '"),
         ({"agents_conn_id": "my conn"}, "must be the id of an Airflow connection .* got 'my conn'."),
-        ({"timeout": 10}, "timeout .10 s. must be at least settle .30 s.: before that there is no verdict"),
-        ({"execution_timeout": timedelta(seconds=10)}, "execution_timeout .10 s. must be at least settle"),
-        ({"appear_within": 10}, "appear_within .10 s. must be at least settle .30 s.: .*in task 'run'"),
+        (
+            {"timeout": 10, "settle": 30},
+            "timeout .10 s. must be at least settle .30 s.: before that there is no",
+        ),
+        ({"execution_timeout": timedelta(seconds=9), "settle": 30}, "execution_timeout .9 s. must be at least"),
+        ({"appear_within": 10, "settle": 30}, "appear_within .10 s. must be at least settle .30 s.: .*in task 'run'"),
         ({"end_from_trigger": True, "deferrable": False}, "end_from_trigger needs a task that waits in the triggerer"),
     ],
     ids=str,

@@ -130,6 +130,11 @@ class Client:
         self._deadline = RequestDeadline(over_a_network=transport is None)
         self._http = self._opened(settings)
 
+    @property
+    def settings(self) -> Settings:
+        """How the API is reached."""
+        return self._settings
+
     def _opened(self, settings: Settings) -> httpx.Client:
         # A replaced network has neither a proxy nor TLS.
         over_a_network = self._transport is None

@@ -166,6 +166,27 @@ class Agent(Row):
     updatedAt: OptionalTimestamp = None
 
 
+def schedule_in_words(schedule: str | None) -> str:
+    """When the platform runs an agent by itself, or the schedule as it is, if it is not in the documented form."""
+    if not schedule:
+        return ""
+    try:
+        plan = json.loads(schedule)
+    except (ValueError, RecursionError):
+        return schedule
+    match plan:
+        case {"tasksPerDay": int(count), "times": [*times]} if all(isinstance(time, str) for time in times):
+            pass
+        case {"tasksPerDay": int(count)}:
+            times = []
+        case None:
+            return ""
+        case _:
+            return schedule
+    often = "once a day" if count == 1 else f"{count} times a day"
+    return f"{often} at {', '.join(times)}" if times else often
+
+
 class ExecutionEvent(Row):
     """The record of one run.
 

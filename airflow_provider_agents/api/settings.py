@@ -40,6 +40,8 @@ WHOLE_REQUEST_FACTOR = 4
 #: Shorter keys are not redacted: they occur in innocent words.
 _SHORTEST_REDACTED_KEY = 8
 MAX_REQUESTS_PER_SECOND = 1000.0
+#: Seconds. A day is the operator's default `timeout`: with more, each such task would fail.
+MAX_SETTLE_SECONDS = 86400.0
 AuthHeader = Literal["Authorization", "X-Api-Key"]
 
 #: What a setting must be, for the error message.
@@ -49,6 +51,9 @@ _FORMS = {
     "max_requests_per_second": f"a number above 0 and at most {MAX_REQUESTS_PER_SECOND:g}",
     "verify": "true, false or the path of a CA bundle",
     "allow_plain_http": "true or false",
+    "settle": f"a number of seconds above 0 and at most {MAX_SETTLE_SECONDS:g}",
+    "appear_within": f"a number of seconds above 0 and at most {MAX_SETTLE_SECONDS:g}",
+    "exclusive": "true or false",
 }
 
 
@@ -186,6 +191,9 @@ def _to_connection_error(error: ValidationError) -> InvalidConnectionError:
     )
 
 
+_Seconds = Annotated[float, BeforeValidator(_not_a_boolean), Field(gt=0, le=MAX_SETTLE_SECONDS, allow_inf_nan=False)]
+
+
 class Settings(BaseModel):
     """How to reach the API, checked when it is made. Numbers and booleans may be text, as in a form or a URI.
 
@@ -201,6 +209,10 @@ class Settings(BaseModel):
             25 requests a second poll 10,000 runs in two seconds, at 200 events a request. A client itself has no limit.
         run_url: where a person can look at a run: an http(s) URL in which `{agent_id}` and `{event_id}` are filled in.
             A client does not use it.
+        settle: seconds above 0, at most a day, within which the event of an accepted run appears on this platform.
+            What tasks use unless they say otherwise, as the two below; None for the tasks' default.
+        appear_within: seconds above 0, at most a day, at least `settle`, after which a run without an event is lost.
+        exclusive: whether nothing else starts an agent while a task waits for its run.
 
     Raises:
         InvalidConnectionError: from the constructor; the message says what is wrong and what to do.
@@ -221,6 +233,9 @@ class Settings(BaseModel):
         default=25.0, gt=0, le=MAX_REQUESTS_PER_SECOND, allow_inf_nan=False
     )
     run_url: Annotated[str, BeforeValidator(_check_run_url)] | None = None
+    settle: _Seconds | None = None
+    appear_within: _Seconds | None = None
+    exclusive: Annotated[StrictBool, BeforeValidator(_read_switch)] | None = None
     user_agent: str = Field(default_factory=user_agent)
 
     if not TYPE_CHECKING:  # a type checker derives the arguments from the fields
@@ -249,6 +264,15 @@ class Settings(BaseModel):
             raise InvalidConnectionError(
                 "The host is plain http, so the proxy would be sent the API key unencrypted. Use https, leave out the "
                 "proxy, or set the connection's extra allow_plain_http to true if the network between is trusted."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lose_no_run_before_it_has_settled(self) -> Settings:
+        if self.settle is not None and self.appear_within is not None and self.appear_within < self.settle:
+            raise InvalidConnectionError(
+                f"The connection's extra appear_within ({self.appear_within:g} s) must be at least its settle "
+                f"({self.settle:g} s): until a run has settled, nothing can be said about it."
             )
         return self
 

@@ -19,6 +19,7 @@ from airflow_provider_agents.cli.output import length_in_words, print_rows
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.runs.matching import DATE_RESOLUTION, TOLERANCE
+from airflow_provider_agents.validation import PLATFORM
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -53,7 +54,12 @@ def _findings(conn_id: str) -> dict[str, _Finding]:
     except InvalidConnectionError as error:
         return {"connection": ("failed", str(error))}
     route = f" through the proxy {proxy.address} ({proxy.source})" if proxy is not None else ""
-    findings: dict[str, _Finding] = {"connection": ("ok", f"{conn_id} leads to {settings.base_url}{route}")}
+    waiting = "".join(
+        f"; {name} {str(value).lower() if isinstance(value, bool) else f'{value:g} s'}"
+        for name in PLATFORM
+        if (value := getattr(settings, name)) is not None
+    )
+    findings: dict[str, _Finding] = {"connection": ("ok", f"{conn_id} leads to {settings.base_url}{route}{waiting}")}
     with client:
         began_at = now()
         try:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from airflow_provider_agents.api import endpoints, flow
+from airflow_provider_agents.api.models import schedule_in_words
 from airflow_provider_agents.cli.command import client_of, command_of
 from airflow_provider_agents.cli.exit_codes import ExitCode
 from airflow_provider_agents.cli.output import print_rows, run_rows
@@ -77,24 +77,3 @@ def _agent_row(agent: Agent) -> dict[str, str]:
         "status": agent.status or "" if agent.unreadable is None else f"unreadable ({agent.unreadable})",
         "schedule": schedule_in_words(agent.schedule),
     }
-
-
-def schedule_in_words(schedule: str | None) -> str:
-    """When the platform runs an agent by itself, or the schedule as it is, if it is not in the documented form."""
-    if not schedule:
-        return ""
-    try:
-        plan = json.loads(schedule)
-    except (ValueError, RecursionError):
-        return schedule
-    match plan:
-        case {"tasksPerDay": int(count), "times": [*times]} if all(isinstance(time, str) for time in times):
-            pass
-        case {"tasksPerDay": int(count)}:
-            times = []
-        case None:
-            return ""
-        case _:
-            return schedule
-    often = "once a day" if count == 1 else f"{count} times a day"
-    return f"{often} at {', '.join(times)}" if times else often

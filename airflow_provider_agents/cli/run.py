@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from airflow_provider_agents import validation
 from airflow_provider_agents.api.errors import AgentsError, one_line
 from airflow_provider_agents.cli.arguments import DEFAULT_CONN_ID, WAIT_DEFAULTS, read_seconds
 from airflow_provider_agents.cli.command import client_of, command_of
@@ -18,7 +19,7 @@ from airflow_provider_agents.clock import now
 from airflow_provider_agents.polling.blocking import wait_for_end
 from airflow_provider_agents.runs.outcome import Outcome, describe_completed, format_ids, to_error
 from airflow_provider_agents.runs.submission import submit
-from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
+from airflow_provider_agents.runs.tracker import RunTracker
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -88,8 +89,7 @@ def run(args: Namespace) -> ExitCode:
 
 
 def _run(args: Namespace, client: Client, attempt: _Attempt) -> ExitCode:
-
-    policy = WaitPolicy()
+    policy = validation.policy_of(client.settings, needs_verdict=False)
     steps = submit(args.agent_id, settle=policy.settle, save=attempt.note, say=say)
     attempt.run = submission = client.run_flow(steps)
     attempt.is_accepted = True

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from airflow_provider_agents.api.errors import AgentsError
-from airflow_provider_agents.polling.progress import ProgressLogger
+from airflow_provider_agents.polling.progress import ExclusiveWarning, ProgressLogger
 from airflow_provider_agents.polling.subscriptions import AskingSubscriber
 from airflow_provider_agents.runs.status import active_runs, describe_state, is_active
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from airflow_provider_agents.polling.subscriptions import Outage, Subscription
     from airflow_provider_agents.runs.matching import Missing
     from airflow_provider_agents.runs.selector import RunSelector, StartedRuns
+    from airflow_provider_agents.runs.tracker import WaitPolicy
 
 #: After this time the agent is asked for its active runs again, although those that are known are followed. A run that
 #: vanishes, with its agent or from a queue, never ends.
@@ -124,13 +125,14 @@ class RunSearch(AskingSubscriber["ExecutionEvent | Missing | None"]):
 
     Args:
         selector: which run.
-        settle: seconds within which a run appears.
+        policy: how the task waits.
         say: logs outages and signs of life.
     """
 
-    def __init__(self, selector: RunSelector, settle: float, say: Say) -> None:
+    def __init__(self, selector: RunSelector, policy: WaitPolicy, say: Say) -> None:
         super().__init__(selector.agent_id)
-        self._selector, self._search = selector, selector.search(settle)
+        self._selector, self._search, self._say = selector, selector.search(policy), say
+        self._exclusive_warning = ExclusiveWarning(self._search, selector.agent_id)
         self._logger = ProgressLogger(say, f"agent {selector.agent_id}")
 
     @property
@@ -151,5 +153,6 @@ class RunSearch(AskingSubscriber["ExecutionEvent | Missing | None"]):
 
     def on_wake(self, subscription: Subscription[ExecutionEvent | Missing | None], is_news: bool) -> None:
         """Log outages; without news, log that the task still waits."""
+        self._exclusive_warning.log_once(self._say)
         if not subscription.has_ended:
             self._logger.report(f"Not found yet: {self._selector.words}.", subscription.outage, is_news=is_news)

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.client import AsyncClient
     from airflow_provider_agents.api.settings import Settings
     from airflow_provider_agents.polling.metrics import Stats
+    from airflow_provider_agents.polling.progress import Say
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -119,6 +120,29 @@ class SharedPoller:
     def settings(self) -> Settings | None:
         """The connection as it was last read; None before the first request."""
         return self._clients.settings
+
+    async def read_settings(self, *, interval: float, deadline_at: datetime, say: Say) -> Settings:
+        """The connection, read unless it was read before.
+
+        Args:
+            interval: seconds between two tries.
+            deadline_at: when to give up, on our clock.
+            say: logs the first failure.
+
+        Raises:
+            AgentsError: the connection cannot be used, or could not be read in time.
+        """
+        has_failed = False
+        while True:
+            try:
+                return (await self._clients.client()).settings
+            except NotSentError as error:
+                if self.now() >= deadline_at:
+                    raise
+                if not has_failed:
+                    say(logging.WARNING, f"{error} Reading it again.")
+                has_failed = True
+            await self.sleep(interval)
 
     def stats(self) -> PollStats:
         """How much the poller holds."""

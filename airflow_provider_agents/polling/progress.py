@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.polling.subscriptions import Outage, Subscription
     from airflow_provider_agents.runs.outcome import Verdict
+    from airflow_provider_agents.runs.selector import FirstRun
     from airflow_provider_agents.runs.tracker import RunTracker
 
 #: A task without news logs this often, in seconds, that it still waits. Else the log of a long run would read like
@@ -74,6 +75,7 @@ class RunProgress:
     def __init__(self, tracker: RunTracker, say: Say, on_known: Callable[[ExecutionEvent], None]) -> None:
         self._tracker, self._say, self._on_known = tracker, say, on_known
         self._logger, self._late_warning = ProgressLogger(say), LateWarning(tracker)
+        self._exclusive_warning = ExclusiveWarning(tracker, tracker.agent_id)
         self._outage: Outage | None = None
         self._is_known = False
         self._report_known()
@@ -82,6 +84,7 @@ class RunProgress:
         """Report what has changed; without news, log that the task still waits."""
         self._outage = subscription.outage
         self._late_warning.log_once(self._say)
+        self._exclusive_warning.log_once(self._say)
         self._logger.report(state_of(self._tracker), subscription.outage, is_news=is_news)
         if not subscription.has_ended:
             self._report_known()
@@ -116,6 +119,30 @@ class LateWarning:
             "taken as the run, but may be another run's. Raise settle if the platform is slow, or refuse a late run "
             f"with on_ambiguous='fail'. agent={run.agent_id} request_id={run.request_id} "
             f"event={','.join(event.id for event in self._tracker.events[:_NAMED])}",
+        )
+
+
+class ExclusiveWarning:
+    """Logs once that something else has started the agent of an exclusive task.
+
+    Args:
+        search: what the task waits for.
+        agent_id: the agent.
+    """
+
+    def __init__(self, search: RunTracker | FirstRun, agent_id: str) -> None:
+        self._search, self._agent_id, self._is_due = search, agent_id, True
+
+    def log_once(self, say: Say) -> None:
+        """Log the warning, if there is a reason and no warning was logged."""
+        if not (self._is_due and self._search.broke_exclusive):
+            return
+        self._is_due = False
+        say(
+            logging.WARNING,
+            "This task is exclusive, but something else has started the agent too. The task goes on as without "
+            "`exclusive`: it waits until `settle` has passed. Leave `exclusive` out for this agent. "
+            f"agent={self._agent_id}",
         )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.polling.blocking import ask
-from airflow_provider_agents.polling.progress import LateWarning, state_of
+from airflow_provider_agents.polling.progress import ExclusiveWarning, LateWarning, state_of
 from airflow_provider_agents.runs.listing import Listing
 from airflow_provider_agents.runs.matching import Missing
 from airflow_provider_agents.runs.outcome import Outcome, Verdict
@@ -38,7 +38,7 @@ class SinglePolls:
         self.state, self.lacks_only_time = "", False
         self._first: FirstRun | None = None
         self._tracker: RunTracker | None = None
-        self._late_warning: LateWarning | None = None
+        self._warnings: list[LateWarning | ExclusiveWarning] = []
 
     @property
     def known(self) -> ExecutionEvent | None:
@@ -63,7 +63,7 @@ class SinglePolls:
             policy: how to wait.
             deadline_at: when to give up.
             say: logs what is new.
-            is_followed: whether another process or a trigger may poll next. If so, that one warns of a late event.
+            is_followed: whether another process or a trigger may poll next. If so, that one logs the warnings.
 
         Returns:
             How the wait has ended, None if it has not; and the run, as far as it is known.
@@ -75,6 +75,7 @@ class SinglePolls:
         first: ExecutionEvent | None = None
         if submission is None:
             found = self._find_first(client, selector, policy, deadline_at)
+            self._log_warnings(say, found is None and is_followed)
             if found is None or isinstance(found, Missing):
                 self._report(f"Not known yet: {selector.words}. agent={selector.agent_id}", say)
                 verdict = None if found is None else Verdict(Outcome.NOT_FOUND)
@@ -83,8 +84,8 @@ class SinglePolls:
             submission = Submission.for_event(first, selector.agent_id, now())
         began_at = now()
         if self._tracker is None:
-            self._tracker = RunTracker(submission, policy, began_at)
-            self._late_warning = LateWarning(self._tracker)
+            self._tracker = RunTracker(submission, selector.policy_once_known(policy), began_at)
+            self._warnings += [LateWarning(self._tracker), ExclusiveWarning(self._tracker, selector.agent_id)]
         tracker = self._tracker
         # A run that was just shown need not be listed again.
         listing = Listing((first,), None) if first is not None else ask(client, tracker.read_listing(), deadline_at)
@@ -94,18 +95,24 @@ class SinglePolls:
             and (listing.server_time is None or submission.server_after is None)
             and all(is_terminal(event) for event in tracker.events)
         )
-        if self._late_warning is not None and (verdict is not None or not is_followed):
-            self._late_warning.log_once(say)
+        self._log_warnings(say, verdict is None and is_followed)
         self._report(state_of(tracker), say)
         return verdict, submission
 
     def _find_first(
         self, client: Client, selector: RunSelector, policy: WaitPolicy, deadline_at: datetime
     ) -> ExecutionEvent | Missing | None:
-        self._first = self._first or selector.search(policy.settle)
+        if self._first is None:
+            self._first = selector.search(policy)
+            self._warnings.append(ExclusiveWarning(self._first, selector.agent_id))
         listing = ask(client, selector.list_runs(), deadline_at)
         self.lacks_only_time = listing.server_time is None and bool(listing.events) and is_terminal(listing.events[0])
         return self._first.apply_listing(listing)
+
+    def _log_warnings(self, say: Say, is_followed: bool) -> None:
+        if not is_followed:
+            for warning in self._warnings:
+                warning.log_once(say)
 
     def _report(self, state: str, say: Say) -> None:
         if state != self.state:

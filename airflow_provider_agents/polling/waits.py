@@ -85,7 +85,7 @@ async def wait_for_selected(
     submission, first = selector.known(now()), None
     if submission is None:
         say(logging.INFO, f"Waiting for {selector.words}.")
-        search = RunSearch(selector, policy.settle, say)
+        search = RunSearch(selector, policy, say)
         found = await poller.wait_for(
             search, interval=poll_interval, deadline_at=deadline_at, on_wake=search.on_wake, answered=answered
         )
@@ -96,7 +96,7 @@ async def wait_for_selected(
         first = found
         submission = Submission.for_event(first, selector.agent_id, now())
         say(logging.INFO, f"Found {selector.words}: event {first.id}, begun at {first.startedAt}.")
-    wait = RunTracker(submission, policy, now())
+    wait = RunTracker(submission, selector.policy_once_known(policy), now())
     if first is not None:
         # Its event is known already.
         verdict = wait.apply_listing(Listing((first,), None), now())

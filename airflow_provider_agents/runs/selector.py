@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
@@ -22,11 +22,13 @@ from airflow_provider_agents.api.models import ExecutionEvent, Status, is_plausi
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.runs.matching import Missing, clock_at_least
 from airflow_provider_agents.runs.outcome import Outcome, Verdict, format_ids, to_error
+from airflow_provider_agents.runs.status import is_terminal
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.versioned_json import UnusableDataError, VersionedJson
 
 if TYPE_CHECKING:
     from airflow_provider_agents.api.errors import AgentsError
+    from airflow_provider_agents.runs.tracker import WaitPolicy
 
 #: Room around the interval: the API's page does not say whether `startedAfter` and `startedBefore` are inclusive, nor
 #: how finely they are compared.
@@ -154,9 +156,13 @@ class RunSelector(VersionedJson):
         """One listing of the runs among which this one is."""
         raise NotImplementedError
 
-    def search(self, settle: float) -> FirstRun:
+    def search(self, policy: WaitPolicy) -> FirstRun:
         """Find the run in these listings, in one process."""
         raise NotImplementedError
+
+    def policy_once_known(self, policy: WaitPolicy) -> WaitPolicy:
+        """How to wait for the run. An event that a user has seen is there as soon as all replicas have it."""
+        return replace(policy, appear_within=policy.settle) if self.has_appeared else policy
 
     def to_error(self, verdict: Verdict, submission: Submission) -> AgentsError | None:
         """The error of a wait for this run; None if the run COMPLETED. `AgentRunTimeoutError` if the run is late.
@@ -279,9 +285,9 @@ class FirstRunSince(RunSelector):
         """The agent's runs that began in the interval; of a long interval perhaps only the first."""
         return list_started(self.agent_id, self.started_after, self.started_before)
 
-    def search(self, settle: float) -> FirstRun:
+    def search(self, policy: WaitPolicy) -> FirstRun:
         """Find the first of these runs."""
-        return FirstRun(self.started_before, settle)
+        return FirstRun(self.started_before, policy.settle, exclusive=policy.exclusive)
 
     @property
     def _unseen(self) -> str:  # type: ignore[override]
@@ -418,10 +424,16 @@ class FirstRun:
     Args:
         before: the end of the interval, exclusive; None for no end.
         settle: seconds.
+        exclusive: nothing else starts the agent meanwhile. So a run that ends while it is the only one is the first.
+
+    Attributes:
+        broke_exclusive: the search is exclusive, but a second run appeared within `settle`. From then on, it goes on as
+            any other.
     """
 
-    def __init__(self, before: datetime | None, settle: float) -> None:
+    def __init__(self, before: datetime | None, settle: float, *, exclusive: bool = False) -> None:
         self._before, self._settle = before, timedelta(seconds=settle)
+        self._is_exclusive, self.broke_exclusive = exclusive, False
         # Our clock when some run of the interval was first seen. What began before that run has begun by then.
         self._seen_at: datetime | None = None
 
@@ -435,7 +447,11 @@ class FirstRun:
             has_passed = listing.passed is not None and (
                 first.startedAt is not None and listing.passed - first.startedAt >= self._settle
             )
-            return first if has_passed or listing.began_at - self._seen_at >= self._settle else None
+            if has_passed or listing.began_at - self._seen_at >= self._settle:
+                return first
+            if self._is_exclusive and len(listing.events) > 1:
+                self._is_exclusive, self.broke_exclusive = False, True
+            return first if self._is_exclusive and is_terminal(first) else None
         if self._before is None or self._seen_at is not None or not listing.is_complete:
             return None
         passed = [listing.passed] if listing.passed is not None else []

@@ -13,11 +13,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from airflow_provider_agents.runs.joint import Binds, Claim, Group, JointMatch, key_of
+from airflow_provider_agents.runs.matching import candidates
 from airflow_provider_agents.runs.outcome import Outcome, Verdict
 from airflow_provider_agents.runs.status import is_success, is_terminal, newer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from airflow_provider_agents.api.models import ExecutionEvent
@@ -64,6 +65,34 @@ class AgentSiblings:
                 self.events[event.id] = newer_of(known, event)
         self.is_due = len(self.trackers) > 1 or len(self.ended.keys() - {key_of(tracker.submission)}) > 0
         return self.is_due
+
+    def left_to(self, tracker: RunTracker, events: Sequence[ExecutionEvent]) -> tuple[tuple[ExecutionEvent, ...], bool]:
+        """What an exclusive submission finds.
+
+        Args:
+            tracker: one of them, not settled.
+            events: its candidates.
+
+        Returns:
+            Those that no sibling was given; and whether one of them could be the run of a sibling.
+        """
+        key = key_of(tracker.submission)
+        others = {claim.key: claim for claim in self.claims if claim.key != key}
+        taken = {event_id for other, event_id in self.given.items() if other != key}
+        left = tuple(event for event in events if event.id not in taken)
+        undecided = [claim for other, claim in others.items() if other not in self.given]
+        return left, any(_could_have(claim, event) for claim in undecided for event in left)
+
+    @property
+    def claims(self) -> list[Claim]:
+        """Of all of them, also of those that are not waited for any more."""
+        return [*(tracker.claim for tracker in self.trackers), *(ended.claim for ended in self.ended.values())]
+
+
+def _could_have(claim: Claim, event: ExecutionEvent) -> bool:
+    if claim.candidate_ids is not None:
+        return event.id in claim.candidate_ids
+    return bool(candidates(claim.window, (event,), within=claim.within))
 
 
 class Siblings:
@@ -137,8 +166,7 @@ class Siblings:
 
 
 def _decide(agent: AgentSiblings, now: datetime) -> Iterator[tuple[RunTracker, Verdict | None]]:
-    claims = [*(tracker.claim for tracker in agent.trackers), *(ended.claim for ended in agent.ended.values())]
-    decision = _Decision(JointMatch(claims, agent.events.values()), agent.events, agent.given)
+    decision = _Decision(JointMatch(agent.claims, agent.events.values()), agent.events, agent.given)
     for tracker in sorted(agent.trackers, key=lambda tracker: (tracker.claim.accepted_at, tracker.claim.key)):
         if not tracker.is_settled or tracker not in agent.trackers:
             continue
@@ -178,7 +206,9 @@ class _Decision:
         if len(possible) > 1 and policy.on_ambiguous == "share" and group is not None and group.is_closed:
             tracker.narrow(possible, self._events)
             event_id = self._share_of(claim.key)
-            return None if event_id is None else self._end(tracker, self._events[event_id], is_shared=True)
+            if event_id is not None:
+                return self._end(tracker, self._events[event_id], is_shared=True)
+            # An exclusive task was given one of these events before its own could have appeared.
         if not left:
             # All that it could have belongs to its siblings.
             tracker.search_again()

@@ -42,10 +42,13 @@ class WaitPolicy:
             fails if all these runs failed. `all`: all these runs must end alike. `fail`: if a run may be another
             party's, the outcome is AMBIGUOUS. That also holds for one run that appeared late or whose POST had no
             response.
+        exclusive: the author's word that nothing else starts the agent while the task waits: the first new event is
+            the run, at once. It does not hold for a POST in doubt.
     """
 
     settle: float = 30.0
     appear_within: float = 300.0
+    exclusive: bool = False
     on_ambiguous: OnAmbiguous = "share"
 
 
@@ -60,6 +63,8 @@ class RunTracker:
 
     Attributes:
         is_late: no event had appeared within `settle`, so what appeared later may be another run's.
+        broke_exclusive: the task is exclusive, but something else has started the agent too. From then on, the task
+            waits as any other.
         siblings: the other submissions of ours to the same agent; None if they are not known to this process.
     """
 
@@ -68,11 +73,13 @@ class RunTracker:
         "_chosen",
         "_claim",
         "_criteria",
+        "_is_exclusive",
         "_possible",
         "_seen",
         "_settled_at",
         "_was_empty",
         "_window",
+        "broke_exclusive",
         "is_late",
         "policy",
         "siblings",
@@ -87,7 +94,9 @@ class RunTracker:
         self.submission, self.policy = submission, policy
         self._began_at = began_at
         self._window = submission.window
-        self._criteria: matching.SearchCriteria | None = self._window.criteria(policy.settle, began_at)
+        self._is_exclusive = policy.exclusive and not submission.in_doubt and submission.event_id is None
+        self.broke_exclusive = False
+        self._criteria: matching.SearchCriteria | None = self._new_criteria()
         self._seen: dict[str, ExecutionEvent] = {}
         self._chosen: tuple[str, ...] = ()
         # Those of the chosen events that its siblings leave to it; None for all.
@@ -179,7 +188,14 @@ class RunTracker:
         self._chosen = ()
         self._possible = self._settled_at = self._claim = None
         self._was_empty = True
-        self._criteria = self._window.criteria(self.policy.settle, self._began_at)
+        self._criteria = self._new_criteria()
+
+    def _new_criteria(self) -> matching.SearchCriteria:
+        criteria = self._window.criteria(self.policy.settle, self._began_at)
+        if not self._is_exclusive:
+            return criteria
+        # Each listing may show that the run has ended.
+        return replace(criteria, decidable_at=None, decidable_at_server=None)
 
     def read_listing(self) -> Flow[Listing]:
         """What to ask now."""
@@ -214,7 +230,8 @@ class RunTracker:
             if isinstance(found, matching.NotYet):
                 if found.settled:
                     self._was_empty, self._claim = True, None
-                return None
+                return self._decide_exclusive()
+            self._check_exclusive()
             self._chosen, self.is_late = tuple(event.id for event in found.events), found.late
             # The rest is of no more use, and a wait may last for a day.
             self._criteria = None
@@ -250,6 +267,30 @@ class RunTracker:
         if len(has_ended) < len(events):
             return None
         return self._verdict(Outcome.COMPLETED if has_ended[0] else Outcome.FAILED)
+
+    def _check_exclusive(self) -> tuple[ExecutionEvent, ...]:
+        """The events that can be an exclusive run before it has settled: one at most, or the task is not exclusive."""
+        if not self._is_exclusive:
+            return ()
+        found = matching.candidates(self._window, self._seen.values(), within=self.policy.settle)
+        is_anothers = False
+        if self.siblings is not None:
+            found, is_anothers = self.siblings.left_to(self, found)
+        if any(event.unreadable is not None for event in found):
+            return ()  # it may turn out to be older
+        if len(found) > 1 or is_anothers:
+            self._is_exclusive, self.broke_exclusive = False, True
+            self._criteria = self._new_criteria()
+            return ()
+        return found
+
+    def _decide_exclusive(self) -> Verdict | None:
+        """The verdict of an exclusive run that ends before it has settled. Until it ends, another may still appear."""
+        found = self._check_exclusive()
+        if not found or not is_terminal(found[0]):
+            return None
+        self._criteria = None
+        return Verdict(Outcome.COMPLETED if is_success(found[0]) else Outcome.FAILED, found)
 
     def expire(self) -> Verdict:
         """The verdict when the deadline has passed and the last look brought none."""

@@ -53,6 +53,7 @@ class Task:
     own: str | None = None
     verdicts: list[Verdict] = field(default_factory=list)
     ended_after: float | None = None
+    tracker: RunTracker | None = None
 
     @property
     def verdict(self):
@@ -128,7 +129,7 @@ class World:
 
     def _wait(self, task_and_submission):
         task, submission = task_and_submission
-        tracker = RunTracker(submission, task.policy)
+        task.tracker = tracker = RunTracker(submission, task.policy)
         deadline_at = self._waiting_clock() + timedelta(hours=2)
         self.waiting[self.driver.subscribe(tracker, interval=5.0, deadline_at=deadline_at)] = (task, submission)
 
