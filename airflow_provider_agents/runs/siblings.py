@@ -63,8 +63,10 @@ class AgentSiblings:
             known = self.events.get(event.id)
             if known is not event:
                 self.events[event.id] = newer_of(known, event)
-        self.is_due = len(self.trackers) > 1 or len(self.ended.keys() - {key_of(tracker.submission)}) > 0
-        return self.is_due
+        if len(self.trackers) == 1 and self.ended.keys() <= {key_of(tracker.submission)}:
+            return False
+        self.is_due = True
+        return True
 
     def left_to(self, tracker: RunTracker, events: Sequence[ExecutionEvent]) -> tuple[tuple[ExecutionEvent, ...], bool]:
         """What an exclusive submission finds.
@@ -114,7 +116,8 @@ class Siblings:
             return
         agent = self._agents.setdefault(tracker.agent_id, AgentSiblings())
         agent.trackers[tracker] = None
-        agent.is_due = len(agent.trackers) + len(agent.ended) > 1
+        # Its submission binds nobody yet. It is given its own event again if it had one.
+        agent.is_due |= key_of(tracker.submission) in agent.given
         tracker.siblings = agent
 
     def leave(self, tracker: RunTracker, verdict: Verdict | None, now: datetime) -> None:
@@ -130,6 +133,9 @@ class Siblings:
             return
         tracker.siblings = None
         agent.trackers.pop(tracker, None)
+        if tracker.is_named:
+            # Its event says whose it is, so no sibling can claim the event.
+            return
         claim = tracker.claim
         event = verdict.event if verdict is not None and verdict.is_end else None
         if event is not None:

@@ -148,6 +148,11 @@ class RunTracker:
         return len(self._possible or self._chosen) == 1 and not self.is_late and not self.submission.in_doubt
 
     @property
+    def is_named(self) -> bool:
+        """Whether the run's event names its submission, so that nothing has to be inferred."""
+        return len(self._chosen) == 1 and matching.is_ours(self._window, self._seen[self._chosen[0]])
+
+    @property
     def is_settled(self) -> bool:
         """Whether it is known which events can be the run's: no other event can any more."""
         return bool(self._chosen)
@@ -251,7 +256,7 @@ class RunTracker:
         return self._decide((latest,))
 
     def _decide(self, changed: Iterable[ExecutionEvent]) -> Verdict | None:
-        if self.siblings is not None and self.siblings.decides(self, changed):
+        if self.siblings is not None and not self.is_named and self.siblings.decides(self, changed):
             return None
         return self.decide_alone()
 

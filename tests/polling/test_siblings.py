@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sibling_worlds import Task, World, config_of
 
+from airflow_provider_agents.runs.joint import JointMatch
 from airflow_provider_agents.runs.tracker import WaitPolicy
 
 
@@ -126,3 +127,11 @@ def test_what_a_sibling_was_given_makes_a_task_that_does_not_share_no_surer(poli
         assert str(other.verdict.outcome) in outcomes
         if other in world.successes:
             assert world.status(other.own) == "COMPLETED"
+
+
+def test_events_that_name_their_requests_are_not_decided_together(mocker):
+    decide = mocker.spy(JointMatch, "__init__")
+    tasks = [Task(0.0) for _ in range(5)]
+    world = World(config_of(random.Random(1), request_id="field"), tasks).play()
+    assert [task.verdict.event.id for task in world.ended] == [task.own for task in world.tasks]
+    assert decide.call_count == 0
