@@ -195,12 +195,12 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
         self.agents_conn_id = agents_conn_id
         self.wait_for_completion = wait_for_completion
         self.deferrable = deferrable
-        self.poll_interval: float = poll_interval
-        self.timeout: Any = timeout
+        self.poll_interval: float = validation.in_seconds(poll_interval)
+        self.timeout: Any = validation.in_seconds(timeout)
         self.if_running = if_running
         self.on_ambiguous = on_ambiguous
-        self.settle = settle
-        self.appear_within = appear_within
+        self.settle = validation.in_seconds(settle)
+        self.appear_within = validation.in_seconds(appear_within)
         self.exclusive = exclusive
         self.durable = durable
         self.end_from_trigger = end_from_trigger

@@ -183,7 +183,7 @@ class AgentRunSensor(ReportsLineage, BaseSensorOperator):
         self.deferrable = is_deferred if deferrable is None else deferrable
         on_worker = self.reschedule and self.deferrable is False
         self.poke_interval: Any = (60.0 if on_worker else 5.0) if poke_interval is None else poke_interval
-        self.timeout: Any = timeout
+        self.timeout: Any = validation.in_seconds(timeout)
         self.soft_fail = soft_fail
         self.never_fail = never_fail
         self.agent_id = agent_id
@@ -193,8 +193,8 @@ class AgentRunSensor(ReportsLineage, BaseSensorOperator):
         self.started_before = started_before
         self._selecting = frozenset(name for name in selectors.ARGUMENTS if getattr(self, name) is not None)
         self.agents_conn_id = agents_conn_id
-        self.settle = settle
-        self.appear_within = appear_within
+        self.settle = validation.in_seconds(settle)
+        self.appear_within = validation.in_seconds(appear_within)
         self.exclusive = exclusive
         self.on_ambiguous = on_ambiguous
         if deferrable is True and mode is not None:

@@ -285,6 +285,14 @@ def policy_of(owner: Any, settings: Settings | None = None, *, needs_verdict: bo
     return policy
 
 
+def in_seconds(value: object) -> Any:
+    """A `timedelta` in seconds; anything else as it is.
+
+    A mapped task is made again on each worker, and a resumed one checks its arguments no second time.
+    """
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
 def _seconds_of(value: timedelta | None) -> float | None:
     return value.total_seconds() if isinstance(value, timedelta) else None
 

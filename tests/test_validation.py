@@ -198,6 +198,12 @@ def test_a_mapped_value_of_a_wrong_kind_fails_before_the_post_and_is_not_retried
     assert platform.sim.requests == []
 
 
+def test_a_mapped_tasks_times_are_seconds_before_it_has_run():
+    with DAG("d", schedule=None):
+        mapped = ExecuteAgentOperator.partial(task_id="run", timeout=timedelta(hours=1)).expand(agent_id=["agent-1"])
+    assert mapped.unmap({"agent_id": "agent-1"}).timeout == 3600.0
+
+
 @pytest.mark.parametrize("rendered", [12345, "12345"])
 def test_digits_that_native_rendering_has_made_a_number_are_an_id_again(platform, task, rendered):
     platform.sim.add_agent("12345")
