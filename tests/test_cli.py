@@ -19,12 +19,11 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import AIRFLOW, KEY, connection, needs_airflow
+from conftest import AIRFLOW, KEY, change, connection, needs_airflow
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import NullPool, StaticPool
 
-from airflow_provider_agents.__main__ import main
 from airflow_provider_agents.api.models import schedule_in_words
 from airflow_provider_agents.runs.copies import RecordCopy, TaskPlace
 from airflow_provider_agents.runs.record import Attempt, Phase, RunRecord
@@ -34,44 +33,9 @@ from airflow_provider_agents.simulator import Fault, Simulator, running_server
 STRANGE = "[red]Prices[/red] :bug: \x1b[31m\u202ecaf\u00e9"
 
 
-class Ended:
-    """How a command ended, and what it said."""
-
-    def __init__(self, code, said):
-        self.code, self.out, self.err = code, said.out, said.err
-
-    @property
-    def found(self):
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def command(platform, capsys, monkeypatch):
-    # So that no connection is looked for in a database that this machine may have.
-    monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "client")
-    # A shell starts what runs in its background deaf to Ctrl-C, and so perhaps these tests.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def command(*arguments):
-        try:
-            code = main(arguments)
-        except SystemExit as ended:
-            code = ended.code
-        ended = Ended(code, capsys.readouterr())
-        assert KEY not in ended.out + ended.err
-        return ended
-
-    yield command
-    signal.signal(signal.SIGINT, before)
-
-
 def columns(ended):
     """The cells of a table, its head first."""
     return [[cell.strip() for cell in line.split("|")] for line in ended.out.splitlines() if "|" in line]
-
-
-def change(platform, **knobs):
-    platform.sim.config = replace(platform.sim.config, **knobs)
 
 
 def interrupt_when(condition):

@@ -31,7 +31,7 @@ from airflow_provider_agents.interruption import interruptible
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
     from airflow_provider_agents.api.settings import Settings
@@ -112,6 +112,8 @@ class Client:
         transport: replaces the network.
         warn_once: which unreadable rows were logged already; clients may share one.
         renew: called after a 401 in `run_flow`. Returns new settings, with which the step is repeated, or None.
+        on_response: called with the status and the headers of each response: names in lower case, values without the
+            key.
     """
 
     def __init__(
@@ -123,8 +125,10 @@ class Client:
         transport: httpx.BaseTransport | None = None,
         renew: Callable[[], Settings | None] = lambda: None,
         warn_once: WarnOnce | None = None,
+        on_response: Callable[[int, Mapping[str, str]], None] = lambda _, __: None,
     ) -> None:
         self._settings, self._attempts, self._window = settings, attempts, window
+        self._on_response = on_response
         self._warn_once = warn_once if warn_once is not None else WarnOnce()
         self._transport, self._renew = transport, renew
         self._deadline = RequestDeadline(over_a_network=transport is None)
@@ -194,6 +198,8 @@ class Client:
             extensions={"trace": self._deadline.track_socket},
         )
         response = self._http.send(request, stream=True)
+        headers = {name: self._settings.redact(value) for name, value in response.headers.items()}
+        self._on_response(response.status_code, headers)
         try:
             reader = _ResponseReader(call, response, self._settings, self._proxy)
             # The raw bytes: httpx would decompress each chunk without a limit.

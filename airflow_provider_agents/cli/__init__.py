@@ -14,17 +14,21 @@ from airflow.cli.cli_config import ARG_OUTPUT, ActionCommand, GroupCommand, lazy
 
 from airflow_provider_agents.cli.arguments import (
     AGENT,
+    CONN_ID,
     DRY_RUN,
     LIMIT,
     OLDER_THAN,
     POLL_INTERVAL,
+    REPORT_OUTPUT,
+    RUNS,
     SHARED,
     SINCE,
     STATUS,
     TIMEOUT,
     WAIT,
+    YES,
 )
-from airflow_provider_agents.cli.exit_codes import EXIT_CODES
+from airflow_provider_agents.cli.exit_codes import EXIT_CODES, PROBE_EXIT_CODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +67,15 @@ def commands() -> tuple[ActionCommand, ...]:
             "The exit code is 0 only if all works.",
             func=_lazy("check.check"),
             args=SHARED,
+        ),
+        ActionCommand(
+            name="probe",
+            help="Find out how the platform behaves, by a few runs",
+            description="Start a few runs of an agent, one after the other, and report what the API's documentation "
+            "leaves open, with the connection's extras that fit. Each run costs money and cannot be cancelled.",
+            epilog=PROBE_EXIT_CODES,
+            func=_lazy("probe.probe"),
+            args=(AGENT, RUNS, YES, CONN_ID, REPORT_OUTPUT),
         ),
         ActionCommand(
             name="forget",

@@ -112,4 +112,20 @@ OLDER_THAN = Arg(
     help="delete what was written longer ago, such as 12h or 3d, although it may still matter",
 )
 DRY_RUN = Arg(("--dry-run",), action="store_true", help="only list what would be deleted")
+#: So many runs show something, and each of them costs money.
+RUNS = Arg(
+    ("--runs",),
+    type=positive_int(allow_zero=False),
+    default=3,
+    metavar="COUNT",
+    help="how many runs to start, one after the other; each costs money (default: %(default)s)",
+)
+YES = Arg(("-y", "--yes"), action="store_true", help="do not ask for confirmation")
+REPORT_OUTPUT = Arg(
+    ("-o", "--output"),
+    choices=("text", "json"),
+    default="text",
+    metavar="(text, json)",
+    help="the form of the report: text or json (default: %(default)s)",
+)
 SHARED = (CONN_ID, ARG_OUTPUT)

@@ -71,7 +71,7 @@ def _findings(conn_id: str) -> dict[str, _Finding]:
         findings |= {
             "server": ("ok", "answers"),
             "API key": ("ok", f"is accepted in the header {settings.auth_header}"),
-            "clock": _compare_clocks(answer.server_time, began_at, now()),
+            "clock": compare_clocks(answer.server_time, began_at, now()),
         }
         try:
             events = client.send(endpoints.list_events(limit=50)).value.data
@@ -88,7 +88,7 @@ def _findings(conn_id: str) -> dict[str, _Finding]:
         return findings | {"events": ("ok", f"can be read: {len(events)} on the first page")}
 
 
-def _compare_clocks(
+def compare_clocks(
     server_time: datetime | None, began_at: datetime, ended_at: datetime
 ) -> tuple[Literal["ok", "failed"], str]:
     """How far the server's clock is from ours, and what that means.

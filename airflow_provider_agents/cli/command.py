@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from typing import TYPE_CHECKING
 
 from airflow.utils.cli import suppress_logs_and_warning
 
 from airflow_provider_agents.api.errors import AgentsError
+from airflow_provider_agents.cli.arguments import DEFAULT_CONN_ID
 from airflow_provider_agents.cli.exit_codes import ExitCode
 from airflow_provider_agents.cli.output import say
 from airflow_provider_agents.hooks import AgentsHook
@@ -16,6 +18,7 @@ from airflow_provider_agents.hooks import AgentsHook
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable
+    from datetime import datetime
 
     from airflow_provider_agents.api.client import Client
 
@@ -46,3 +49,11 @@ def command_of(work: Callable[[Namespace], ExitCode]) -> Callable[[Namespace], N
 def client_of(args: Namespace) -> Client:
     """A client over the connection of `--conn-id`."""
     return AgentsHook(args.conn_id).get_conn()
+
+
+def how_to_look(args: Namespace, agent_id: str, since: datetime) -> str:
+    """The command that lists the runs of an agent since a moment."""
+    words = ["runs", agent_id, "--since", f"{since:%Y-%m-%dT%H:%M:%SZ}"]
+    if args.conn_id != DEFAULT_CONN_ID:
+        words += ["--conn-id", args.conn_id]
+    return f"{getattr(args, 'program', 'airflow agents')} {shlex.join(words)}"

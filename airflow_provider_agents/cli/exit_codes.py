@@ -28,3 +28,12 @@ EXIT_CODES = """exit codes of `run`:
   6    it is not known whether a run was started
   130  interrupted (Ctrl-C); a run that was started is still running
 """
+
+PROBE_EXIT_CODES = """exit codes of `probe`:
+  0    all runs were seen to their end, and all that this provider assumes holds
+  1    nothing was started; or something that this provider assumes does not hold (see the warnings)
+  2    the arguments are wrong, or there is no terminal to confirm on: nothing was started
+  4    not all runs were seen to their end: the report has what is known
+  6    the report has what is known, and it is not known whether one more run was started
+  130  interrupted (Ctrl-C): the report has what is known; a run that was started is still running
+"""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_agents.api.errors import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from airflow_provider_agents.api.models import ExecutionEvent
@@ -61,6 +61,11 @@ def print_rows(output: str, records: Sequence[dict[str, Any]], rows: Sequence[di
         _write(_plain(rows))
     else:
         _write(_table(rows))
+
+
+def print_text(lines: Iterable[str]) -> None:
+    """Print lines for people."""
+    _write("".join(f"{line}\n" for line in lines))
 
 
 def _cells(row: dict[str, str]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_agents import validation
 from airflow_provider_agents.api.errors import AgentsError, one_line
-from airflow_provider_agents.cli.arguments import DEFAULT_CONN_ID, WAIT_DEFAULTS, read_seconds
-from airflow_provider_agents.cli.command import client_of, command_of
+from airflow_provider_agents.cli.arguments import WAIT_DEFAULTS, read_seconds
+from airflow_provider_agents.cli.command import client_of, command_of, how_to_look
 from airflow_provider_agents.cli.exit_codes import ExitCode
 from airflow_provider_agents.cli.output import LONGEST_LINE, print_rows, run_rows, say
 from airflow_provider_agents.clock import now
@@ -158,8 +157,4 @@ def _progress() -> Iterator[Say]:
 def _how_to_look(args: Namespace, run: Submission) -> str:
     """The command that lists a run, and what else its agent has run since it was started."""
     # The server's clock, where it is known: the list goes by that.
-    since = run.window.not_before or run.taken_at - timedelta(minutes=1)
-    words = ["runs", run.agent_id, "--since", f"{since:%Y-%m-%dT%H:%M:%SZ}"]
-    if args.conn_id != DEFAULT_CONN_ID:
-        words += ["--conn-id", args.conn_id]
-    return f"{getattr(args, 'program', 'airflow agents')} {shlex.join(words)}"
+    return how_to_look(args, run.agent_id, run.window.not_before or run.taken_at - timedelta(minutes=1))

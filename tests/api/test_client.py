@@ -338,3 +338,19 @@ def test_a_row_that_cannot_be_read_is_logged_once_by_a_client(face, caplog):
     for _ in range(3):
         assert len(client.do("send_once", endpoints.list_events()).value.data) == 2
     assert ["event=e" in line for line in caplog.messages if "cannot be read" in line] == [True]
+
+
+@pytest.mark.parametrize("status", [200, 429])
+def test_the_headers_of_each_response_are_handed_on_without_the_key(status):
+    reply = httpx.Response(status, json=PAGE, headers={"X-RateLimit-Limit": "60", "X-Echo": f"Bearer {KEY}"})
+    seen = []
+    settings = Settings(base_url="https://api.example", api_key=KEY)
+    transport = httpx.MockTransport(Server(reply))
+    with Client(settings, attempts=1, transport=transport, on_response=lambda *of: seen.append(of)) as client:
+        try:
+            client.send(READ)
+        except RateLimitedError:
+            assert status == 429
+    ((found, headers),) = seen
+    assert (found, headers["x-ratelimit-limit"], headers["x-echo"]) == (status, "60", "Bearer ***")
+    assert KEY not in str(headers)
