@@ -169,7 +169,7 @@ class RunTracker:
         return self._claim
 
     def has_waited_for_siblings(self, now: datetime) -> bool:
-        """Whether its siblings had one more `settle` to appear since its own candidates were known."""
+        """Whether its siblings had two more `settle` to appear since its own candidates were known."""
         return self._settled_at is not None and (now - self._settled_at).total_seconds() >= 2 * self.policy.settle
 
     def narrow(self, event_ids: tuple[str, ...], events: Mapping[str, ExecutionEvent]) -> None:
