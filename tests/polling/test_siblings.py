@@ -67,7 +67,8 @@ def test_whatever_happens_no_event_goes_to_two_and_no_success_is_wrong(config, t
     world = World(config, tasks, **others).play()
     assert max(world.handed_on.values(), default=1) == 1
     assert all(len(task.handed_on) <= 1 for task in world.tasks)
-    answered = [task for task in world.tasks if task.loses is None]
+    # A POST that was sent again and answered is one like the others.
+    answered = [task for task in world.tasks if not task.tracker.submission.in_doubt]
     successes = [task for task in answered if task in world.successes]
     assert len(successes) <= len([task for task in answered if task in world.completed_of_ours])
     for task in successes:
