@@ -144,7 +144,7 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
             have started all these runs, each task gets one of them. Where another party's run may be among them, the
             task succeeds if its own run COMPLETED for certain, fails if all these runs failed, and else fails without
             retries. `all`: all these runs must end alike. `fail`: the task fails without retries, also where one run
-            could be the task's but nobody has seen the answer to its POST.
+            could be the task's but the response to its POST was lost.
         settle: seconds after which the event of an accepted run has appeared. Until then nothing is inferred, so a
             smaller value ends short runs sooner, and a value below what the platform needs can confuse runs. None: the
             connection's value, or else 30.

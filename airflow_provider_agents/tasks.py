@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -171,7 +172,7 @@ class LineageInfo:
     base_url: str | None = None
 
     def lineage(self, agent_id: object) -> OperatorLineage[Any, Any] | None:
-        """The same for OpenLineage; None where its provider is not installed, or nothing is known to tell of."""
+        """The same for OpenLineage; None where its provider is not installed, or nothing is known."""
         agent_id = self.submission.agent_id if self.submission is not None else agent_id
         if not isinstance(agent_id, str):
             return None
@@ -182,15 +183,15 @@ class LineageInfo:
         return lineage_of_run(agent_id, self.submission, self.verdict, self.base_url)
 
 
-class ReportsLineage:
+class ReportsLineage(ABC):
     """A task that reports its run to Airflow's OpenLineage provider, which asks in a fork of this process: no I/O."""
 
     _known = LineageInfo()
 
     @property
+    @abstractmethod
     def lineage_agent(self) -> object:
         """The agent of a run of which nothing else is known."""
-        raise NotImplementedError
 
     def get_openlineage_facets_on_start(self) -> OperatorLineage[Any, Any] | None:
         """Which agent runs; None without that provider."""

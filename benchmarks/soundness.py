@@ -69,7 +69,7 @@ class Setting:
         name: in words.
         config: of the simulator, from a random generator.
         starts: when tasks start the agent, in seconds; drawn for each world.
-        strangers: when another party starts it.
+        strangers: seconds at which another party starts the agent.
         every: seconds between two runs of the platform's own schedule.
         on_ambiguous: of the tasks.
         tasks: how many in all, at least.

@@ -184,7 +184,7 @@ class PaginationError(PermanentError):
 
 
 class AgentBusyError(AgentsError):
-    """A run of the agent is active, and the task was told to start no other. Nothing was started."""
+    """A run of the agent is active, and the task must not start another. Nothing was started."""
 
 
 class AgentRunError(AgentsError):

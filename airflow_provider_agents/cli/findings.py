@@ -147,7 +147,7 @@ def _clock(seen: Observations) -> Finding:
     return Finding(
         name="clock", question="How does the server's clock (`Date`) compare with this machine's?",
         value=result, text=words if result != "ok" else f"it {words}",
-        meaning="Runs are told apart by the server's clock. This machine's matters only for times that you give.",
+        meaning="The server's clock tells runs apart. This machine's matters only for times that you give.",
         holds=None if result is None else result == "ok",
     )  # fmt: skip
 
@@ -221,7 +221,7 @@ def _request_name(seen: Observations) -> Finding:
     meaning = (
         "This decides which run is whose, at once. Nothing is ever ambiguous."
         if kinds and kinds <= {"id", "field"}
-        else "As documented. A run is told from others by time and by what was there before."
+        else "As documented. Time, and the events that existed before, tell a run from others."
     )
     return Finding(
         name="request_name", question="Does an event name its request (`id` or `requestId`)?", value=value, text=text,

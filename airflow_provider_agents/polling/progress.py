@@ -140,8 +140,8 @@ class ExclusiveWarning:
         self._is_due = False
         say(
             logging.WARNING,
-            "This task is exclusive, but something else has started the agent too. The task goes on as without "
-            "`exclusive`: it waits until `settle` has passed. Leave `exclusive` out for this agent. "
+            "This task is exclusive, but something else has started the agent too. The task now waits until "
+            "`settle` has passed, as without `exclusive`. Leave `exclusive` out for this agent. "
             f"agent={self._agent_id}",
         )
 

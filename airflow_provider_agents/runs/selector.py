@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -140,9 +141,9 @@ class RunSelector(VersionedJson):
         return checked
 
     @property
+    @abstractmethod
     def words(self) -> str:
         """The run in words, for messages."""
-        raise NotImplementedError
 
     def known(self, taken_at: datetime) -> Submission | None:  # noqa: ARG002 - a subclass may need it
         """The submission to wait for; None if `list_runs` and `search` have to find the run first.
@@ -153,12 +154,12 @@ class RunSelector(VersionedJson):
         return None
 
     def list_runs(self) -> Flow[StartedRuns]:
-        """One listing of the runs among which this one is."""
-        raise NotImplementedError
+        """One listing of the runs among which this one is. Only for a way that does not know its run."""
+        raise AssertionError("unreachable: the run is known")
 
-    def search(self, policy: WaitPolicy) -> FirstRun:
-        """Find the run in these listings, in one process."""
-        raise NotImplementedError
+    def search(self, policy: WaitPolicy) -> FirstRun:  # noqa: ARG002 - a subclass needs it
+        """Find the run in these listings, in one process. Only for a way that does not know its run."""
+        raise AssertionError("unreachable: the run is known")
 
     def policy_once_known(self, policy: WaitPolicy) -> WaitPolicy:
         """How to wait for the run. An event that a user has seen is there as soon as all replicas have it."""
@@ -427,8 +428,8 @@ class FirstRun:
         exclusive: nothing else starts the agent meanwhile. So a run that ends while it is the only one is the first.
 
     Attributes:
-        broke_exclusive: the search is exclusive, but a second run appeared within `settle`. From then on, it goes on as
-            any other.
+        broke_exclusive: the search is exclusive, but a second run appeared within `settle`. From then on, the
+            search follows the rules of any other.
     """
 
     def __init__(self, before: datetime | None, settle: float, *, exclusive: bool = False) -> None:

@@ -116,7 +116,7 @@ class Siblings:
             return
         agent = self._agents.setdefault(tracker.agent_id, AgentSiblings())
         agent.trackers[tracker] = None
-        # Its submission binds nobody yet. It is given its own event again if it had one.
+        # Its submission does not bind yet. If it had an event before, it gets the same event again.
         agent.is_due |= key_of(tracker.submission) in agent.given
         tracker.siblings = agent
 

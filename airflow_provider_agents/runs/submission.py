@@ -56,7 +56,7 @@ class Submission(VersionedJson):
         server_before: the server's clock (`Date`) in the snapshot: the run's event was created at or after this.
         server_after: the server's clock in the 202.
         newest_known_at: when the youngest event of the snapshot was created; stands in for a missing `Date`.
-        in_doubt: nobody has seen an answer to the POST, so a run that fits may be another's with none of ours there.
+        in_doubt: the response to the POST was lost. Perhaps no run of ours exists, and a run that fits is another's.
     """
 
     _called: ClassVar = "The submission of a run"
@@ -212,7 +212,7 @@ def _recover(
 
 
 def adopted_run_warning(agent_id: str) -> str:
-    """What to say where a run has appeared after a POST that nobody has seen an answer of."""
+    """The warning for a run that appeared after a POST whose response was lost."""
     return (
         f"A run of agent {agent_id} has appeared since. To start another could pay twice, so it is taken as the one "
         "that was asked for. If something else starts runs of this agent as well, it can be another's; with "
