@@ -9,7 +9,7 @@ from airflow.providers.common.compat.sdk import AirflowSkipException
 
 from airflow_provider_agents.api.errors import AgentBusyError
 from airflow_provider_agents.clock import now
-from airflow_provider_agents.polling.blocking import ask, wait_until_idle
+from airflow_provider_agents.polling.blocking import run_flow_until, wait_until_idle
 from airflow_provider_agents.runs.status import active_runs, describe_state
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.tasks import WAITS_IN_TRIGGERER, deadline_of, defer_timeout
@@ -52,7 +52,7 @@ def apply_if_running(
     """
     if task.if_running == "start":
         return None
-    active = ask(client, active_runs(task.agent_id), deadline_of(task, began_at))
+    active = run_flow_until(client, active_runs(task.agent_id), deadline_of(task, began_at))
     if not active and idle is not None and idle.is_stale(now()):
         _queue_again(task, idle, settle=settle)
     if not active:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.payloads import RunEnded
-from airflow_provider_agents.polling.blocking import ask
+from airflow_provider_agents.polling.blocking import run_flow_until
 from airflow_provider_agents.runs.outcome import Outcome, Verdict, format_ids, to_error
 from airflow_provider_agents.runs.record import Phase
 from airflow_provider_agents.runs.status import is_active
@@ -36,7 +36,7 @@ class EarlierTry:
     Attributes:
         task: the task, in its new try.
         record: what the earlier try has left.
-        memory: where the record is kept.
+        task_state: where the record is kept.
         client: of the task's connection.
         policy: how the new try waits.
         began_at: when the new try began.
@@ -45,7 +45,7 @@ class EarlierTry:
 
     task: ExecuteAgentOperator
     record: RunRecord
-    memory: TaskStateRecord
+    task_state: TaskStateRecord
     client: Client
     policy: WaitPolicy
     began_at: datetime
@@ -53,7 +53,7 @@ class EarlierTry:
 
     def resume_previous(self) -> Submission | dict[str, Any] | None:
         """The result of the earlier try, the run to wait for again, or None for "start a new run"."""
-        record, memory, log = self.record, self.memory, self.task.log
+        record, task_state, log = self.record, self.task_state, self.task.log
         submission: Submission | None = record.submission
         if record.phase == Phase.ENDED:
             return self._repeat()
@@ -61,7 +61,7 @@ class EarlierTry:
             submission = self._find()
         if submission is None:
             return None
-        if memory.outlived_clear:
+        if task_state.outlived_clear:
             return self._resume_cleared(submission)
         if record.phase == Phase.SUBMITTING:
             log.warning("%s", adopted_run_warning(self.task.agent_id))
@@ -91,7 +91,7 @@ class EarlierTry:
     def _repeat(self) -> Submission | dict[str, Any] | None:
         """After an end that the earlier try has seen: its result, the run to wait for, or None for a new run."""
         record = self.record
-        if self.memory.is_cleared_since(record) or record.outcome not in {Outcome.COMPLETED, "submitted"}:
+        if self.task_state.is_cleared_since(record) or record.outcome not in {Outcome.COMPLETED, "submitted"}:
             return None  # cleared by a user, or the run failed: either way a new run is wanted
         self.task.log.info("An earlier try has seen the end of its run already; nothing new is started.")
         # The DAG may have changed between the tries: what was not waited for then is waited for now.
@@ -112,14 +112,14 @@ class EarlierTry:
         found = self.client.run_flow(find_unconfirmed(lost, settle=self.policy.settle))
         if found is None:
             # Else the next try would search again, and take a run that another party has started meanwhile.
-            self.memory.save(Phase.SUBMITTING, submission.changed(sent_at=None))
+            self.task_state.note_nothing_started(submission)
             log.info("No run has appeared, so none was started.")
         return found
 
     def _poll_once(self, submission: Submission) -> tuple[RunTracker, Verdict | None]:
         tracker = RunTracker(submission, self.policy)
         began_at = now()
-        listing = ask(self.client, tracker.read_listing(), deadline_of(self.task, self.began_at))
+        listing = run_flow_until(self.client, tracker.read_listing(), deadline_of(self.task, self.began_at))
         return tracker, tracker.apply_listing(listing, began_at)
 
     def _resume_cleared(self, submission: Submission) -> Submission | None:
@@ -128,7 +128,7 @@ class EarlierTry:
         tracker, verdict = self._poll_once(submission)
         if verdict is not None and not tracker.active:
             # A clear asks for a new run, and says so by discarding the record.
-            self.memory.save(Phase.SUBMITTING, submission.changed(sent_at=None))
+            self.task_state.note_nothing_started(submission)
             log.info(
                 "This task was cleared, and its earlier run is not running any more (%s). %s",
                 verdict.outcome,
@@ -140,7 +140,7 @@ class EarlierTry:
             "so the task waits for that run again. To start another run instead, delete the Variable %s and clear the "
             "task. %s",
             "is" if any(map(is_active, tracker.events)) else "may be",
-            self.memory.copy_key(submission),
+            self.task_state.copy_key(submission),
             format_ids(submission, tracker.events if tracker.is_known else ()),
         )
         if submission.in_doubt:
@@ -154,7 +154,7 @@ class EarlierTry:
             case Outcome.FAILED | Outcome.NOT_FOUND:
                 log.warning("%s", to_error(verdict, submission, what_now="A new run is started."))
                 return False
-            case Outcome.COMPLETED if self.record.ends_in_trigger and self.memory.is_cleared_since(self.record):
+            case Outcome.COMPLETED if self.record.ends_in_trigger and self.task_state.is_cleared_since(self.record):
                 # A trigger cannot write the record, so nothing else shows that the task had ended. It looks the same
                 # if the run ended after a user had cleared the waiting task.
                 log.info("The earlier run COMPLETED, and the task was cleared since. %s", format_ids(submission))

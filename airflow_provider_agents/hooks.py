@@ -190,7 +190,7 @@ class AgentsHook(BaseHook):
 
     async def _arun(self, steps: flow.Flow[T]) -> T:
         async with poller_of(self.agents_conn_id) as poller:
-            return await poller.ask(steps)
+            return await poller.run_flow(steps)
 
     def list_agents(self, limit: int = 100) -> list[Agent]:
         """The newest `limit` agents (≥ 1) of the account."""
@@ -301,7 +301,7 @@ class AgentsHook(BaseHook):
         """As `test_connection`, on an event loop."""
         try:
             async with poller_of(self.agents_conn_id) as poller:
-                await poller.ask(flow.value_of(endpoints.list_agents(limit=1)))
+                await poller.run_flow(flow.value_of(endpoints.list_agents(limit=1)))
         except AgentsError as error:
             return False, str(error)
         return True, "The API accepts the API key."

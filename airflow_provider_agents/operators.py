@@ -242,19 +242,19 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
         agent_id = check_agent_id(self.agent_id)
         self.run_link = ""  # nothing of an earlier try
         self._began_at = began_at(context)
-        memory = TaskStateRecord(self, context)
+        task_state = TaskStateRecord(self, context)
         hook = connect(self.agents_conn_id, self.log.warning)
         self._known = LineageInfo(base_url=base_url_of(hook))
         # Before anything is paid for.
         policy = validation.policy_of(self, hook.settings(), needs_verdict=self.wait_for_completion)
         with hook.get_conn(window=start_window(self.log.warning)) as client:
             submission = None
-            record = memory.load(agent_id)
+            record = task_state.load(agent_id)
             if record is not None:
                 earlier = EarlierTry(
                     task=self,
                     record=record,
-                    memory=memory,
+                    task_state=task_state,
                     client=client,
                     policy=policy,
                     began_at=self._began_at,
@@ -270,8 +270,8 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
             if submission is None:
                 submission = apply_if_running(self, client, idle, settle=policy.settle, began_at=self._began_at)
             if submission is None:
-                submission = self._submit(agent_id, policy, memory, client)
-            memory.save(Phase.ACCEPTED, submission)
+                submission = self._submit(agent_id, policy, task_state, client)
+            task_state.save(Phase.ACCEPTED, submission)
             self._under_way = submission
             self._known = replace(self._known, submission=submission)
             if submission.event_id is None:  # else the task waits for a run that another party has started
@@ -279,32 +279,32 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
             push(self, context, "request_id", submission.request_id)
             push_event(self, context, submission.event_id, hook)
             if not self.wait_for_completion:
-                memory.save(Phase.ENDED, submission, outcome="submitted", result=submission.to_json())
+                task_state.save(Phase.ENDED, submission, outcome="submitted", result=submission.to_json())
                 return submission.to_json()
             if self.deferrable:
-                self._defer_until_end(submission, policy, memory)
-            self._under_way = wait = RunTracker(submission, policy)
+                self._defer_until_end(submission, policy, task_state)
+            self._under_way = tracker = RunTracker(submission, policy)
         with hook.get_conn() as client:
             verdict = wait_for_end(
                 client,
-                wait,
+                tracker,
                 poll_interval=self.poll_interval,
                 deadline_at=deadline_of(self, self._began_at),
                 say=self.log.log,
                 on_known=lambda event: push_event(self, context, event.id, hook),
             )
         self._known = replace(self._known, verdict=verdict)
-        return self._end(context, submission, verdict, memory, hook)
+        return self._end(context, submission, verdict, task_state, hook)
 
-    def _submit(self, agent_id: str, policy: WaitPolicy, memory: TaskStateRecord, client: Client) -> Submission:
-        memory.warn_if_forgetful()
+    def _submit(self, agent_id: str, policy: WaitPolicy, task_state: TaskStateRecord, client: Client) -> Submission:
+        task_state.warn_if_forgetful()
         if policy.exclusive:
             warn_of_schedule(client, agent_id, self.log.warning)
         sent = False
 
         def save(intent: Submission) -> None:
             nonlocal sent
-            memory.save(Phase.SUBMITTING, intent)
+            task_state.save(Phase.SUBMITTING, intent)
             sent = intent.sent_at is not None
             self._under_way = intent if sent else None
 
@@ -313,11 +313,13 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
         except AgentsError:
             if sent:
                 self.log.warning(
-                    "It is not known whether a run of agent %s was started. %s", agent_id, memory.next_try_after_loss
+                    "It is not known whether a run of agent %s was started. %s",
+                    agent_id,
+                    task_state.next_try_after_loss,
                 )
             raise
 
-    def _defer_until_end(self, submission: Submission, policy: WaitPolicy, memory: TaskStateRecord) -> NoReturn:
+    def _defer_until_end(self, submission: Submission, policy: WaitPolicy, task_state: TaskStateRecord) -> NoReturn:
         deadline_at = deadline_of(self, self._began_at)
         ends_in_trigger = self.end_from_trigger and TRIGGERS_END_TASKS
         lost = validation.lost_at_trigger_end(self, overridden=("execute_complete",))
@@ -325,7 +327,7 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
             # It came after the task was made, so nobody could refuse it then.
             self.log.warning("A worker ends this task, not its trigger, which would lose %s.", lost)
             ends_in_trigger = False
-        memory.save(Phase.DEFERRED, submission, ends_in_trigger=ends_in_trigger, deadline_at=deadline_at)
+        task_state.save(Phase.DEFERRED, submission, ends_in_trigger=ends_in_trigger, deadline_at=deadline_at)
         self.log.info("%s %s", WAITS_IN_TRIGGERER.format("for the run", deadline_at), format_ids(submission))
         self.defer(
             trigger=AgentRunTrigger(
@@ -338,9 +340,9 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
                 exclusive=policy.exclusive,
                 on_ambiguous=self.on_ambiguous,
                 end_with=keys_at_end(self) if ends_in_trigger else None,
-                show=keys_of_event(self, submission) if memory.is_kept else [],
-                copy_key=memory.copy_key(submission) if ends_in_trigger else None,
-                next_try=memory.next_try_while_running,
+                show=keys_of_event(self, submission) if task_state.is_kept else [],
+                copy_key=task_state.copy_key(submission) if ends_in_trigger else None,
+                next_try=task_state.next_try_while_running,
             ),
             method_name="execute_complete",
             # The resume methods take what those of other providers take, so that a subclass can override them.
@@ -368,22 +370,22 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
             event: `RunEnded.to_json()`.
         """
         ended = RunEnded.from_json(event)
-        memory = TaskStateRecord(self, context)
-        memory.refuse_another_run(ended.submission, ended.agents_conn_id)
+        task_state = TaskStateRecord(self, context)
+        task_state.refuse_another_run(ended.submission, ended.agents_conn_id)
         keep_deferred_arguments(self, ended.submission.agent_id, ended.agents_conn_id)
         verdict = ended.verdict()
         hook = AgentsHook(self.agents_conn_id)
         self._known = LineageInfo(submission=ended.submission, verdict=verdict, base_url=base_url_of(hook))
         if verdict is None:
-            memory.save(Phase.ACCEPTED, ended.submission)
+            task_state.save(Phase.ACCEPTED, ended.submission)
             raise (AirflowFailException if ended.for_good else TemporaryError)(
                 f"The wait for the run has failed: {ended.error} The run is still running and cannot be cancelled. "
-                f"{memory.next_try_while_running} {format_ids(ended.submission)}"
+                f"{task_state.next_try_while_running} {format_ids(ended.submission)}"
             )
-        return self._end(context, ended.submission, verdict, memory, hook)
+        return self._end(context, ended.submission, verdict, task_state, hook)
 
     def _end(
-        self, context: Context, submission: Submission, verdict: Verdict, memory: TaskStateRecord, hook: AgentsHook
+        self, context: Context, submission: Submission, verdict: Verdict, task_state: TaskStateRecord, hook: AgentsHook
     ) -> dict[str, Any]:
         event = verdict.event
         own = own_event(verdict, submission)
@@ -395,7 +397,7 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
         match verdict.outcome:
             case Outcome.COMPLETED if event is not None:
                 result = event.to_json()
-                memory.save(
+                task_state.save(
                     Phase.ENDED,
                     submission,
                     outcome=verdict.outcome,
@@ -409,18 +411,18 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
             case Outcome.COMPLETED:
                 raise AssertionError("unreachable: a COMPLETED verdict has an event")
             case Outcome.FAILED:
-                memory.save(Phase.ENDED, submission, outcome=verdict.outcome)
+                task_state.save(Phase.ENDED, submission, outcome=verdict.outcome)
                 what_now = "A retry starts a new run."
             case Outcome.AMBIGUOUS:
                 # Another poll would not tell them apart, so a user who clears the task wants a new run.
-                memory.save(Phase.ENDED, submission, outcome=verdict.outcome)
+                task_state.save(Phase.ENDED, submission, outcome=verdict.outcome)
                 what_now = ""
             case Outcome.NOT_FOUND:
-                memory.save(Phase.ACCEPTED, submission)
-                what_now = memory.next_try_after_loss
+                task_state.save(Phase.ACCEPTED, submission)
+                what_now = task_state.next_try_after_loss
             case Outcome.TIMED_OUT:
-                memory.save(Phase.ACCEPTED, submission)
-                what_now = self._words_of_limit() + memory.next_try_while_running
+                task_state.save(Phase.ACCEPTED, submission)
+                what_now = self._words_of_limit() + task_state.next_try_while_running
             case _:
                 assert_never(verdict.outcome)
         error = to_error(verdict, submission, what_now=what_now)

@@ -159,6 +159,14 @@ class TaskStateRecord:
         if self._copies is not None:
             self._copies.update(record, until=now() + self._retention)
 
+    def note_nothing_started(self, submission: Submission) -> None:
+        """Record that no run of this submission is wanted or under way: the next try starts one without a search.
+
+        Raises:
+            Exception: the record could not be written.
+        """
+        self.save(Phase.SUBMITTING, submission.changed(sent_at=None))
+
     def record_resumed(self, next_method: str) -> None:
         """Record that a worker, and not the trigger, ends this try. Log what became of the run if its wait has failed.
 

@@ -24,7 +24,7 @@ from airflow_provider_agents.hooks import poller_of
 from airflow_provider_agents.payloads import EARLY_KEYS, END_KEYS, AgentIdle, RunEnded
 from airflow_provider_agents.polling.asking import StillBusyError
 from airflow_provider_agents.polling.idle import wait_until_idle
-from airflow_provider_agents.polling.waits import wait_for_selected
+from airflow_provider_agents.polling.waits import find_and_wait_for_end
 from airflow_provider_agents.runs import selector as selectors
 from airflow_provider_agents.runs.outcome import Outcome, candidate_event_ids, describe_completed, format_ids, own_event
 from airflow_provider_agents.runs.status import usage_of
@@ -181,7 +181,7 @@ class AgentRunTrigger(_TaskTrigger):
                     self._known_event = event
                     early_xcoms.publish(poller, selector.agent_id, event)
 
-                submission, verdict = await wait_for_selected(
+                submission, verdict = await find_and_wait_for_end(
                     poller,
                     selector,
                     await self._policy(poller, selector),

@@ -196,12 +196,16 @@ class Soak:
         name = OTHER if rng.random() < ELSEWHERE else WATCHED
         hasty = rng.random() < HASTY
         deadline_at = self.clock.now + timedelta(seconds=rng.uniform(60, 600) if hasty else DAY)
-        wait = RunTracker(submission, WaitPolicy(settle=SETTLE))
+        tracker = RunTracker(submission, WaitPolicy(settle=SETTLE))
 
         async def wait_on_a_feed():
             async with self.poller_of(name) as poller:
                 return await wait_for_end(
-                    poller, wait, poll_interval=POLL_SECONDS, deadline_at=deadline_at, say=lambda level, message: None
+                    poller,
+                    tracker,
+                    poll_interval=POLL_SECONDS,
+                    deadline_at=deadline_at,
+                    say=lambda level, message: None,
                 )
 
         waiting = asyncio.ensure_future(wait_on_a_feed())

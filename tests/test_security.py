@@ -345,7 +345,7 @@ def test_a_wrong_connection_does_not_show_its_key(monkeypatch, wrong):
 
     async def in_a_triggerer():
         async with poller_of("agents_default") as poller:
-            await poller.ask(flow.value_of(READ))
+            await poller.run_flow(flow.value_of(READ))
 
     with pytest.raises(InvalidConnectionError) as caught:
         asyncio.run(in_a_triggerer())
@@ -679,13 +679,13 @@ def test_what_is_logged_of_a_run_stays_in_its_line(event_id, status):
         event = ExecutionEvent.model_validate({"id": event_id, "status": status, "agentId": "agent-1"})
     except ValidationError:
         return
-    wait = RunTracker(
+    tracker = RunTracker(
         Submission(agent_id="agent-1", taken_at=datetime(2026, 1, 1, tzinfo=UTC), event_id=event_id), WaitPolicy()
     )
-    wait.apply_listing(Listing((event,), None), wait.submission.taken_at)
-    assert wait.events == (event,)
-    assert state_of(wait).isprintable()
-    assert wait.name.isprintable()
+    tracker.apply_listing(Listing((event,), None), tracker.submission.taken_at)
+    assert tracker.events == (event,)
+    assert state_of(tracker).isprintable()
+    assert tracker.name.isprintable()
 
 
 @given(st.text() | st.just(NASTY), st.sampled_from([200, 302, 400, 401, 429, 503]))

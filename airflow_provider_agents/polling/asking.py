@@ -67,7 +67,7 @@ class IdleAgent(AskingSubscriber[bool]):
         """Not while known runs are followed, except now and then."""
         return not self._active or self._asked_at is None or now - self._asked_at >= _ASK_AGAIN_AFTER
 
-    def ask(self) -> Flow[list[ExecutionEvent]]:
+    def request_flow(self) -> Flow[list[ExecutionEvent]]:
         """The agent's active runs."""
         return active_runs(self.agent_id)
 
@@ -140,7 +140,7 @@ class RunSearch(AskingSubscriber["ExecutionEvent | Missing | None"]):
         """The selector."""
         return self._selector
 
-    def ask(self) -> Flow[StartedRuns]:
+    def request_flow(self) -> Flow[StartedRuns]:
         """The runs among which this one is."""
         return self._selector.list_runs()
 

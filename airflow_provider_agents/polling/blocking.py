@@ -56,7 +56,7 @@ def wait_until_idle(client: Client, agent_id: str, *, poll_interval: float, dead
     idle.check(wait_for(client, idle, interval=poll_interval, deadline_at=deadline_at, on_wake=idle.on_wake))
 
 
-def ask(client: Client, flow: Flow[R], deadline_at: datetime) -> R:
+def run_flow_until(client: Client, flow: Flow[R], deadline_at: datetime) -> R:
     """Run a flow, and give it up `LAST_POLL_SECONDS` after a deadline: a listing can have many slow pages.
 
     Raises:

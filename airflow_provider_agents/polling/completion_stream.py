@@ -49,7 +49,9 @@ async def open_tracker(
     """
     if checkpoint is not None:
         return CompletionTracker(agent_id, settle, checkpoint, statuses=statuses)
-    return await poller.ask(_within_limit(journal_from_now(agent_id, settle=settle, now=poller.now, statuses=statuses)))
+    return await poller.run_flow(
+        _within_limit(track_from_now(agent_id, settle=settle, now=poller.now, statuses=statuses))
+    )
 
 
 def _within_limit(steps: Flow[R]) -> Flow[R]:
@@ -69,10 +71,10 @@ def _within_limit(steps: Flow[R]) -> Flow[R]:
     return through(steps, perform)
 
 
-def journal_from_now(
+def track_from_now(
     agent_id: str | None, *, settle: float, now: Clock, statuses: Collection[str] | None = None
 ) -> Flow[CompletionTracker]:
-    """A journal of what ends from now on. The arguments are those of `CompletionTracker`, and our clock."""
+    """A tracker of what ends from now on. The arguments are those of `CompletionTracker`, and our clock."""
 
     def list_all(status: Status | None) -> ApiCall[Page[ExecutionEvent]]:
         return list_events(status=status) if agent_id is ACCOUNT else list_agent_events(agent_id, status=status)

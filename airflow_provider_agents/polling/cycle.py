@@ -97,7 +97,7 @@ class Cycle:
         )
 
     def listed_for(self, before: int | None = None) -> list[Subscription[Any]]:
-        """Subscriptions for which the account's listing is read down to their floor, as they need all that it shows.
+        """Subscriptions that need all that the account's listing shows, back to their `not_before`.
 
         Args:
             before: only those that began to seek before this cycle.
@@ -212,7 +212,7 @@ class Cycle:
                     continue
             self._shown.add(event.id)
             self.heard.add(owner)
-            self._registry.record(owner, event, server_time, self.at)
+            self._registry.deliver_row(owner, event, server_time, self.at)
         return whole
 
     def is_expiring(self, subscription: Subscription[Any]) -> bool:
@@ -293,7 +293,7 @@ class Cycle:
                 # Before `settle` has passed, a listing decides nothing, so it is delivered to a few subscriptions only.
                 if is_decidable or early < _EVENTS_EARLY:
                     listing = listing or self._registry.complete_listing(agent_id, server_time)
-                    self._registry.deliver(subscription, listing, progress.at)
+                    self._registry.deliver_listing(subscription, listing, progress.at)
                     subscription.was_missed = True
                     handled += _EVENTS_A_DELIVERY + len(listing.events)
                     if not is_decidable:

@@ -228,7 +228,7 @@ class Listings:
             if agent_id is ACCOUNT:
                 is_complete = progress.ended
             else:
-                # With the account's own floor, the listing may have ended above theirs.
+                # The account's listing may have ended before the moments back to which these seek.
                 is_complete = progress.whole and all(
                     _reaches(not_before, subscription)
                     for subscription in subscriptions
@@ -375,9 +375,9 @@ class Listings:
         if (yield from self._over_agent(reading(), lambda: tuple(self._registry.followers(missing)))):
             self._registry.mark_absent(missing)
 
-    def ask(self, asking: Flow[Any], subscriptions: Sequence[Subscription[Any]]) -> Flow[None]:
-        """The own requests of subscribers that ask the same."""
-        answer = yield from self._over_agent(asking, lambda: subscriptions)
+    def own_requests(self, request_flow: Flow[Any], subscriptions: Sequence[Subscription[Any]]) -> Flow[None]:
+        """The own requests of subscribers whose requests are the same."""
+        answer = yield from self._over_agent(request_flow, lambda: subscriptions)
         if answer is not None:
             self._cycle.answered(subscriptions, answer)
 

@@ -235,7 +235,7 @@ class Plan:
         ]
         yield list(self._search_missed(cycle, listings))
         # At the end: a followed run may have ended in this cycle.
-        yield list(self._ask(cycle, listings))
+        yield list(self._own_requests(cycle, listings))
 
     def _list_account(self, cycle: Cycle, listings: Listings, choice: Choice) -> Iterator[Flow[None]]:
         pending = cycle.pending
@@ -276,7 +276,7 @@ class Plan:
         for agent_id, missed in by_agent.items():
             yield listings.search(agent_id, missed)
 
-    def _ask(self, cycle: Cycle, listings: Listings) -> Iterator[Flow[None]]:
+    def _own_requests(self, cycle: Cycle, listings: Listings) -> Iterator[Flow[None]]:
         by_key: dict[object, list[Subscription[Any]]] = {}
         for subscription, subscriber in self._registry.asking.items():
             seconds = cycle.at.monotonic - subscription.asked_at
@@ -285,7 +285,7 @@ class Plan:
                 subscription.asked_at = cycle.at.monotonic
                 by_key.setdefault(subscriber.key, []).append(subscription)
         for subscriptions in by_key.values():
-            yield listings.ask(self._registry.asking[subscriptions[0]].ask(), subscriptions)
+            yield listings.own_requests(self._registry.asking[subscriptions[0]].request_flow(), subscriptions)
 
     def _is_search_due(self, cycle: Cycle, followed: FollowedEvent) -> bool:
         misses = followed.misses

@@ -376,7 +376,7 @@ class Planner:
         return running + (self._leavers.at(at.monotonic) or 0)
 
     def _costs_of_windows(self, demand: Demand, by_active: float, at: ClockReading) -> tuple[float, float]:
-        """Requests for the followed events by narrow listings: for all, and for those older than the floor."""
+        """Requests for the followed events by narrow listings: for all, and for those older than all that is sought."""
         if len(demand.started) >= _MANY_EVENTS and by_active <= _ACTIVE_FACTOR * pages(demand.followed) + 1:
             return math.inf, math.inf
         some = self.windows(demand.started, at)

@@ -9,7 +9,7 @@ The invariant, whatever is cancelled at whatever await:
 3. While there is a subscription, the poller's task runs. It sleeps no longer than until the next poll cycle or the next
    deadline. If that task ends for any reason, it first ends all subscriptions. So no task waits forever.
 4. A poll cycle serves the subscriptions that existed when it began. A later one is served by the next cycle and misses
-   nothing: the plan asks for everything since that subscriber's own floor.
+   nothing: the plan asks for everything since the moment from which that subscriber seeks.
 5. There is one client at a time, opened by the first request. Closing the poller closes every client that was opened.
 
 The poller's task runs in a context of its own: its log lines belong to no task, and it does not keep the log context of
@@ -223,7 +223,7 @@ class SharedPoller:
         finally:
             self._plan.unsubscribe(subscription)
 
-    async def ask(self, steps: Flow[R]) -> R:
+    async def run_flow(self, steps: Flow[R]) -> R:
         """Run a request flow through the shared client."""
         self._clients.begin_poll()
         await self._clients.client(patient=False)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.polling.subscriptions import Outage, Subscription
     from airflow_provider_agents.runs.outcome import Verdict
-    from airflow_provider_agents.runs.selector import FirstRun
+    from airflow_provider_agents.runs.selector import FirstRunSearch
     from airflow_provider_agents.runs.tracker import RunTracker
 
 #: A task without news logs this often, in seconds, that it still waits. Else the log of a long run would read like
@@ -130,7 +130,7 @@ class ExclusiveWarning:
         agent_id: the agent.
     """
 
-    def __init__(self, search: RunTracker | FirstRun, agent_id: str) -> None:
+    def __init__(self, search: RunTracker | FirstRunSearch, agent_id: str) -> None:
         self._search, self._agent_id, self._is_due = search, agent_id, True
 
     def log_once(self, say: Say) -> None:

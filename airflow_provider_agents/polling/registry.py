@@ -2,8 +2,8 @@
 
 There are two kinds of subscribers:
 
-- A subscriber that still *seeks* its run needs a complete listing: every event of its agent down to a floor, and those
-  that are PENDING, in an order in which nothing slips through.
+- A subscriber that still *seeks* its run needs a complete listing: every event of its agent that was created since
+  a certain moment, and those that are PENDING, in an order in which nothing slips through.
 - A subscriber that *follows* events it knows needs each change of these events, and no more.
 """
 
@@ -234,7 +234,7 @@ class Registry:
 
     # --- delivery -----------------------------------------------------------------------------------------------
 
-    def record(self, owner: Scope, event: ExecutionEvent, server_time: datetime | None, at: ClockReading) -> None:
+    def deliver_row(self, owner: Scope, event: ExecutionEvent, server_time: datetime | None, at: ClockReading) -> None:
         """Deliver a row of a page to its followers and to those who seek its id, and keep it for the other seekers.
 
         Args:
@@ -262,7 +262,7 @@ class Registry:
     def _match_id(self, owner: Scope, name: str, listing: Listing, at: ClockReading) -> None:
         for subscription in tuple(self._by_sought_id.get(name, ())):
             if subscription.subscriber.agent_id == owner and subscription.criteria is not None:
-                self.deliver(subscription, listing, at)
+                self.deliver_listing(subscription, listing, at)
 
     def _update(self, followed: FollowedEvent, event: ExecutionEvent) -> None:
         before, followed.event = followed.event, newer_of(followed.event, event)
@@ -286,7 +286,7 @@ class Registry:
         """All that was shown of an agent in which something is sought, and the followed events that are absent."""
         return Listing(tuple(self._stores[agent_id].values()), server_time, frozenset(self._absent))
 
-    def deliver(self, subscription: Subscription[Any], listing: Listing, began: ClockReading) -> None:
+    def deliver_listing(self, subscription: Subscription[Any], listing: Listing, began: ClockReading) -> None:
         """Give a listing to a subscriber that seeks."""
         result = subscription.subscriber.apply_listing(listing, began.wall)
         if result is not None:

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from airflow_provider_agents.clock import now
-from airflow_provider_agents.polling.blocking import ask
+from airflow_provider_agents.polling.blocking import run_flow_until
 from airflow_provider_agents.polling.progress import ExclusiveWarning, LateWarning, state_of
 from airflow_provider_agents.runs.listing import Listing
 from airflow_provider_agents.runs.matching import Missing
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.client import Client
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.polling.progress import Say
-    from airflow_provider_agents.runs.selector import FirstRun, RunSelector
+    from airflow_provider_agents.runs.selector import FirstRunSearch, RunSelector
     from airflow_provider_agents.runs.tracker import WaitPolicy
 
 
@@ -36,7 +36,7 @@ class SinglePolls:
 
     def __init__(self) -> None:
         self.state, self.lacks_only_time = "", False
-        self._first: FirstRun | None = None
+        self._first: FirstRunSearch | None = None
         self._tracker: RunTracker | None = None
         self._warnings: list[LateWarning | ExclusiveWarning] = []
 
@@ -88,7 +88,11 @@ class SinglePolls:
             self._warnings += [LateWarning(self._tracker), ExclusiveWarning(self._tracker, selector.agent_id)]
         tracker = self._tracker
         # A run that was just shown need not be listed again.
-        listing = Listing((first,), None) if first is not None else ask(client, tracker.read_listing(), deadline_at)
+        listing = (
+            Listing((first,), None)
+            if first is not None
+            else run_flow_until(client, tracker.read_listing(), deadline_at)
+        )
         verdict = tracker.apply_listing(listing, began_at)
         self.lacks_only_time = (
             tracker.criteria is not None
@@ -105,7 +109,7 @@ class SinglePolls:
         if self._first is None:
             self._first = selector.search(policy)
             self._warnings.append(ExclusiveWarning(self._first, selector.agent_id))
-        listing = ask(client, selector.list_runs(), deadline_at)
+        listing = run_flow_until(client, selector.list_runs(), deadline_at)
         self.lacks_only_time = listing.server_time is None and bool(listing.events) and is_terminal(listing.events[0])
         return self._first.apply_listing(listing)
 

@@ -82,7 +82,7 @@ class AskingSubscriber(ABC, Generic[R]):
         """Equal for subscribers whose requests are the same. They share the responses."""
 
     @abstractmethod
-    def ask(self) -> Flow[Any]:
+    def request_flow(self) -> Flow[Any]:
         """The requests. The flow returns an answer, which is not None."""
 
     @abstractmethod
@@ -223,7 +223,7 @@ class FollowedEvent:
 
 
 def oldest_not_before(subscriptions: Iterable[Subscription[Any]]) -> datetime | None:
-    """The oldest moment that these seek back to; None if one of them has no floor, or none of them seeks."""
-    floors = [subscription.criteria.not_before for subscription in subscriptions if subscription.criteria is not None]
-    known = [not_before for not_before in floors if not_before is not None]
-    return min(known) if known and len(known) == len(floors) else None
+    """The oldest moment that these seek back to; None if one of them seeks all events, or none of them seeks."""
+    moments = [subscription.criteria.not_before for subscription in subscriptions if subscription.criteria is not None]
+    known = [not_before for not_before in moments if not_before is not None]
+    return min(known) if known and len(known) == len(moments) else None

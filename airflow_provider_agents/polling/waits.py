@@ -60,7 +60,7 @@ async def wait_for_end(
     return progress.complete(verdict)
 
 
-async def wait_for_selected(
+async def find_and_wait_for_end(
     poller: SharedPoller,
     selector: RunSelector,
     policy: WaitPolicy,
@@ -96,15 +96,15 @@ async def wait_for_selected(
         first = found
         submission = Submission.for_event(first, selector.agent_id, now())
         say(logging.INFO, f"Found {selector.words}: event {first.id}, begun at {first.startedAt}.")
-    wait = RunTracker(submission, selector.policy_once_known(policy), now())
+    tracker = RunTracker(submission, selector.policy_once_known(policy), now())
     if first is not None:
         # Its event is known already.
-        verdict = wait.apply_listing(Listing((first,), None), now())
+        verdict = tracker.apply_listing(Listing((first,), None), now())
         if verdict is not None:
             return submission, verdict
     return submission, await wait_for_end(
         poller,
-        wait,
+        tracker,
         poll_interval=poll_interval,
         deadline_at=deadline_at,
         say=say,

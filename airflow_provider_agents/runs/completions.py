@@ -1,4 +1,4 @@
-"""Which runs have ended since the last listing: everybody's runs, each once. Pure.
+"""Which runs have ended since the last listing: all runs, whoever started them, each once. Pure.
 
 A `CompletionTracker` is polled like a run, but it never ends. It relies on two facts:
 
@@ -40,15 +40,14 @@ if TYPE_CHECKING:
 #: logs each asset event, sends it through a pipe, stores it in one row and loads it in every DAG run that it starts. An
 #: event as the API's page shows it takes about 500 bytes, so both limits stand for about a quarter of a megabyte.
 MOST_RUNS_AT_ONCE, MOST_BYTES_AT_ONCE = 500, 256 * 1024
-#: A followed run that no listing shows any more is given up after so long. What hides a run for a while (a replica that
-#: lags, a row that is written anew) takes seconds or minutes; what takes an hour is a deleted agent, or a platform that
-#: keeps runs for a limited time. To look for such a run costs up to two requests in each cycle.
+#: A followed run that no listing shows any more is given up after this time. A lag of a replica, or a row that is
+#: written anew, hides a run for seconds or minutes. A run that is hidden for an hour is gone: its agent was deleted, or
+#: the platform keeps runs for a limited time. To search for such a run costs up to two requests in each cycle.
 LOST_AFTER = timedelta(hours=1)
-#: Between two looks no more than this counts as time in which the run was not shown: an outage says nothing.
-_MOST_BETWEEN_LOOKS = timedelta(minutes=5)
+#: Between two listings, no more than this counts as time in which the run was not shown: an outage says nothing.
+_MOST_BETWEEN_LISTINGS = timedelta(minutes=5)
 _OLDEST = datetime.min.replace(tzinfo=UTC)
-#: A journal begins this long before our clock where nothing tells the server's and there is no event. No clock is so
-#: far off.
+#: Without the server's clock and without an event, a tracker begins this long before our clock. No clock is so far off.
 _EMPTY_HISTORY = timedelta(days=1)
 
 
@@ -71,13 +70,13 @@ class OpenRun(BaseModel):
 
 
 class Checkpoint(VersionedJson):
-    """How far a journal has come. JSON in, JSON out.
+    """How far a tracker has come. JSON in, JSON out.
 
     Attributes:
         watermark: everything that was created before is known, on the server's clock.
         open_runs: what had not ended, or had ended and was not reported yet, by the event's id.
-        emitted: ids of events that had ended, as far as a look from the floor on would show them again.
-        since: runs that ended before are not reported, on the server's clock; None once the floor has passed it.
+        emitted: ids of events that had ended, as far as a listing since the watermark would show them again.
+        since: runs that ended before are not reported, on the server's clock; None once the watermark has passed it.
     """
 
     _called: ClassVar = "The watcher's checkpoint"
@@ -97,7 +96,7 @@ class _Emitted:
     """A run whose end is known.
 
     Attributes:
-        seen_at: when the end was last seen, on the server's clock; None until the next look says what time it is.
+        seen_at: when the end was last seen, on the server's clock; None until the next listing says what time it is.
         latest: when the run was created or ended, whichever is later; None if the event does not say.
     """
 
@@ -111,7 +110,7 @@ class CompletionTracker:
     Args:
         agent_id: the agent; None for the whole account.
         settle: seconds within which the event of a run appears.
-        cursor: where an earlier journal has got to.
+        checkpoint: how far an earlier tracker has come.
         statuses: which ends `ended` reports; None reports all of them.
     """
 
@@ -133,13 +132,13 @@ class CompletionTracker:
             )
             for event_id, known in checkpoint.open_runs.items()
         }
-        # What has ended. Kept as long as a look might show it again, be it from a replica that lags.
+        # What has ended. Kept as long as a listing might show it again, perhaps from a replica that lags.
         self._emitted = {event_id: _Emitted(None) for event_id in checkpoint.emitted}
-        # What `ended` has not returned yet. A look from the floor on would not show all of it again: what it would not
-        # show stays among the followed runs of the cursor.
+        # What `ended` has not returned yet. A listing since the watermark would not show all of it again: what it would
+        # not show stays among the open runs of the checkpoint.
         self._unreported: dict[str, ExecutionEvent] = {}
         self._out_of_reach: set[str] = set()
-        # For how long each followed run was not shown, by looks in which it ought to have been.
+        # For how long each followed run was not shown, by listings that ought to have shown it.
         self._absent = {
             event_id: timedelta(seconds=known.absent_seconds)
             for event_id, known in checkpoint.open_runs.items()
@@ -147,8 +146,8 @@ class CompletionTracker:
         }
         self._absent_before: frozenset[str] = frozenset()
         self._lost: list[ExecutionEvent] = []
-        self._looked_at: datetime | None = None
-        #: How many complete looks there were.
+        self._listed_at: datetime | None = None
+        #: How many complete listings there were.
         self.listings = 0
 
     @classmethod
@@ -162,13 +161,13 @@ class CompletionTracker:
         local_now: datetime | None = None,
         statuses: Collection[str] | None = None,
     ) -> Self:
-        """A journal of what ends from now on: what had ended before is not reported.
+        """A tracker of what ends from now on: what had ended before is not reported.
 
         Args:
             agent_id: as above.
             settle: as above.
-            server_now: the server's clock; None if it did not tell.
-            seen: events that were asked for after that: all that are active, and without the server's clock the newest.
+            server_now: the server's clock; None if that is unknown.
+            seen: events that were listed after that: all that are active, and without the server's clock the newest.
             local_now: our clock, needed without the server's.
             statuses: as above.
         """
@@ -186,18 +185,18 @@ class CompletionTracker:
 
     @property
     def criteria(self) -> SearchCriteria:
-        """Everything since the floor."""
+        """Everything since the watermark."""
         return self._criteria
 
     @property
     def active(self) -> Collection[ExecutionEvent]:
-        """The runs whose end is still to be told."""
+        """The runs whose end is still to be reported."""
         return self._open_runs.values()
 
     def apply_listing(self, listing: Listing, began_at: datetime) -> None:
-        """A complete look."""
+        """A complete listing."""
         self.listings += 1
-        # The floor may lag behind the server's clock, and must never be ahead of it.
+        # The watermark may lag behind the server's clock, and must never be ahead of it.
         server_now = listing.server_time or _passed(listing.events, began_at) or self._watermark + self._behind
         for emitted in self._emitted.values():
             emitted.seen_at = emitted.seen_at or max(server_now, emitted.latest or server_now)
@@ -225,36 +224,36 @@ class CompletionTracker:
             pass
         elif not is_terminal(event) or event.id in self._open_runs:
             self._record(event, server_now)
-        elif self._ended_before_the_watch(event):
+        elif self._ended_before_the_start(event):
             self._record_emitted(event, server_now)
         elif self._is_new(event):
             self._record(event, server_now)
-        # Else it stands on the same page as what is young, and was over long ago.
+        # Else it is on the same page as younger events, and ended long ago.
 
     def _count_absent(self, absent: frozenset[str], began_at: datetime) -> None:
-        passed = began_at - self._looked_at if self._looked_at is not None else timedelta()
-        self._looked_at = began_at
+        passed = began_at - self._listed_at if self._listed_at is not None else timedelta()
+        self._listed_at = began_at
         for event_id in self._absent_before - absent:
             self._absent.pop(event_id, None)
         self._absent_before = absent.intersection(self._open_runs)
         for event_id in self._absent_before:
-            seconds = self._absent.get(event_id, timedelta()) + min(max(passed, timedelta()), _MOST_BETWEEN_LOOKS)
+            seconds = self._absent.get(event_id, timedelta()) + min(max(passed, timedelta()), _MOST_BETWEEN_LISTINGS)
             self._absent[event_id] = seconds
             if seconds >= LOST_AFTER:
                 self._lost.append(self._open_runs.pop(event_id))
                 del self._absent[event_id]
 
     def _is_new(self, event: ExecutionEvent) -> bool:
-        """Whether an event that has ended was not known to any look before.
+        """Whether an event that has ended was not known to any earlier listing.
 
-        It was created since the floor, or it has ended since: a listing in the order of the last change may have moved
-        the event from a page that was still to be read to one that had been.
+        It was created since the watermark, or it has ended since: in a listing in the order of the last change, the
+        event may have moved from a page that was still to be read to a page that had been read.
         """
         return is_young(event, self._watermark) or (
             event.completedAt is not None and event.completedAt >= self._watermark
         )
 
-    def _ended_before_the_watch(self, event: ExecutionEvent) -> bool:
+    def _ended_before_the_start(self, event: ExecutionEvent) -> bool:
         if self._since is None:
             return False
         ended = event.completedAt or event.updatedAt or event.created_by
@@ -268,10 +267,10 @@ class CompletionTracker:
             self._record(event, None)
 
     def expire(self) -> None:
-        """Nothing ends a journal."""
+        """Nothing ends a tracker of completions."""
 
     def _is_to_be_followed(self, unreadable: ExecutionEvent) -> bool:
-        # An old one was seen before: it was over then, or it is followed.
+        # An old one was seen before: it had ended then, or it is followed.
         return not unreadable.lacks_id and (unreadable.id in self._open_runs or is_young(unreadable, self._watermark))
 
     def _record(self, event: ExecutionEvent, seen_at: datetime | None) -> None:
@@ -291,7 +290,7 @@ class CompletionTracker:
     def _record_emitted(self, event: ExecutionEvent, seen_at: datetime | None) -> None:
         latest = _latest(event)
         if seen_at is not None:
-            # As long as the event itself is younger than the floor, a look may show it again.
+            # As long as the event itself is younger than the watermark, a listing may show it again.
             seen_at = max(seen_at, latest or event.created_by or seen_at)
         self._emitted[event.id] = _Emitted(seen_at, latest)
 
@@ -303,7 +302,7 @@ class CompletionTracker:
     def ended(self) -> list[ExecutionEvent]:
         """The next runs that have ended and were not returned before, in the order of the ends.
 
-        Of more than one call can return, those that were created first come first, so that the cursor's floor follows.
+        If one call cannot return all, the runs that were created first come first, so that the watermark can follow.
         """
         chosen: list[ExecutionEvent] = []
         size = 0
@@ -318,7 +317,7 @@ class CompletionTracker:
         return sorted(chosen, key=lambda event: (event.completedAt is None, event.completedAt, event.id))
 
     def lost(self) -> list[ExecutionEvent]:
-        """The followed runs that were given up since this was last asked, as they were last seen."""
+        """The followed runs that were given up since the last call, as they were last seen."""
         found, self._lost = self._lost, []
         return found
 
@@ -355,7 +354,7 @@ def _bytes_of(event: ExecutionEvent) -> int:
 
 
 def _passed(events: Iterable[ExecutionEvent], local_now: datetime) -> datetime | None:
-    """A moment that the server's clock has passed, as far as its events tell; no later than our clock says.
+    """A moment that the server's clock has passed, as far as its events show; no later than our clock says.
 
     Our clock may be ahead, and the stamp of one odd event may be. Both would hide runs that are still to begin.
     """

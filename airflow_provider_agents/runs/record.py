@@ -70,7 +70,7 @@ End = Outcome | Literal["submitted"]
 
 
 class RunRecord(VersionedJson):
-    """A task's memory of its run.
+    """A task's record of its run.
 
     Attributes:
         phase: how far it had come.
@@ -104,5 +104,5 @@ class RunRecord(VersionedJson):
     deadline_at: AwareDatetime | None = None
 
     def belongs_to(self, agent_id: str, agents_conn_id: str) -> bool:
-        """Whether this is the memory of a run of this agent over this connection."""
+        """Whether this is the record of a run of this agent over this connection."""
         return self.submission.agent_id == agent_id and self.agents_conn_id == agents_conn_id

@@ -157,7 +157,7 @@ class RunSelector(VersionedJson):
         """One listing of the runs among which this one is. Only for a way that does not know its run."""
         raise AssertionError("unreachable: the run is known")
 
-    def search(self, policy: WaitPolicy) -> FirstRun:  # noqa: ARG002 - a subclass needs it
+    def search(self, policy: WaitPolicy) -> FirstRunSearch:  # noqa: ARG002 - a subclass needs it
         """Find the run in these listings, in one process. Only for a way that does not know its run."""
         raise AssertionError("unreachable: the run is known")
 
@@ -286,9 +286,9 @@ class FirstRunSince(RunSelector):
         """The agent's runs that began in the interval; of a long interval perhaps only the first."""
         return list_started(self.agent_id, self.started_after, self.started_before)
 
-    def search(self, policy: WaitPolicy) -> FirstRun:
+    def search(self, policy: WaitPolicy) -> FirstRunSearch:
         """Find the first of these runs."""
-        return FirstRun(self.started_before, policy.settle, exclusive=policy.exclusive)
+        return FirstRunSearch(self.started_before, policy.settle, exclusive=policy.exclusive)
 
     @property
     def _unseen(self) -> str:  # type: ignore[override]
@@ -416,7 +416,7 @@ def _between(after: datetime, before: datetime | None, events: list[ExecutionEve
     return [event for _, _, event in sorted(begun, key=lambda one: one[:2])]
 
 
-class FirstRun:
+class FirstRunSearch:
     """The search of one process for an agent's first run in an interval. Pure.
 
     A run appears within `settle` seconds after it began. So the first run that is shown is the first of all once an

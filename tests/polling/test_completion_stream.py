@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_agents.api.endpoints import list_events
 from airflow_provider_agents.api.errors import PermanentError
-from airflow_provider_agents.polling.completion_stream import journal_from_now
+from airflow_provider_agents.polling.completion_stream import track_from_now
 from airflow_provider_agents.polling.subscriptions import ACCOUNT
 from airflow_provider_agents.runs.completions import Checkpoint, CompletionTracker
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS
@@ -228,7 +228,7 @@ def test_an_old_row_that_is_damaged_is_not_told_when_it_is_mended(scene):
     assert cycles(scene, tracker, 5) == []
 
 
-def test_a_journal_shares_its_cycles_with_those_who_wait(scene):
+def test_a_tracker_shares_its_cycles_with_those_who_wait(scene):
     tracker = from_now(scene)
     subscriptions = [scene.waiting(agent_id) for agent_id in scene.agents for _ in range(2)]
     asked = [len(scene.cycle()) for _ in range(8)]
@@ -441,7 +441,7 @@ class Watching:
         self.scene.sim.add_history("agent-1", history, every=5.0, run_seconds=2.0)
         # A run that ended before the start and appears after it may be reported: that no run is lost matters more.
         self.scene.clock.advance(60)
-        steps = journal_from_now(agent_id, settle=SETTLE, now=self.scene.clock)
+        steps = track_from_now(agent_id, settle=SETTLE, now=self.scene.clock)
         self.tracker = listen(self.scene, self.scene.client.run_flow(steps))
         self.scene.cycle()
         assert self.tracker.ended() == []

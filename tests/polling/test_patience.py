@@ -157,9 +157,9 @@ def test_the_first_refusal_ends_a_wait_that_nothing_was_answered_for(status):
     deadline_at = scene.clock.now + timedelta(hours=1)
 
     def join(answered):
-        wait = RunTracker(known, WaitPolicy())
+        tracker = RunTracker(known, WaitPolicy())
         return scene.plan.subscribe(
-            wait, interval=5.0, deadline_at=deadline_at, wake=lambda: None, at=scene.driver.at(), answered=answered
+            tracker, interval=5.0, deadline_at=deadline_at, wake=lambda: None, at=scene.driver.at(), answered=answered
         )
 
     gate = Gate(scene, lambda _path, _query: status)

@@ -115,10 +115,10 @@ class Scene:
         return shared_poller("agents_default", self.make)
 
     async def wait(self, agent_id="agent-0", *, submission=None, interval=5.0, tell=lambda subscription, is_news: None):
-        wait = RunTracker(submission or self.submitted(agent_id), WaitPolicy())
+        tracker = RunTracker(submission or self.submitted(agent_id), WaitPolicy())
         async with self.held() as poller:
             return await poller.wait_for(
-                wait, interval=interval, deadline_at=self.clock.now + timedelta(hours=9), on_wake=tell
+                tracker, interval=interval, deadline_at=self.clock.now + timedelta(hours=9), on_wake=tell
             )
 
     def run(self, coroutine):
@@ -413,7 +413,7 @@ def test_who_only_asks_is_told_at_once_that_there_is_no_connection():
     async def main():
         async with scene.held() as poller:
             with pytest.raises(MissingConnectionError):
-                await poller.ask(flow.value_of(endpoints.list_agents()))
+                await poller.run_flow(flow.value_of(endpoints.list_agents()))
 
     scene.run(main())
 
@@ -455,7 +455,7 @@ def test_when_the_server_asks_for_a_pause_nobody_asks_anything():
         scene.sim.intercept(refuse_once)
         await asyncio.sleep(10.0)
         with pytest.raises(RateLimitedError) as refusal:
-            await scene.pollers[0].ask(flow.value_of(endpoints.list_agents()))
+            await scene.pollers[0].run_flow(flow.value_of(endpoints.list_agents()))
         assert 75 < refusal.value.retry_after_seconds < 90
         return await asyncio.gather(*waits)
 
@@ -505,7 +505,7 @@ def test_a_look_up_that_hangs_for_good_ends_the_waits_and_blocks_no_other_connec
         async with shared_poller(
             "another", lambda: SharedPoller("another", other.open_client, now=hanging.clock)
         ) as poller:
-            answer = await poller.ask(flow.value_of(endpoints.list_agents()))
+            answer = await poller.run_flow(flow.value_of(endpoints.list_agents()))
         assert hanging.clock.now - began < timedelta(seconds=5)
         return answer, await asyncio.gather(*waits, return_exceptions=True)
 

@@ -1,4 +1,4 @@
-"""What a journal makes of looks that are written here: whose end is told, and what it takes along over a restart."""
+"""What a tracker makes of listings that are written here: whose end it reports, and what it keeps over a restart."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def over(name, number, **fields):
 
 def test_a_run_that_moves_in_the_listing_before_it_is_read_is_reported():
     # In the order of the last change it went from a page still to be read to one that had been: its creation lies
-    # before the floor by now, and its end does not.
+    # before the watermark by now, and its end does not.
     book = tracker()
     apply_listing(book, seconds=100.0)
     moved = row("moved", "COMPLETED", created=20.0, started=21.0, ended=101.0, updated=101.0)
@@ -304,7 +304,7 @@ def test_a_cursor_of_nothing_is_small():
     assert tracker().checkpoint().to_json() == {"watermark": "2026-01-01T09:00:00Z"}
 
 
-def test_a_journal_from_now_follows_active_runs_and_reaches_back_for_late_records():
+def test_a_tracker_from_now_follows_active_runs_and_reaches_back_for_late_records():
     book = CompletionTracker.from_now("a", SETTLE, at(100), [row("on"), row("over", "COMPLETED", ended=50.0)])
     assert [event.id for event in book.active] == ["on"]
     assert book.criteria.not_before == at(100 - SETTLE - 5)
@@ -323,7 +323,7 @@ def untimed_look(book, *events, local):
     [
         (100, 110, 85),
         (100, 700, 85),  # our clock is ahead: runs may still be created at what it says
-        (100, -500, 0),  # our clock is behind: the floor may lag
+        (100, -500, 0),  # our clock is behind: the watermark may lag
         (100, 50, 35),
         (86400, 110, 95),  # a stamp that cannot be true
         (None, 700, 0),  # no event says how late it is
@@ -350,7 +350,7 @@ def test_without_the_servers_clock_each_run_is_reported_once_whatever_ours_says(
 
 
 @pytest.mark.parametrize("local", [-600.0, 110.0, 700.0])
-def test_without_the_servers_clock_a_journal_from_now_loses_and_repeats_nothing(local):
+def test_without_the_servers_clock_a_tracker_from_now_loses_and_repeats_nothing(local):
     over = row("over", "COMPLETED", created=90.0, ended=99.0)
     book = CompletionTracker.from_now("a", SETTLE, None, [row("on", created=80.0), over], local_now=at(local))
     soon = row("soon", "COMPLETED", created=101.0, started=101.0, ended=103.0)
@@ -360,12 +360,12 @@ def test_without_the_servers_clock_a_journal_from_now_loses_and_repeats_nothing(
     ]
 
 
-def test_a_journal_from_now_without_any_clock_or_event_reports_the_very_first_run():
+def test_a_tracker_from_now_without_any_clock_or_event_reports_the_very_first_run():
     book = CompletionTracker.from_now("a", SETTLE, None, [], local_now=at(3600))
     first = row("first", "COMPLETED", created=5.0, started=5.0, ended=6.0)
     assert untimed_look(book, first, local=3605) == ["first"]
 
 
-def test_a_journal_needs_one_clock_to_begin_with():
+def test_a_tracker_needs_one_clock_to_begin_with():
     with pytest.raises(ValueError, match="server_now and local_now"):
         CompletionTracker.from_now("a", SETTLE, None)

@@ -15,7 +15,7 @@ from sibling_worlds import Task, World, config_of
 from airflow_provider_agents.api.models import ExecutionEvent, read_event
 from airflow_provider_agents.runs.listing import Listing
 from airflow_provider_agents.runs.outcome import Outcome, Verdict
-from airflow_provider_agents.runs.selector import FirstRun, StartedRuns
+from airflow_provider_agents.runs.selector import FirstRunSearch, StartedRuns
 from airflow_provider_agents.runs.siblings import Siblings
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
@@ -186,14 +186,14 @@ def begun(name, status, seconds):
 
 
 def test_the_first_run_of_an_interval_is_told_when_it_has_ended():
-    search = FirstRun(None, 30.0, exclusive=True)
+    search = FirstRunSearch(None, 30.0, exclusive=True)
     assert search.apply_listing(started(begun("e", "RUNNING", 1), seconds=5)) is None
     done = begun("e", "COMPLETED", 1)
     assert search.apply_listing(started(done, seconds=10)) == done
 
 
 def test_a_second_run_within_settle_ends_what_exclusive_allows_for_the_first():
-    search = FirstRun(None, 30.0, exclusive=True)
+    search = FirstRunSearch(None, 30.0, exclusive=True)
     done, second = begun("e", "COMPLETED", 1), begun("f", "RUNNING", 4)
     assert search.apply_listing(started(done, second, seconds=6)) is None
     assert search.broke_exclusive

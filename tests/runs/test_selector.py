@@ -17,7 +17,7 @@ from airflow_provider_agents.api.models import ExecutionEvent, Page, read_event
 from airflow_provider_agents.payloads import RunEnded
 from airflow_provider_agents.runs.matching import Missing
 from airflow_provider_agents.runs.outcome import Outcome, Verdict
-from airflow_provider_agents.runs.selector import CLOCK_ALLOWANCE, FirstRun, list_started, select
+from airflow_provider_agents.runs.selector import CLOCK_ALLOWANCE, FirstRunSearch, list_started, select
 from airflow_provider_agents.runs.submission import Submission
 
 T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)
@@ -259,7 +259,7 @@ class Search:
 
     def __init__(self, *, before=None, skew=0.0, date=True):
         self.before, self.skew, self.date = before, skew, date
-        self.first = FirstRun(before, 30.0)
+        self.first = FirstRunSearch(before, 30.0)
 
     def listing(self, *events, seconds):
         """What is known after a look at this second of the platform's clock."""

@@ -112,7 +112,7 @@ def run_once(
     def other_clock():
         return clock.now + timedelta(seconds=skew)
 
-    wait = RunTracker(
+    tracker = RunTracker(
         submission, WaitPolicy(settle=SETTLE, appear_within=300.0, on_ambiguous=on_ambiguous), other_clock()
     )
     deadline_at = other_clock() + timedelta(seconds=7200 if odd is None else 900)
@@ -120,7 +120,7 @@ def run_once(
     if deferred:
         # As in a triggerer: with others, whose runs are of no concern to ours.
         driver = Driver(client, other_clock, sleep, rng=rng)
-        subscription = driver.subscribe(wait, deadline_at=deadline_at)
+        subscription = driver.subscribe(tracker, deadline_at=deadline_at)
         for number in range(deferred - 1):
             sim.add_agent(f"other-{number}", schedule_every=50.0, schedule_offset=10.0 * number)
             other = client.run_flow(submit(f"other-{number}", settle=SETTLE))
@@ -130,7 +130,7 @@ def run_once(
         (verdict,) = driver.wait_for(subscription)
         assert subscription.error is None
     else:
-        verdict = wait_on_worker(client, wait, other_clock, sleep, deadline_at=deadline_at)
+        verdict = wait_on_worker(client, tracker, other_clock, sleep, deadline_at=deadline_at)
     if verdict.outcome in {Outcome.COMPLETED, Outcome.FAILED} and not is_delayed:
         ends = [sim.truth(event.id).ended_at for event in verdict.events]
         # However far off a clock is: no later than by `settle`, a replica's lag and a few looks.
@@ -251,9 +251,9 @@ def test_a_pending_run_that_stands_behind_everything_else_is_not_overlooked():
     clock.advance(1)
     stranger = sim.start_scheduled_run("agent")
     clock.advance(SETTLE + 2)
-    wait = RunTracker(submission, RULES)
-    assert wait.apply_listing(client.run_flow(wait.read_listing()), clock()) is None
-    assert {event.id for event in wait.events} == {sim.event_of(submission.request_id), stranger}
+    tracker = RunTracker(submission, RULES)
+    assert tracker.apply_listing(client.run_flow(tracker.read_listing()), clock()) is None
+    assert {event.id for event in tracker.events} == {sim.event_of(submission.request_id), stranger}
 
 
 def test_an_old_run_that_has_not_begun_does_not_end_the_look_before_ours():
@@ -269,9 +269,9 @@ def test_an_old_run_that_has_not_begun_does_not_end_the_look_before_ours():
     client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim))
     submission = client.run_flow(submit("agent", settle=SETTLE))
     clock.advance(SETTLE + 2)
-    wait = RunTracker(submission, RULES)
-    wait.apply_listing(client.run_flow(wait.read_listing()), clock())
-    assert [event.id for event in wait.events] == [sim.event_of(submission.request_id)]
+    tracker = RunTracker(submission, RULES)
+    tracker.apply_listing(client.run_flow(tracker.read_listing()), clock())
+    assert [event.id for event in tracker.events] == [sim.event_of(submission.request_id)]
 
 
 def follow_slowly(client, clock, steps):

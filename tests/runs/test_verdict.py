@@ -86,46 +86,46 @@ def test_of_two_states_the_one_that_was_updated_later_counts(old, new, stays):
 
 
 def test_nothing_is_told_of_a_run_before_its_event_is_known():
-    wait = RunTracker(SUBMISSION, WaitPolicy())
-    assert (wait.agent_id, wait.events, wait.is_known, wait.active) == ("a", (), False, ())
-    assert wait.criteria.ids == ("req",)
-    assert wait.apply_event(event(status="COMPLETED")) is None
-    assert apply_listing(wait, event(status="COMPLETED"), seconds=20) is None
-    assert [each.id for each in wait.events] == ["e"]
-    assert not wait.is_known
-    assert wait.criteria is not None
-    assert wait.name == "agent a, requestId req, probably event e"
+    tracker = RunTracker(SUBMISSION, WaitPolicy())
+    assert (tracker.agent_id, tracker.events, tracker.is_known, tracker.active) == ("a", (), False, ())
+    assert tracker.criteria.ids == ("req",)
+    assert tracker.apply_event(event(status="COMPLETED")) is None
+    assert apply_listing(tracker, event(status="COMPLETED"), seconds=20) is None
+    assert [each.id for each in tracker.events] == ["e"]
+    assert not tracker.is_known
+    assert tracker.criteria is not None
+    assert tracker.name == "agent a, requestId req, probably event e"
 
 
 def test_once_known_a_run_is_followed_to_its_end():
-    wait = RunTracker(SUBMISSION, WaitPolicy())
-    assert apply_listing(wait, event(), event("late", createdAt=at(100))) is None
-    assert wait.is_known
-    assert wait.criteria is None
-    assert wait.active == (event(),)
-    assert wait.name == "agent a, requestId req, event e"
+    tracker = RunTracker(SUBMISSION, WaitPolicy())
+    assert apply_listing(tracker, event(), event("late", createdAt=at(100))) is None
+    assert tracker.is_known
+    assert tracker.criteria is None
+    assert tracker.active == (event(),)
+    assert tracker.name == "agent a, requestId req, event e"
     # A stranger's end is no concern of ours.
-    assert apply_listing(wait, event("late", "FAILED", createdAt=at(100)), seconds=40) is None
+    assert apply_listing(tracker, event("late", "FAILED", createdAt=at(100)), seconds=40) is None
     done = event(status="COMPLETED")
-    assert apply_listing(wait, done, seconds=50) == Verdict(Outcome.COMPLETED, (done,))
-    assert wait.active == ()
+    assert apply_listing(tracker, done, seconds=50) == Verdict(Outcome.COMPLETED, (done,))
+    assert tracker.active == ()
 
 
 def test_the_name_of_a_run_that_was_attached_to_names_its_event_once():
-    wait = RunTracker(Submission.for_event(event(), "a", T0), WaitPolicy())
-    apply_listing(wait, event())
-    assert wait.name == "agent a, event e"
+    tracker = RunTracker(Submission.for_event(event(), "a", T0), WaitPolicy())
+    apply_listing(tracker, event())
+    assert tracker.name == "agent a, event e"
 
 
 @pytest.mark.parametrize(("status", "outcome"), [("COMPLETED", Outcome.COMPLETED), ("FAILED", Outcome.FAILED)])
 def test_a_change_of_a_followed_event_can_be_the_end(status, outcome):
-    wait = RunTracker(SUBMISSION, WaitPolicy())
-    apply_listing(wait, event())
-    assert wait.apply_event(event("stranger", status)) is None
-    assert wait.apply_event(event(updatedAt=at(40))) is None
-    assert wait.active[0].updatedAt == at(40)
-    assert wait.apply_event(event(status=status)) == Verdict(outcome, (event(status=status),))
-    assert wait.apply_event(event(status=status)) is None
+    tracker = RunTracker(SUBMISSION, WaitPolicy())
+    apply_listing(tracker, event())
+    assert tracker.apply_event(event("stranger", status)) is None
+    assert tracker.apply_event(event(updatedAt=at(40))) is None
+    assert tracker.active[0].updatedAt == at(40)
+    assert tracker.apply_event(event(status=status)) == Verdict(outcome, (event(status=status),))
+    assert tracker.apply_event(event(status=status)) is None
 
 
 @pytest.mark.parametrize(
@@ -137,28 +137,28 @@ def test_a_change_of_a_followed_event_can_be_the_end(status, outcome):
     ],
 )
 def test_runs_that_cannot_be_told_apart_are_a_verdict_if_they_end_alike(statuses, outcome):
-    wait = RunTracker(SUBMISSION, WaitPolicy())
-    assert apply_listing(wait, event("a"), event("b")) is None
-    assert not wait.is_known
+    tracker = RunTracker(SUBMISSION, WaitPolicy())
+    assert apply_listing(tracker, event("a"), event("b")) is None
+    assert not tracker.is_known
     first, second = (event(name, status) for name, status in zip("ab", statuses, strict=True))
-    assert wait.apply_event(first) is None
-    assert [each.id for each in wait.active] == ["b"]
-    verdict = wait.apply_event(second)
+    assert tracker.apply_event(first) is None
+    assert [each.id for each in tracker.active] == ["b"]
+    verdict = tracker.apply_event(second)
     assert verdict == Verdict(outcome, (first, second))
     assert verdict.event == first
 
 
 def test_runs_that_end_differently_are_told_before_the_rest_is_over():
-    wait = RunTracker(SUBMISSION, WaitPolicy())
-    apply_listing(wait, event("a"), event("b"), event("c"))
-    wait.apply_event(event("a", "FAILED"))
-    verdict = wait.apply_event(event("c", "COMPLETED"))
+    tracker = RunTracker(SUBMISSION, WaitPolicy())
+    apply_listing(tracker, event("a"), event("b"), event("c"))
+    tracker.apply_event(event("a", "FAILED"))
+    verdict = tracker.apply_event(event("c", "COMPLETED"))
     assert verdict == Verdict(Outcome.AMBIGUOUS, (event("a", "FAILED"), event("b"), event("c", "COMPLETED")))
 
 
 def test_a_task_may_refuse_what_cannot_be_told_apart_at_once():
-    wait = RunTracker(SUBMISSION, WaitPolicy(on_ambiguous="fail"))
-    assert apply_listing(wait, event("a"), event("b")) == Verdict(Outcome.AMBIGUOUS, (event("a"), event("b")))
+    tracker = RunTracker(SUBMISSION, WaitPolicy(on_ambiguous="fail"))
+    assert apply_listing(tracker, event("a"), event("b")) == Verdict(Outcome.AMBIGUOUS, (event("a"), event("b")))
     alone = RunTracker(SUBMISSION, WaitPolicy(on_ambiguous="fail"))
     assert apply_listing(alone, event("a")) is None
 
@@ -182,17 +182,17 @@ def test_a_task_may_refuse_a_run_of_which_nobody_has_seen_the_answer():
 
 def test_a_run_without_an_answer_is_matched_over_the_whole_time_of_its_search():
     in_doubt = SUBMISSION.changed(request_id=None, in_doubt=True)
-    wait = RunTracker(in_doubt, WaitPolicy(settle=1.0, appear_within=1.0))
+    tracker = RunTracker(in_doubt, WaitPolicy(settle=1.0, appear_within=1.0))
     early, late = event("early", "COMPLETED", createdAt=at(3)), event("late", "FAILED", createdAt=at(25))
-    assert apply_listing(wait, early, seconds=10) is None
-    assert apply_listing(wait, early, late) == Verdict(Outcome.AMBIGUOUS, (early, late))
+    assert apply_listing(tracker, early, seconds=10) is None
+    assert apply_listing(tracker, early, late) == Verdict(Outcome.AMBIGUOUS, (early, late))
 
 
 def test_a_run_without_an_event_is_not_found_and_one_at_its_deadline_timed_out():
-    wait = RunTracker(SUBMISSION, WaitPolicy(appear_within=60.0), at(0))
-    assert apply_listing(wait, seconds=59) is None
-    assert wait.expire() == Verdict(Outcome.TIMED_OUT)
-    assert apply_listing(wait, seconds=61) == Verdict(Outcome.NOT_FOUND)
+    tracker = RunTracker(SUBMISSION, WaitPolicy(appear_within=60.0), at(0))
+    assert apply_listing(tracker, seconds=59) is None
+    assert tracker.expire() == Verdict(Outcome.TIMED_OUT)
+    assert apply_listing(tracker, seconds=61) == Verdict(Outcome.NOT_FOUND)
     assert Verdict(Outcome.NOT_FOUND).event is None
     found = RunTracker(SUBMISSION, WaitPolicy())
     apply_listing(found, event())
@@ -250,22 +250,22 @@ def test_what_a_run_used():
 
 
 def test_an_older_state_of_a_followed_event_does_not_undo_a_newer_one():
-    wait = RunTracker(SUBMISSION, WaitPolicy())
-    apply_listing(wait, event(updatedAt=at(20)))
-    wait.apply_event(event(updatedAt=at(10)))
-    assert wait.events == (event(updatedAt=at(20)),)
-    apply_listing(wait, event(updatedAt=at(10)), seconds=60)
-    assert wait.events == (event(updatedAt=at(20)),)
+    tracker = RunTracker(SUBMISSION, WaitPolicy())
+    apply_listing(tracker, event(updatedAt=at(20)))
+    tracker.apply_event(event(updatedAt=at(10)))
+    assert tracker.events == (event(updatedAt=at(20)),)
+    apply_listing(tracker, event(updatedAt=at(10)), seconds=60)
+    assert tracker.events == (event(updatedAt=at(20)),)
 
 
 @pytest.mark.parametrize("skew", [-600.0, -60.0, 0.0, 60.0, 600.0, 86400.0])
 @pytest.mark.parametrize("date", [True, False])
 def test_another_machines_clock_neither_hurries_a_verdict_nor_delays_it(skew, date):
     # The submission was made elsewhere; here the clock is `skew` seconds ahead.
-    wait = RunTracker(SUBMISSION if date else UNTIMED, WaitPolicy(), at(skew))
+    tracker = RunTracker(SUBMISSION if date else UNTIMED, WaitPolicy(), at(skew))
 
     def outcome(seconds):
-        return wait.apply_listing(
+        return tracker.apply_listing(
             Listing((event(status="COMPLETED"),), at(seconds) if date else None), at(seconds + skew)
         )
 
@@ -277,10 +277,10 @@ def test_another_machines_clock_neither_hurries_a_verdict_nor_delays_it(skew, da
 @pytest.mark.parametrize("skew", [-600.0, 0.0, 600.0])
 @pytest.mark.parametrize("date", [True, False])
 def test_another_machines_clock_does_not_move_the_report_of_a_missing_run(skew, date):
-    wait = RunTracker(SUBMISSION if date else UNTIMED, WaitPolicy(appear_within=60.0), at(skew))
+    tracker = RunTracker(SUBMISSION if date else UNTIMED, WaitPolicy(appear_within=60.0), at(skew))
 
     def outcome(seconds):
-        return wait.apply_listing(Listing((), at(seconds) if date else None), at(seconds + skew))
+        return tracker.apply_listing(Listing((), at(seconds) if date else None), at(seconds + skew))
 
     assert [outcome(seconds) for seconds in (0, 30, 59)] == [None] * 3
     assert outcome(61) == Verdict(Outcome.NOT_FOUND)
@@ -313,18 +313,18 @@ def late_looks():
 
 @pytest.mark.parametrize("how", late_looks())
 def test_a_run_that_appears_late_is_taken_and_not_called_known(how):
-    wait = RunTracker(SUBMISSION, WaitPolicy())
-    assert [apply_listing(wait, *events, seconds=seconds) for events, seconds in late_looks()[how]][-1] is None
-    assert (wait.is_late, wait.is_known) == (True, False)
-    assert wait.name == "agent a, requestId req, probably event e"
-    verdict = wait.apply_event(event("e", "COMPLETED"))
+    tracker = RunTracker(SUBMISSION, WaitPolicy())
+    assert [apply_listing(tracker, *events, seconds=seconds) for events, seconds in late_looks()[how]][-1] is None
+    assert (tracker.is_late, tracker.is_known) == (True, False)
+    assert tracker.name == "agent a, requestId req, probably event e"
+    verdict = tracker.apply_event(event("e", "COMPLETED"))
     assert (verdict.outcome, verdict.late, verdict.event.id, verdict.known_event) == ("completed", True, "e", None)
 
 
 @pytest.mark.parametrize("how", late_looks())
 def test_a_task_may_refuse_a_run_that_appears_late(how):
-    wait = RunTracker(SUBMISSION, WaitPolicy(on_ambiguous="fail"))
-    verdict = [apply_listing(wait, *events, seconds=seconds) for events, seconds in late_looks()[how]][-1]
+    tracker = RunTracker(SUBMISSION, WaitPolicy(on_ambiguous="fail"))
+    verdict = [apply_listing(tracker, *events, seconds=seconds) for events, seconds in late_looks()[how]][-1]
     assert (verdict.outcome, verdict.late) == (Outcome.AMBIGUOUS, True)
     error = to_error(verdict, SUBMISSION, what_now="Never.")
     assert isinstance(error, AmbiguousAgentRunError)
@@ -337,25 +337,25 @@ def test_a_task_may_refuse_a_run_that_appears_late(how):
 
 def test_of_several_late_runs_none_is_picked():
     late = [event("a", createdAt=at(90)), event("b", createdAt=at(60))]
-    wait = RunTracker(SUBMISSION, WaitPolicy())
-    assert apply_listing(wait, *late, seconds=100) is None
-    assert [each.id for each in wait.active] == ["b", "a"]
-    assert wait.apply_event(event("b", "COMPLETED")) is None
-    assert wait.apply_event(event("a", "FAILED")).outcome == Outcome.AMBIGUOUS
+    tracker = RunTracker(SUBMISSION, WaitPolicy())
+    assert apply_listing(tracker, *late, seconds=100) is None
+    assert [each.id for each in tracker.active] == ["b", "a"]
+    assert tracker.apply_event(event("b", "COMPLETED")) is None
+    assert tracker.apply_event(event("a", "FAILED")).outcome == Outcome.AMBIGUOUS
 
 
 def test_what_appears_later_than_appear_within_is_another_runs_whoever_looks_first():
     # A second try that looks a day later sees all runs of that day.
-    wait = RunTracker(SUBMISSION, WaitPolicy())
-    assert apply_listing(wait, event("e", createdAt=at(3600)), seconds=86400) == Verdict(Outcome.NOT_FOUND)
+    tracker = RunTracker(SUBMISSION, WaitPolicy())
+    assert apply_listing(tracker, event("e", createdAt=at(3600)), seconds=86400) == Verdict(Outcome.NOT_FOUND)
 
 
 def test_what_has_appeared_in_time_is_known_and_not_late():
-    wait = RunTracker(SUBMISSION, WaitPolicy(on_ambiguous="fail"))
-    assert apply_listing(wait, event(), seconds=10) is None
-    assert apply_listing(wait, event(), event("after", createdAt=at(100)), seconds=105) is None
-    verdict = wait.apply_event(event(status="COMPLETED"))
-    assert (wait.is_late, verdict.late, verdict.known_event) == (False, False, event(status="COMPLETED"))
+    tracker = RunTracker(SUBMISSION, WaitPolicy(on_ambiguous="fail"))
+    assert apply_listing(tracker, event(), seconds=10) is None
+    assert apply_listing(tracker, event(), event("after", createdAt=at(100)), seconds=105) is None
+    verdict = tracker.apply_event(event(status="COMPLETED"))
+    assert (tracker.is_late, verdict.late, verdict.known_event) == (False, False, event(status="COMPLETED"))
 
 
 @pytest.mark.parametrize(
@@ -385,11 +385,11 @@ def test_a_look_for_a_run_that_is_known_is_one_request():
     client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=mock_transport(sim))
     submission = client.run_flow(submit("a", settle=30.0))
     clock.advance(SETTLED)
-    wait = RunTracker(submission, WaitPolicy())
+    tracker = RunTracker(submission, WaitPolicy())
     asked = []
     for _ in range(2):
         before = len(sim.requests)
-        wait.apply_listing(client.run_flow(wait.read_listing()), clock.now)
+        tracker.apply_listing(client.run_flow(tracker.read_listing()), clock.now)
         asked.append(len(sim.requests) - before)
     assert asked == [2, 1]
 
@@ -514,27 +514,27 @@ def test_a_row_that_cannot_be_read_takes_no_end_back_and_keeps_what_was_known():
 
 @pytest.mark.parametrize("named", [True, False])
 def test_a_run_whose_row_cannot_be_read_is_waited_for_until_it_can_be(named):
-    wait = RunTracker(SUBMISSION, WaitPolicy())
+    tracker = RunTracker(SUBMISSION, WaitPolicy())
     fields = {"createdAt": at(1), **({"requestId": "req"} if named else {})}
-    assert apply_listing(wait, unreadable(**fields)) is None
-    assert apply_listing(wait, unreadable(**fields), seconds=9000.0) is None
-    assert apply_listing(wait, event(status="COMPLETED", **fields), seconds=9001.0).outcome == Outcome.COMPLETED
+    assert apply_listing(tracker, unreadable(**fields)) is None
+    assert apply_listing(tracker, unreadable(**fields), seconds=9000.0) is None
+    assert apply_listing(tracker, event(status="COMPLETED", **fields), seconds=9001.0).outcome == Outcome.COMPLETED
 
 
 @pytest.mark.parametrize("odd", [unreadable("b"), read_event({"status": "RUNNING"}), read_event(None)])
 def test_another_unreadable_row_holds_the_verdict_only_as_long_as_it_is_shown(odd):
-    wait = RunTracker(SUBMISSION, WaitPolicy())
-    assert apply_listing(wait, event(status="COMPLETED"), odd) is None
-    verdict = apply_listing(wait, event(status="COMPLETED"), seconds=40.0)
+    tracker = RunTracker(SUBMISSION, WaitPolicy())
+    assert apply_listing(tracker, event(status="COMPLETED"), odd) is None
+    verdict = apply_listing(tracker, event(status="COMPLETED"), seconds=40.0)
     assert (verdict.outcome, [each.id for each in verdict.events]) == (Outcome.COMPLETED, ["e"])
 
 
 @pytest.mark.parametrize("odd", [unreadable("b"), unreadable("b", createdAt=at(200))])
 def test_a_wait_that_was_held_says_by_which_event_and_why(odd):
-    wait = RunTracker(SUBMISSION, WaitPolicy())
-    assert apply_listing(wait, odd, seconds=9000.0) is None
-    assert f"is unreadable: {odd.unreadable}. agent=a request_id=req event=b" in state_of(wait)
-    error = to_error(wait.expire(), SUBMISSION, what_now="Retry.")
+    tracker = RunTracker(SUBMISSION, WaitPolicy())
+    assert apply_listing(tracker, odd, seconds=9000.0) is None
+    assert f"is unreadable: {odd.unreadable}. agent=a request_id=req event=b" in state_of(tracker)
+    error = to_error(tracker.expire(), SUBMISSION, what_now="Retry.")
     assert f"was not finished at the deadline (unreadable: {odd.unreadable})." in str(error)
     assert str(error).endswith("event=b")
     assert error.event_ids == ("b",)

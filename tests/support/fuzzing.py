@@ -422,7 +422,7 @@ def poller(rng, tally):
     """Everybody who can wait on a poller, whose plan is driven by hand."""
     while True:
         scene = HostileScene(rng, tally, rng.choice([0.1, 0.5, 0.9]))
-        journals = []
+        trackers = []
         for _ in range(rng.randrange(20, 60)):
             while len(scene.plan.subscriptions) < 6:
                 agent_id = rng.choice(scene.agents)
@@ -448,14 +448,14 @@ def poller(rng, tally):
                         ),
                     ]
                 )()
-                journals += [subscriber] if isinstance(subscriber, CompletionTracker) else []
+                trackers += [subscriber] if isinstance(subscriber, CompletionTracker) else []
                 scene.driver.subscribe(subscriber, interval=rng.choice([0.5, 5.0, 60.0]), deadline_at=deadline_at)
             before = scene.answers
             scene.driver.cycle_once()
             for subscription in scene.plan.subscriptions:
                 if isinstance(subscription.subscriber, RunTracker):
                     assert state_of(subscription.subscriber).isprintable()
-            for tracker in journals:
+            for tracker in trackers:
                 for ended in tracker.ended():
                     check_kept(ended.to_json())
                 check_kept(tracker.checkpoint().to_json())
