@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from drawings import DRAWINGS, IMAGES
+
 ROOT = Path(__file__).parents[1]
 #: These are files at the root, for the code host; `dev/docs_site.py` puts them into the site.
 GENERATED = {"index.md", "contributing.md", "changelog.md"}
@@ -32,3 +34,8 @@ def test_no_page_names_a_file_of_the_repository_that_is_not_there():
         re.findall(r'`((?:tests|example_dags|dev|constraints)/[\w./-]+\.\w+)`|^--8<-- "([^"]+)"', TEXT, re.MULTILINE)
     )
     assert [name for pair in sorted(named) for name in pair if name and not (ROOT / name).exists()] == []
+
+
+def test_every_drawing_is_what_its_source_draws():
+    drawn = {f"{name}.svg": draw().svg() for name, draw in DRAWINGS.items()}
+    assert {file.name: file.read_text() for file in IMAGES.glob("*.svg")} == drawn
