@@ -13,6 +13,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_agents import validation
 from airflow_provider_agents.api.errors import (
+    AgentBusyError,
     AgentsError,
     InvalidArgumentError,
     InvalidConnectionError,
@@ -22,7 +23,6 @@ from airflow_provider_agents.api.errors import (
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.hooks import poller_of
 from airflow_provider_agents.payloads import EARLY_KEYS, END_KEYS, AgentIdle, RunEnded
-from airflow_provider_agents.polling.asking import StillBusyError
 from airflow_provider_agents.polling.idle import wait_until_idle
 from airflow_provider_agents.polling.waits import find_and_wait_for_end
 from airflow_provider_agents.runs import selector as selectors
@@ -330,7 +330,7 @@ class AgentIdleTrigger(_TaskTrigger):
                     say=self.log.log,
                 )
                 released_at = now()
-        except (PermanentError, InvalidConnectionError, TemporaryError, StillBusyError) as failure:
+        except (PermanentError, InvalidConnectionError, TemporaryError, AgentBusyError) as failure:
             error = failure
         yield TriggerEvent(
             AgentIdle(

@@ -303,3 +303,13 @@ def test_a_task_that_is_resumed_after_its_deadline_fails_and_starts_nothing(plat
     with pytest.raises(AgentBusyError, match="Its deadline has passed, and nothing was started"):
         resumed(task, ago=HOLD + 1, seconds=-1.0)
     assert platform.executions() == []
+
+
+@pytest.mark.parametrize("deferrable", [True, False])
+def test_an_agent_that_stays_busy_ends_either_wait_with_the_same_error(platform, task, deferrable):
+    busy(platform, seconds=7200.0)
+    op = ExecuteAgentOperator(
+        task_id="run", agent_id="agent-1", if_running="wait", deferrable=deferrable, timeout=100.0, retries=0
+    )
+    with pytest.raises(AgentBusyError, match="Nothing was started"):
+        drive_to_end(task, op)

@@ -21,7 +21,7 @@
         ├── AgentRunFailedError     the run ended with another status than COMPLETED
         ├── AgentRunTimeoutError    the run was not finished at the deadline; it may still be running
         ├── AgentRunNotFoundError   accepted, but its event did not appear; it may still be running
-        └── AmbiguousAgentRunError  several runs could be it, and they ended differently
+        └── AmbiguousAgentRunError  several runs could be it, and it is not known which one is
 
 No message holds the API key. Server-written text is quoted as a short single line.
 """
@@ -184,7 +184,7 @@ class PaginationError(PermanentError):
 
 
 class AgentBusyError(AgentsError):
-    """A run of the agent is active, and the task must not start another. Nothing was started."""
+    """A run of the agent is active, or the task's turn to start one did not come in time. Nothing was started."""
 
 
 class AgentRunError(AgentsError):
@@ -218,6 +218,6 @@ class AgentRunNotFoundError(AgentRunError):
 
 
 class AmbiguousAgentRunError(AgentRunError):
-    """Several events could be the run, and they ended differently."""
+    """Several events could be the run. They ended differently, or `on_ambiguous="fail"` forbids a choice."""
 
     is_retryable = False

@@ -24,7 +24,7 @@ EXIT_CODES = """exit codes of `run`:
   2    the arguments are wrong
   3    the run FAILED
   4    the run was not over in time, or can no longer be looked at; it is still running
-  5    several runs could be this one, and they ended differently
+  5    several runs could be this one, and it is not known which one is
   6    it is not known whether a run was started
   130  interrupted (Ctrl-C); a run that was started is still running
 """

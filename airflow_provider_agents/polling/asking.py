@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from airflow_provider_agents.api.errors import AgentsError
+from airflow_provider_agents.api.errors import AgentBusyError
 from airflow_provider_agents.polling.progress import ExclusiveWarning, ProgressLogger
 from airflow_provider_agents.polling.subscriptions import AskingSubscriber
 from airflow_provider_agents.runs.status import active_runs, describe_state, is_active
@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 _ASK_AGAIN_AFTER = timedelta(seconds=60)
 #: Events that a log line names one by one.
 _NAMED = 5
-
-
-class StillBusyError(AgentsError):
-    """The agent did not become idle before the deadline. Nothing was started."""
 
 
 class IdleAgent(AskingSubscriber[bool]):
@@ -110,11 +106,11 @@ class IdleAgent(AskingSubscriber[bool]):
         """Raise unless the result is that the agent is idle.
 
         Raises:
-            StillBusyError: it is not.
+            AgentBusyError: it is not.
         """
         if not is_idle:
             reason = self._outage.error if self._outage is not None else self._reason
-            raise StillBusyError(
+            raise AgentBusyError(
                 f"Agent {self.agent_id} was not seen idle before the deadline ({reason}). Nothing was started. Raise "
                 "timeout, or clear the task once the agent is idle."
             )

@@ -49,7 +49,7 @@ def wait_until_idle(client: Client, agent_id: str, *, poll_interval: float, dead
     """Wait on a worker until no run of an agent is active.
 
     Raises:
-        StillBusyError: a run was active at a last poll at the deadline.
+        AgentBusyError: a run was active at a last poll at the deadline.
         PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
     """
     idle = IdleAgent(agent_id, say)

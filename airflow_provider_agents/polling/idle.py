@@ -7,8 +7,8 @@ import logging
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from airflow_provider_agents.api.errors import PermanentError
-from airflow_provider_agents.polling.asking import IdleAgent, StillBusyError
+from airflow_provider_agents.api.errors import AgentBusyError, PermanentError
+from airflow_provider_agents.polling.asking import IdleAgent
 from airflow_provider_agents.polling.progress import SIGN_OF_LIFE_SECONDS
 from airflow_provider_agents.polling.start_queue import StartQueue
 from airflow_provider_agents.polling.timed_event import TimedEvent
@@ -60,7 +60,7 @@ async def wait_until_idle(
         say: logs changes of state and signs of life.
 
     Raises:
-        StillBusyError: the agent was not idle at the deadline, or other tasks came first.
+        AgentBusyError: the agent was not idle at the deadline, or other tasks came first.
         PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
         InvalidConnectionError: the connection cannot be used.
     """
@@ -95,7 +95,7 @@ async def _wait_for_turn(
     while not queue.is_first(task):
         left = (deadline_at - now()).total_seconds()
         if left <= 0.0:
-            raise StillBusyError(
+            raise AgentBusyError(
                 f"Agent {agent_id} was not free before the deadline. Tasks that came first and still wait for it: "
                 f"{queue.ahead_of(task)}. Nothing was started."
             )

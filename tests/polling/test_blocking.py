@@ -11,6 +11,7 @@ from driving import WorkerTime, wait_on_worker
 
 from airflow_provider_agents import clock
 from airflow_provider_agents.api.errors import (
+    AgentBusyError,
     AuthenticationError,
     NotFoundError,
     PaginationError,
@@ -22,7 +23,6 @@ from airflow_provider_agents.api.errors import (
 from airflow_provider_agents.api.flow import FlowRun, Response
 from airflow_provider_agents.api.models import ExecutionEvent, Page
 from airflow_provider_agents.polling import blocking
-from airflow_provider_agents.polling.asking import StillBusyError
 from airflow_provider_agents.polling.progress import LAST_POLL_SECONDS, SIGN_OF_LIFE_SECONDS, state_of
 from airflow_provider_agents.runs.outcome import Outcome, to_error
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS
@@ -331,7 +331,7 @@ def test_of_very_many_active_runs_five_are_named():
 
 def test_an_agent_that_stays_busy_gives_signs_of_life_and_fails_at_the_deadline():
     story = Story([row()])
-    with pytest.raises(StillBusyError) as late:
+    with pytest.raises(AgentBusyError) as late:
         story.idle(seconds=610.0, interval=100.0)
     assert str(late.value) == (
         "Agent a was not seen idle before the deadline (event e is RUNNING). Nothing was started. Raise timeout, or "
@@ -343,7 +343,7 @@ def test_an_agent_that_stays_busy_gives_signs_of_life_and_fails_at_the_deadline(
 
 def test_an_agent_that_cannot_be_looked_at_fails_at_the_deadline_and_says_why():
     story = Story(DOWN)
-    with pytest.raises(StillBusyError) as late:
+    with pytest.raises(AgentBusyError) as late:
         story.idle(seconds=60.0)
     assert str(DOWN) in str(late.value)
 
