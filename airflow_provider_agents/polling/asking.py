@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.polling.progress import Say
     from airflow_provider_agents.polling.subscriptions import Outage, Subscription
+    from airflow_provider_agents.runs.first_run import StartedRuns
     from airflow_provider_agents.runs.matching import Missing
-    from airflow_provider_agents.runs.selector import RunSelector, StartedRuns
+    from airflow_provider_agents.runs.selector import RunSelector
     from airflow_provider_agents.runs.tracker import WaitPolicy
 
 #: After this time the agent is asked for its active runs again, although those that are known are followed. A run that

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.errors import AgentsError
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.polling.subscriptions import Outage, Subscription
+    from airflow_provider_agents.runs.first_run import FirstRunSearch
     from airflow_provider_agents.runs.outcome import Verdict
-    from airflow_provider_agents.runs.selector import FirstRunSearch
     from airflow_provider_agents.runs.tracker import RunTracker
 
 #: A task without news logs this often, in seconds, that it still waits. Else the log of a long run would read like

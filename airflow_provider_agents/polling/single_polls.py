@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.client import Client
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.polling.progress import Say
-    from airflow_provider_agents.runs.selector import FirstRunSearch, RunSelector
+    from airflow_provider_agents.runs.first_run import FirstRunSearch
+    from airflow_provider_agents.runs.selector import RunSelector
     from airflow_provider_agents.runs.tracker import WaitPolicy
 
 

@@ -18,10 +18,11 @@ from enum import StrEnum
 from itertools import compress
 from typing import TYPE_CHECKING
 
+from airflow_provider_agents.runs.assignment import Assignment, lowest
 from airflow_provider_agents.runs.matching import oldest_first
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from airflow_provider_agents.api.models import ExecutionEvent
@@ -173,7 +174,7 @@ class JointMatch:
             key -> event id. A submission for which no event is left is missing.
         """
         gone = self._events.mask(given.values())
-        assignment = _Assignment({key: self._possible[key] & ~gone for key in self._binding if key not in given})
+        assignment = Assignment({key: self._possible[key] & ~gone for key in self._binding if key not in given})
         assignment.assign()
         assignment.prefer_earliest()
         shared = dict(assignment.position_of)
@@ -187,7 +188,7 @@ class JointMatch:
                 left = self._events.mask(group.event_ids)
             left &= ~gone
             if left:
-                shared[key] = _lowest(left)
+                shared[key] = lowest(left)
                 gone |= left & -left
         stands = {key: event_id for key, event_id in given.items() if key in self._possible}
         return stands | {key: self._events.id_at(position) for key, position in shared.items()}
@@ -212,16 +213,16 @@ class JointMatch:
         completed, gone = self._events.mask(completed_ids), self._events.mask(given.values())
         already = [key for key in group.keys if key in given]
         undecided = [key for key in group.keys if key not in given]
-        failing = _Assignment({key: self._possible[key] for key in group.keys})
+        failing = Assignment({key: self._possible[key] for key in group.keys})
         failing.assign(blocked=completed)
         number = len(group.keys) - len(failing.position_of) - len(already)
         # The latest submissions get the failed events, as far as the others can all have completed ones.
-        assignment = _Assignment({key: self._possible[key] & ~gone for key in reversed(undecided)})
+        assignment = Assignment({key: self._possible[key] & ~gone for key in reversed(undecided)})
         assignment.assign(blocked=completed)
         assignment.assign()
         having = [key for key in undecided if key in assignment.position_of]
         successful = [key for key in having if completed >> assignment.position_of[key] & 1][: max(number, 0)]
-        assignment = _Assignment({key: self._possible[key] & completed & ~gone for key in successful})
+        assignment = Assignment({key: self._possible[key] & completed & ~gone for key in successful})
         assignment.assign()
         assignment.prefer_earliest()
         return {key: self._events.id_at(position) for key, position in assignment.position_of.items()}
@@ -235,7 +236,7 @@ class JointMatch:
         """
         # The narrower window first: then hardly any event has to change hands.
         by_last_event = sorted(binding, key=lambda key: self._possible[key].bit_length())
-        assignment = _Assignment({key: self._possible[key] for key in by_last_event})
+        assignment = Assignment({key: self._possible[key] for key in by_last_event})
         short = assignment.assign()
         binding, breached = ([key for key in binding if (key in short) is is_short] for is_short in (False, True))
         for key in breached:
@@ -286,7 +287,7 @@ class _EventBits:
         return mask
 
     def ids(self, mask: int) -> tuple[str, ...]:
-        first = max(_lowest(mask), 0)
+        first = max(lowest(mask), 0)
         return tuple(compress(self._ids[first:], map("1".__eq__, f"{mask >> first:b}"[::-1])))
 
     def id_at(self, position: int) -> str:
@@ -316,154 +317,6 @@ class _EventBits:
         if claim.candidate_ids is not None and mask.bit_count() != len(claim.candidate_ids):
             mask &= self.mask(claim.candidate_ids)
         return mask
-
-
-class _Assignment:
-    """Events given to keys, each to one. Which event a key has may change for the sake of another key.
-
-    Args:
-        possible: the events that each key can have. The order of the keys is the order of time.
-    """
-
-    def __init__(self, possible: Mapping[str, int]) -> None:
-        self._possible = possible
-        self._owner: dict[int, str] = {}
-        self.position_of: dict[str, int] = {}
-        self.taken = 0
-
-    def assign(self, blocked: int = 0) -> set[str]:
-        """Give an event to as many keys as can have one. Those that have one keep one.
-
-        Args:
-            blocked: events that no key gets.
-
-        Returns:
-            The keys that compete for too few events; whichever of them has one now.
-        """
-        short = set()
-        for key in self._possible:
-            if key in self.position_of:
-                continue
-            searched = self._add(key, blocked)
-            if searched is not None:
-                # These keys have all the events that any of them can have.
-                short |= {key, *(self._owner[position] for position in _positions(searched & ~blocked))}
-                blocked |= searched
-        return short
-
-    def _add(self, key: str, blocked: int) -> int | None:
-        """Give an event to a key without one, along a shortest augmenting path. Blocked events stay where they are.
-
-        Returns:
-            None if the key has one now, else all the events that were tried in vain, and `blocked`.
-        """
-        searched, queue = blocked, [key]
-        wanted_by: dict[int, str] = {}
-        for wanting in queue:
-            fresh = self._possible[wanting] & ~searched
-            free = fresh & ~self.taken
-            if free:
-                position, taker = _lowest(free), wanting
-                while taker != key:
-                    released = self.position_of[taker]
-                    self._put(taker, position)
-                    position, taker = released, wanted_by[released]
-                self._put(key, position)
-                return None
-            searched |= fresh
-            for position in _positions(fresh):
-                wanted_by[position] = wanting
-                queue.append(self._owner[position])
-        return searched
-
-    def release(self, key: str) -> None:
-        """Take the event of a key away, if it has one."""
-        position = self.position_of.pop(key, None)
-        if position is not None:
-            del self._owner[position]
-            self.taken ^= 1 << position
-
-    def prefer_earliest(self) -> None:
-        """Give each key in turn the earliest event that leaves an event to all others that have one."""
-        fixed = 0
-        for key in self._possible:
-            if key not in self.position_of:
-                continue
-            choice = self._possible[key] & ~fixed
-            while _lowest(choice) != self.position_of[key]:
-                tried = self._move(key, _lowest(choice), fixed)
-                if tried is None:
-                    break
-                choice &= ~tried
-            fixed |= 1 << self.position_of[key]
-
-    def _move(self, key: str, position: int, fixed: int) -> int | None:
-        """Give a key another event. Returns None, or the events that cannot be had, with everything as before."""
-        before, displaced = self.position_of[key], self._owner.get(position)
-        self.release(key)
-        if displaced is not None:
-            self.release(displaced)
-        self._put(key, position)
-        if displaced is None:
-            return None
-        tried = self._add(displaced, fixed | 1 << position)
-        if tried is not None:
-            self.release(key)
-            self._put(key, before)
-            self._put(displaced, position)
-        return tried
-
-    def _put(self, key: str, position: int) -> None:
-        self.position_of[key], self._owner[position] = position, key
-        self.taken |= 1 << position
-
-    def exchanges(self, every: int) -> tuple[dict[str, int], int]:
-        """What could change hands with every key still having an event.
-
-        One walk along the arrows "has an event that another key holds": events on a circle of arrows can be exchanged
-        among their keys, and an event from which arrows lead to a free event can be freed. The walk keeps the circles
-        on its way merged, so it visits each key once.
-
-        Args:
-            every: all events.
-
-        Returns:
-            For each key the events that it can have by exchange; and the events that are free, or can be freed.
-        """
-        unvisited, freeable = self.taken, every & ~self.taken
-        exchangeable: dict[str, int] = {}
-        while unvisited:
-            # Each step: the events of one circle, and those that their keys can have.
-            steps: list[tuple[int, int]] = []
-            on_path, following = 0, unvisited & -unvisited
-            while following or steps:
-                if following:
-                    on_path |= following
-                    unvisited ^= following
-                    steps.append((following, self._possible[self._owner[_lowest(following)]]))
-                circle, reach = steps.pop()
-                while reach & on_path & ~circle:
-                    lower_circle, lower_reach = steps.pop()
-                    circle, reach = circle | lower_circle, reach | lower_reach
-                following = reach & unvisited & -(reach & unvisited)
-                if following:
-                    steps.append((circle, reach))
-                    continue
-                on_path ^= circle
-                if reach & freeable:
-                    freeable |= circle
-                exchangeable.update(dict.fromkeys((self._owner[position] for position in _positions(circle)), circle))
-        return exchangeable, freeable
-
-
-def _lowest(mask: int) -> int:
-    return (mask & -mask).bit_length() - 1
-
-
-def _positions(mask: int) -> Iterator[int]:
-    while mask:
-        yield _lowest(mask)
-        mask &= mask - 1
 
 
 def _components(keys: Sequence[str], possible: Mapping[str, int]) -> list[tuple[list[str], int]]:

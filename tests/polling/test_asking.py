@@ -8,6 +8,7 @@ import pytest
 from driving import Gate, Scene
 
 from airflow_provider_agents.api.errors import AuthenticationError
+from airflow_provider_agents.polling.asking import IdleAgent
 from airflow_provider_agents.polling.subscriptions import ACCOUNT
 from airflow_provider_agents.runs.completions import CompletionTracker
 from airflow_provider_agents.runs.outcome import Outcome
@@ -238,3 +239,18 @@ def test_an_id_means_nothing_in_an_event_of_another_agent():
     assert subscription.following == ()
     scene.cycle(8)
     assert subscription.following == (scene.sim.executions[0].event_id,)
+
+
+# --- requests of their own -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("agents", "shares"), [(("agent-0", "agent-0"), 1), (("agent-0", "agent-1"), 2)])
+def test_subscribers_share_their_own_requests_if_their_keys_are_equal(agents, shares):
+    def requests(agent_ids):
+        scene = Scene(agents=2, queue_seconds=0.0, run_seconds=1000.0)
+        gate = Gate(scene)
+        for agent_id in agent_ids:
+            scene.driver.subscribe(IdleAgent(agent_id, lambda *_: None), deadline_at=scene.clock() + timedelta(hours=1))
+        return gate.cycle()
+
+    assert len(requests(agents)) == shares * len(requests(agents[:1]))

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from sibling_worlds import Task, World, config_of
 
 from airflow_provider_agents.api.models import ExecutionEvent, read_event
+from airflow_provider_agents.runs.first_run import FirstRunSearch, StartedRuns
 from airflow_provider_agents.runs.listing import Listing
 from airflow_provider_agents.runs.outcome import Outcome, Verdict
-from airflow_provider_agents.runs.selector import FirstRunSearch, StartedRuns
 from airflow_provider_agents.runs.siblings import Siblings
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy

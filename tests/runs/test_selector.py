@@ -15,9 +15,10 @@ from airflow_provider_agents.api.errors import InvalidArgumentError
 from airflow_provider_agents.api.flow import Response
 from airflow_provider_agents.api.models import ExecutionEvent, Page, read_event
 from airflow_provider_agents.payloads import RunEnded
+from airflow_provider_agents.runs.first_run import CLOCK_ALLOWANCE, FirstRunSearch, list_started
 from airflow_provider_agents.runs.matching import Missing
 from airflow_provider_agents.runs.outcome import Outcome, Verdict
-from airflow_provider_agents.runs.selector import CLOCK_ALLOWANCE, FirstRunSearch, list_started, select
+from airflow_provider_agents.runs.selector import select
 from airflow_provider_agents.runs.submission import Submission
 
 T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)

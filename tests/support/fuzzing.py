@@ -42,8 +42,8 @@ from airflow_provider_agents.polling.asking import IdleAgent
 from airflow_provider_agents.polling.progress import state_of
 from airflow_provider_agents.polling.subscriptions import ACCOUNT
 from airflow_provider_agents.runs.completions import Checkpoint, CompletionTracker
+from airflow_provider_agents.runs.first_run import list_started
 from airflow_provider_agents.runs.outcome import Verdict, to_error
-from airflow_provider_agents.runs.selector import list_started
 from airflow_provider_agents.runs.status import active_runs, usage_of
 from airflow_provider_agents.runs.submission import Submission, find_unconfirmed, submit
 from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
