@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 from drawings import DRAWINGS, IMAGES
+
+from airflow_provider_agents.api import errors
 
 ROOT = Path(__file__).parents[1]
 #: These are files at the root, for the code host; `dev/docs_site.py` puts them into the site.
@@ -39,3 +42,60 @@ def test_no_page_names_a_file_of_the_repository_that_is_not_there():
 def test_every_drawing_is_what_its_source_draws():
     drawn = {f"{name}.svg": draw().svg() for name, draw in DRAWINGS.items()}
     assert {file.name: file.read_text() for file in IMAGES.glob("*.svg")} == drawn
+
+
+#: Their warnings are a command's own words, or no user of a real platform sees them.
+OWN_WORDS = {"cli", "simulator", "testing"}
+PACKAGE = ROOT / "airflow_provider_agents"
+TREES = [
+    ast.parse(file.read_text())
+    for file in sorted(PACKAGE.rglob("*.py"))
+    if not OWN_WORDS & set(file.relative_to(PACKAGE).parts)
+]
+#: Texts of fewer letters only join others, such as an error's own words.
+FEWEST_LETTERS = 15
+
+
+def words_of(node):
+    """A text of the code with "…" for each of its placeholders; None if it is no text."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return re.sub(r"%[a-z]", "…", node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(words_of(part) if isinstance(part, ast.Constant) else "…" for part in node.values)
+    return None
+
+
+def warnings_of(tree):
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        if not re.search(r"log\.(warning|error|exception)$|(^|\b_?)say$", ast.unparse(call.func)):
+            continue
+        texts = [text for arg in call.args[:2] if (text := words_of(arg)) is not None]
+        level = ast.unparse(call.args[0]) if call.args else ""
+        if texts and level != "logging.INFO" and len(texts[0].replace("…", "")) >= FEWEST_LETTERS:
+            yield texts[0]
+
+
+def texts_on_the_page():
+    rows = re.findall(r"^\| (.+?) \|", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
+    return {text for row in rows for text in re.findall(r"`([^`]+)`", row) if " " in text}
+
+
+def test_each_error_a_caller_can_catch_is_on_the_troubleshooting_page():
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    kinds = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.AgentsError)}
+    bases = {base for kind in kinds for base in kind.__bases__} - {errors.InvalidConnectionError}
+    assert sorted(kind.__name__ for kind in kinds - bases if f"`{kind.__name__}`" not in page) == []
+
+
+def test_each_warning_in_a_log_is_on_the_troubleshooting_page():
+    page = texts_on_the_page()
+    warnings = {text for tree in TREES for text in warnings_of(tree)}
+    assert sorted(text for text in warnings if not any(entry in text for entry in page)) == []
+
+
+def test_the_troubleshooting_page_quotes_only_what_the_code_says():
+    code = [text for tree in TREES for node in ast.walk(tree) if (text := words_of(node))]
+    airflow_says = {"Listeners are not supported"}
+    commands = {entry for entry in texts_on_the_page() if entry.startswith("airflow ")}
+    page = texts_on_the_page() - airflow_says - commands
+    assert sorted(entry for entry in page if not any(entry in text for text in code)) == []
