@@ -13,6 +13,7 @@ from airflow_provider_agents.api import endpoints, flow
 from airflow_provider_agents.api.errors import AgentsError, InvalidConnectionError
 from airflow_provider_agents.api.rows import WarnOnce
 from airflow_provider_agents.connection import aread_settings, read_settings
+from airflow_provider_agents.runs.usage import add_up, runs_between
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.retry import RetryWindow
     from airflow_provider_agents.api.settings import Settings
     from airflow_provider_agents.polling.poller import SharedPoller
+    from airflow_provider_agents.runs.usage import Usage
 
 T = TypeVar("T")
 
@@ -283,6 +285,20 @@ class AgentsHook(BaseHook):
             agent_id=agent_id, status=status, started_after=started_after, started_before=started_before
         )
         return await self._arun(flow.first_rows(call, limit))
+
+    def usage(self, agent_id: str | None = None, *, since: datetime, until: datetime | None = None) -> Usage:
+        """What the runs of a period have used: an agent's, or the account's.
+
+        Args:
+            agent_id: the agent; None for all agents of the account.
+            since: runs created from then on. The times need a time zone.
+            until: runs created before; None for up to now.
+        """
+        return add_up(self._run(runs_between(agent_id, since, until)))
+
+    async def ausage(self, agent_id: str | None = None, *, since: datetime, until: datetime | None = None) -> Usage:
+        """As `usage`, on an event loop."""
+        return add_up(await self._arun(runs_between(agent_id, since, until)))
 
     def test_connection(self) -> tuple[bool, str]:
         """Whether the API accepts the connection's key, and what to do if not. Lists one agent; costs nothing."""

@@ -66,6 +66,15 @@ def test_the_async_methods_do_the_same_with_the_prefix_a(platform):
     assert tested[0]
 
 
+def test_the_usage_of_an_agent_and_of_the_account(platform):
+    platform.sim.add_agent("agent-2")
+    platform.sim.add_history("agent-2", 2)
+    hook, since = AgentsHook(), datetime.now(UTC) - timedelta(hours=2.5)
+    assert (hook.usage(since=since).runs, hook.usage("agent-1", since=since).runs) == (4, 2)
+    assert hook.usage("agent-1", since=since, until=since + timedelta(hours=1)).browser_seconds == 60.0
+    assert asyncio.run(hook.ausage(since=since)) == hook.usage(since=since)
+
+
 def test_execute_starts_a_run_and_is_not_repeated_after_a_lost_answer(platform):
     assert AgentsHook().execute_agent("agent-1").requestId == platform.sim.executions[0].request_id
     platform.sim.faults.append(Fault(kind="reset_after", method="POST"))

@@ -14,10 +14,13 @@ from airflow.cli.cli_config import ARG_OUTPUT, ActionCommand, GroupCommand, lazy
 
 from airflow_provider_agents.cli.arguments import (
     AGENT,
+    AGENT_OR_ALL,
+    BY,
     CONN_ID,
     DRY_RUN,
     LIMIT,
     OLDER_THAN,
+    PERIOD,
     POLL_INTERVAL,
     REPORT_OUTPUT,
     RUNS,
@@ -51,6 +54,12 @@ def commands() -> tuple[ActionCommand, ...]:
             help="List the newest runs of an agent",
             func=_lazy("listing.list_runs"),
             args=(AGENT, STATUS, SINCE, LIMIT, *SHARED),
+        ),
+        ActionCommand(
+            name="usage",
+            help="Add up what runs have used",
+            func=_lazy("usage.usage"),
+            args=(AGENT_OR_ALL, PERIOD, BY, *SHARED),
         ),
         ActionCommand(
             name="run",

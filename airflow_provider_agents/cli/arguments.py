@@ -68,6 +68,9 @@ def read_status(text: str) -> str:
 DEFAULT_CONN_ID = "agents_default"
 
 AGENT = Arg(("agent_id",), metavar="AGENT", help="the agent's id, as `list` shows it")
+AGENT_OR_ALL = Arg(
+    ("agent_id",), nargs="?", metavar="AGENT", help="the agent's id, as `list` shows it; all agents if left out"
+)
 CONN_ID = Arg(
     ("--conn-id",), default=DEFAULT_CONN_ID, metavar="ID", help="the Airflow connection (default: %(default)s)"
 )
@@ -82,6 +85,19 @@ SINCE = Arg(
     type=read_moment,
     metavar="TIME",
     help="only runs created since: an ISO 8601 time (UTC without an offset), or how long ago, such as 90s, 15m, 2h, 3d",
+)
+PERIOD = Arg(
+    ("--since",),
+    type=read_moment,
+    default="7d",
+    metavar="TIME",
+    help="the runs created since: an ISO 8601 time (UTC without an offset), or how long ago (default: %(default)s)",
+)
+BY = Arg(
+    ("--by",),
+    choices=("agent", "day", "model"),
+    metavar="(agent, day, model)",
+    help="a row for each agent, day (UTC) or model",
 )
 LIMIT = Arg(
     ("--limit",),

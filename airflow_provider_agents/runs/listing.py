@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_provider_agents.api.endpoints import list_agent_events
+from airflow_provider_agents.api.endpoints import list_agent_events, list_events
 from airflow_provider_agents.api.flow import ApiCall, Flow, PageCursor, Response, paginate
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
-from airflow_provider_agents.runs.matching import is_before, is_ours
+from airflow_provider_agents.clock import now
+from airflow_provider_agents.runs.matching import is_before, is_ours, is_young, oldest_first
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
     from datetime import datetime
 
     from airflow_provider_agents.runs.matching import MatchWindow
@@ -93,9 +94,77 @@ def read_listing(agent_id: str, window: MatchWindow, wanted: Collection[str] = (
     else:
         listed = yield from paginate(call(None), stop)
         queued, server_time = [], listed.server_time
-    # The later answer stands: a run may have moved on between the two. Unless its row cannot be read: what has not
-    # begun may stand behind rows that are old.
-    unreadable = (event for event in listed.value if event.unreadable is not None)
-    readable = (event for event in listed.value if event.unreadable is None)
-    events = {event.id: event for event in (*unreadable, *queued, *readable)}
-    return Listing(tuple(events.values()), server_time)
+    return Listing(_merge(queued, listed.value), server_time)
+
+
+def _merge(pending: Iterable[ExecutionEvent], listed: Collection[ExecutionEvent]) -> tuple[ExecutionEvent, ...]:
+    """The events of two listings, each once.
+
+    The later answer stands: a run may have moved on between the two. Unless its row cannot be read: what has not begun
+    may stand behind rows that are old.
+    """
+    unreadable = (event for event in listed if event.unreadable is not None)
+    readable = (event for event in listed if event.unreadable is None)
+    return tuple({event.id: event for event in (*unreadable, *pending, *readable)}.values())
+
+
+@dataclass(frozen=True, slots=True)
+class RunsSince:
+    """The runs that were created in a period.
+
+    Attributes:
+        events: newest first. An event without a readable time counts as the newest.
+        since: when the period began.
+        server_time: the server's clock when the read began, or else ours.
+        is_complete: whether the listing was read down to the begin of the period.
+    """
+
+    events: tuple[ExecutionEvent, ...]
+    since: datetime
+    server_time: datetime
+    is_complete: bool
+
+
+def runs_since(
+    agent_id: str | None, since_of: Callable[[datetime], datetime], *, max_pages: int | None = None
+) -> Flow[RunsSince]:
+    """Read the runs of an agent, or of the account, that were created since a moment.
+
+    Args:
+        agent_id: the agent; None for all agents of the account.
+        since_of: the begin of the period, from the time of the read on the server's clock.
+        max_pages: the most pages of up to 200 runs to read of a long period; None to read all of it.
+
+    Raises:
+        PaginationError: the listing does not end.
+    """
+    server_time: datetime | None = None
+    pages, is_cut = 0, False
+
+    def is_too_long(page: Response[Page[ExecutionEvent]]) -> bool:
+        nonlocal pages, is_cut
+        pages += 1
+        if max_pages is None or pages < max_pages or not page.value.nextToken:
+            return False
+        is_cut = True
+        return True
+
+    def is_queue_too_long(page: Response[Page[ExecutionEvent]]) -> bool:
+        nonlocal server_time
+        server_time = server_time or page.server_time or now()
+        return is_too_long(page)
+
+    def is_enough(page: Response[Page[ExecutionEvent]]) -> bool:
+        since = since_of(server_time or now())
+        return any(is_before(event, since) for event in page.value.data) or is_too_long(page)
+
+    def call(status: Status | None) -> ApiCall[Page[ExecutionEvent]]:
+        if agent_id is None:
+            return list_events(status=status)
+        return list_agent_events(agent_id, status=status)
+
+    pending, listed = yield from pending_then_newest(call, is_enough, stop_pending=is_queue_too_long)
+    read_at = server_time or now()
+    since = since_of(read_at)
+    events = oldest_first(event for event in _merge(pending.value, listed.value) if is_young(event, since))
+    return RunsSince(events[::-1], since, read_at, is_complete=not is_cut)
