@@ -32,11 +32,14 @@ from airflow_provider_agents.hooks import poller_of
 from airflow_provider_agents.payloads import Payload
 from airflow_provider_agents.polling.completion_stream import open_tracker, stream_completions
 from airflow_provider_agents.runs.completions import Checkpoint
+from airflow_provider_agents.runs.tracker import WaitPolicy
 from airflow_provider_agents.version_compat import WATCHERS_HAVE_QUEUES
 from airflow_provider_agents.versioned_json import UnusableDataError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
+
+    from airflow_provider_agents.polling.poller import SharedPoller
 
 
 class FinishedRuns(Payload):
@@ -103,7 +106,7 @@ ARGUMENTS = validation.Arguments(
         "statuses": _final_statuses,
         "agents_conn_id": validation.connection_id,
         "poll_interval": validation.seconds_from(1.0),
-        "settle": validation.seconds_from(0.0),
+        "settle": validation.optional(validation.seconds_from(0.0)),
         "queue": _queue,
     }
 )
@@ -124,7 +127,7 @@ class AgentRunEventTrigger(BaseEventTrigger):
         statuses: how a run has to end to be told.
         agents_conn_id: the connection.
         poll_interval: seconds between two looks, at least 1.
-        settle: seconds within which the event of a run appears.
+        settle: seconds within which the event of a run appears. None: the connection's value, or else 30.
         queue: the watcher runs in the triggerers with `--queues` that name this queue (Airflow 3.4 and later); in those
             without `--queues` by default.
 
@@ -139,7 +142,7 @@ class AgentRunEventTrigger(BaseEventTrigger):
         statuses: Sequence[str] = ("COMPLETED",),
         agents_conn_id: str = "agents_default",
         poll_interval: float = 5.0,
-        settle: float = 30.0,
+        settle: float | None = None,
         queue: str | None = None,
     ) -> None:
         super().__init__()
@@ -173,8 +176,9 @@ class AgentRunEventTrigger(BaseEventTrigger):
         while True:
             try:
                 async with poller_of(self.agents_conn_id) as poller:
+                    settle = self.settle if self.settle is not None else await self._settle_of(poller)
                     tracker = await open_tracker(
-                        poller, self.agent_id, settle=self.settle, checkpoint=checkpoint, statuses=self.statuses
+                        poller, self.agent_id, settle=settle, checkpoint=checkpoint, statuses=self.statuses
                     )
                     if checkpoint is None:
                         checkpoint = tracker.checkpoint()
@@ -193,6 +197,11 @@ class AgentRunEventTrigger(BaseEventTrigger):
                     "The watch cannot go on: %s Trying again in %g seconds.", error, _WATCH_AGAIN_SECONDS
                 )
             await clock.asleep(_WATCH_AGAIN_SECONDS)
+
+    async def _settle_of(self, poller: SharedPoller) -> float:
+        """The connection's `settle`, or the default."""
+        settings = await poller.read_settings(interval=self.poll_interval, deadline_at=clock.now(), say=self.log.log)
+        return settings.settle if settings.settle is not None else WaitPolicy().settle
 
 
 def _stores_of(trigger: BaseEventTrigger) -> list[Any]:

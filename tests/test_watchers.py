@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from airflow.triggers.base import BaseEventTrigger
-from conftest import KEY, connection
+from conftest import KEY, change, connection
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -176,6 +176,17 @@ def test_a_wrong_connection_is_said_and_tried_again(platform, monkeypatch, logge
     monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", connection("no-scheme.example"))
     assert watch(platform, 200) == []
     assert logged().count("The watch cannot go on") == 4
+
+
+@pytest.mark.parametrize("extra", [{"settle": 120}, {}], ids=repr)
+def test_a_watcher_without_settle_takes_the_connections(platform, monkeypatch, extra):
+    monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", connection(platform.url, **extra))
+    change(platform, record_lag=100.0)
+    state = AssetState()
+    watch(platform, 30, state=state)
+    hidden = platform.sim.start_scheduled_run("agent-1")
+    # Without the longer settle, the watermark passes the run before its event appears.
+    assert flat(watch(platform, 600, state=state)) == ([hidden] if extra else [])
 
 
 def test_a_watcher_is_known_again_by_its_arguments():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,7 +11,12 @@ from airflow_provider_agents.api.errors import NoAnswerError, TemporaryError
 from airflow_provider_agents.api.flow import ApiCall, NoRetry, through
 from airflow_provider_agents.polling.asking import IdleAgent
 from airflow_provider_agents.polling.plan import Plan
-from airflow_provider_agents.polling.progress import LAST_POLL_SECONDS, SIGN_OF_LIFE_SECONDS, RunProgress
+from airflow_provider_agents.polling.progress import (
+    LAST_POLL_SECONDS,
+    SIGN_OF_LIFE_SECONDS,
+    RunProgress,
+    slow_appearance,
+)
 from airflow_provider_agents.polling.subscriptions import ClockReading
 
 if TYPE_CHECKING:
@@ -22,6 +28,7 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.polling.progress import Say
     from airflow_provider_agents.polling.subscriptions import Subscriber, Subscription
+    from airflow_provider_agents.runs.appearance import Appearance
     from airflow_provider_agents.runs.outcome import Verdict
     from airflow_provider_agents.runs.tracker import RunTracker
 
@@ -40,7 +47,12 @@ def wait_for_end(
     on_known: Callable[[ExecutionEvent], None] = lambda _: None,
 ) -> Verdict:
     """As `waits.wait_for_end`, on a worker."""
-    progress = RunProgress(tracker, say, on_known)
+
+    def on_appeared(appearance: Appearance) -> None:
+        if appearance.is_slow and not tracker.is_late:  # a late event has a warning of its own
+            say(logging.WARNING, slow_appearance(tracker, appearance))
+
+    progress = RunProgress(tracker, say, on_known, on_appeared)
     verdict = wait_for(client, tracker, interval=poll_interval, deadline_at=deadline_at, on_wake=progress.on_wake)
     return progress.complete(verdict)
 

@@ -11,6 +11,7 @@ _CYCLE = "agents.poll.cycle"
 _SUBSCRIBERS = "agents.poll.subscribers"
 _ENDS = "agents.run.ended"
 _DELAY = "agents.run.notice_delay"
+_APPEARED = "agents.run.appeared_after"
 
 
 class Stats(Protocol):
@@ -57,6 +58,11 @@ class Metrics:
         """No subscription is left."""
         if self._stats is not None:
             self._stats.gauge(_SUBSCRIBERS, 0, tags=self._tags)
+
+    def appeared(self, seconds: float) -> None:
+        """The event of a run was first seen so many seconds after its acceptance."""
+        if self._stats is not None:
+            self._stats.timing(_APPEARED, timedelta(seconds=seconds), tags=self._tags)
 
     def ended(self, outcome: str, delay: timedelta | None) -> None:
         """A run ended.

@@ -40,7 +40,7 @@ from airflow_provider_agents.api.flow import ApiCall, Flow, NoRetry, Response, S
 from airflow_provider_agents.polling.clients import ClientProvider, RateLimiter
 from airflow_provider_agents.polling.metrics import Metrics
 from airflow_provider_agents.polling.plan import Plan, PollStats
-from airflow_provider_agents.polling.progress import LAST_POLL_SECONDS, SIGN_OF_LIFE_SECONDS
+from airflow_provider_agents.polling.progress import LAST_POLL_SECONDS, SIGN_OF_LIFE_SECONDS, slow_appearance
 from airflow_provider_agents.polling.subscriptions import ClockReading, Subscriber, Subscription
 from airflow_provider_agents.polling.timed_event import TimedEvent
 from airflow_provider_agents.runs.siblings import Siblings
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.settings import Settings
     from airflow_provider_agents.polling.metrics import Stats
     from airflow_provider_agents.polling.progress import Say
+    from airflow_provider_agents.runs.appearance import Appearance
+    from airflow_provider_agents.runs.tracker import RunTracker
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -112,6 +114,7 @@ class SharedPoller:
         self._changed = asyncio.Event()
         self._task: Task[None] | None = None
         self._ends_at = math.inf
+        self._has_warned_of_slow = False
 
     def _at(self) -> ClockReading:
         return ClockReading(self._clock(), self.now())
@@ -152,6 +155,14 @@ class SharedPoller:
         """Count how a run ended, and after what delay on the server's clock that is known."""
         known_at = self.now() + self._plan.server_ahead
         self._metrics.ended(outcome, known_at - completed_at if completed_at is not None else None)
+
+    def record_appearance(self, tracker: RunTracker, appearance: Appearance) -> None:
+        """Count how soon the event of a run appeared. The first that was slow is logged."""
+        if appearance.seconds is not None:
+            self._metrics.appeared(appearance.seconds)
+        if appearance.is_slow and not self._has_warned_of_slow:
+            self._has_warned_of_slow = True
+            log.warning("Connection %s: %s", self.name, slow_appearance(tracker, appearance))
 
     # --- for waiting tasks ----------------------------------------------------------------------------------------
 

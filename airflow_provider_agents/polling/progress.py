@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.errors import AgentsError
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.polling.subscriptions import Outage, Subscription
+    from airflow_provider_agents.runs.appearance import Appearance
     from airflow_provider_agents.runs.first_run import FirstRunSearch
     from airflow_provider_agents.runs.outcome import Verdict
     from airflow_provider_agents.runs.tracker import RunTracker
@@ -70,19 +71,31 @@ class RunProgress:
         tracker: the run.
         say: logs changes of state and signs of life.
         on_known: called at most once, when exactly one event is known to be the run's and the run is active.
+        on_appeared: called at most once, when it is known how soon the run's event appeared.
     """
 
-    def __init__(self, tracker: RunTracker, say: Say, on_known: Callable[[ExecutionEvent], None]) -> None:
-        self._tracker, self._say, self._on_known = tracker, say, on_known
+    def __init__(
+        self,
+        tracker: RunTracker,
+        say: Say,
+        on_known: Callable[[ExecutionEvent], None],
+        on_appeared: Callable[[Appearance], None],
+    ) -> None:
+        self._tracker, self._say, self._on_known, self._on_appeared = tracker, say, on_known, on_appeared
         self._logger, self._late_warning = ProgressLogger(say), LateWarning(tracker)
         self._exclusive_warning = ExclusiveWarning(tracker, tracker.agent_id)
         self._outage: Outage | None = None
         self._is_known = False
+        self._has_appeared = False
         self._report_known()
 
     def on_wake(self, subscription: Subscription[Verdict], is_news: bool) -> None:
         """Report what has changed; without news, log that the task still waits."""
         self._outage = subscription.outage
+        appearance = self._tracker.appearance
+        if appearance is not None and not self._has_appeared:
+            self._has_appeared = True
+            self._on_appeared(appearance)
         self._late_warning.log_once(self._say)
         self._exclusive_warning.log_once(self._say)
         self._logger.report(state_of(self._tracker), subscription.outage, is_news=is_news)
@@ -144,6 +157,15 @@ class ExclusiveWarning:
             "`settle` has passed, as without `exclusive`. Leave `exclusive` out for this agent. "
             f"agent={self._agent_id}",
         )
+
+
+def slow_appearance(tracker: RunTracker, appearance: Appearance) -> str:
+    """The warning for an event that appeared close to the end of `settle`, or after it."""
+    return (
+        f"The event of a run appeared {appearance.seconds:.0f} seconds after its start was accepted, and settle is "
+        f"{tracker.policy.settle:g} seconds. If events appear later than settle, tasks may take another run for their "
+        f"own. Raise settle in the connection. {format_ids(tracker.submission, tracker.events[:_NAMED])}"
+    )
 
 
 def in_words(error: AgentsError) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.polling.poller import SharedPoller
     from airflow_provider_agents.polling.progress import Say
+    from airflow_provider_agents.runs.appearance import Appearance
     from airflow_provider_agents.runs.selector import RunSelector
     from airflow_provider_agents.runs.submission import Clock
     from airflow_provider_agents.runs.tracker import WaitPolicy
@@ -51,7 +52,11 @@ async def wait_for_end(
         PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
         InvalidConnectionError: the connection cannot be used.
     """
-    progress = RunProgress(tracker, say, on_known)
+
+    def on_appeared(appearance: Appearance) -> None:
+        poller.record_appearance(tracker, appearance)
+
+    progress = RunProgress(tracker, say, on_known, on_appeared)
     verdict = await poller.wait_for(
         tracker, interval=poll_interval, deadline_at=deadline_at, on_wake=progress.on_wake, answered=answered
     )

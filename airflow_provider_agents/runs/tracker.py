@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 from airflow_provider_agents.runs import matching
+from airflow_provider_agents.runs.appearance import Appearance
 from airflow_provider_agents.runs.joint import Binds, Claim, claim_of
 from airflow_provider_agents.runs.listing import Listing, read_listing
 from airflow_provider_agents.runs.outcome import Outcome, Verdict
@@ -69,6 +70,7 @@ class RunTracker:
     """
 
     __slots__ = (
+        "_appearance",
         "_began_at",
         "_chosen",
         "_claim",
@@ -103,6 +105,8 @@ class RunTracker:
         self._possible: tuple[str, ...] | None = None
         self._settled_at: datetime | None = None
         self._claim: Claim | None = None
+        is_accepted = submission.event_id is None and not submission.in_doubt
+        self._appearance = Appearance(policy.settle) if is_accepted else None
         self._was_empty = self.is_late = False
         self.siblings: AgentSiblings | None = None
 
@@ -168,6 +172,13 @@ class RunTracker:
             self._claim = claim_of(self.submission, binds, within=within, candidate_ids=chosen)
         return self._claim
 
+    @property
+    def appearance(self) -> Appearance | None:
+        """How soon its event appeared; None if that is not known, or if several events could be its own."""
+        if self._appearance is None or self._appearance.seconds is None:
+            return None
+        return self._appearance if self._criteria is None and len(self._chosen) <= 1 else None
+
     def has_waited_for_siblings(self, now: datetime) -> bool:
         """Whether its siblings had two more `settle` to appear since its own candidates were known."""
         return self._settled_at is not None and (now - self._settled_at).total_seconds() >= 2 * self.policy.settle
@@ -193,6 +204,7 @@ class RunTracker:
         self._chosen = ()
         self._possible = self._settled_at = self._claim = None
         self._was_empty = True
+        self._appearance = None
         self._criteria = self._new_criteria()
 
     def _new_criteria(self) -> matching.SearchCriteria:
@@ -222,14 +234,18 @@ class RunTracker:
         if self._began_at is None:
             self._began_at = began_at
         if not self._chosen:
+            passed = self._window.passed(began_at - self._began_at, listing.server_time)
             found = matching.match(
                 self._window,
                 self._seen.values(),
-                self._window.passed(began_at - self._began_at, listing.server_time),
+                passed,
                 settle=self.policy.settle,
                 appear_within=self.policy.appear_within,
                 was_empty=self._was_empty,
             )
+            if self._appearance is not None:
+                is_shown = not isinstance(found, matching.Missing) and bool(found.events)
+                self._appearance.look(passed.total_seconds(), is_shown=is_shown)
             if isinstance(found, matching.Missing):
                 return Verdict(Outcome.NOT_FOUND)
             if isinstance(found, matching.NotYet):

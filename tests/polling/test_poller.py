@@ -40,6 +40,7 @@ from airflow_provider_agents.polling.poller import (
     shared_poller,
 )
 from airflow_provider_agents.polling.progress import LAST_POLL_SECONDS
+from airflow_provider_agents.polling.waits import wait_for_end
 from airflow_provider_agents.runs.outcome import Outcome
 from airflow_provider_agents.runs.submission import submit
 from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
@@ -672,6 +673,30 @@ def test_the_server_clock_is_what_delays_are_measured_on():
     (delay,) = stats.values("agents.run.notice_delay")
     assert timedelta(0) <= delay < timedelta(seconds=8)
     assert ("agents.run.ended", 1, {"conn_id": "agents_default", "outcome": "completed"}) in stats.got
+
+
+def test_the_seconds_until_events_appear_are_measured_and_one_slow_one_is_logged(caplog):
+    stats = Stats()
+    scene = Scene(agents=3, stats=stats, config=SimulatorConfig(record_lag=26.0))
+
+    async def wait(agent_id):
+        async with scene.held() as poller:
+            return await wait_for_end(
+                poller,
+                RunTracker(scene.submitted(agent_id), WaitPolicy()),
+                poll_interval=5.0,
+                deadline_at=scene.clock.now + timedelta(hours=1),
+                say=lambda *_: None,
+            )
+
+    async def main():
+        return await asyncio.gather(*(wait(agent_id) for agent_id in scene.agents))
+
+    scene.run(main())
+    appeared = stats.values("agents.run.appeared_after")
+    assert len(appeared) == 3
+    assert all(timedelta(seconds=24) < seconds < timedelta(seconds=32) for seconds in appeared)
+    assert caplog.text.count("Raise settle in the connection.") == 1
 
 
 def test_time_is_the_tests_own():
