@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar, assert_never, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, assert_never, get_args
 
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
 from airflow_provider_agents import validation
 from airflow_provider_agents.api.endpoints import check_agent_id
-from airflow_provider_agents.api.errors import (
-    AgentBusyError,
-    AgentsError,
-    TemporaryError,
-)
+from airflow_provider_agents.api.errors import AgentBusyError, AgentsError, TemporaryError
 from airflow_provider_agents.busy_agent import IfRunning, apply_if_running
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.earlier_tries import EarlierTry
@@ -36,10 +31,7 @@ from airflow_provider_agents.runs.outcome import (
 )
 from airflow_provider_agents.runs.record import Phase
 from airflow_provider_agents.runs.status import usage_of
-from airflow_provider_agents.runs.submission import (
-    Submission,
-    submit,
-)
+from airflow_provider_agents.runs.submission import Submission, submit
 from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS, RunTracker
 from airflow_provider_agents.task_state import TaskStateRecord
 from airflow_provider_agents.tasks import (
@@ -55,21 +47,18 @@ from airflow_provider_agents.tasks import (
     keep_deferred_arguments,
     start_window,
     warn_of_schedule,
+    words_of_limit,
 )
 from airflow_provider_agents.triggers import AgentRunTrigger
 from airflow_provider_agents.version_compat import NEXT_TRY_WAITS, TRIGGERS_END_TASKS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from datetime import timedelta
 
     from airflow.providers.common.compat.sdk import Context, XComArg
 
     from airflow_provider_agents.api.client import Client
     from airflow_provider_agents.runs.tracker import OnAmbiguous, WaitPolicy
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 def _verdict_after_settling(task: Any) -> str | None:
@@ -98,27 +87,6 @@ ARGUMENTS = validation.Arguments(
     },
     relations=(validation.lost_after_settling, _verdict_after_settling, _ends_where_it_waits),
 )
-
-
-def _without_vain_retries(
-    method: Callable[Concatenate[ExecuteAgentOperator, P], R],
-) -> Callable[Concatenate[ExecuteAgentOperator, P], R]:
-    """Turn what will fail the same way again into Airflow's failure without retries; the cause stays attached.
-
-    A task that is killed ends in it.
-    """
-
-    @functools.wraps(method)
-    def wrapped(self: ExecuteAgentOperator, *args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            with self._interruption.running(self._log_kill):
-                return method(self, *args, **kwargs)
-        except AgentsError as error:
-            if error.is_retryable:
-                raise
-            raise fail_without_retry(error) from error.with_traceback(None)
-
-    return wrapped  # type: ignore[return-value]  # mypy takes the wrapper's self for a keyword
 
 
 class ExecuteAgentOperator(ReportsLineage, BaseOperator):
@@ -216,13 +184,14 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
 
     # --- a try, from its start ---
 
-    @_without_vain_retries
+    @fail_without_retry
     def execute(self, context: Context) -> dict[str, Any]:
         """Resume the run of an earlier try, or start one. Then wait for its end."""
-        ARGUMENTS.check(self)
-        return self._run(context)
+        with self._interruption.running(self._log_kill):
+            ARGUMENTS.check(self)
+            return self._run(context)
 
-    @_without_vain_retries
+    @fail_without_retry
     def start_when_idle(self, context: Context, event: Any = None) -> dict[str, Any]:
         """Resume after `if_running="wait"`: the agent was idle a moment ago.
 
@@ -230,13 +199,14 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
             context: Airflow's.
             event: `AgentIdle.to_json()`.
         """
-        idle = AgentIdle.from_json(event)
-        keep_deferred_arguments(self, idle.agent_id, idle.agents_conn_id)
-        if idle.error is not None and idle.for_good:
-            raise AirflowFailException(idle.error)
-        if idle.error is not None:
-            raise AgentBusyError(idle.error)
-        return self._run(context, idle)
+        with self._interruption.running(self._log_kill):
+            idle = AgentIdle.from_json(event)
+            keep_deferred_arguments(self, idle.agent_id, idle.agents_conn_id)
+            if idle.error is not None and idle.for_good:
+                raise AirflowFailException(idle.error)
+            if idle.error is not None:
+                raise AgentBusyError(idle.error)
+            return self._run(context, idle)
 
     def _run(self, context: Context, idle: AgentIdle | None = None) -> dict[str, Any]:
         agent_id = check_agent_id(self.agent_id)
@@ -361,7 +331,7 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
         TaskStateRecord(self, context).record_resumed(next_method)
         return super().resume_execution(next_method, next_kwargs, context)
 
-    @_without_vain_retries
+    @fail_without_retry
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
         """Resume when the trigger has seen the end.
 
@@ -369,20 +339,21 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
             context: Airflow's.
             event: `RunEnded.to_json()`.
         """
-        ended = RunEnded.from_json(event)
-        task_state = TaskStateRecord(self, context)
-        task_state.refuse_another_run(ended.submission, ended.agents_conn_id)
-        keep_deferred_arguments(self, ended.submission.agent_id, ended.agents_conn_id)
-        verdict = ended.verdict()
-        hook = AgentsHook(self.agents_conn_id)
-        self._known = LineageInfo(submission=ended.submission, verdict=verdict, base_url=base_url_of(hook))
-        if verdict is None:
-            task_state.save(Phase.ACCEPTED, ended.submission)
-            raise (AirflowFailException if ended.for_good else TemporaryError)(
-                f"The wait for the run has failed: {ended.error} The run is still running and cannot be cancelled. "
-                f"{task_state.next_try_while_running} {format_ids(ended.submission)}"
-            )
-        return self._end(context, ended.submission, verdict, task_state, hook)
+        with self._interruption.running(self._log_kill):
+            ended = RunEnded.from_json(event)
+            task_state = TaskStateRecord(self, context)
+            task_state.refuse_another_run(ended.submission, ended.agents_conn_id)
+            keep_deferred_arguments(self, ended.submission.agent_id, ended.agents_conn_id)
+            verdict = ended.verdict()
+            hook = AgentsHook(self.agents_conn_id)
+            self._known = LineageInfo(submission=ended.submission, verdict=verdict, base_url=base_url_of(hook))
+            if verdict is None:
+                task_state.save(Phase.ACCEPTED, ended.submission)
+                raise (AirflowFailException if ended.for_good else TemporaryError)(
+                    f"The wait for the run has failed: {ended.error} The run is still running and cannot be cancelled. "
+                    f"{task_state.next_try_while_running} {format_ids(ended.submission)}"
+                )
+            return self._end(context, ended.submission, verdict, task_state, hook)
 
     def _end(
         self, context: Context, submission: Submission, verdict: Verdict, task_state: TaskStateRecord, hook: AgentsHook
@@ -422,7 +393,7 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
                 what_now = task_state.next_try_after_loss
             case Outcome.TIMED_OUT:
                 task_state.save(Phase.ACCEPTED, submission)
-                what_now = self._words_of_limit() + task_state.next_try_while_running
+                what_now = words_of_limit(self) + task_state.next_try_while_running
             case _:
                 assert_never(verdict.outcome)
         error = to_error(verdict, submission, what_now=what_now)
@@ -455,12 +426,6 @@ class ExecuteAgentOperator(ReportsLineage, BaseOperator):
         """The task's result, for the tasks after it."""
         found = super().output
         return found if self.multiple_outputs else TaskOutput(operator=self, key=found.key)  # type: ignore[attr-defined]
-
-    def _words_of_limit(self) -> str:
-        limit = self.execution_timeout
-        if limit is None or limit.total_seconds() >= self.timeout:
-            return ""
-        return f"The deadline came from execution_timeout ({limit.total_seconds():g} s). "
 
     @property
     def lineage_agent(self) -> object:

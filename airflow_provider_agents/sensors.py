@@ -46,7 +46,7 @@ from airflow_provider_agents.tasks import (
     base_url_of,
     began_at,
     connect,
-    fail_without_retry,
+    non_retryable_failure,
 )
 from airflow_provider_agents.triggers import AgentRunTrigger
 
@@ -334,7 +334,7 @@ class AgentRunSensor(ReportsLineage, BaseSensorOperator):
         except AgentsError as error:
             final = self._patience(context).failed(error, now())
             if final is not None:
-                raise fail_without_retry(final) from final.with_traceback(None)
+                raise non_retryable_failure(final) from final.with_traceback(None)
             self._paused_until = now() + timedelta(seconds=retry_after_of(error) or 0.0)
             self.log.warning("%s", in_words(error) if is_refusal(error) else f"{error} Polling again.")
             if is_refusal(error) and is_only_poll:

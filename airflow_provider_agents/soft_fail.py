@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 from airflow.providers.common.compat.sdk import AirflowException, AirflowSensorTimeout, AirflowSkipException
 
 from airflow_provider_agents.api.errors import AgentRunFailedError, AgentRunNotFoundError, AgentsError
-from airflow_provider_agents.tasks import fail_without_retry
+from airflow_provider_agents.tasks import non_retryable_failure
 from airflow_provider_agents.version_compat import AirflowRescheduleException, TaskDeferralError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class SoftFail:
                 raise
             failure: BaseException = skip.__cause__
         except AgentsError as error:
-            failure = error if error.is_retryable else fail_without_retry(error)
+            failure = error if error.is_retryable else non_retryable_failure(error)
         except Exception as error:  # noqa: BLE001 - as Airflow's sensors do for never_fail
             failure = error
         # A wrong value, such as a text, asks for nothing.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from airflow_provider_agents.runs.outcome import Verdict
     from airflow_provider_agents.runs.submission import Submission
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 #: Seconds by which Airflow's own deferral timeout comes after ours, so that the clean end wins: Airflow's would fail
 #: the task without a last poll and without its verdict.
 DEFER_MARGIN_SECONDS = 180.0
@@ -39,8 +43,23 @@ WAITS_IN_TRIGGERER = (
 )
 
 
-def fail_without_retry(error: AgentsError) -> AirflowFailException:
-    """Airflow's failure without retries, for an error that would come again; the error stays its cause."""
+def fail_without_retry(method: Callable[P, R]) -> Callable[P, R]:
+    """Make a method of a task fail without retries after an error that a retry cannot fix."""
+
+    @functools.wraps(method)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except AgentsError as error:
+            if error.is_retryable:
+                raise
+            raise non_retryable_failure(error) from error.with_traceback(None)
+
+    return wrapped
+
+
+def non_retryable_failure(error: AgentsError) -> AirflowFailException:
+    """Airflow's failure without retries, for an error that a retry cannot fix; the error stays its cause."""
     failure = AirflowFailException(str(error))
     # Without its thirty lines of traceback, which would push the text off Airflow's page.
     failure.__cause__ = error.with_traceback(None)
@@ -71,6 +90,14 @@ def deadline_of(task: Any, began_at: datetime) -> datetime:
         # Airflow raises in the middle of a poll then. A moment earlier, the task ends with a poll and its verdict.
         limit -= min(timedelta(seconds=_ALARM_MARGIN_SECONDS), limit / 10)
     return min(deadline_at, began_at + limit)
+
+
+def words_of_limit(task: Any) -> str:
+    """A sentence about `execution_timeout` where that is a task's deadline; empty where `timeout` is."""
+    limit: timedelta | None = task.execution_timeout
+    if limit is None or limit.total_seconds() >= task.timeout:
+        return ""
+    return f"The deadline came from execution_timeout ({limit.total_seconds():g} s). "
 
 
 def defer_timeout(deadline_at: datetime, *, poll_interval: float) -> timedelta:
