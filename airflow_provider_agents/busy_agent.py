@@ -53,9 +53,9 @@ def apply_if_running(
     if task.if_running == "start":
         return None
     active = run_flow_until(client, active_runs(task.agent_id), deadline_of(task, began_at))
-    if not active and idle is not None and idle.is_stale(now()):
-        _queue_again(task, idle, settle=settle)
+    deadline_at = idle.deadline_at if idle is not None else deadline_of(task, began_at)
     if not active:
+        _wait_for_turn(task, idle, deadline_at, settle=settle)
         return None
     busy = f"Agent {task.agent_id} is busy: event {active[0].id} is {describe_state(active[0])}."
     match task.if_running:
@@ -79,7 +79,6 @@ def apply_if_running(
             pass
         case _:
             assert_never(task.if_running)
-    deadline_at = idle.deadline_at if idle is not None else deadline_of(task, began_at)
     if task.deferrable:
         task.log.info("%s %s", busy, WAITS_IN_TRIGGERER.format("until the agent is idle", deadline_at))
         _defer_until_idle(
@@ -87,6 +86,21 @@ def apply_if_running(
         )
     wait_until_idle(client, task.agent_id, poll_interval=task.poll_interval, deadline_at=deadline_at, say=task.log.log)
     return None
+
+
+def _wait_for_turn(task: ExecuteAgentOperator, idle: AgentIdle | None, deadline_at: datetime, *, settle: float) -> None:
+    """Go on only if it is this task's turn to start the idle agent.
+
+    Raises:
+        AgentBusyError: the turn is over, at the deadline.
+        TaskDeferred: the task waits for its turn, or for another one.
+    """
+    if idle is not None and idle.is_stale(now()):
+        _queue_again(task, idle, settle=settle)
+    if idle is None and task.if_running == "wait" and task.deferrable:
+        # Another worker may find the agent idle in the same instant. Only the triggerer's queue sees both tasks.
+        task.log.info("%s", WAITS_IN_TRIGGERER.format("for its turn to start the agent", deadline_at))
+        _defer_until_idle(task, deadline_at, settle=settle, hold_seconds=settle)
 
 
 def _queue_again(task: ExecuteAgentOperator, idle: AgentIdle, *, settle: float) -> NoReturn:

@@ -257,9 +257,62 @@ def test_tasks_that_wait_for_each_other_start_in_turn_on_a_quick_or_slow_cluster
     results = asyncio.run(main())
     # Each knows how its own run ended, as none started beside another.
     assert sorted(type(result).__name__ for result in results) == ["AgentRunFailedError", "dict", "dict", "dict"]
-    runs = sorted((platform.sim.truth(done.event_id) for done in platform.sim.executions), key=lambda r: r.accepted_at)
+    runs = started(platform)
     assert len(runs) == 4
     assert all(later.accepted_at >= earlier.ended_at for earlier, later in pairwise(runs))
+
+
+def started(platform):
+    """The runs that were started, in the order of acceptance."""
+    return sorted((platform.sim.truth(done.event_id) for done in platform.sim.executions), key=lambda r: r.accepted_at)
+
+
+def test_tasks_that_find_the_agent_idle_together_start_one_after_the_other(platform):
+    platform.sim.config = replace(platform.sim.config, record_lag=2.0)
+
+    def operator():
+        return ExecuteAgentOperator(task_id="run", agent_id="agent-1", if_running="wait")
+
+    async def main():
+        return await asyncio.gather(*(adrive(Task(), operator(), lambda: 3.0) for _ in range(3)))
+
+    results = asyncio.run(main())
+    runs = started(platform)
+    assert len({result["id"] for result in results}) == len(runs) == 3
+    assert all(later.accepted_at >= earlier.ended_at for earlier, later in pairwise(runs))
+
+
+@pytest.mark.parametrize("record_lag", [2.0, 25.0])
+def test_a_run_that_is_accepted_and_not_listed_yet_keeps_its_agent_busy(platform, record_lag):
+    platform.sim.config = replace(platform.sim.config, record_lag=record_lag)
+    plain = ExecuteAgentOperator(task_id="run", agent_id="agent-1")
+
+    async def main():
+        first = asyncio.ensure_future(adrive(Task(), plain, lambda: 3.0))
+        await asyncio.sleep(1.0)
+        idle = await payload_of(trigger())
+        await first
+        return idle
+
+    idle = asyncio.run(main())
+    (run,) = started(platform)
+    assert idle.released_at >= run.ended_at
+
+
+def test_a_run_that_never_appears_keeps_its_agent_busy_until_it_counts_as_lost(platform):
+    platform.sim.config = replace(platform.sim.config, record_lag=10_000.0)
+    plain = ExecuteAgentOperator(task_id="run", agent_id="agent-1", appear_within=100.0)
+
+    async def main():
+        first = asyncio.ensure_future(adrive(Task(), plain, lambda: 3.0))
+        await asyncio.sleep(1.0)
+        idle = await payload_of(trigger())
+        await asyncio.gather(first, return_exceptions=True)
+        return idle
+
+    before = datetime.now(UTC)
+    idle = asyncio.run(main())
+    assert 100 <= (idle.released_at - before).total_seconds() <= 115
 
 
 def resumed(task, *, ago, hold_seconds=HOLD, seconds=3600.0):

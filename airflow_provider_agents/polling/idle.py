@@ -69,7 +69,9 @@ async def wait_until_idle(
     def may_start(active: Sequence[ExecutionEvent]) -> str | None:
         if active:
             queue.see_active_run(settle, now())
-        return "a task that came first was just released" if queue.is_taken(now()) else None
+        if queue.is_taken(now()):
+            return "a task that came first was just released"
+        return "a run that was accepted has not appeared yet" if poller.awaits_event(agent_id) else None
 
     queue.join(task, news.set)
     try:

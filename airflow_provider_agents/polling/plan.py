@@ -164,6 +164,10 @@ class Plan:
         """Remove a subscription. May be repeated; nothing is delivered afterwards."""
         self._registry.remove(subscription)
 
+    def awaits_event(self, agent_id: str) -> bool:
+        """Whether a run of an agent is waited for that was accepted and has not appeared yet."""
+        return self._siblings.awaits_event(agent_id)
+
     def fail_all(self, error: Exception) -> None:
         """End all subscriptions with this error."""
         for subscription in tuple(self._registry.subscriptions):

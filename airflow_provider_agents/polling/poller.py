@@ -164,6 +164,10 @@ class SharedPoller:
             self._has_warned_of_slow = True
             log.warning("Connection %s: %s", self.name, slow_appearance(tracker, appearance))
 
+    def awaits_event(self, agent_id: str) -> bool:
+        """Whether a task waits for a run of an agent that was accepted and has not appeared yet."""
+        return self._plan.awaits_event(agent_id)
+
     # --- for waiting tasks ----------------------------------------------------------------------------------------
 
     async def wait_for(

@@ -109,6 +109,15 @@ class Siblings:
         """How many submissions are known."""
         return sum(len(agent.trackers) + len(agent.ended) for agent in self._agents.values())
 
+    def awaits_event(self, agent_id: str) -> bool:
+        """Whether fewer events of an agent were seen than submissions that are waited for: a run is about to appear."""
+        agent = self._agents.get(agent_id)
+        if agent is None:
+            return False
+        keys = {key_of(tracker.submission) for tracker in agent.trackers} | agent.given.keys()
+        seen = {event.id for tracker in agent.trackers for event in tracker.events} | set(agent.given.values())
+        return len(seen) < len(keys)
+
     def join(self, tracker: RunTracker, now: datetime) -> None:
         """Add a tracker, from now on. A tracker of a run that another task started has no siblings."""
         self._forget(now)
