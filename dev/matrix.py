@@ -271,7 +271,7 @@ class CellEnvironment:
         lines = self.cell.pins.read_text().splitlines()
         if self.cell.airflow not in [*airflows()[-1:], *coming_airflows()]:
             # As Airflow's own constraints have it: too old for us. The newest ones' pins are of today, and bear none.
-            lines = [line for line in lines if not line.startswith(COMPAT)] + [f"{COMPAT}<1.23"]
+            lines = [line for line in lines if not line.startswith(COMPAT)] + [f"{COMPAT}<1.21"]
         pins.write_text("\n".join(lines))
         airflow = [f"apache-airflow=={self.cell.version}", "-c", str(pins)]
         if uv:
