@@ -37,7 +37,7 @@ from airflow_provider_agents.task_state import TaskStateRecord
 from airflow_provider_agents.tasks import (
     WAITS_IN_TRIGGERER,
     LineageInfo,
-    ReportsLineage,
+    ReportsRun,
     base_url_of,
     began_at,
     connect,
@@ -89,7 +89,7 @@ ARGUMENTS = validation.Arguments(
 )
 
 
-class ExecuteAgentOperator(ReportsLineage, BaseOperator):
+class ExecuteAgentOperator(ReportsRun, BaseOperator):
     """Start one run of an agent, wait until it is over, and return its final event.
 
     The task succeeds only if the run that it started COMPLETED. A retry resumes the run that is under way rather

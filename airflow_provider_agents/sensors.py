@@ -42,7 +42,7 @@ from airflow_provider_agents.tasks import (
     DEFER_MARGIN_SECONDS,
     WAITS_IN_TRIGGERER,
     LineageInfo,
-    ReportsLineage,
+    ReportsRun,
     base_url_of,
     began_at,
     connect,
@@ -106,7 +106,7 @@ ARGUMENTS = validation.Arguments(
 )
 
 
-class AgentRunSensor(ReportsLineage, BaseSensorOperator):
+class AgentRunSensor(ReportsRun, BaseSensorOperator):
     """Wait for one run that something else has started, and return its final event.
 
     The run is named by exactly one of `submission`, `event_id` and `started_after`. The sensor never starts a run, so

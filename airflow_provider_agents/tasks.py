@@ -15,6 +15,7 @@ from airflow_provider_agents.api.errors import AgentsError, MissingConnectionErr
 from airflow_provider_agents.api.flow import value_of
 from airflow_provider_agents.api.models import schedule_in_words
 from airflow_provider_agents.api.retry import START_PATIENCE_SECONDS, RetryWindow
+from airflow_provider_agents.asset_events import add_run
 from airflow_provider_agents.clock import now, sleep
 from airflow_provider_agents.hooks import AgentsHook
 
@@ -210,8 +211,11 @@ class LineageInfo:
         return lineage_of_run(agent_id, self.submission, self.verdict, self.base_url)
 
 
-class ReportsLineage(ABC):
-    """A task that reports its run to Airflow's OpenLineage provider, which asks in a fork of this process: no I/O."""
+class ReportsRun(ABC):
+    """A task that reports its run: in its asset events, and to Airflow's OpenLineage provider.
+
+    That provider asks in a fork of this process: no I/O.
+    """
 
     _known = LineageInfo()
 
@@ -219,6 +223,10 @@ class ReportsLineage(ABC):
     @abstractmethod
     def lineage_agent(self) -> object:
         """The agent of a run of which nothing else is known."""
+
+    def post_execute(self, context: Context, result: Any = None) -> None:  # noqa: ARG002 - Airflow's
+        """Name the run in the asset events. Airflow calls this in the process that ends the task well."""
+        add_run(self, context, self._known.submission, self._known.verdict)  # type: ignore[arg-type]  # a mixin
 
     def get_openlineage_facets_on_start(self) -> OperatorLineage[Any, Any] | None:
         """Which agent runs; None without that provider."""

@@ -32,7 +32,7 @@ POOLS = {"agent-shop": {"slots": 1, "description": "one run at a time", "include
 #: The Airflow that an example needs, where that is more than the package needs.
 NEEDS = {"agent_approval": (3, 1), "agent_without_workers": (3, 3)}
 #: Airflow starts a run of these by itself.
-START_BY_THEMSELVES = {"agent_finished_starts_dag", "agent_on_its_own_schedule"}
+START_BY_THEMSELVES = {"agent_asset_consumer", "agent_finished_starts_dag", "agent_on_its_own_schedule"}
 _END_SECONDS = 240.0
 _READING_SECONDS = 5.0
 
@@ -141,8 +141,17 @@ def _without_workers(show: Show) -> None:
     show.must_be_of(show.xcom("agent_without_workers", "run_agent"), "agent_without_workers", "run_agent")
 
 
+def _asset_consumer(show: Show) -> None:
+    (run,) = show.xcom("agent_asset_consumer", "note")
+    event = show.xcom("agent_asset_producer", "run_agent")
+    show.must_be_of(event, "agent_asset_producer", "run_agent")
+    wanted = ("agent-market", event["id"], event["finalModel"])
+    _must((run["agent_id"], run["event_id"], run["finalModel"]) == wanted, f"the asset event named {run}")
+
+
 LOOKS: dict[str, Callable[[Show], None]] = {
     "agent_approval": _approval,
+    "agent_asset_consumer": _asset_consumer,
     "agent_deferred": _deferred,
     "agent_finished_starts_dag": _finished_starts_dag,
     "agent_mapped": _mapped,

@@ -26,6 +26,7 @@ _AGENTS = [
     "agent-failing:5:FAILED",
     "agent-hourly:5:COMPLETED:60",
     "agent-invoices:6",
+    "agent-market:6",
     "agent-news:12",
     "agent-nightly:5:COMPLETED:60",
     "agent-orders:10",

@@ -170,6 +170,9 @@ class Tries:
                 self._time.advance(max(0.0, (rescheduled.reschedule_date - self._time.now()).total_seconds()))
 
     def _context(self, task: BaseOperator, xcoms: dict[str, Any], began_at: datetime) -> dict[str, Any]:
+        # What a task writes there is read when this process ends it well.
+        from airflow.sdk.execution_time.context import OutletEventAccessors
+
         dag_run = _DagRun(
             dag_id=task.dag_id,
             run_id=f"manual__{self._began_at.isoformat()}",
@@ -211,6 +214,7 @@ class Tries:
             params=task.params,
             inlets=task.inlets,
             outlets=task.outlets,
+            outlet_events=OutletEventAccessors(),
             map_index_template=task.map_index_template,
             task_reschedule_count=self._reschedules,
             task_instance_key_str=f"{task.dag_id}__{task.task_id}__{self._began_at:%Y%m%d}",
