@@ -383,7 +383,7 @@ class ExecuteAgentOperator(ReportsRun, BaseOperator):
                 raise AssertionError("unreachable: a COMPLETED verdict has an event")
             case Outcome.FAILED:
                 task_state.save(Phase.ENDED, submission, outcome=verdict.outcome)
-                what_now = "A retry starts a new run."
+                what_now = "A new run starts if the task is retried or cleared."
             case Outcome.AMBIGUOUS:
                 # Another poll would not tell them apart, so a user who clears the task wants a new run.
                 task_state.save(Phase.ENDED, submission, outcome=verdict.outcome)
@@ -413,7 +413,9 @@ class ExecuteAgentOperator(ReportsRun, BaseOperator):
         if run is not None:
             self.log.warning(
                 "The task was killed. Its run cannot be cancelled and is still running, if it was started. %s %s",
-                NEXT_TRY_WAITS if self.durable and TRIGGERS_END_TASKS else "A retry starts a new run.",
+                NEXT_TRY_WAITS
+                if self.durable and TRIGGERS_END_TASKS
+                else "A new run starts if the task is retried or cleared.",
                 format_ids(run.submission, run.events if run.is_known else ())
                 if isinstance(run, RunTracker)
                 else format_ids(run),

@@ -118,7 +118,9 @@ def test_airflows_own_time_out_comes_after_the_tasks_deadline(platform, task):
 
 def test_a_failed_run_fails_the_try_and_a_retry_starts_a_new_one(platform, task, waiting):
     platform.sim.add_agent("agent-1", end_status="FAILED", error="out of luck")
-    with pytest.raises(AgentRunFailedError, match="out of luck.*A retry starts a new run") as caught:
+    with pytest.raises(
+        AgentRunFailedError, match="out of luck.*A new run starts if the task is retried or cleared"
+    ) as caught:
         run(operator(**waiting), task)
     assert caught.value.event_ids == (platform.executions()[0],)
     assert task.xcoms["usage"]["try_number"] == 1
