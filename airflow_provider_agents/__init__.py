@@ -57,6 +57,32 @@ _PLACEHOLDERS = {
     "password": "the key, without the word Bearer",
 }
 
+#: The section of airflow.cfg, as `airflow config list` shows it.
+_CONFIG: dict[str, Any] = {
+    "agents": {
+        "description": "Settings of airflow-provider-agents.",
+        "options": {
+            "ui": {
+                "description": "Whether Airflow's pages have Browse > Agents. Needs Airflow 3.1.6 or newer.",
+                "version_added": "0.1.0",
+                "type": "boolean",
+                "example": None,
+                "default": "False",
+            },
+            "ui_connections": {
+                "description": (
+                    "Ids of connections for Browse > Agents that are kept in a secrets backend, separated by commas. "
+                    "Airflow cannot list those; the connections of its database and environment are always there."
+                ),
+                "version_added": "0.1.0",
+                "type": "string",
+                "example": "agents_reports,agents_sales",
+                "default": "",
+            },
+        },
+    }
+}
+
 
 def get_provider_info() -> dict[str, Any]:
     """Describe the provider to Airflow."""
@@ -91,6 +117,7 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "extra-links": ["airflow_provider_agents.links.AgentRunLink"],
+        "config": _CONFIG,
         # Read by Airflow 3.2 and later.
         "cli": ["airflow_provider_agents.cli.get_agents_cli_commands"],
     }

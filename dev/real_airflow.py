@@ -387,6 +387,11 @@ class RealAirflow:
             self.start(component)
         self.wait_until_healthy()
 
+    @property
+    def executable(self) -> str:
+        """The `airflow` command."""
+        return str(self._bin / "airflow")
+
     def command(self, log: Path, *arguments: str) -> Process:
         """Start an `airflow` command.
 
@@ -394,7 +399,7 @@ class RealAirflow:
             log: gets its output.
             arguments: of the command.
         """
-        return Process([str(self._bin / "airflow"), *arguments], self.env(), log)
+        return Process([self.executable, *arguments], self.env(), log)
 
     def _do(self, *arguments: str) -> None:
         """Run an `airflow` command to its end."""
@@ -418,7 +423,7 @@ class RealAirflow:
 
     def start(self, name: str) -> None:
         """Start a component."""
-        command = [str(self._bin / "airflow"), *self._command(name)]
+        command = [self.executable, *self._command(name)]
         self._processes[name] = Process(command, self.env(), self.log_file(name))
 
     def _command(self, name: str) -> Sequence[str]:

@@ -18,6 +18,7 @@ from command import ROOT, new_home, run_command
 from playwright.sync_api import Error as BrowserError
 from playwright.sync_api import Page, expect, sync_playwright
 from real_airflow import RealAirflow, RealAirflowError, SimulatorServer, until
+from ui_agents_page import SCENES as PAGE_SCENES
 from up import KEY, airflow_up, run_url_at
 
 from airflow_provider_agents import get_provider_info
@@ -194,8 +195,8 @@ def the_test_button_tells_a_good_connection_from_bad_ones(person: Person) -> Non
         person.airflow.api("POST", "/api/v2/connections", {**made, "connection_id": conn_id, **changed})
     for conn_id, title, words, picture in (
         ("agents_ui", "Test Connection Successful", "accepts the API key", "connection-test-good"),
-        ("agents_wrong", "Test Connection Failed", "401. The API key of the connection", "connection-test-bad"),
-        ("agents_nowhere", "Test Connection Failed", "no connection to gateway.invalid", None),
+        ("agents_wrong", "Test Connection Failed", "401: The API key of the connection", "connection-test-bad"),
+        ("agents_nowhere", "Test Connection Failed", "No connection to gateway.invalid", None),
         ("agents_masked", "Test Connection Failed", "only asterisks", None),
         ("agents_script", "Test Connection Failed", "run_url must be an http(s) URL", None),
     ):  # fmt: skip
@@ -304,6 +305,7 @@ SCENES: tuple[Callable[[Person], None], ...] = (
     the_list_names_the_type,
     start_the_runs,
     a_deferred_task_leads_to_its_run,
+    *PAGE_SCENES,
     each_mapped_task_leads_to_its_own_run,
     without_a_run_url_there_is_no_link,
     the_logs_tell_what_happened,

@@ -50,6 +50,7 @@ def airflow_up(
         settings = {
             "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+            "AIRFLOW__AGENTS__UI": "True",
             **QUICK_WORKERS,
             **(env or {}),
         }

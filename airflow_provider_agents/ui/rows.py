@@ -1,0 +1,83 @@
+"""What the page shows of runs and agents, as JSON. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_agents.api.errors import one_line
+from airflow_provider_agents.api.models import schedule_in_words
+from airflow_provider_agents.runs.status import duration_of, is_active, is_success, is_terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from airflow_provider_agents.api.models import Agent, ExecutionEvent
+
+#: Characters of a text of the platform's that the page shows.
+_TEXT, _ERROR = 100, 500
+
+
+def run_rows(events: Iterable[ExecutionEvent], read_at: datetime) -> list[dict[str, Any]]:
+    """Runs, each once, the active ones first, and the newest first among each.
+
+    Args:
+        events: the same event may be there in several states; one that has ended wins.
+        read_at: when they were asked for, on our clock.
+    """
+    by_id: dict[str, ExecutionEvent] = {}
+    for event in events:
+        if event.id not in by_id or is_terminal(event):
+            by_id[event.id] = event
+
+    def place(event: ExecutionEvent) -> tuple[bool, float]:
+        created = event.created_by
+        return is_active(event), created.timestamp() if created is not None else 0.0
+
+    return [_run_row(event, read_at) for event in sorted(by_id.values(), key=place, reverse=True)]
+
+
+def _run_row(event: ExecutionEvent, read_at: datetime) -> dict[str, Any]:
+    started = event.startedAt or event.createdAt
+    active = is_active(event)
+    seconds = (read_at - started).total_seconds() if active and started is not None else duration_of(event)
+    return {
+        "id": event.id,
+        "agent_id": event.agentId or "",
+        "status": one_line(event.status, _TEXT) if event.unreadable is None else "unreadable",
+        "state": _state_of(event),
+        "started_at": started.isoformat() if started is not None else None,
+        "seconds": max(0.0, seconds) if seconds is not None else None,
+        "steps": event.browserStepCount,
+        "browser_seconds": event.browserSessionSeconds,
+        "model": one_line(event.finalModel or "", _TEXT),
+        "error": one_line(event.unreadable or _error_text(event.error), _ERROR),
+    }
+
+
+def _state_of(event: ExecutionEvent) -> str:
+    if is_active(event):
+        return "active"
+    if event.unreadable is not None:
+        return "unreadable"
+    return "completed" if is_success(event) else "failed"
+
+
+def _error_text(error: Any) -> str:
+    if isinstance(error, dict) and isinstance(error.get("message"), str):
+        error = error["message"]
+    return str(error) if error else ""
+
+
+def agent_rows(agents: Iterable[Agent]) -> list[dict[str, Any]]:
+    """Agents by their name."""
+    rows = [
+        {
+            "id": agent.id,
+            "name": one_line(agent.name or agent.id, _TEXT),
+            "status": one_line(agent.status or "", _TEXT) if agent.unreadable is None else "unreadable",
+            "schedule": one_line(schedule_in_words(agent.schedule), _TEXT),
+        }
+        for agent in agents
+    ]
+    return sorted(rows, key=lambda row: (row["name"].casefold(), row["id"]))

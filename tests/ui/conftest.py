@@ -1,0 +1,82 @@
+"""The page as Airflow serves it: a metadata database, the auth manager with its users, and the simulator over HTTP."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from importlib.metadata import version
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from conftest import KEY, connection
+
+from airflow_provider_agents.plugin import is_supported
+from airflow_provider_agents.simulator import Simulator
+
+if not is_supported(version("apache-airflow-core")):
+    collect_ignore_glob = ["test_page*.py"]
+
+
+@pytest.fixture(scope="session")
+def metadata_database(tmp_path_factory):
+    """An Airflow database of its own, empty."""
+    from airflow import settings
+    from airflow.models import import_all_models
+    from airflow.models.base import Base
+
+    file = tmp_path_factory.mktemp("metadata") / "airflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", f"sqlite:///{file}")
+        settings.dispose_orm(do_log=False)
+        settings.configure_vars()
+        settings.configure_orm()
+        import_all_models()
+        Base.metadata.create_all(settings.engine)
+        yield
+        settings.dispose_orm(do_log=False)
+    settings.configure_vars()
+    settings.configure_orm()
+
+
+@pytest.fixture
+def users(metadata_database, monkeypatch):
+    """A token for each role of Airflow's simple auth manager."""
+    monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "s" * 64)
+    from airflow.api_fastapi.app import create_auth_manager
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+
+    manager = create_auth_manager()
+    return {
+        role: manager.generate_jwt(SimpleAuthManagerUser(username=role, role=role.upper()))
+        for role in ("admin", "op", "viewer")
+    }
+
+
+@pytest.fixture
+def platform(served, monkeypatch):
+    """The simulator on the real clock, and a connection to it in the environment."""
+    front, url = served
+    sim = Simulator(lambda: datetime.now(UTC), api_keys=(KEY,))
+    front.sim = sim
+    monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
+    monkeypatch.setenv("AIRFLOW_CONN_AGENTS_TEST", connection(url))
+    return sim
+
+
+@pytest.fixture
+def page(users):
+    """Asks the page's routes as a user, or as nobody."""
+    from airflow_provider_agents.ui.app import create_app
+
+    app = create_app()
+
+    async def send(method, path, user=None):
+        headers = {"Authorization": f"Bearer {users[user]}"} if user else {}
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://airflow", timeout=60) as client:
+            return await client.request(method, path, headers=headers)
+
+    async def get(path, user=None):
+        return await send("get", path, user)
+
+    return SimpleNamespace(get=get, send=send, app=app)

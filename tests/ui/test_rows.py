@@ -1,0 +1,67 @@
+"""What the page shows of runs and agents."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from airflow_provider_agents.api.models import read_agent, read_event
+from airflow_provider_agents.ui.rows import agent_rows, run_rows
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def event(name, status, minutes_ago, *, seconds=None, **fields):
+    began = NOON - timedelta(minutes=minutes_ago)
+    ended = {"completedAt": (began + timedelta(seconds=seconds)).isoformat()} if seconds is not None else {}
+    times = {"createdAt": began.isoformat(), "startedAt": began.isoformat()}
+    return read_event({"id": name, "agentId": "agent-1", "status": status, **times, **ended, **fields})
+
+
+def test_active_runs_come_first_and_then_the_newest():
+    events = [
+        event("old", "COMPLETED", 30, seconds=5),
+        event("new", "FAILED", 5, seconds=5),
+        event("long", "RUNNING", 60),
+        event("queued", "PENDING", 1),
+    ]
+    assert [row["id"] for row in run_rows(events, NOON)] == ["queued", "long", "new", "old"]
+
+
+def test_an_active_run_counts_up_to_the_question_and_an_ended_one_to_its_end():
+    rows = run_rows([event("long", "RUNNING", 2), event("done", "COMPLETED", 9, seconds=45)], NOON)
+    assert [row["seconds"] for row in rows] == [120.0, 45.0]
+
+
+def test_a_clock_that_is_ahead_counts_no_seconds_below_zero():
+    assert run_rows([event("ahead", "RUNNING", -3)], NOON)[0]["seconds"] == 0.0
+
+
+def test_a_run_that_two_listings_show_is_there_once_as_it_ended():
+    for order in ((0, 1), (1, 0)):
+        states = [event("one", "RUNNING", 2), event("one", "COMPLETED", 2, seconds=5)]
+        assert [row["status"] for row in run_rows([states[i] for i in order], NOON)] == ["COMPLETED"]
+
+
+def test_a_failed_run_shows_its_error_and_an_unreadable_one_its_reason():
+    failed = event("failed", "FAILED", 2, seconds=1, error={"message": "no\nlogin"})
+    unreadable = event("odd", "RUNNING", 3, createdAt=17)
+    rows = {row["id"]: row for row in run_rows([failed, unreadable], NOON)}
+    assert (rows["failed"]["state"], rows["failed"]["error"]) == ("failed", "no login")
+    assert rows["odd"]["status"] == "unreadable"
+    assert "createdAt" in rows["odd"]["error"]
+
+
+def test_texts_of_the_platform_are_short():
+    row = run_rows([event("one", "FAILED", 2, seconds=1, error="x" * 10**6, finalModel="m" * 10**6)], NOON)[0]
+    assert len(row["error"]) <= 500
+    assert len(row["model"]) <= 100
+
+
+def test_agents_are_in_the_order_of_their_names_with_their_schedule_in_words():
+    agents = [
+        read_agent({"id": "2", "name": "prices", "schedule": '{"tasksPerDay": 2, "times": ["08:00", "20:00"]}'}),
+        read_agent({"id": "1", "name": "News", "status": "ACTIVE"}),
+    ]
+    rows = agent_rows(agents)
+    assert [row["name"] for row in rows] == ["News", "prices"]
+    assert [row["schedule"] for row in rows] == ["", "2 times a day at 08:00, 20:00"]
