@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import httpx
 from playwright.sync_api import Page, expect
@@ -62,12 +63,17 @@ def the_page_is_readable_in_light_and_dark_and_on_a_phone(person: Person) -> Non
     """Take the pictures, and look for what is cut off."""
     page = person.page
     size = page.viewport_size
-    for scheme, name in (("light", "agents-page"), ("dark", "agents-page-dark")):
+    for scheme, name in (("dark", "agents-page-dark"), ("light", "agents-page")):
         _open(page, person.airflow.url, scheme)
         expect(rows_of(page, "runs").first.locator(".state.active")).to_be_visible(timeout=30 * SECONDS)
         is_dark = frame_of(page).locator("html").evaluate("html => html.classList.contains('dark')")
         _is_so(is_dark == (scheme == "dark"), f"the page does not follow Airflow's {scheme} theme")
         person.picture(name)
+    agents = frame_of(page).locator("#agents")
+    expect(agents.locator(".bars").first).to_be_visible(timeout=30 * SECONDS)
+    agents.scroll_into_view_if_needed()
+    frame_of(page).locator("html").evaluate("html => html.scrollTo(0, html.scrollHeight)")
+    person.picture("agents-page-use")
     page.set_viewport_size(PHONE)
     page.goto(f"{person.airflow.url}/agents/page")
     page.locator("#connection").select_option("agents_ui", timeout=30 * SECONDS)
@@ -91,7 +97,8 @@ def a_run_leads_to_its_task(person: Person) -> None:
     link = frame_of(person.page).get_by_role("link", name="price_report.run_agent").first
     link.click(timeout=30 * SECONDS)
     run_id = person.runs["price_report"]
-    expect(person.page).to_have_url(f"{person.airflow.url}/dags/price_report/runs/{run_id}/tasks/run_agent")
+    path = f"/dags/price_report/runs/{quote(run_id, safe='')}/tasks/run_agent"
+    expect(person.page).to_have_url(f"{person.airflow.url}{path}")
     expect(person.page.get_by_text("run_agent").first).to_be_visible()
 
 

@@ -5,6 +5,7 @@
 | `/page`, `/page.css`, ... | the files in `static` |
 | `/connections` | the ids of the connections that the user may read |
 | `/connections/ID` | its agents and newest runs; 403 for a user who may not read the connection |
+| `/connections/ID/usage` | what its agents have used in seven days; the same |
 
 A page in Airflow's frame has the rights of Airflow's own pages, so a script that got into it would be a full session:
 every answer forbids scripts but those of `static`.
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.core_api.security import get_user
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -29,9 +30,10 @@ from airflow_provider_agents.api.flow import first_rows
 from airflow_provider_agents.api.models import Status
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.hooks import poller_of
+from airflow_provider_agents.runs.usage import runs_between
 from airflow_provider_agents.ui import access
 from airflow_provider_agents.ui.questions import SharedQuestion
-from airflow_provider_agents.ui.rows import agent_rows, run_rows
+from airflow_provider_agents.ui.rows import agent_rows, first_day, run_rows, usage_by_agent
 from airflow_provider_agents.ui.task_links import tasks_of
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 
 #: Seconds for which one answer of the platform serves all pages; a page asks every 10.
 FRESH_SECONDS = 5.0
+#: The same for what a week has used, which may take many requests. A page asks every minute.
+USAGE_FRESH_SECONDS = 60.0
 #: Rows of each listing that are read, one page of it.
 _ROWS = 100
 #: Each file that is served, with its type.
@@ -93,47 +97,96 @@ async def read_overview(conn_id: str) -> Overview:
     return Overview(agent_rows(agents), run_rows(events, read_at), tasks)
 
 
+async def read_usage(conn_id: str) -> dict[str, dict[str, Any]]:
+    """What a connection's agents have used in seven days, as `usage_by_agent`.
+
+    Raises:
+        AgentsError: as `read_overview`.
+    """
+    async with poller_of(conn_id) as poller:
+        events = await poller.run_flow(runs_between(None, first_day(now())))
+    return usage_by_agent(events, now())
+
+
+class Questions:
+    """The questions about one connection, each shared by all pages."""
+
+    def __init__(self, conn_id: str) -> None:
+        self.overview = SharedQuestion(lambda: read_overview(conn_id), FRESH_SECONDS)
+        self.usage = SharedQuestion(lambda: read_usage(conn_id), USAGE_FRESH_SECONDS)
+
+
+router = APIRouter(dependencies=[Depends(get_user)])
+
+
+async def questions_about(conn_id: str, user: User, request: Request) -> Questions:
+    """The questions about a connection that the user may read and the page may use.
+
+    Raises:
+        HTTPException: the user may not read it (403), or there is no such connection of our type (404).
+    """
+    if not await run_in_threadpool(access.may_read_connection, user, conn_id):
+        raise HTTPException(403, "You may not read this connection.")
+    known: dict[str, Questions] = request.app.state.questions
+    if conn_id not in known:
+        if conn_id not in await run_in_threadpool(access.agents_connections):
+            raise HTTPException(404, "There is no such connection of the type Agents.")
+        known[conn_id] = Questions(conn_id)
+    return known[conn_id]
+
+
+AboutConnection = Annotated[Questions, Depends(questions_about)]
+
+
+@router.get("/connections")
+async def connections(user: User) -> JSONResponse:
+    """The connections that the user may read."""
+
+    def readable() -> list[str]:
+        return [conn_id for conn_id in access.agents_connections() if access.may_read_connection(user, conn_id)]
+
+    return JSONResponse({"connections": await run_in_threadpool(readable)})
+
+
+@router.get("/connections/{conn_id}")  # noqa: FAST003 - `questions_about` takes it
+async def overview(user: User, about: AboutConnection) -> JSONResponse:
+    """A connection's agents and runs; links lead only to DAGs that the user may read."""
+    shown = await about.overview.answer()
+    value = shown.value or Overview([], [], {})
+    dags = await run_in_threadpool(access.readable_dags, user, {task.dag_id for task in value.tasks.values()})
+    runs = [{**run, "task": _link(value.tasks.get(run["id"]), dags)} for run in value.runs]
+    return JSONResponse({"agents": value.agents, "runs": runs, "age_seconds": shown.age_seconds, "error": shown.error})
+
+
+@router.get("/connections/{conn_id}/usage")  # noqa: FAST003 - the same
+async def usage(about: AboutConnection) -> JSONResponse:
+    """What a connection's agents have used."""
+    shown = await about.usage.answer()
+    return JSONResponse({"usage": shown.value or {}, "age_seconds": shown.age_seconds, "error": shown.error})
+
+
+@router.get("/{path:path}")
+async def file(path: str) -> Response:
+    """A file of `static`. Whatever else is asked for is not there, for users only."""
+    if path not in FILES:
+        raise HTTPException(404)
+    name, media_type = FILES[path]
+    return Response(resources.files(__package__).joinpath("static", name).read_bytes(), media_type=media_type)
+
+
+async def add_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Add `HEADERS` to each answer, whatever its status."""
+    response = await call_next(request)
+    response.headers.update(HEADERS)
+    return response
+
+
 def create_app() -> FastAPI:
     """The page. Every route needs a user whom Airflow knows."""
-    app = FastAPI(dependencies=[Depends(get_user)], docs_url=None, redoc_url=None, openapi_url=None)
-    questions: dict[str, SharedQuestion[Overview]] = {}
-
-    @app.middleware("http")
-    async def add_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = await call_next(request)
-        response.headers.update(HEADERS)
-        return response
-
-    @app.get("/connections")
-    async def connections(user: User) -> JSONResponse:
-        def readable() -> list[str]:
-            return [conn_id for conn_id in access.agents_connections() if access.may_read_connection(user, conn_id)]
-
-        return JSONResponse({"connections": await run_in_threadpool(readable)})
-
-    @app.get("/connections/{conn_id}")
-    async def overview(conn_id: str, user: User) -> JSONResponse:
-        if not await run_in_threadpool(access.may_read_connection, user, conn_id):
-            raise HTTPException(403, "You may not read this connection.")
-        if conn_id not in questions:
-            if conn_id not in await run_in_threadpool(access.agents_connections):
-                raise HTTPException(404, "There is no such connection of the type Agents.")
-            questions[conn_id] = SharedQuestion(lambda: read_overview(conn_id), FRESH_SECONDS)
-        shown = await questions[conn_id].answer()
-        value = shown.value or Overview([], [], {})
-        dags = await run_in_threadpool(access.readable_dags, user, {task.dag_id for task in value.tasks.values()})
-        runs = [{**run, "task": _link(value.tasks.get(run["id"]), dags)} for run in value.runs]
-        return JSONResponse(
-            {"agents": value.agents, "runs": runs, "age_seconds": shown.age_seconds, "error": shown.error}
-        )
-
-    @app.get("/{path:path}")
-    async def file(path: str) -> Response:
-        if path not in FILES:
-            raise HTTPException(404)
-        name, media_type = FILES[path]
-        return Response(resources.files(__package__).joinpath("static", name).read_bytes(), media_type=media_type)
-
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.questions = {}
+    app.middleware("http")(add_headers)
+    app.include_router(router)
     return app
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_agents.api.errors import one_line
 from airflow_provider_agents.api.models import schedule_in_words
 from airflow_provider_agents.runs.status import duration_of, is_active, is_success, is_terminal
+from airflow_provider_agents.runs.usage import Usage, add_up, add_up_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_agents.api.models import Agent, ExecutionEvent
 
+#: Days of use that the page shows, today among them.
+DAYS = 7
 #: Characters of a text of the platform's that the page shows.
 _TEXT, _ERROR = 100, 500
 
@@ -81,3 +86,30 @@ def agent_rows(agents: Iterable[Agent]) -> list[dict[str, Any]]:
         for agent in agents
     ]
     return sorted(rows, key=lambda row: (row["name"].casefold(), row["id"]))
+
+
+def first_day(now: datetime) -> datetime:
+    """The begin of the oldest day that the page shows. Days are those of UTC, as in `AgentsHook.usage`."""
+    return now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=DAYS - 1)
+
+
+def usage_by_agent(events: Iterable[ExecutionEvent], now: datetime) -> dict[str, dict[str, Any]]:
+    """What each agent has used, by its id.
+
+    Args:
+        events: those since `first_day`.
+        now: the time, on our clock.
+
+    Returns:
+        `days`, oldest first, each a `Usage` with its `day`; the last one is today. `week` is all of them together.
+    """
+    names = [f"{first_day(now) + timedelta(days=number):%Y-%m-%d}" for number in range(DAYS)]
+    of_agent: defaultdict[str, list[ExecutionEvent]] = defaultdict(list)
+    for event in events:
+        of_agent[event.agentId or ""].append(event)
+    rows = {}
+    for agent_id, own in of_agent.items():
+        by_day = add_up_by(own, "day")
+        days = [{"day": name, **by_day.get(name, Usage()).to_json()} for name in names]
+        rows[agent_id] = {"days": days, "week": add_up(own).to_json()}
+    return rows

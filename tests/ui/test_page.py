@@ -14,7 +14,8 @@ import airflow_provider_agents
 
 pytestmark = pytest.mark.xdist_group("page")
 
-PATHS = ("/page", "/page.js", "/page.css", "/icon.svg", "/connections", "/connections/agents_test", "/docs", "/nothing")
+DATA = ("/connections", "/connections/agents_test", "/connections/agents_test/usage")
+PATHS = (*DATA, "/page", "/page.js", "/page.css", "/icon.svg", "/docs", "/nothing")
 
 
 def get(page, path, user=None):
@@ -29,7 +30,8 @@ def test_nobody_sees_anything_without_a_login(page, platform, path):
 
 
 def test_every_route_of_the_page_asks_for_a_user(page):
-    assert {route.path for route in page.app.routes} == {"/connections", "/connections/{conn_id}", "/{path:path}"}
+    routes = {route.path.replace("{conn_id}", "agents_test") for route in page.app.routes}
+    assert routes == {*DATA, "/{path:path}"}
 
 
 def test_who_may_read_a_connection_sees_its_agents_and_runs(page, platform):
@@ -43,9 +45,20 @@ def test_who_may_read_a_connection_sees_its_agents_and_runs(page, platform):
         assert len(shown["runs"]) == 3
 
 
+def test_the_use_of_each_agent_is_there_by_day(page, platform):
+    platform.add_agent("agent-1")
+    platform.add_history("agent-1", 3)
+    shown = get(page, "/connections/agents_test/usage", "op").json()
+    assert (shown["error"], list(shown["usage"])) == (None, ["agent-1"])
+    days = shown["usage"]["agent-1"]["days"]
+    assert len(days) == 7
+    assert sum(day["runs"] for day in days) == shown["usage"]["agent-1"]["week"]["runs"]
+
+
 def test_a_viewer_sees_no_connection_and_is_refused_its_data(page, platform):
     assert get(page, "/connections", "viewer").json() == {"connections": []}
-    assert get(page, "/connections/agents_test", "viewer").status_code == 403
+    for path in ("/connections/agents_test", "/connections/agents_test/usage"):
+        assert get(page, path, "viewer").status_code == 403
     assert platform.requests == []
 
 

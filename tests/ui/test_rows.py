@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from airflow_provider_agents.api.models import read_agent, read_event
-from airflow_provider_agents.ui.rows import agent_rows, run_rows
+from airflow_provider_agents.ui.rows import agent_rows, first_day, run_rows, usage_by_agent
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -65,3 +65,21 @@ def test_agents_are_in_the_order_of_their_names_with_their_schedule_in_words():
     rows = agent_rows(agents)
     assert [row["name"] for row in rows] == ["News", "prices"]
     assert [row["schedule"] for row in rows] == ["", "2 times a day at 08:00, 20:00"]
+
+
+def test_use_is_added_up_by_agent_and_day_and_days_without_runs_are_there():
+    events = [
+        event("a", "COMPLETED", 10, seconds=60, browserSessionSeconds=40),
+        event("b", "FAILED", 20, seconds=60, browserSessionSeconds=2),
+        event("c", "COMPLETED", 24 * 60, seconds=60, browserSessionSeconds=5),
+    ]
+    rows = usage_by_agent(events, NOON)
+    days = rows["agent-1"]["days"]
+    assert [day["day"] for day in (days[0], days[-1])] == ["2025-12-26", "2026-01-01"]
+    assert [day["runs"] for day in days] == [0, 0, 0, 0, 0, 1, 2]
+    assert (days[-1]["failed"], days[-1]["browser_seconds"]) == (1, 42.0)
+    assert rows["agent-1"]["week"]["browser_seconds"] == 47.0
+
+
+def test_the_first_day_begins_at_midnight_utc():
+    assert first_day(NOON) == datetime(2025, 12, 26, tzinfo=UTC)

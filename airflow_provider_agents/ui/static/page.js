@@ -3,8 +3,11 @@
 // Airflow's own pages: markup that got into it would act in the user's name.
 
 const EVERY_SECONDS = 10;
+const USAGE_EVERY_SECONDS = 60;
 const RUN_COLUMNS = ["Status", "Agent", "Started", "Duration", "Steps", "Browser", "Model", "Task", "Error"];
-const AGENT_COLUMNS = ["Agent", "Status", "Schedule"];
+const AGENT_COLUMNS = ["Agent", "Status", "Schedule", "Today", "Seven days", "Each day"];
+
+const SHORT = { dateStyle: "short", timeStyle: "medium" };
 
 const here = new URL(".", document.location.href);
 // Airflow's base path: this page is directly below it.
@@ -13,6 +16,8 @@ const element = (id) => document.getElementById(id);
 
 /** What is known of each connection, by its id: the server's answer and when it came. */
 const known = new Map();
+/** What the agents of each connection have used, likewise. */
+const used = new Map();
 let connections = [];
 
 // --- the parts of a page -------------------------------------------------------------------------------------------
@@ -71,6 +76,7 @@ function taskLink(task) {
   const link = make("a", "", task.name);
   const path = base + task.path;
   link.href = path;
+  link.title = task.name;
   link.addEventListener("click", (event) => open(event, path));
   return link;
 }
@@ -107,18 +113,19 @@ function showRows(table, rows, words) {
 function runRow(run, names, several) {
   const row = make("tr");
   cell(row, "Status", `state ${run.state}`, run.status);
-  cell(row, "Agent", "", names.get(run.agent_id) ?? run.agent_id).title = run.id;
-  if (several) cell(row, "Connection", "", run.connection);
+  const agent = names.get(run.agent_id) ?? run.agent_id;
+  cell(row, "Agent", "short", agent).title = `${agent}, event ${run.id}`;
+  if (several) cell(row, "Connection", "short", run.connection);
   const started = run.started_at ? new Date(run.started_at) : null;
-  cell(row, "Started", "time", started ? started.toLocaleString() : "").title = run.started_at ?? "";
+  cell(row, "Started", "time", started ? started.toLocaleString(undefined, SHORT) : "").title = run.started_at ?? "";
   const counting = cell(row, "Duration", "number", "");
   counting.dataset.seconds = run.seconds ?? "";
   if (run.state === "active") counting.dataset.connection = run.connection;
   counting.textContent = secondsOf(counting);
   cell(row, "Steps", "number", run.steps ?? "");
   cell(row, "Browser", "number", duration(run.browser_seconds));
-  cell(row, "Model", "", run.model);
-  const task = cell(row, "Task", "");
+  cell(row, "Model", "short", run.model).title = run.model;
+  const task = cell(row, "Task", "short");
   if (run.task) task.append(taskLink(run.task));
   cell(row, "Error", "error", run.error);
   return row;
@@ -139,15 +146,50 @@ function ageOf(id) {
 
 function agentRow(agent, several) {
   const row = make("tr");
-  cell(row, "Agent", "", agent.name).title = agent.id;
-  if (several) cell(row, "Connection", "", agent.connection);
+  cell(row, "Agent", "short", agent.name).title = `${agent.name}, ${agent.id}`;
+  if (several) cell(row, "Connection", "short", agent.connection);
   cell(row, "Status", "", agent.status);
   cell(row, "Schedule", "", agent.schedule);
+  const answer = used.get(agent.connection);
+  // No runs in seven days: the server names only agents that have some.
+  const own = answer?.usage?.[agent.id] ?? (answer && answer.age_seconds !== null ? { days: [], week: null } : null);
+  cell(row, "Today", "", own ? usageText(own.days.at(-1)) : "not known yet");
+  cell(row, "Seven days", "", own ? usageText(own.week) : "not known yet");
+  const bars = cell(row, "Each day", "");
+  if (own?.days.length) bars.append(barsOf(own.days));
   return row;
 }
 
+function usageText(usage) {
+  if (!usage?.runs) return "none";
+  const failed = usage.failed ? `, ${usage.failed} failed` : "";
+  const seconds = usage.browser_seconds ? `, browser ${duration(usage.browser_seconds)}` : "";
+  return `${usage.runs} ${usage.runs === 1 ? "run" : "runs"}${failed}${seconds}`;
+}
+
+/** Seven small bars, the highest for the day with the most runs; the failed runs are the lower part of each. */
+function barsOf(days) {
+  const most = Math.max(1, ...days.map((day) => day.runs));
+  const bars = make("div", "bars");
+  bars.setAttribute("role", "img");
+  bars.setAttribute("aria-label", days.map((day) => `${day.day}: ${day.runs} runs`).join("; "));
+  for (const day of days) {
+    const bar = make("span", day.runs ? "" : "empty");
+    bar.style.height = `${Math.round((100 * day.runs) / most)}%`;
+    bar.title = `${day.day} (UTC): ${usageText(day)}`;
+    if (day.failed) {
+      const failed = make("i");
+      failed.style.height = `${Math.round((100 * day.failed) / day.runs)}%`;
+      bar.append(failed);
+    }
+    bars.append(bar);
+  }
+  return bars;
+}
+
+/** The names of columns, with that of the connection after the agent's. */
 function columns(names, several) {
-  return several ? [names[0], ...(names === RUN_COLUMNS ? [names[1]] : []), "Connection", ...names.slice(names === RUN_COLUMNS ? 2 : 1)] : names;
+  return several ? names.flatMap((name) => (name === "Agent" ? [name, "Connection"] : [name])) : names;
 }
 
 function show() {
@@ -162,7 +204,8 @@ function show() {
   const state = element("status").value;
   const shown = runs.filter((run) => (!agentId || run.agent_id === agentId) && (!state || run.state === state));
   // Of several connections: those that run first, as the server has ordered each.
-  shown.sort((one, other) => (other.state === "active") - (one.state === "active") || (several ? (other.started_at ?? "").localeCompare(one.started_at ?? "") : 0));
+  const isActive = (run) => run.state === "active";
+  if (several) shown.sort((a, b) => isActive(b) - isActive(a) || (b.started_at ?? "").localeCompare(a.started_at ?? ""));
   showColumns(element("runs"), columns(RUN_COLUMNS, several));
   showRows(element("runs"), shown.map((run) => runRow(run, names, several)), "No runs.");
   showColumns(element("agents"), columns(AGENT_COLUMNS, several));
@@ -173,8 +216,13 @@ function show() {
   );
   const running = shown.filter((run) => run.state === "active").length;
   element("counts").textContent = shown.length ? `${running} running, ${shown.length} shown` : "";
-  const errors = chosen().filter((id) => known.get(id)?.error);
-  element("errors").replaceChildren(...errors.map((id) => make("p", "", `${id}: ${known.get(id).error}`)));
+  // A connection that is wrong says so once.
+  const errors = chosen().flatMap((id) => {
+    const use = used.get(id)?.error;
+    const words = known.get(id)?.error ?? (use ? `The use of seven days is not known: ${use}` : null);
+    return words ? [make("p", "", `${id}: ${words}`)] : [];
+  });
+  element("errors").replaceChildren(...errors);
   tick();
 }
 
@@ -207,6 +255,16 @@ async function refreshOne(id) {
   }
 }
 
+async function refreshUsage(id) {
+  const before = used.get(id);
+  if (before && performance.now() - before.came_at < USAGE_EVERY_SECONDS * 1000) return;
+  try {
+    used.set(id, { ...(await ask(`connections/${encodeURIComponent(id)}/usage`)), came_at: performance.now() });
+  } catch (error) {
+    used.set(id, { usage: {}, age_seconds: null, ...before, error: error.message, came_at: performance.now() });
+  }
+}
+
 async function refresh() {
   try {
     connections = (await ask("connections")).connections;
@@ -221,7 +279,7 @@ async function refresh() {
     showRows(element("agents"), [], "No agents.");
     return;
   }
-  await Promise.all(chosen().map((id) => refreshOne(id).then(show)));
+  await Promise.all(chosen().flatMap((id) => [refreshOne(id).then(show), refreshUsage(id).then(show)]));
 }
 
 async function refreshForever() {
