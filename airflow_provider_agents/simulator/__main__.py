@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _HISTORY = 3
+_KEY = "demo-key"
 #: The agents of the example DAGs, each with its own so that all can run at the same time, and one whose runs fail.
 _AGENTS = [
     "agent-123:8",
@@ -59,7 +60,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
         help="take a --host that others can reach; they can then use the control routes, which need no key",
     )
     parser.add_argument("--port", type=_port, default=8099, help="0 takes a free one (default %(default)s)")
-    parser.add_argument("--key", action="append", help="an API key that is accepted; repeatable (default demo-key)")
+    parser.add_argument("--key", action="append", help=f"an API key that is accepted; repeatable (default {_KEY})")
     parser.add_argument(
         "--agent",
         action="append",
@@ -102,6 +103,13 @@ def _add_agent(simulator: Simulator, text: str) -> None:
     simulator.add_history(agent_id, _HISTORY)
 
 
+def _notes(arguments: argparse.Namespace, agents: Sequence[str]) -> list[str]:
+    """What a user needs to know of the platform: the key and the agents."""
+    # A key that somebody has chosen may be used elsewhere, too.
+    key = "It accepts the keys of --key." if arguments.key else f"It accepts the key {_KEY}."
+    return [key, f"Its agents are {', '.join(text.partition(':')[0] for text in agents)}."]
+
+
 def main(given: Sequence[str] | None = None) -> int:
     """Serve until interrupted.
 
@@ -126,15 +134,16 @@ def main(given: Sequence[str] | None = None) -> int:
         simulator = Simulator(
             lambda: datetime.now(UTC),
             config=_config(arguments),
-            api_keys=tuple(arguments.key or ["demo-key"]),
+            api_keys=tuple(arguments.key or [_KEY]),
         )
-        for text in arguments.agent or _AGENTS:
+        agents = arguments.agent or _AGENTS
+        for text in agents:
             _add_agent(simulator, text)
     except (TypeError, ValueError) as error:
         print(f"That makes no simulator: {error}", file=sys.stderr)
         return 2
     try:
-        serve(simulator, arguments.host, arguments.port)
+        serve(simulator, arguments.host, arguments.port, notes=_notes(arguments, agents))
     except OSError as error:
         print(f"Cannot listen on {arguments.host}:{arguments.port}: {error.strerror}", file=sys.stderr)
         return 1

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_agents.simulator.faults import Fault, Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import httpx
     from starlette.applications import Starlette
@@ -281,13 +281,14 @@ def url_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(simulator: Simulator, host: str = "127.0.0.1", port: int = 8099) -> None:
+def serve(simulator: Simulator, host: str = "127.0.0.1", port: int = 8099, *, notes: Sequence[str] = ()) -> None:
     """Print the address, then serve until SIGINT or SIGTERM. For the main thread.
 
     Args:
         simulator: should use the real clock.
         host: a name or address of this machine. The control routes need no key.
         port: 0 takes a free one.
+        notes: lines to print behind the address.
 
     Raises:
         OSError: the server cannot listen on the address; most often, the port is taken.
@@ -296,7 +297,8 @@ def serve(simulator: Simulator, host: str = "127.0.0.1", port: int = 8099) -> No
     # After its shutdown, uvicorn calls the handler that was set before.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        print(f"The agents platform is simulated at {url_of(listening)}", flush=True)  # noqa: T201 - the command's
+        lines = [f"The agents platform is simulated at {url_of(listening)}", *notes]
+        print(*lines, sep="\n", flush=True)  # noqa: T201 - the command's
         _server(simulator).run(sockets=[listening])
     except KeyboardInterrupt:
         pass

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_agents.simulator.config import Seconds, SimulatorConfig
 
+_SECONDS_PER_DAY = 86_400
 Starter = Literal["execute", "schedule", "row"]
 
 
@@ -61,6 +62,13 @@ class Agent:
         every = self.schedule_every
         check(every is None or (is_seconds(every) and every > 0), "schedule_every", "a number of seconds, above 0")
 
+    def _schedule(self) -> str | None:
+        """The schedule as the API's page shows one; without times where there are several a day."""
+        if self.schedule_every is None:
+            return None
+        runs_per_day = max(1, round(_SECONDS_PER_DAY / self.schedule_every))
+        return '{"tasksPerDay": 1, "times": ["09:00"]}' if runs_per_day == 1 else f'{{"tasksPerDay": {runs_per_day}}}'
+
     def to_json(self) -> dict[str, Any]:
         """The agent as the API shows it."""
         return {
@@ -68,7 +76,7 @@ class Agent:
             "name": self.name,
             "baseUrl": "https://example.com",
             "status": self.status,
-            "schedule": '{"tasksPerDay": 1, "times": ["09:00"]}' if self.schedule_every is not None else None,
+            "schedule": self._schedule(),
             "createdAt": _iso(self.created_at),
             "updatedAt": _iso(self.created_at),
         }

@@ -45,6 +45,17 @@ def test_it_says_where_it_listens_and_ends_quietly_when_told(end):
     assert [(event["status"], bool(event["error"])) for event in events] == [("COMPLETED", False)] * 3
 
 
+def test_it_names_its_key_and_its_agents_at_the_start():
+    with command("--agent", "a:0", "--agent", "b:0") as (serving, _):
+        lines = [serving.stdout.readline().strip() for _ in range(2)]
+    assert lines == ["It accepts the key demo-key.", "Its agents are a, b."]
+
+
+def test_it_does_not_print_a_key_that_was_chosen():
+    with command("--key", "mine", "--agent", "a:0") as (serving, _):
+        assert serving.stdout.readline().strip() == "It accepts the keys of --key."
+
+
 def test_its_options_make_the_world():
     options = ["--key", "k", "--agent", "a:0:FAILED", "--queue-seconds", "0", "--record-lag", "0"]
     options += ["--config", '{"record_lag": 900, "agent_envelope": true}']

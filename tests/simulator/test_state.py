@@ -424,7 +424,7 @@ def test_an_agent_tells_its_name_status_and_schedule_as_a_string_of_json():
     api = Api()
     api.sim.add_agent("b", name="Prices", status="PAUSED", schedule_every=60.0)
     agent = api.get("/v1/agents/b")
-    assert (agent["name"], agent["status"], json.loads(agent["schedule"])["tasksPerDay"]) == ("Prices", "PAUSED", 1)
+    assert (agent["name"], agent["status"], json.loads(agent["schedule"])["tasksPerDay"]) == ("Prices", "PAUSED", 1440)
 
 
 def test_an_encoded_agent_id_is_decoded():
