@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint up docs format soundness faults cluster-test benchmark deployment worker-time watcher fuzz ui matrix clears upgrade properties soak mutation clean
+.PHONY: help demo test unit lint up docs docs-serve format soundness faults cluster-test benchmark deployment worker-time watcher fuzz ui matrix clears upgrade properties soak mutation clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,7 +66,10 @@ lint: $(READY) ## the checks that need no tests
 docs: $(READY) ## the documentation site, in site/
 	@$(call install,docs)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
-	@echo "Open site/index.html"
+	@echo "Open site/index.html, or with its search: make docs-serve"
+
+docs-serve: docs ## the same, with its search, at http://127.0.0.1:8000 (Ctrl-C ends it)
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
 
 format: $(READY) ## write the code as the formatter wants it
 	$(BIN)/ruff format .

@@ -7,6 +7,7 @@ is written for the one is rewritten for the other, and a link that leads nowhere
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ log = get_plugin_logger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
 AT_THE_ROOT = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+#: Title and Markdown of each page that was built.
+_PAGES: dict[str, tuple[str, str]] = {}
 #: What a browser would fetch by itself.
 _FETCHED = re.compile(
     r"""<(?:script|link|img|iframe|source|video)\b[^>]*?\b(?:src|href)=["']?((?:https?:)?//[^"'\s>]+)"""
@@ -42,6 +45,22 @@ def from_a_page(text: str) -> str:
     return text
 
 
+def footer() -> str:
+    """The version of the package and the day of its last commit, for the foot of each page."""
+    version = re.search(r'__version__ = "([^"]+)"', (ROOT / "airflow_provider_agents/__init__.py").read_text("utf-8"))
+    command = ["git", "log", "-1", "--format=%cs"]
+    asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    # A copy of the repository without its history has no day.
+    day = f", {asked.stdout.strip()}" if asked.returncode == 0 else ""
+    return f"Version {version[1] if version else 'unknown'}{day}"
+
+
+def on_config(config: Any) -> Any:
+    """Put the version into the foot of each page."""
+    config.copyright = footer()
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add the root's files under the names that the site gives them."""
     for name, page in AT_THE_ROOT.items():
@@ -49,9 +68,34 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Mend the links of a page to the root's files."""
-    return from_a_page(markdown)
+def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
+    """Rewrite the links of a page to the root's files, and remember the page for `llms-full.txt`."""
+    text = from_a_page(markdown)
+    _PAGES[page.file.src_uri] = (page.title or page.file.src_uri, _included(text))
+    return text
+
+
+def _included(text: str) -> str:
+    """The Markdown of a page, with the files that it includes."""
+    return re.sub(r'^--8<-- "(.+)"$', lambda found: (ROOT / found[1]).read_text("utf-8"), text, flags=re.MULTILINE)
+
+
+def on_post_build(config: Any) -> None:
+    """Write the list of all pages, and all pages as one text, for readers that are programs."""
+    pages = [(uri, *_PAGES[uri]) for uri in _in_order(config.nav) if uri in _PAGES]
+    head = f"# {config.site_name}\n\n> {config.site_description}\n\n"
+    lines = "".join(f"- [{title}]({uri.removesuffix('.md')}.html)\n" for uri, title, _ in pages)
+    site = Path(config.site_dir)
+    (site / "llms.txt").write_text(f"{head}## Pages\n\n{lines}", encoding="utf-8")
+    whole = "\n\n".join(f"<!-- {uri} -->\n\n{text}" for uri, _, text in pages)
+    (site / "llms-full.txt").write_text(head + whole, encoding="utf-8")
+
+
+def _in_order(nav: Any) -> list[str]:
+    """The pages of the navigation."""
+    if isinstance(nav, str):
+        return [nav]
+    return [uri for part in (nav.values() if isinstance(nav, dict) else nav) for uri in _in_order(part)]
 
 
 def on_post_page(output: str, page: Page, **_: Any) -> str:
