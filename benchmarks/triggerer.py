@@ -142,6 +142,7 @@ def our_triggers(scene, url, submissions):
             deadline_at=deadline_at,
             settle=30.0,
             appear_within=300.0,
+            exclusive=False,
             on_ambiguous="all",
         )
         for submission in submissions

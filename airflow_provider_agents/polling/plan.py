@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow_provider_agents.api.flow import Flow, Sleep
+from airflow_provider_agents.api.flow import Flow, Sleep, Step, through
 from airflow_provider_agents.api.models import Status
 from airflow_provider_agents.api.retry import equal_jitter
 from airflow_provider_agents.polling.cycle import Cycle
@@ -218,9 +218,20 @@ class Plan:
         cycle = Cycle(at, self._registry, self._planner, self._schedule.expired(at))
         if len(cycle.served) >= _MANY_SUBSCRIPTIONS:
             yield [_yield_to_loop()]
-        yield from self._batches(cycle)
+        for batch in self._batches(cycle):
+            yield [self._delivering(flow) for flow in batch]
         self._rows.turn()
         yield [self._finish(cycle)]
+
+    def _delivering(self, flow: Flow[None]) -> Flow[None]:
+        """The same flow. After each page, the followers of its events get what has changed."""
+
+        def perform(step: Step) -> Flow[Any]:
+            yield from self._registry.deliver_changes()
+            return (yield step)
+
+        yield from through(flow, perform)
+        yield from self._registry.deliver_changes()
 
     def _batches(self, cycle: Cycle) -> Generator[list[Flow[None]], None, None]:
         listings = Listings(cycle, self._registry, self._planner, self._interrupted, self._rows)

@@ -9,9 +9,10 @@ There are two kinds of subscribers:
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_agents.api.flow import Flow, Sleep
 from airflow_provider_agents.polling.subscriptions import ACCOUNT, AskingSubscriber, FollowedEvent, oldest_not_before
 from airflow_provider_agents.runs.listing import Listing
 from airflow_provider_agents.runs.matching import is_young
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.polling.subscriptions import ClockReading, Scope, Subscription
+
+#: Between two turns of the event loop, so many followers of changed events are served. Each takes some microseconds; to
+#: end a wait takes some tenths of a millisecond if a thousand events could be its run.
+_DELIVERED_AT_ONCE = 100
 
 
 class Registry:
@@ -46,6 +51,8 @@ class Registry:
         self._followed: dict[str, FollowedEvent] = {}
         # What earlier responses showed of the agents in which something is sought.
         self._stores: dict[Scope, dict[str, ExecutionEvent]] = {}
+        # Followed events that have changed, each with its state before. Their followers do not know it yet.
+        self._changed: deque[tuple[FollowedEvent, ExecutionEvent]] = deque()
         # Followed events that a search in their agent's whole listing did not show, until they are shown.
         self._absent: set[str] = set()
         self._cycle = 0
@@ -266,21 +273,33 @@ class Registry:
 
     def _update(self, followed: FollowedEvent, event: ExecutionEvent) -> None:
         before, followed.event = followed.event, newer_of(followed.event, event)
+        if followed.event is not before:
+            self._changed.append((followed, before))
+
+    def deliver_changes(self) -> Flow[None]:
+        """Give the followed events that have changed to their followers, in small steps."""
+        handled = 0
+        while self._changed:
+            followed, before = self._changed.popleft()
+            for subscription in tuple(followed.subscriptions):
+                # Between two steps, it may have ended.
+                if subscription in followed.subscriptions:
+                    self._deliver_change(subscription, followed, before)
+                handled += 1
+                if handled % _DELIVERED_AT_ONCE == 0:
+                    yield Sleep(0)
+            self._drop_unless_followed(followed)
+
+    def _deliver_change(self, subscription: Subscription[Any], followed: FollowedEvent, before: ExecutionEvent) -> None:
         latest = followed.event
-        if latest is before:
+        result = subscription.subscriber.apply_event(latest)
+        if result is not None:
+            self.end(subscription, result=result)
             return
-        finished = is_terminal(latest)
-        for subscription in tuple(followed.subscriptions):
-            result = subscription.subscriber.apply_event(latest)
-            if result is not None:
-                self.end(subscription, result=result)
-                continue
-            if finished:
-                subscription.following = tuple(name for name in subscription.following if name != latest.id)
-                followed.subscriptions.pop(subscription, None)
-            if (latest.status, latest.unreadable) != (before.status, before.unreadable):
-                subscription.wake()
-        self._drop_unless_followed(followed)
+        if is_terminal(latest):
+            followed.subscriptions.pop(subscription, None)
+        if (latest.status, latest.unreadable) != (before.status, before.unreadable):
+            subscription.wake()
 
     def complete_listing(self, agent_id: Scope, server_time: datetime | None) -> Listing:
         """All that was shown of an agent in which something is sought, and the followed events that are absent."""

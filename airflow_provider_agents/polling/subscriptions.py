@@ -178,6 +178,7 @@ class Subscription(Generic[R]):
         self.criteria: SearchCriteria | None = None
         # The number of the latest poll cycle when it began to seek.
         self.searching_since = 0
+        # Ids of the events that it follows. Those that have ended since may be among them.
         self.following: tuple[str, ...] = ()
         # The monotonic second of the subscriber's own last requests.
         self.asked_at = -math.inf

@@ -216,7 +216,7 @@ def test_who_follows_several_runs_follows_the_rest_once_one_is_over():
     assert scene.plan.stats().followed == 2
     scene.clock.advance(60)
     scene.cycle()
-    assert subscription.following == (longer,)
+    assert [event.id for event in subscription.subscriber.active] == [longer]
     assert scene.plan.stats().followed == 1
     scene.plan.unsubscribe(subscription)
     assert scene.plan.stats().followed == 0
@@ -440,10 +440,44 @@ def test_the_loop_gets_a_turn_before_thousands_are_looked_for():
     known = ExecutionEvent.model_validate(scene.sim.row(scene.sim.start_scheduled_run("agent-0")))
     for _ in range(999):
         watch(scene, Witness(following=[known]))
+    scene.cycle()
     assert pauses_of(scene) == []
     watch(scene, Witness(following=[known]))
     scene.cycle()
     assert pauses_of(scene) == [0]
+
+
+def test_the_loop_gets_a_turn_while_changes_are_given_to_many_followers():
+    scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=60.0)
+    runs = [scene.sim.start_scheduled_run("agent-0") for _ in range(2)]
+    known = [ExecutionEvent.model_validate(scene.sim.row(run)) for run in runs]
+    witnesses = [Witness(following=known) for _ in range(150)]
+    for witness in witnesses:
+        watch(scene, witness)
+    scene.cycle()
+    scene.clock.advance(60)
+    assert pauses_of(scene) == [0] * 3
+    ended = [{event.id for event in witness.updates if event.status == "COMPLETED"} for witness in witnesses]
+    assert ended == [set(runs)] * 150
+
+
+def test_a_follower_that_leaves_while_a_change_is_given_gets_nothing_more():
+    scene = Scene(SimulatorConfig(), queue_seconds=0.0, run_seconds=60.0)
+    known = ExecutionEvent.model_validate(scene.sim.row(scene.sim.start_scheduled_run("agent-0")))
+    witnesses = [Witness(following=[known]) for _ in range(150)]
+    subscriptions = [watch(scene, witness) for witness in witnesses]
+    scene.cycle()
+    for witness in witnesses:
+        witness.updates.clear()
+    scene.clock.advance(60)
+
+    def leave(_event):
+        scene.plan.unsubscribe(subscriptions[-1])
+
+    witnesses[0].apply_event = leave
+    scene.cycle()
+    assert witnesses[-2].updates
+    assert not witnesses[-1].updates
 
 
 # --- what cannot be read --------------------------------------------------------------------------------------------
