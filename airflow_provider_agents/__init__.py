@@ -47,6 +47,10 @@ _EXTRAS: dict[str, tuple[str, str]] = {
         "Exclusive",
         "true if nothing else starts an agent while a task waits for its run: short runs end sooner. Default false.",
     ),
+    "budget": (
+        "Budget",
+        'What runs may use before no task starts another, as JSON: {"runs": 20, "per": "day"}. Default: no limit.',
+    ),
 }
 #: Not the port, though few need it: the Test button of Airflow 3.3 works for connections with one only.
 _HIDDEN_FIELDS = ["schema", "login"]

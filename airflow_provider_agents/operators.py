@@ -11,6 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperat
 from airflow_provider_agents import validation
 from airflow_provider_agents.api.endpoints import check_agent_id
 from airflow_provider_agents.api.errors import AgentBusyError, AgentsError, TemporaryError
+from airflow_provider_agents.budget_check import CheckAgentBudgetOperator, check_budgets
 from airflow_provider_agents.busy_agent import IfRunning, apply_if_running
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.earlier_tries import EarlierTry
@@ -58,7 +59,10 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
 
     from airflow_provider_agents.api.client import Client
+    from airflow_provider_agents.budget import Budget
     from airflow_provider_agents.runs.tracker import OnAmbiguous, WaitPolicy
+
+__all__ = ["CheckAgentBudgetOperator", "ExecuteAgentOperator"]
 
 
 def _verdict_after_settling(task: Any) -> str | None:
@@ -84,6 +88,7 @@ ARGUMENTS = validation.Arguments(
         **validation.PLATFORM,
         "durable": validation.switch,
         "end_from_trigger": validation.switch,
+        "budget": validation.budget,
     },
     relations=(validation.lost_after_settling, _verdict_after_settling, _ends_where_it_waits),
 )
@@ -125,6 +130,8 @@ class ExecuteAgentOperator(ReportsRun, BaseOperator):
         end_from_trigger: let the trigger end the task of a COMPLETED run, so that no worker starts a second time for
             it (Airflow 3.3 and later). The task's listeners, a custom XCom backend and a downstream `.expand()` over
             its result see nothing of it.
+        budget: what runs may use before the task starts another one, asked just before the start. The connection's
+            budget is asked as well. None: only that one.
 
     Raises:
         InvalidArgumentError: an argument cannot be used (when the DAG is parsed, as far as it is known then).
@@ -156,6 +163,7 @@ class ExecuteAgentOperator(ReportsRun, BaseOperator):
         exclusive: bool | None = None,
         durable: bool = True,
         end_from_trigger: bool = False,
+        budget: Budget | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -172,6 +180,7 @@ class ExecuteAgentOperator(ReportsRun, BaseOperator):
         self.exclusive = exclusive
         self.durable = durable
         self.end_from_trigger = end_from_trigger
+        self.budget = budget
         if not validation.made_from_mapped(self):
             ARGUMENTS.check(self, parsing=True)
             if self.end_from_trigger:
@@ -267,6 +276,7 @@ class ExecuteAgentOperator(ReportsRun, BaseOperator):
         return self._end(context, submission, verdict, task_state, hook)
 
     def _submit(self, agent_id: str, policy: WaitPolicy, task_state: TaskStateRecord, client: Client) -> Submission:
+        check_budgets(self, client)
         task_state.warn_if_forgetful()
         if policy.exclusive:
             warn_of_schedule(client, agent_id, self.log.warning)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_agents.api.endpoints import check_agent_id
 from airflow_provider_agents.api.errors import InvalidArgumentError, shown
+from airflow_provider_agents.budget import Budget
 from airflow_provider_agents.runs.copies import PREFIX
 from airflow_provider_agents.runs.selector import Check, read_moment
 from airflow_provider_agents.runs.tracker import WaitPolicy
@@ -196,6 +197,13 @@ def deadline(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"must be ISO 8601 text, got {shown(value)}.")  # noqa: TRY004 - every check raises the same
     read_moment(value)
+    return value
+
+
+def budget(value: object) -> Budget | None:
+    """A `Budget`, which has checked its own values, or None."""
+    if value is not None and not isinstance(value, Budget):
+        raise ValueError(f"must be a Budget, such as Budget(runs=20, per='day'), got {shown(value)}.")
     return value
 
 

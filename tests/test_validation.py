@@ -12,7 +12,7 @@ from conftest import needs_airflow
 
 from airflow_provider_agents.api.errors import InvalidArgumentError
 from airflow_provider_agents.hooks import AgentsHook
-from airflow_provider_agents.operators import ExecuteAgentOperator
+from airflow_provider_agents.operators import CheckAgentBudgetOperator, ExecuteAgentOperator
 from airflow_provider_agents.runs import selector
 from airflow_provider_agents.sensors import AgentRunSensor
 from airflow_provider_agents.triggers import AgentIdleTrigger, AgentRunTrigger
@@ -57,6 +57,7 @@ KINDS = {
     "names": set(),
     "statuses": {"a list"},
     "copy key": set(),
+    "budget": set(),
     "text": {words for words, value in VALUES.items() if isinstance(value, str)},
     "queue": {"a word", "a switch as text", "a length of time as text", "a number as text"}
     if WATCHERS_HAVE_QUEUES
@@ -102,9 +103,16 @@ OPERATOR = Case(
         "exclusive": "switch",
         "durable": "switch",
         "end_from_trigger": "switch",
+        "budget": "budget",
     },
     # What a task leaves out is the connection's.
-    optional=PLATFORM,
+    optional=(*PLATFORM, "budget"),
+)
+BUDGET_CHECK = Case(
+    CheckAgentBudgetOperator,
+    {"task_id": "run", "agent_id": "agent-1"},
+    {"agent_id": "agent id", "agents_conn_id": "connection", "budget": "budget"},
+    optional=("budget",),
 )
 NAMED = {"submission": "submission", "event_id": "event id", "started_after": "moment", "started_before": "moment"}
 WAITING = {"agents_conn_id": "connection", "settle": "seconds", "appear_within": "seconds", "exclusive": "switch",
@@ -146,10 +154,10 @@ WATCHER = Case(
     {},
     {"agent_id": "agent id", "statuses": "statuses", "agents_conn_id": "connection", "poll_interval": "seconds",
      "settle": "seconds", "queue": "queue"},
-    optional=("agent_id", "queue"),
+    optional=("agent_id", "settle", "queue"),
 )  # fmt: skip
 HOOK = Case(AgentsHook, {}, {"agents_conn_id": "connection"})
-CASES = [OPERATOR, SENSOR, RUN_TRIGGER, IDLE_TRIGGER, WATCHER, HOOK]
+CASES = [OPERATOR, BUDGET_CHECK, SENSOR, RUN_TRIGGER, IDLE_TRIGGER, WATCHER, HOOK]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.made.__name__)

@@ -17,6 +17,7 @@
     │   ├── RequestRejectedError    any other status that is neither a success, 429 nor 5xx
     │   └── PaginationError         a listing does not end
     ├── AgentBusyError              a run of the agent is active, and the task is to start none then
+    ├── BudgetExceededError         a budget leaves no room for another run; nothing was started
     └── AgentRunError               about one run
         ├── AgentRunFailedError     the run ended with another status than COMPLETED
         ├── AgentRunTimeoutError    the run was not finished at the deadline; it may still be running
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from pydantic import ValidationError
 
@@ -185,6 +187,20 @@ class PaginationError(PermanentError):
 
 class AgentBusyError(AgentsError):
     """A run of the agent is active, or the task's turn to start one did not come in time. Nothing was started."""
+
+
+class BudgetExceededError(AgentsError):
+    """A budget leaves no room for another run. Nothing was started.
+
+    Attributes:
+        room_at: after which moment there is room again, if no more runs are started; None if that is not known.
+    """
+
+    is_retryable = False
+
+    def __init__(self, message: str, *, room_at: datetime | None = None) -> None:
+        super().__init__(message)
+        self.room_at = room_at
 
 
 class AgentRunError(AgentsError):

@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    InstanceOf,
     StrictBool,
     StrictStr,
     ValidationError,
@@ -25,7 +26,14 @@ from pydantic import (
 from airflow_provider_agents import __version__
 from airflow_provider_agents.api import environment
 from airflow_provider_agents.api.body import redact
-from airflow_provider_agents.api.errors import InvalidConnectionError, one_line, quote_setting, without_frames
+from airflow_provider_agents.api.errors import (
+    InvalidArgumentError,
+    InvalidConnectionError,
+    one_line,
+    quote_setting,
+    without_frames,
+)
+from airflow_provider_agents.budget import Budget
 
 if TYPE_CHECKING:
     import ssl
@@ -179,6 +187,13 @@ def _check_run_url(template: object) -> object:
     return template
 
 
+def _read_budget(value: object) -> Budget:
+    try:
+        return value if isinstance(value, Budget) else Budget.from_json(value)
+    except InvalidArgumentError as error:
+        raise InvalidConnectionError(f"The connection's extra budget cannot be used: {error}") from None
+
+
 def _to_connection_error(error: ValidationError) -> InvalidConnectionError:
     first = error.errors(include_url=False)[0]
     cause = first.get("ctx", {}).get("error")
@@ -213,6 +228,7 @@ class Settings(BaseModel):
             What tasks use unless they say otherwise, as the two below; None for the tasks' default.
         appear_within: seconds above 0, at most a day, at least `settle`, after which a run without an event is lost.
         exclusive: whether nothing else starts an agent while a task waits for its run.
+        budget: what runs may use before no task of the connection starts another. A client does not ask it.
 
     Raises:
         InvalidConnectionError: from the constructor; the message says what is wrong and what to do.
@@ -236,6 +252,7 @@ class Settings(BaseModel):
     settle: _Seconds | None = None
     appear_within: _Seconds | None = None
     exclusive: Annotated[StrictBool, BeforeValidator(_read_switch)] | None = None
+    budget: Annotated[InstanceOf[Budget], BeforeValidator(_read_budget)] | None = None
     user_agent: str = Field(default_factory=user_agent)
 
     if not TYPE_CHECKING:  # a type checker derives the arguments from the fields

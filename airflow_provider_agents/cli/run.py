@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from airflow_provider_agents import validation
-from airflow_provider_agents.api.errors import AgentsError, one_line
+from airflow_provider_agents.api.errors import AgentsError, BudgetExceededError, one_line
 from airflow_provider_agents.cli.arguments import WAIT_DEFAULTS, read_seconds
 from airflow_provider_agents.cli.command import client_of, command_of, how_to_look
 from airflow_provider_agents.cli.exit_codes import ExitCode
@@ -17,6 +17,7 @@ from airflow_provider_agents.cli.output import LONGEST_LINE, print_rows, run_row
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.polling.blocking import wait_for_end
 from airflow_provider_agents.runs.outcome import Outcome, describe_completed, format_ids, to_error
+from airflow_provider_agents.runs.spending import check_budget
 from airflow_provider_agents.runs.submission import submit
 from airflow_provider_agents.runs.tracker import RunTracker
 
@@ -67,6 +68,9 @@ def run(args: Namespace) -> ExitCode:
     try:
         with client_of(args) as client:
             return _run(args, client, attempt)
+    except BudgetExceededError as error:
+        say(str(error))
+        return ExitCode.NOT_DONE
     except AgentsError as error:
         say(str(error))
         code, code_if_accepted, code_if_in_doubt = ExitCode.NOT_DONE, ExitCode.RUN_GOES_ON, ExitCode.RUN_IN_DOUBT
@@ -89,6 +93,11 @@ def run(args: Namespace) -> ExitCode:
 
 def _run(args: Namespace, client: Client, attempt: _Attempt) -> ExitCode:
     policy = validation.policy_of(client.settings, needs_verdict=False)
+    if client.settings.budget is not None:
+        from airflow.settings import TIMEZONE
+
+        # Whatever `over` says: there is no task to skip.
+        client.run_flow(check_budget(client.settings.budget, args.agent_id, TIMEZONE, owner="connection"))
     steps = submit(args.agent_id, settle=policy.settle, save=attempt.note, say=say)
     attempt.run = submission = client.run_flow(steps)
     attempt.is_accepted = True

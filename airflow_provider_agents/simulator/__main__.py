@@ -32,6 +32,7 @@ _AGENTS = [
     "agent-nightly:5:COMPLETED:60",
     "agent-orders:10",
     "agent-prices:5",
+    "agent-research:6",
     "agent-shop:6",
     "agent-weather:7",
 ]

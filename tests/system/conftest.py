@@ -23,6 +23,7 @@ def simulator(tmp_path_factory, api_key):
     agents = (
         *("agent-123:15", "agent-prices:5", "agent-news:6", "agent-failing:6:FAILED", "agent-worker:5"),
         *("agent-cleanup:5", "agent-draft:5", "agent-invoices:5", "agent-orders:5", "agent-shop:5", "agent-weather:6"),
+        "agent-research:5",
         *("agent-hourly:2:COMPLETED:20", "agent-nightly:2:COMPLETED:20"),
     )
     options = [option for agent in agents for option in ("--agent", agent)]

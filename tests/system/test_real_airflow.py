@@ -48,6 +48,8 @@ def started(airflow, simulator):
     simulator.control("POST", "agents", {"agent_id": "agent-slow", "run_seconds": 25.0})
     simulator.control("POST", "agents", {"agent_id": "agent-busy", "run_seconds": 40.0, "queue_seconds": 0.0})
     simulator.control("POST", "runs", {"agentId": "agent-busy"})
+    simulator.control("POST", "agents", {"agent_id": "agent-spent"})
+    simulator.control("POST", "runs", {"agentId": "agent-spent"})
     simulator.control("POST", "agents", {"agent_id": "agent-busy", "run_seconds": 1.0})
     airflow.api(
         "POST", "/api/v2/pools", {"name": "agent-shop", "slots": 1, "description": "", "include_deferred": True}
@@ -62,6 +64,7 @@ def started(airflow, simulator):
         "system_unknown_agent": None,
         "system_missing_connection": None,
         "system_timeout": None,
+        "system_budget": None,
         "system_wait_until_idle": {"agent": "agent-busy"},
     }
     return {dag_id: airflow.trigger(dag_id, conf) for dag_id, conf in dag_ids.items()}
@@ -160,6 +163,24 @@ def test_what_no_retry_can_mend_fails_at_once_and_says_what_to_do(airflow, start
     assert instance["try_number"] == 1
     log = wait_for_log(airflow, dag_id, run_id, "run", words)
     assert "The run was accepted." not in log
+
+
+def test_a_budget_that_is_used_up_starts_nothing_and_is_asked_once(airflow, simulator, started):
+    run_id = started["system_budget"]
+    assert airflow.wait_for_dag_run("system_budget", run_id) == "failed"
+    assert states_of(airflow, "system_budget", run_id) == {
+        "check": "skipped",
+        "skipped": "skipped",
+        "run": "failed",
+        "mapped": "failed",
+    }
+    assert {
+        row["try_number"] for row in airflow.task_instances("system_budget", run_id) if row["state"] == "failed"
+    } == {1}
+    words = "The task's budget for agent agent-spent leaves no room for another run: 1 of 1 runs since"
+    for task_id in ("check", "run"):
+        wait_for_log(airflow, "system_budget", run_id, task_id, words)
+    assert simulator.executions("agent-spent") == []
 
 
 def test_a_busy_agent_is_waited_for_and_then_run(airflow, simulator, started):

@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 
 from airflow.sdk import DAG
 
-from airflow_provider_agents.operators import ExecuteAgentOperator
+from airflow_provider_agents.budget import Budget
+from airflow_provider_agents.operators import CheckAgentBudgetOperator, ExecuteAgentOperator
 
 START = datetime(2026, 1, 1)  # noqa: DTZ001 - Airflow adds UTC
 #: The simulator shows records at once, so that nothing has to be waited for longer than this.
@@ -23,6 +24,13 @@ with DAG("system_wrong_key", start_date=START, schedule=None):
         task_id="run", agent_id="agent-123", agents_conn_id="agents_wrong_key", retries=3,
         retry_delay=timedelta(seconds=1), **QUICK,
     )  # fmt: skip
+
+with DAG("system_budget", start_date=START, schedule=None):
+    budget = Budget(runs=1, per=timedelta(days=1))
+    check = CheckAgentBudgetOperator(task_id="check", agent_id="agent-spent", budget=budget)
+    check >> ExecuteAgentOperator(task_id="skipped", agent_id="agent-spent", **QUICK)
+    ExecuteAgentOperator(task_id="run", agent_id="agent-spent", budget=budget, retries=3, **QUICK)
+    ExecuteAgentOperator.partial(task_id="mapped", budget=budget, retries=3, **QUICK).expand(agent_id=["agent-spent"])
 
 with DAG("system_unknown_agent", start_date=START, schedule=None):
     ExecuteAgentOperator(task_id="run", agent_id="agent-unknown", retries=3, **QUICK)
