@@ -1,4 +1,4 @@
-"""What a task tells OpenLineage of its run.
+"""What a task reports to OpenLineage about its run.
 
 This module needs Airflow's OpenLineage provider (the extra `openlineage`) and is imported only when that asks.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 #: The facet's key in an event. Public, as the facet's fields are.
 FACET = "agents_run"
-#: Of runs that cannot be told apart, so many are named: an event is no place for a listing.
+#: At most this many candidates are named: an event is no place for a listing.
 _MOST_CANDIDATES = 20
 _LONGEST_ID = 1024
 
@@ -31,16 +31,16 @@ _LONGEST_ID = 1024
 class AgentRunFacet(RunFacet):
     """One agent run. What is not known is None, and missing from the event.
 
-    Its `_schemaURL` is the one of all run facets, which allows any further field: `version` tells how to read these.
+    Its `_schemaURL` is the one of all run facets, which allows any further field: `version` defines how to read these.
     A new field keeps the version; a field that changes its meaning or goes raises it.
 
     Attributes:
         agentId: the agent.
         requestId: what the API answered to the execute.
-        eventId: the run's event, if it can be told.
-        candidateEventIds: the events that the run may be, if it cannot be told which; at most twenty.
+        eventId: the run's event, if it is known.
+        candidateEventIds: the events that the run may be, if it is not known which; at most twenty.
         outcome: a `outcome.Outcome`; None if the task has not seen the run's end.
-        error: why the run failed, as the API says it: one line, at most 200 characters.
+        error: why the run failed, as the API gives it: one line, at most 200 characters.
         finalModel: the model that was used last.
         browserStepCount: steps in the browser.
         browserSessionSeconds: seconds of the browser's session.
@@ -82,7 +82,7 @@ def lineage_of_run(
     if verdict is not None:
         facet.outcome = verdict.outcome.value
         event_ids = [event.id for event in verdict.events if not event.lacks_id] or event_ids
-    # Of several candidates none is known to be the run, so nothing is told of what one of them has used.
+    # Of several candidates none is known to be the run, so the usage of each is left out.
     if verdict is not None and len(verdict.events) == 1:
         (event,) = verdict.events
         facet.error = _quoted(event.error)

@@ -139,7 +139,7 @@ class ExecuteAgentOperator(ReportsRun, BaseOperator):
         AgentRunTimeoutError: the run was not over in time. A retry waits for the same run.
         AgentRunNotFoundError: no event of the run has appeared.
         AgentBusyError: with `if_running="fail"`; with `"wait"`, if the agent is still busy at the deadline.
-        AirflowFailException: what no retry can mend; its `__cause__` is the typed error.
+        AirflowFailException: what no retry can fix; its `__cause__` is the typed error.
         TemporaryError: the API could not be used, after repetitions.
     """
 

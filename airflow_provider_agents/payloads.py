@@ -43,11 +43,11 @@ class RunEnded(Payload):
     Attributes:
         agents_conn_id: the connection over which the run was waited for.
         submission: whose run it was.
-        outcome: a `outcome.Outcome`, or `error` if the wait itself could not go on.
+        outcome: a `outcome.Outcome`, or `error` if the wait itself failed.
         events: the run's event as the API sent it, or those of all candidates, oldest first.
         late: as in `outcome.Verdict`.
         is_shared: likewise.
-        error: why the wait could not go on, or why the last poll before its deadline failed.
+        error: why the wait failed, or why the last poll before its deadline failed.
         for_good: whether a new wait would fail the same way.
         selector: how a sensor has selected the run; None if it was named by its submission or its event.
     """
@@ -64,7 +64,7 @@ class RunEnded(Payload):
     selector: AnySelector | None = None
 
     def verdict(self) -> Verdict | None:
-        """How the wait ended, or None if it could not go on.
+        """How the wait ended, or None if the wait failed.
 
         Raises:
             UnusableDataError: the events are none, or say something else than the outcome.

@@ -65,8 +65,8 @@ def _selects_one_run(sensor: AgentRunSensor) -> str | None:
     """The arguments select one run, and all of them fit together, as far as they are known."""
     given = sensor.selecting
     try:
-        way = selectors.way_of(given)
-        if sensor.agent_id is None and not way.names_agent:
+        kind = selectors.selector_class(given)
+        if sensor.agent_id is None and not kind.names_agent:
             return "agent_id is missing. Only a submission names its agent itself."
         if not any(map(validation.known_later, (sensor.agent_id, *given.values()))):
             selectors.select(sensor.agent_id, given)
@@ -75,7 +75,7 @@ def _selects_one_run(sensor: AgentRunSensor) -> str | None:
     return None
 
 
-def _skips_in_one_way(sensor: Any) -> str | None:
+def _skips_by_one_argument(sensor: Any) -> str | None:
     return (
         "soft_fail and never_fail exclude each other. Leave one out."
         if sensor.soft_fail and sensor.never_fail
@@ -85,7 +85,7 @@ def _skips_in_one_way(sensor: Any) -> str | None:
 
 def _decides_after_settling(sensor: AgentRunSensor) -> str | None:
     """The run of an event that has appeared is decided at once."""
-    return None if selectors.way_of(sensor.selecting).has_appeared else validation.ends_after_settling(sensor)
+    return None if selectors.selector_class(sensor.selecting).has_appeared else validation.ends_after_settling(sensor)
 
 
 ARGUMENTS = validation.Arguments(
@@ -102,7 +102,7 @@ ARGUMENTS = validation.Arguments(
         **validation.PLATFORM,
         "on_ambiguous": validation.one_of(*ON_AMBIGUOUS),
     },
-    relations=(_selects_one_run, _skips_in_one_way, validation.lost_after_settling, _decides_after_settling),
+    relations=(_selects_one_run, _skips_by_one_argument, validation.lost_after_settling, _decides_after_settling),
 )
 
 
@@ -144,7 +144,7 @@ class AgentRunSensor(ReportsRun, BaseSensorOperator):
     Raises:
         InvalidArgumentError: an argument cannot be used (when the DAG is parsed, as far as it is known then).
         AirflowFailException: the run failed, cannot be told from others or cannot be found, or what was given cannot
-            be used; no retry can mend it. Its `__cause__` is the typed error, where a worker has seen it.
+            be used; no retry can fix it. Its `__cause__` is the typed error, where a worker has seen it.
         AirflowSensorTimeout: the run was not over in time, or no run began before `started_before`.
         AirflowSkipException: with `soft_fail`.
     """
@@ -276,8 +276,8 @@ class AgentRunSensor(ReportsRun, BaseSensorOperator):
             with nullcontext() if self.reschedule else interruptible():
                 return self._soft_fail.apply(self, lambda: super(AgentRunSensor, self).execute(context))
         self._soft_fail.apply(self, lambda: self._read_policy(connect(self.agents_conn_id, self.log.warning)))
-        # A run that is over needs no trigger, and what cannot work is said at once. Also, a trigger that fires in the
-        # instant in which it starts can overtake the scheduler's note of the deferral, which then fails the task.
+        # A run that is over needs no trigger, and what cannot work is reported at once. Also, a trigger that fires in
+        # the instant in which it starts can overtake the scheduler's note of the deferral, which then fails the task.
         done = self._soft_fail.apply(self, lambda: self.poke(context))
         if isinstance(done, PokeReturnValue):
             return done.xcom_value
@@ -294,7 +294,7 @@ class AgentRunSensor(ReportsRun, BaseSensorOperator):
     def _read_policy(self, hook: AgentsHook) -> WaitPolicy:
         """How to wait, found out once."""
         if self._policy is None:
-            has_appeared = selectors.way_of(self.selecting).has_appeared
+            has_appeared = selectors.selector_class(self.selecting).has_appeared
             self._policy = validation.policy_of(self, hook.settings(), needs_verdict=not has_appeared)
         return self._policy
 
@@ -391,7 +391,7 @@ class AgentRunSensor(ReportsRun, BaseSensorOperator):
             self._known = LineageInfo(submission=ended.submission, verdict=verdict, base_url=base_url_of(hook))
             if verdict is None:
                 failure = AirflowFailException if ended.for_good else TemporaryError
-                raise failure(ended.error or "The wait could not go on.")
+                raise failure(ended.error or "The wait failed.")
             own = own_event(verdict, ended.submission)
             if own is not None:
                 log_run_url(self, ended.submission.agent_id, own.id, hook)

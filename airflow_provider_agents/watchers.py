@@ -1,10 +1,10 @@
-"""Event-driven scheduling: an asset event for the runs that have ended, whoever started them.
+"""Event-driven scheduling: an asset event for the runs that have ended, also runs that other parties started.
 
 The trigger is at least once: what it has yielded is in the triggerer's memory for a moment, and a triggerer that is
 killed loses its memory. So the checkpoint that is committed is one that was taken before that moment. Three rules hold
 over a kill at any await:
 
-1. The first checkpoint is committed before the first look, so a restart never begins at a later "now".
+1. The first checkpoint is committed before the first poll, so a restart never begins at a later "now".
 2. A checkpoint is committed `_BEHIND_SECONDS` after the last yield that it counts as done has returned control.
 3. Each watcher has a checkpoint of its own. It is kept in every asset that the watcher feeds, and the most advanced one
    is read: all of them are sound, so assets may come and go.
@@ -57,7 +57,7 @@ class FinishedRuns(Payload):
 #: watchers anew, from then on.
 CHECKPOINT_KEY = "agent_runs_checkpoint"
 #: What was yielded reaches the database about a second later, or ten if a triggerer is busy. A checkpoint that counts a
-#: yield as done is committed only this many seconds after the yield returned, so that what was not kept is told again.
+#: yield as done is committed only this many seconds after the yield returned, so that what was lost is reported again.
 _BEHIND_SECONDS = 15.0
 #: A checkpoint in which nothing but its time has changed is committed this often, in seconds. A restart lists again
 #: what has happened since.
@@ -73,7 +73,7 @@ _STORE_AGAIN_SECONDS = 5.0
 _COMMIT_AGAIN_SECONDS = 60.0
 #: For this many seconds a watcher waits for the state of all its assets before it does without some of them.
 _STORE_PATIENCE_SECONDS = 300.0
-#: Seconds until a watcher that was refused tries again. Nobody would start it again, so it does not end.
+#: Seconds until a watcher that was refused tries again. Airflow would not start it again, so it does not end.
 _WATCH_AGAIN_SECONDS = 60.0
 
 
@@ -113,20 +113,20 @@ ARGUMENTS = validation.Arguments(
 
 
 class AgentRunEventTrigger(BaseEventTrigger):
-    """Tells an asset of every run that ends, whoever has started it.
+    """Reports every run that ends to an asset, also runs that other parties have started.
 
     For `AssetWatcher(name=..., trigger=AgentRunEventTrigger(...))`. One cycle yields one event that lists all runs
     that ended, since Airflow up to 3.3.2 holds back all but the first event of a burst; beyond 500 runs or 256 KiB the
     rest follows in further events, `poll_interval` seconds apart. Read it with `finished_runs`.
 
     Where it has got to is kept in the asset's state (Airflow 3.3 and later): a restart of the triggerer loses nothing
-    and may repeat what was told in the seconds before it. Before 3.3 it starts from now whenever it starts.
+    and may repeat what was reported in the seconds before it. Before 3.3 it starts from now whenever it starts.
 
     Args:
         agent_id: the agent, or None for every agent of the account.
-        statuses: how a run has to end to be told.
+        statuses: how a run has to end to be reported.
         agents_conn_id: the connection.
-        poll_interval: seconds between two looks, at least 1.
+        poll_interval: seconds between two polls, at least 1.
         settle: seconds within which the event of a run appears. None: the connection's value, or else 30.
         queue: the watcher runs in the triggerers with `--queues` that name this queue (Airflow 3.4 and later); in those
             without `--queues` by default.
@@ -170,7 +170,7 @@ class AgentRunEventTrigger(BaseEventTrigger):
         return "airflow_provider_agents.watchers.AgentRunEventTrigger", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Look for ever; yield one event for each cycle in which runs had ended."""
+        """Poll forever; yield one event for each cycle in which runs had ended."""
         checkpoints = _Checkpoints(self)
         checkpoint = await checkpoints.load()
         while True:
@@ -193,8 +193,8 @@ class AgentRunEventTrigger(BaseEventTrigger):
                             checkpoint = tracker.checkpoint()
                             await checkpoints.commit(checkpoint)
             except AgentsError as error:
-                self.log.error(  # noqa: TRY400 - its traceback would say no more
-                    "The watch cannot go on: %s Trying again in %g seconds.", error, _WATCH_AGAIN_SECONDS
+                self.log.error(  # noqa: TRY400 - its traceback would add nothing
+                    "The watcher cannot continue: %s Trying again in %g seconds.", error, _WATCH_AGAIN_SECONDS
                 )
             await clock.asleep(_WATCH_AGAIN_SECONDS)
 
@@ -234,7 +234,7 @@ class _Checkpoints:
         watched = (trigger.agents_conn_id, trigger.agent_id)
         self._key = f"{CHECKPOINT_KEY}/{_short(*watched, trigger.statuses)}"
         self._shared_key = f"{CHECKPOINT_KEY}/{_short(*watched)}"
-        # For people who look at the asset's state.
+        # For people who read the asset's state.
         self._about = {
             "agents_conn_id": trigger.agents_conn_id,
             "agent_id": trigger.agent_id,
@@ -252,7 +252,7 @@ class _Checkpoints:
         if not self._stores:
             self._log.warning(
                 "This Airflow keeps no state of assets (3.3 and later do): watching from now on. What ends while no "
-                "triggerer runs is not told."
+                "triggerer runs is not reported."
             )
             return None
         values = await self._read_all()
@@ -262,7 +262,7 @@ class _Checkpoints:
                 # Each is sound, so the one that has got furthest loses nothing and repeats least.
                 self._noted = max(known, key=lambda checkpoint: (checkpoint.watermark, len(checkpoint.emitted)))
                 if name != self._key:
-                    # The other watchers go on writing to the shared key.
+                    # The other watchers still write to the shared key.
                     await self.commit_first(self._noted)
                 return self._noted
         self._log.info("No checkpoint of this watcher can be read: watching from now on.")
@@ -289,8 +289,8 @@ class _Checkpoints:
                 except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the watch
                     self._log.warning("The state of the asset cannot be read (%s); trying again.", _words(error))
             found = [value for value in values.values() if value[self._key] is not None]
-            # An asset without a checkpoint says nothing: the missing answer may hold one, and to start from now would
-            # lose what ended before.
+            # An asset without a checkpoint proves nothing: the missing response may hold one, and to start from now
+            # would lose what ended before.
             if len(values) == len(self._stores) or (found and clock.loop_time() >= ends_at):
                 return [*values.values()]
             await clock.asleep(_STORE_AGAIN_SECONDS)
@@ -309,7 +309,7 @@ class _Checkpoints:
         self._yielded_at = clock.loop_time()
 
     async def commit(self, checkpoint: Checkpoint) -> None:
-        """Commit this checkpoint, as soon as all that it counts as told is in Airflow's database."""
+        """Commit this checkpoint, as soon as all that it counts as reported is in Airflow's database."""
         if not self._stores:
             return
         now = clock.loop_time()
@@ -366,7 +366,7 @@ _HISTORY_EVENTS = 100
 
 
 def finished_runs(triggering_events: Iterable[Any], *, history: Any = None) -> list[dict[str, Any]]:
-    """The runs in the asset events that have started a DAG run, each once, in the order in which they were told.
+    """The runs in the asset events that have started a DAG run, each once, in the order in which they were reported.
 
     With `history`, a run belongs to the first event that reports it and has started a DAG run of the same DAG, and so
     to one DAG run of each DAG. It makes no difference in which order the DAG runs execute, and how many at once. A
@@ -382,7 +382,7 @@ def finished_runs(triggering_events: Iterable[Any], *, history: Any = None) -> l
         The runs' events as the API sent them.
     """
     events = list(triggering_events)
-    runs = _first_told(events)
+    runs = _first_reported(events)
     if history is None or not runs:
         return [run for run, _ in runs.values()]
     # Airflow 3.0 hands out all events of the asset: there is no choice among them.
@@ -392,9 +392,11 @@ def finished_runs(triggering_events: Iterable[Any], *, history: Any = None) -> l
     dag_id = _dag_id()
     # An event that has started no DAG run of this DAG has given it nothing: the DAG was paused, or Airflow before 3.4
     # has lost the event, as it does in a burst.
-    heard = [event for event in history if any(dag_id in (None, dag_run.dag_id) for dag_run in event.created_dagruns)]
-    # Oldest first, so that the first event that tells of a run is found, whichever order Airflow has.
-    before = _first_told(sorted(heard, key=lambda event: event.timestamp))
+    starting_events = [
+        event for event in history if any(dag_id in (None, dag_run.dag_id) for dag_run in event.created_dagruns)
+    ]
+    # Oldest first, so that the first event that reports a run is found, whichever order Airflow has.
+    before = _first_reported(sorted(starting_events, key=lambda event: event.timestamp))
     return [
         run
         for event_id, (run, event) in runs.items()
@@ -414,7 +416,7 @@ def _dag_id() -> str | None:
     return dag_id
 
 
-def _first_told(events: Iterable[Any]) -> dict[str, tuple[dict[str, Any], Any]]:
+def _first_reported(events: Iterable[Any]) -> dict[str, tuple[dict[str, Any], Any]]:
     """Each run that events report, with the first of the events that does, by the run's id."""
     found: dict[str, tuple[dict[str, Any], Any]] = {}
     for event in events:

@@ -169,13 +169,13 @@ def test_a_refused_key_ends_no_watch(platform, monkeypatch, logged):
         asyncio.get_running_loop().call_later(900.0, lambda: setattr(platform.sim, "api_keys", (KEY,)))
 
     assert len(flat(watch(platform, 1200, state=state, then=mend))) == 1
-    assert "The watch cannot go on" in logged()
+    assert "The watcher cannot continue" in logged()
 
 
 def test_a_wrong_connection_is_said_and_tried_again(platform, monkeypatch, logged):
     monkeypatch.setenv("AIRFLOW_CONN_AGENTS_DEFAULT", connection("no-scheme.example"))
     assert watch(platform, 200) == []
-    assert logged().count("The watch cannot go on") == 4
+    assert logged().count("The watcher cannot continue") == 4
 
 
 @pytest.mark.parametrize("extra", [{"settle": 120}, {}], ids=repr)

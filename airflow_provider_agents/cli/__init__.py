@@ -3,7 +3,7 @@
 `airflow` loads this module at each of its starts, whatever the command, so it imports only what `airflow` has loaded by
 then. Each command has a module of its own, which is imported when the command runs.
 
-What a command found goes to the standard output, alone; whatever else there is to say goes to the standard error.
+What a command found goes to the standard output, alone. Everything else goes to the standard error.
 """
 
 from __future__ import annotations

@@ -104,10 +104,10 @@ LIMIT = Arg(
     type=positive_int(allow_zero=False),
     default=20,
     metavar="COUNT",
-    help="at most so many runs, the newest (default: %(default)s)",
+    help="at most N runs, the newest (default: %(default)s)",
 )
 WAIT = Arg(("--wait",), action="store_true", help="wait until the run is over, and show how it ended")
-#: The defaults of what only a wait needs, as a user writes them. argparse would not tell them from what was given.
+#: The defaults of what only a wait needs, as a user writes them. argparse cannot distinguish them from given values.
 WAIT_DEFAULTS = {"timeout": "24h", "poll_interval": "5s"}
 TIMEOUT = Arg(
     ("--timeout",),

@@ -94,14 +94,14 @@ def compare_clocks(
     """How far the server's clock is from ours, and what that means.
 
     Args:
-        server_time: what the server said in its answer.
+        server_time: the `Date` of the response.
         began_at: our clock before the request.
-        ended_at: our clock after its answer.
+        ended_at: our clock after its response.
     """
     if server_time is None:
         return "failed", (
-            "the answers have no Date header, so runs that start at about the same time are harder to tell apart. Let "
-            "the gateway in between hand that header on"
+            "the responses have no Date header, so runs that start at about the same time are harder to tell apart. "
+            "Let the gateway in between hand that header on"
         )
     # The server cuts its time to the second, at some moment between the two of ours.
     ahead = server_time + DATE_RESOLUTION / 2 - (began_at + (ended_at - began_at) / 2)

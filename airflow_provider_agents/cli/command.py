@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def command_of(work: Callable[[Namespace], ExitCode]) -> Callable[[Namespace], None]:
-    """A command that says in one line what went wrong, and ends with its code."""
+    """A command that prints in one line what went wrong, and ends with its code."""
 
     # What Airflow and httpx log would come in between what a script reads.
     @suppress_logs_and_warning

@@ -12,7 +12,7 @@ class ExitCode(IntEnum):
     NOT_DONE = 1
     WRONG_ARGUMENTS = 2
     RUN_FAILED = 3
-    RUN_GOES_ON = 4
+    RUN_STILL_RUNNING = 4
     RUN_AMBIGUOUS = 5
     RUN_IN_DOUBT = 6
     INTERRUPTED = 130
@@ -23,7 +23,7 @@ EXIT_CODES = """exit codes of `run`:
   1    nothing was started
   2    the arguments are wrong
   3    the run FAILED
-  4    the run was not over in time, or can no longer be looked at; it is still running
+  4    the run was not over in time, or can no longer be read; it is still running
   5    several runs could be this one, and it is not known which one is
   6    it is not known whether a run was started
   130  interrupted (Ctrl-C); a run that was started is still running

@@ -85,9 +85,9 @@ def _delays(seen: Observations) -> list[float]:
 
 def _waited(run: ProbedRun) -> float:
     """Seconds from the 202 to the last poll."""
-    if not run.looks or run.answered_at is None:
+    if not run.polls or run.answered_at is None:
         return 0.0
-    return (run.looks[-1].answered_at - run.answered_at).total_seconds()
+    return (run.polls[-1].answered_at - run.answered_at).total_seconds()
 
 
 def _seconds(values: Iterable[float]) -> str:
@@ -102,7 +102,7 @@ def _names(names: Iterable[str]) -> str:
 
 def _appearance(seen: Observations) -> Finding:
     delays, default = _delays(seen), WaitPolicy().settle
-    missing = [run for run in seen.accepted if run.looks and not run.candidate_ids]
+    missing = [run for run in seen.accepted if run.polls and not run.candidate_ids]
     value = {"shortest": round(min(delays), 3), "longest": round(max(delays), 3)} if delays else None
     text = f"{_seconds(delays)} after the 202 (runs: {len(delays)} of {len(seen.runs)})" if delays else "not seen"
     if missing:
@@ -208,8 +208,8 @@ def _request_name(seen: Observations) -> Finding:
     for run in seen.accepted:
         if run.request_id is None:
             kinds.add("no requestId in the 202")
-        for look in run.looks:
-            for event in filter(None, map(look.event, look.event_ids)):
+        for poll in run.polls:
+            for event in filter(None, map(poll.event, poll.event_ids)):
                 if event.id == run.request_id:
                     kinds.add("id")
                 elif run.request_id is not None and event.requestId == run.request_id:
@@ -259,16 +259,16 @@ def _place_of_pending(seen: Observations) -> Finding:
     places = set[str]()
     for run in seen.known:
         hidden, is_listed = 0, False
-        for look, event in run.states():
+        for poll, event in run.states():
             if event is None or event.startedAt is not None or is_terminal(event):
                 continue
-            row = look.listed.rows.get(event.id)
+            row = poll.listed.rows.get(event.id)
             if row is None:
                 hidden += 1
                 continue
             is_listed = True
-            if look.listed.size > len(look.listed.rows):
-                last = row.position == look.listed.size - 1 and not look.listed.has_more
+            if poll.listed.size > len(poll.listed.rows):
+                last = row.position == poll.listed.size - 1 and not poll.listed.has_more
                 places.add("top" if row.position == 0 else "bottom" if last else "middle")
         # One poll may lie around the moment at which the event appears.
         if hidden > 1 and not is_listed:

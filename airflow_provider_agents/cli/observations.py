@@ -68,7 +68,7 @@ class SeenListing:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Poll:
     """One poll: the runs with the status PENDING, and then all.
 
     Attributes:
@@ -109,7 +109,7 @@ class ProbedRun:
         answered_at: our clock when the 202 was there; None without one.
         server_after: the server's clock in the 202.
         request_id: of the 202.
-        looks: the polls after the 202, in order; add to them by `record`.
+        polls: the polls after the 202, in order; add to them by `record`.
         kept_by_start_filter: whether `startedAfter` kept the run while it was PENDING and had no `startedAt`; None if
             that could not be tried.
     """
@@ -119,15 +119,15 @@ class ProbedRun:
     answered_at: datetime | None = None
     server_after: datetime | None = None
     request_id: str | None = None
-    looks: list[Look] = field(default_factory=list)
+    polls: list[Poll] = field(default_factory=list)
     kept_by_start_filter: bool | None = None
     _seen: dict[str, ExecutionEvent] = field(default_factory=dict)
 
-    def record(self, look: Look) -> None:
+    def record(self, poll: Poll) -> None:
         """Add a poll."""
-        self.looks.append(look)
-        for event_id in look.event_ids:
-            event, last = look.event(event_id), self._seen.get(event_id)
+        self.polls.append(poll)
+        for event_id in poll.event_ids:
+            event, last = poll.event(event_id), self._seen.get(event_id)
             # A listing that lags may follow, so an end counts wherever it was seen.
             if event is not None and (last is None or not is_terminal(last)):
                 self._seen[event_id] = event
@@ -168,12 +168,12 @@ class ProbedRun:
         ids = self.candidate_ids
         return bool(ids) and all(is_terminal(self._seen[event_id]) for event_id in ids)
 
-    def states(self) -> Iterator[tuple[Look, ExecutionEvent | None]]:
+    def states(self) -> Iterator[tuple[Poll, ExecutionEvent | None]]:
         """Each poll, and the run's event in it."""
         event_id = self.event_id
         if event_id is not None:
-            for look in self.looks:
-                yield look, look.event(event_id)
+            for poll in self.polls:
+                yield poll, poll.event(event_id)
 
     @property
     def shown_from(self) -> int | None:
@@ -192,7 +192,7 @@ class ProbedRun:
         number = self.shown_from
         if number is None or self.answered_at is None:
             return None
-        return max(0.0, (self.looks[number].answered_at - self.answered_at).total_seconds())
+        return max(0.0, (self.polls[number].answered_at - self.answered_at).total_seconds())
 
 
 def kind_of_created(run: ProbedRun, created_at: datetime) -> tuple[CreatedKind, float]:
@@ -204,11 +204,11 @@ def kind_of_created(run: ProbedRun, created_at: datetime) -> tuple[CreatedKind, 
         return "either", 0.0
     if created_at < run.server_before - DATE_RESOLUTION:
         return "behind", (run.server_before - created_at).total_seconds()
-    first = run.looks[next(number for number, (_, event) in enumerate(run.states()) if event is not None)]
-    number = run.looks.index(first)
+    first = run.polls[next(number for number, (_, event) in enumerate(run.states()) if event is not None)]
+    number = run.polls.index(first)
     if first.server_time is not None and created_at > first.server_time + 2 * DATE_RESOLUTION:
         return "ahead", (created_at - first.server_time - DATE_RESOLUTION).total_seconds()
-    absent_at = run.looks[number - 1].server_time if number else None
+    absent_at = run.polls[number - 1].server_time if number else None
     if absent_at is None or absent_at <= run.server_after + DATE_RESOLUTION:
         return "either", 0.0
     if created_at <= run.server_after + DATE_RESOLUTION:
@@ -238,21 +238,21 @@ def lag_of(run: ProbedRun) -> Lag:
     """Compare each poll with those before it."""
     lag = Lag()
     newest: ExecutionEvent | None = None
-    newest_at = run.looks[0].answered_at if run.looks else None
+    newest_at = run.polls[0].answered_at if run.polls else None
     server_time: datetime | None = None
-    for look, event in run.states():
+    for poll, event in run.states():
         lag.is_gone = event is None and newest is not None
         lag.vanished += lag.is_gone
         if event is not None and newest_at is not None:
             if newest is not None and _is_older(event, newest):
-                lag.older = max(lag.older, (look.answered_at - newest_at).total_seconds())
+                lag.older = max(lag.older, (poll.answered_at - newest_at).total_seconds())
             else:
                 if newest is None or event.status != newest.status:
-                    newest_at = look.answered_at
+                    newest_at = poll.answered_at
                     if newest is not None and server_time is not None and event.updatedAt is not None:
                         lag.behind = max(lag.behind, (server_time - event.updatedAt).total_seconds())
                 newest = event
-        server_time = look.server_time
+        server_time = poll.server_time
     return lag
 
 

@@ -1,4 +1,4 @@
-"""How `airflow agents probe` starts runs and looks at them. What it sees is kept in `observations`."""
+"""How `airflow agents probe` starts runs and polls them. What it sees is kept in `observations`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from airflow_provider_agents.api.errors import AgentsError, PermanentError, Unre
 from airflow_provider_agents.api.flow import MAX_LIMIT, paginate
 from airflow_provider_agents.api.models import Status
 from airflow_provider_agents.cli.check import compare_clocks
-from airflow_provider_agents.cli.observations import BOUND_OFFSETS, Look, ProbedRun, SeenListing
+from airflow_provider_agents.cli.observations import BOUND_OFFSETS, Poll, ProbedRun, SeenListing
 from airflow_provider_agents.clock import now, sleep
 from airflow_provider_agents.runs.listing import PAGE_ROWS
 from airflow_provider_agents.runs.status import is_terminal
@@ -132,30 +132,30 @@ class _Probe:
             return run
 
     def _watch(self, run: ProbedRun, name: str) -> None:
-        """Look at a run until some seconds after its end."""
-        agent_id, began_at, said = self._seen.agent_id, now(), None
+        """Poll a run until some seconds after its end."""
+        agent_id, began_at, reported = self._seen.agent_id, now(), None
         over_since: datetime | None = None
         while True:
-            look = self._look(run)
-            run.record(look)
+            poll = self._poll(run)
+            run.record(poll)
             event = run.event
-            if event is not None and event.status != said:
-                said = event.status
-                self._say(f"Run {name} is {said}. agent={agent_id} event={event.id}")
+            if event is not None and event.status != reported:
+                reported = event.status
+                self._say(f"Run {name} is {reported}. agent={agent_id} event={event.id}")
             self._try_start_filter(run)
-            passed = (look.answered_at - began_at).total_seconds()
+            passed = (poll.answered_at - began_at).total_seconds()
             if run.is_over:
-                over_since = over_since or look.answered_at
-                if (look.answered_at - over_since).total_seconds() >= _AFTER_END_SECONDS:
+                over_since = over_since or poll.answered_at
+                if (poll.answered_at - over_since).total_seconds() >= _AFTER_END_SECONDS:
                     break
             elif passed >= (_END_SECONDS if run.candidate_ids else _EVENT_SECONDS):
                 break
             pace = 0.5 if over_since is not None else next(pause for until, pause in _PACE if passed < until)
             sleep(pace)
-        for look in run.looks:
-            self._known_ids.update(look.event_ids)
+        for poll in run.polls:
+            self._known_ids.update(poll.event_ids)
 
-    def _look(self, run: ProbedRun) -> Look:
+    def _poll(self, run: ProbedRun) -> Poll:
         asked_at, pending = now(), None
         event = run.event
         if event is None or event.status == Status.PENDING:
@@ -165,7 +165,7 @@ class _Probe:
             pending = SeenListing.of(rows, self._known_ids, has_more=has_more)
         rows, server_time, has_more = self._read(list_agent_events(self._seen.agent_id, limit=PAGE_ROWS))
         listed = SeenListing.of(rows, self._known_ids, has_more=has_more)
-        return Look(asked_at, now(), server_time, pending, listed)
+        return Poll(asked_at, now(), server_time, pending, listed)
 
     def _try_start_filter(self, run: ProbedRun) -> None:
         """Ask with `startedAfter` for a run that has not begun, until it is known what happens."""

@@ -46,7 +46,7 @@ def print_rows(output: str, records: Sequence[dict[str, Any]], rows: Sequence[di
         output: as `--output` says.
         records: for scripts.
         rows: the same for people, column by column.
-        empty: said in place of a table without rows.
+        empty: printed in place of a table without rows.
     """
     if output == "json":
         # ASCII only, so that no character can mean anything to a terminal.

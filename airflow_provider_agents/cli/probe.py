@@ -63,7 +63,7 @@ def probe(args: Namespace) -> ExitCode:
     for code, is_so in (
         (ExitCode.INTERRUPTED, interrupted),
         (ExitCode.RUN_IN_DOUBT, in_doubt),
-        (ExitCode.RUN_GOES_ON, not seen.is_complete),
+        (ExitCode.RUN_STILL_RUNNING, not seen.is_complete),
         (ExitCode.NOT_DONE, bool(warnings_of(findings))),
     ):
         if is_so:
@@ -72,7 +72,7 @@ def probe(args: Namespace) -> ExitCode:
 
 
 def _confirm(args: Namespace, agent_id: str) -> ExitCode | None:
-    """Say what the command costs, and ask; None if it may go on."""
+    """Print what the command costs, and ask; None if the runs may be started."""
     runs = "1 run" if args.runs == 1 else f"{args.runs} runs, one after the other"
     say(f"This starts {runs}, of agent {agent_id}. Each run costs money and cannot be cancelled.")
     if args.yes:

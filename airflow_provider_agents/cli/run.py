@@ -73,7 +73,7 @@ def run(args: Namespace) -> ExitCode:
         return ExitCode.NOT_DONE
     except AgentsError as error:
         say(str(error))
-        code, code_if_accepted, code_if_in_doubt = ExitCode.NOT_DONE, ExitCode.RUN_GOES_ON, ExitCode.RUN_IN_DOUBT
+        code, code_if_accepted, code_if_in_doubt = ExitCode.NOT_DONE, ExitCode.RUN_STILL_RUNNING, ExitCode.RUN_IN_DOUBT
     except KeyboardInterrupt:
         say("Interrupted.")
         code = code_if_accepted = code_if_in_doubt = ExitCode.INTERRUPTED
@@ -124,7 +124,7 @@ def _run(args: Namespace, client: Client, attempt: _Attempt) -> ExitCode:
     return {
         Outcome.COMPLETED: ExitCode.DONE,
         Outcome.FAILED: ExitCode.RUN_FAILED,
-        Outcome.TIMED_OUT: ExitCode.RUN_GOES_ON,
+        Outcome.TIMED_OUT: ExitCode.RUN_STILL_RUNNING,
         Outcome.AMBIGUOUS: ExitCode.RUN_AMBIGUOUS,
         Outcome.NOT_FOUND: ExitCode.RUN_IN_DOUBT,
     }[verdict.outcome]
@@ -143,7 +143,7 @@ def _print_run(output: str, submission: Submission, outcome: str, events: Sequen
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Say]:
-    """Where a wait says what it sees: lines, and on a terminal a clock below them."""
+    """Where a wait logs what it sees: lines, and on a terminal a clock below them."""
     if not sys.stderr.isatty():
         yield lambda _, message: say(message)
         return

@@ -36,12 +36,12 @@ _NAMED = 5
 class IdleAgent(AskingSubscriber[bool]):
     """Waits until no run of an agent is active: the result is False if one still is at the deadline.
 
-    Between two answers the active runs are followed, as all runs are.
+    Between two responses the active runs are followed, as all runs are.
 
     Args:
         agent_id: the agent.
         say: logs changes of state and signs of life.
-        may_start: called with the active runs of each answer. Returns why to wait although there is none, or None.
+        may_start: called with the active runs of each response. Returns why to wait although there is none, or None.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class IdleAgent(AskingSubscriber[bool]):
         """The agent."""
         return "active", self.agent_id
 
-    def wants_answer(self, now: datetime) -> bool:
+    def wants_request(self, now: datetime) -> bool:
         """Not while known runs are followed, except now and then."""
         return not self._active or self._asked_at is None or now - self._asked_at >= _ASK_AGAIN_AFTER
 
@@ -68,15 +68,15 @@ class IdleAgent(AskingSubscriber[bool]):
         """The agent's active runs."""
         return active_runs(self.agent_id)
 
-    def apply_answer(self, answer: list[ExecutionEvent], began_at: datetime) -> bool | None:
+    def apply_response(self, response: list[ExecutionEvent], began_at: datetime) -> bool | None:
         """The agent is idle if no run is active and `may_start` has no objection."""
         self._asked_at = began_at
-        objection = self._may_start(answer)
-        if not answer and objection is None:
+        objection = self._may_start(response)
+        if not response and objection is None:
             return True
         # A row without an id cannot be followed.
-        self._active = {} if any(event.lacks_id for event in answer) else {event.id: event for event in answer}
-        self._reason = f"event {answer[0].id} is {describe_state(answer[0])}" if answer else str(objection)
+        self._active = {} if any(event.lacks_id for event in response) else {event.id: event for event in response}
+        self._reason = f"event {response[0].id} is {describe_state(response[0])}" if response else str(objection)
         return None
 
     @property
@@ -85,7 +85,7 @@ class IdleAgent(AskingSubscriber[bool]):
         return self._active.values()
 
     def apply_event(self, event: ExecutionEvent) -> bool | None:
-        """Drop a run that has ended. Only the agent's answer says that no other run is active."""
+        """Drop a run that has ended. Only the agent's response shows that no other run is active."""
         if not is_active(event):
             self._active.pop(event.id, None)
         return None
@@ -141,9 +141,9 @@ class RunSearch(AskingSubscriber["ExecutionEvent | Missing | None"]):
         """The runs among which this one is."""
         return self._selector.list_runs()
 
-    def apply_answer(self, answer: StartedRuns, began_at: datetime) -> ExecutionEvent | Missing | None:  # noqa: ARG002 - the answer has its own clocks
+    def apply_response(self, response: StartedRuns, began_at: datetime) -> ExecutionEvent | Missing | None:  # noqa: ARG002 - the response has its own clocks
         """The run, or `Missing` if there is none and none can appear any more."""
-        return self._search.apply_listing(answer)
+        return self._search.apply_listing(response)
 
     def expire(self) -> None:
         """No run is known at the deadline."""

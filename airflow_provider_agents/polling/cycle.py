@@ -51,8 +51,8 @@ class Cycle:
         served: the subscriptions at its beginning.
         seeking: of them, those that seek, by agent.
         due: the followed events that are to be shown.
-        failed_ways: the listings of the account that failed.
-        heard: agents of which a listing showed a run, or whose own listing was answered.
+        failed_listings: the listings of the account that failed, by name.
+        seen_agents: agents of which a listing showed a run, or whose own listing was answered.
         error: why the cycle brought nothing; None if it brought something.
     """
 
@@ -71,10 +71,10 @@ class Cycle:
         self._missed: set[str] = set()
         self._refused_windows: set[str] = set()
         self._pending: AccountProgress | None = None
-        self.failed_ways: set[str] = set()
-        self._refused_ways: list[str] = []
+        self.failed_listings: set[str] = set()
+        self._refused_listings: list[str] = []
         self._complete: dict[Scope, AccountProgress | AgentProgress] = {}
-        self.heard: set[Scope] = set()
+        self.seen_agents: set[Scope] = set()
         self._unanswered: dict[Subscription[Any], AgentsError] = {}
         self._responses = self._failures = 0
         self._refusal: PermanentError | None = None
@@ -200,7 +200,7 @@ class Cycle:
         """
         self._responses += 1
         if agent_id is not ACCOUNT:
-            self.heard.add(agent_id)
+            self.seen_agents.add(agent_id)
         if server_time is not None and self._responses == 1:
             self._planner.compare_clocks(server_time, self.at)
         whole = True
@@ -211,7 +211,7 @@ class Cycle:
                 if not self._registry.has(ACCOUNT):
                     continue
             self._shown.add(event.id)
-            self.heard.add(owner)
+            self.seen_agents.add(owner)
             self._registry.deliver_row(owner, event, server_time, self.at)
         return whole
 
@@ -219,12 +219,12 @@ class Cycle:
         """Whether this is the last poll of a subscription."""
         return subscription in self._expiring
 
-    def answered(self, subscriptions: Iterable[Subscription[Any]], answer: object) -> None:
+    def take_response(self, subscriptions: Iterable[Subscription[Any]], response: object) -> None:
         """The own requests of these subscribers were answered."""
         self._responses += 1
         for subscription in subscriptions:
-            self.heard.add(subscription.subscriber.agent_id)
-            self._registry.answer(subscription, answer, self.at)
+            self.seen_agents.add(subscription.subscriber.agent_id)
+            self._registry.deliver_response(subscription, response, self.at)
 
     def failed(self, error: AgentsError, concerned: Iterable[Subscription[Any]]) -> None:
         """A failure says something about the platform or the key, and so perhaps about other requests as well."""
@@ -237,18 +237,18 @@ class Cycle:
         self._refusal = error
         self._unanswered.update(dict.fromkeys(concerned, error))
 
-    def way_failed(self, way: str, error: AgentsError) -> None:
-        """One of the account's listings failed: another way would fare no better."""
-        self.failed_ways.add(way)
+    def listing_failed(self, name: str, error: AgentsError) -> None:
+        """One of the account's listings failed. Another listing would probably fail too."""
+        self.failed_listings.add(name)
         self.failed(error, self.served)
 
-    def way_refused(self, way: str, error: PermanentError) -> None:
+    def listing_refused(self, name: str, error: PermanentError) -> None:
         """One of the account's listings was refused: a key, or a gateway, allows the agents' own listings only."""
         # If these do not work either, they will report it.
         self.refused(error, self.seeking.get(ACCOUNT, ()))
-        self._refused_ways.append(way)
-        self._planner.refused(way, self.at)
-        log.info("Doing without the account's listing (%s): %s", way, error)
+        self._refused_listings.append(name)
+        self._planner.refused(name, self.at)
+        log.info("Doing without the account's listing (%s): %s", name, error)
 
     def give_up(self, concerned: Iterable[Subscription[Any]]) -> None:
         """The last failure counts for these subscriptions, too."""
@@ -309,8 +309,8 @@ class Cycle:
         """Report failures, and end what is past its deadline."""
         if not self._responses:
             # Everything was refused, so the refusal says nothing about the account's listing in particular.
-            for way in self._refused_ways:
-                self._planner.allow(way)
+            for name in self._refused_listings:
+                self._planner.allow(name)
         handled = 0
         for subscription in itertools.chain(self._count_failures(), self._count_recoveries()):
             subscription.wake()
@@ -341,7 +341,7 @@ class Cycle:
             return
         served = set(self.served)
         for subscription in [one for one in self._registry.failing if one not in self._unanswered]:
-            if subscription not in served and subscription.subscriber.agent_id not in self.heard:
+            if subscription not in served and subscription.subscriber.agent_id not in self.seen_agents:
                 # What was answered was asked for others.
                 continue
             self._registry.remove_failing(subscription)

@@ -247,14 +247,14 @@ class Listings:
             return True
         return False
 
-    def _over_account(self, way: str, reading: Flow[T]) -> Generator[Any, Any, T | None]:
+    def _over_account(self, name: str, reading: Flow[T]) -> Generator[Any, Any, T | None]:
         """Read one of the account's listings to its end; None if that failed."""
         try:
             return (yield from reading)
         except (TemporaryError, AuthenticationError) as error:
-            self._cycle.way_failed(way, error)
+            self._cycle.listing_failed(name, error)
         except PermanentError as error:
-            self._cycle.way_refused(way, error)
+            self._cycle.listing_refused(name, error)
         return None
 
     # --- an agent's listings --------------------------------------------------------------------------------------
@@ -377,9 +377,9 @@ class Listings:
 
     def own_requests(self, request_flow: Flow[Any], subscriptions: Sequence[Subscription[Any]]) -> Flow[None]:
         """The own requests of subscribers whose requests are the same."""
-        answer = yield from self._over_agent(request_flow, lambda: subscriptions)
-        if answer is not None:
-            self._cycle.answered(subscriptions, answer)
+        response = yield from self._over_agent(request_flow, lambda: subscriptions)
+        if response is not None:
+            self._cycle.take_response(subscriptions, response)
 
     def _over_agent(
         self, reading: Flow[T], concerned: Callable[[], Iterable[Subscription[Any]]]

@@ -239,11 +239,11 @@ class Plan:
         if choice.pending:
             # Before everything else: a run that begins after this response is in those that follow.
             yield [listings.list_status(Status.PENDING, choice.budget)]
-        if choice.active and not cycle.failed_ways:
+        if choice.active and not cycle.failed_listings:
             yield [listings.list_status(Status.RUNNING, choice.budget)]
         yield list(self._list_account(cycle, listings, choice))
-        is_sought = not cycle.failed_ways
-        is_followed = not cycle.failed_ways & {Status.PENDING, Status.RUNNING}
+        is_sought = not cycle.failed_listings
+        is_followed = not cycle.failed_listings & {Status.PENDING, Status.RUNNING}
         yield [
             *(self._list_agents(cycle, listings) if is_sought else ()),
             *(self._list_windows(cycle, listings, after_active=choice.active) if is_followed else ()),
@@ -254,7 +254,7 @@ class Plan:
 
     def _list_account(self, cycle: Cycle, listings: Listings, choice: Choice) -> Iterator[Flow[None]]:
         pending = cycle.pending
-        if cycle.failed_ways or pending is None or not pending.is_of_use(cycle):
+        if cycle.failed_listings or pending is None or not pending.is_of_use(cycle):
             return
         if (choice.account and cycle.listed_for()) or (choice.active and cycle.requests_to_look_up()):
             yield listings.list_account(pending, choice.budget if choice.account else None)
@@ -296,7 +296,7 @@ class Plan:
         for subscription, subscriber in self._registry.asking.items():
             seconds = cycle.at.monotonic - subscription.asked_at
             is_due = seconds >= _OWN_INTERVAL_SHARE * subscription.interval or cycle.is_expiring(subscription)
-            if is_due and subscriber.wants_answer(cycle.at.wall):
+            if is_due and subscriber.wants_request(cycle.at.wall):
                 subscription.asked_at = cycle.at.monotonic
                 by_key.setdefault(subscriber.key, []).append(subscription)
         for subscriptions in by_key.values():

@@ -1,6 +1,6 @@
-"""What a poll cycle would cost by each way of asking, counted in requests, and the cheapest way. Pure.
+"""What a poll cycle would cost, counted in requests, and the cheapest choice of listings. Pure.
 
-The API has no way to ask for some events by their ids. It has an agent's listing or the account's, narrowed by
+The API cannot list some events by their ids. It has an agent's listing or the account's, narrowed by
 `startedAfter` and `startedBefore`, or by `status`. Which of them is the cheapest depends on how many runs are waited
 for, when they started, and what else happens in the account. The last is only known from earlier responses, so it is an
 estimate, and a listing that turns out dearer than its estimate is broken off.
@@ -38,13 +38,13 @@ _JOINING_ROWS = MAX_LIMIT // 2
 #: As long as nothing is known about the account, its windows are joined over gaps of this many seconds. One agent has
 #: fewer runs, so its windows are joined over longer gaps.
 _JOINING_SECONDS, _JOINING_SECONDS_OF_AGENT = 1.0, 60.0
-#: The way of asking that is the account's whole listing. The other ways are the statuses.
+#: The name of the account's whole listing. Its listings by status are named as their statuses.
 WHOLE_LISTING: Final = "account"
 #: A listing that was chosen on an estimate is broken off at this many times what the agents' own listings would cost,
 #: but never before `_LEAST_BUDGET` pages.
 _BUDGET_FACTOR, _LEAST_BUDGET = 2, 4
 #: From this many followed events on, the active set is read without a comparison, if it is at most this many times as
-#: large as what is followed: no way could be much cheaper, and to compare takes longer than to ask.
+#: large as what is followed: no choice could be much cheaper, and a comparison takes longer than the requests.
 _MANY_EVENTS, _ACTIVE_FACTOR = 400, 2
 #: `Date` counts whole seconds and a response takes a while: up to this many seconds apart, the clocks agree.
 _SAME_CLOCK_SECONDS = 2.0
@@ -228,7 +228,7 @@ class Demand:
 
 
 class Choice(NamedTuple):
-    """The cheapest way of asking.
+    """The cheapest choice of listings.
 
     Attributes:
         account: whether to read the account's listing for those who seek, and not each agent's.
@@ -245,7 +245,7 @@ class Choice(NamedTuple):
 
 
 class Planner:
-    """Chooses the cheapest way of asking by what earlier responses showed.
+    """Chooses the cheapest listings by what earlier responses showed.
 
     Attributes:
         server_ahead: how far the server's clock is ahead of ours.
@@ -261,7 +261,7 @@ class Planner:
         self._leavers = ExpiringEstimate(0)
         self._agent_pages: dict[Scope, int] = {}
         self._agent_rates: dict[Scope, float] = {}
-        # Until when the server is taken to refuse a way of asking.
+        # Until when the server is taken to refuse a listing of the account, by name.
         self._refused_until: dict[str, float] = {}
 
     @property
@@ -309,22 +309,22 @@ class Planner:
         self._agent_pages.pop(agent_id, None)
         self._agent_rates.pop(agent_id, None)
 
-    def refused(self, way: str, at: ClockReading) -> None:
-        """The server has refused a way of asking: do without it for a while."""
-        self._refused_until[way] = at.monotonic + BELIEVED_SECONDS
+    def refused(self, name: str, at: ClockReading) -> None:
+        """The server has refused a listing of the account: do without it for a while."""
+        self._refused_until[name] = at.monotonic + BELIEVED_SECONDS
 
-    def allow(self, way: str) -> None:
-        """Ask again in a way that was refused."""
-        self._refused_until.pop(way, None)
+    def allow(self, name: str) -> None:
+        """Allow a listing again that was refused."""
+        self._refused_until.pop(name, None)
 
-    def is_open(self, way: str, at: ClockReading) -> bool:
-        """Whether the server is not known to refuse a way of asking."""
-        return self._refused_until.get(way, -math.inf) <= at.monotonic
+    def is_open(self, name: str, at: ClockReading) -> bool:
+        """Whether the server is not known to refuse a listing of the account."""
+        return self._refused_until.get(name, -math.inf) <= at.monotonic
 
     # --- the choice ---------------------------------------------------------------------------------------------
 
     def choose(self, demand: Demand, at: ClockReading) -> Choice:
-        """The cheapest way of asking."""
+        """The cheapest choice of listings."""
         pending = self._pages_of(Status.PENDING, at)
         by_agent, by_account = self._costs_to_seek(demand, at)
         by_look_ups = self.requests_of_agents({*demand.looked_up}.difference(demand.seeking))
@@ -340,7 +340,7 @@ class Planner:
                 (True, False): by_account + self.requests_of_agents({*demand.looked_up}) + older + pending,
                 (True, True): by_account + by_active + pending,
             }
-        account, active = min(costs, key=lambda ways: costs[ways])
+        account, active = min(costs, key=lambda choice: costs[choice])
         if ACCOUNT in demand.seeking:
             account, budget = True, MAX_PAGES
         else:

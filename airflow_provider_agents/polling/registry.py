@@ -314,18 +314,18 @@ class Registry:
             self._reindex(subscription)
             subscription.wake()
 
-    def answer(self, subscription: Subscription[Any], answer: Any, at: ClockReading) -> None:
-        """Give a subscriber the answer to its own requests.
+    def deliver_response(self, subscription: Subscription[Any], response: Any, at: ClockReading) -> None:
+        """Give a subscriber the response to its own requests.
 
         Args:
             subscription: the subscriber's.
-            answer: what its flow has returned.
+            response: what its flow has returned.
             at: when the poll cycle began.
         """
         subscriber = self._asking.get(subscription)
         if subscriber is None:
             return  # It has ended meanwhile.
-        result = subscriber.apply_answer(answer, at.wall)
+        result = subscriber.apply_response(response, at.wall)
         if result is not None:
             self.end(subscription, result=result)
             return

@@ -83,23 +83,23 @@ class AskingSubscriber(ABC, Generic[R]):
 
     @abstractmethod
     def request_flow(self) -> Flow[Any]:
-        """The requests. The flow returns an answer, which is not None."""
+        """The requests. The flow returns a response, which is not None."""
 
     @abstractmethod
-    def apply_answer(self, answer: Any, began_at: datetime) -> R | None:
-        """The flow of a poll has returned this answer. A result ends the wait."""
+    def apply_response(self, response: Any, began_at: datetime) -> R | None:
+        """The flow of a poll has returned this response. A result ends the wait."""
 
     @abstractmethod
     def expire(self) -> R:
         """The deadline has passed, and the last poll brought no result."""
 
-    def wants_answer(self, now: datetime) -> bool:  # noqa: ARG002 - for those that follow events in between
+    def wants_request(self, now: datetime) -> bool:  # noqa: ARG002 - for those that follow events in between
         """Whether to send the requests now."""
         return True
 
     @property
     def active(self) -> Collection[ExecutionEvent]:
-        """The events that are followed between two answers."""
+        """The events that are followed between two responses."""
         return ()
 
     def apply_listing(self, listing: Listing, began_at: datetime) -> R | None:  # noqa: ARG002 - it needs none

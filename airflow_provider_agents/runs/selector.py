@@ -1,7 +1,7 @@
-"""Runs that another party has started: the ways to select one, and how the run is found.
+"""Runs that another party has started: how to select one, and how the run is found.
 
-Each way is one class with its arguments, their checks and its words. A new way is a new class in `AnySelector`, and an
-argument of `AgentRunSensor`; triggers and payloads carry it as it is.
+Each selector is one class with its arguments, their checks and its words. A new selector is a new class in
+`AnySelector`, and an argument of `AgentRunSensor`; triggers and payloads carry it as it is.
 """
 
 from __future__ import annotations
@@ -87,14 +87,14 @@ def read_submission(value: object) -> dict[str, Any]:
     return found
 
 
-# --- the ways ---------------------------------------------------------------------------------------------------------
+# --- the selectors -------------------------------------------------------------------------------------------------
 
 
 class RunSelector(VersionedJson):
     """Which run is waited for.
 
     Class attributes:
-        arguments: what a user gives for this way, with a check each. The first one chooses the way.
+        arguments: what a user gives for this selector, with a check each. The first one chooses the selector.
         names_agent: whether the arguments name the agent too.
         has_appeared: whether the event of the run has appeared already.
 
@@ -143,11 +143,11 @@ class RunSelector(VersionedJson):
         return None
 
     def list_runs(self) -> Flow[StartedRuns]:
-        """One listing of the runs among which this one is. Only for a way that does not know its run."""
+        """One listing of the runs among which this one is. Only for a selector that does not know its run."""
         raise AssertionError("unreachable: the run is known")
 
     def search(self, policy: WaitPolicy) -> FirstRunSearch:  # noqa: ARG002 - a subclass needs it
-        """Find the run in these listings, in one process. Only for a way that does not know its run."""
+        """Find the run in these listings, in one process. Only for a selector that does not know its run."""
         raise AssertionError("unreachable: the run is known")
 
     def policy_once_known(self, policy: WaitPolicy) -> WaitPolicy:
@@ -208,7 +208,7 @@ class BySubmission(RunSelector):
         """The run in words, for messages."""
         return f"the run of {self.submission.name}"
 
-    def known(self, taken_at: datetime) -> Submission:  # noqa: ARG002 - of other ways
+    def known(self, taken_at: datetime) -> Submission:  # noqa: ARG002 - for other selectors
         """The submission."""
         return self.submission
 
@@ -283,7 +283,7 @@ class FirstRunSince(RunSelector):
     def _unseen(self) -> str:  # type: ignore[override]
         return f"No run was known that began {self.interval}"
 
-    def _not_found(self, verdict: Verdict, submission: Submission) -> AgentsError:  # noqa: ARG002 - of other ways
+    def _not_found(self, verdict: Verdict, submission: Submission) -> AgentsError:  # noqa: ARG002 - for other selectors
         return AgentRunTimeoutError(
             f"No run began {self.interval}, and none can appear any more. Look at the agent's schedule and at its "
             f"runs. {format_ids(submission)}",
@@ -292,23 +292,23 @@ class FirstRunSince(RunSelector):
 
 
 AnySelector = BySubmission | ByEvent | FirstRunSince
-_WAYS: tuple[type[AnySelector], ...] = get_args(AnySelector)
-#: What users may give, over all ways, with a check each.
-ARGUMENTS: dict[str, Check] = {name: check for way in _WAYS for name, check in way.arguments.items()}
+_SELECTORS: tuple[type[AnySelector], ...] = get_args(AnySelector)
+#: What users may give to any selector, with a check each.
+ARGUMENTS: dict[str, Check] = {name: check for kind in _SELECTORS for name, check in kind.arguments.items()}
 
 
-def way_of(given: Mapping[str, object]) -> type[AnySelector]:
-    """The way to select that arguments ask for, whatever their values turn out to be.
+def selector_class(given: Mapping[str, object]) -> type[AnySelector]:
+    """The selector that arguments ask for, whatever their values turn out to be.
 
     Args:
         given: the arguments that were given, by their names.
 
     Raises:
-        InvalidArgumentError: they do not ask for one way. It says what to give instead.
+        InvalidArgumentError: they do not ask for one selector. The text says what to give instead.
     """
-    choosers = {next(iter(way.arguments)): way for way in _WAYS}
-    for chooser, way in choosers.items():
-        for name in way.arguments:
+    choosers = {next(iter(kind.arguments)): kind for kind in _SELECTORS}
+    for chooser, kind in choosers.items():
+        for name in kind.arguments:
             if name in given and chooser not in given:
                 raise InvalidArgumentError(f"{name} only goes with {chooser}. Give {chooser}, or leave {name} out.")
     chosen = [name for name in choosers if name in given]
@@ -332,11 +332,11 @@ def select(agent_id: object, given: Mapping[str, object]) -> AnySelector:
     Raises:
         InvalidArgumentError: saying what to give instead.
     """
-    way = way_of(given)
+    kind = selector_class(given)
     for name, value in given.items():
         if value is None:
             raise InvalidArgumentError(
                 f"{name} was rendered to None. Give the template a default: a DAG run that a person has started, for "
                 "example, has no data interval."
             )
-    return way.of(agent_id, given)
+    return kind.of(agent_id, given)

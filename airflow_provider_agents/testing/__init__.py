@@ -74,7 +74,7 @@ class AgentsSimulator:
             run_seconds: how long its runs take, after they were queued.
             queue_seconds: how long they are PENDING.
             ends: `COMPLETED` or `FAILED`; or a list of these, one for each run in turn, the last for all that follow.
-            error: what a run that FAILED says.
+            error: the error text of a run that FAILED.
 
         Raises:
             ValueError: an argument has no such value.
@@ -83,7 +83,7 @@ class AgentsSimulator:
         if not turns or not set(turns) <= set(ENDS):
             raise ValueError(f"ends must be {' or '.join(ENDS)}, or a list of these, got {ends!r}")
         if error is not None and "FAILED" not in turns:
-            raise ValueError("error is what a run that FAILED says: give ends='FAILED' with it")
+            raise ValueError("error is the text of a run that FAILED: give ends='FAILED' with it")
         following, last = iter(turns), turns[-1]
         self.platform.add_agent(
             agent_id,

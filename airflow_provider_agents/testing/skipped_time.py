@@ -25,8 +25,8 @@ R = TypeVar("R")
 #: Seconds by which a wait ends late, as each real one does. A test may stop the time of day while the clock of the
 #: event loop runs: without this, a wait for a time of day could end before that time, again and again.
 _LATE = 0.001
-#: So many rounds of the event loop in which nobody begins to wait or to work mean that nobody is about to. What hands
-#: on news without waiting for anything real takes a round for each pair of hands, of which there are never so many.
+#: After this many rounds of the event loop in which no task begins to wait or to work, none is about to. News that is
+#: passed on without a real wait takes one round for each task that passes it on, and those are always fewer.
 _QUIET_ROUNDS = 20
 
 
@@ -97,7 +97,7 @@ class _Timer:
 
 
 class _Waits:
-    """What waits on one event loop, and the watch that finds when it may go on."""
+    """What waits on one event loop, and the watch that finds when the next wait may end."""
 
     def __init__(self, time: SkippedTime, loop: AbstractEventLoop) -> None:
         self._time, self._loop = time, loop

@@ -35,7 +35,7 @@ class _Store(dict[str, Any]):
 
 
 class _Given(SimpleNamespace):
-    """A part of a task's context. What it lacks says so in words."""
+    """A part of a task's context. A missing part raises an error that names it."""
 
     called: ClassVar[str]
 
