@@ -1,4 +1,4 @@
-"""Which runs have ended since the last listing: all runs, whoever started them, each once. Pure.
+"""Which runs have ended since the last listing: all runs, also those that other parties started, each once. Pure.
 
 A `CompletionTracker` is polled like a run, but it never ends. It relies on two facts:
 
@@ -44,7 +44,7 @@ MOST_RUNS_AT_ONCE, MOST_BYTES_AT_ONCE = 500, 256 * 1024
 #: written anew, hides a run for seconds or minutes. A run that is hidden for an hour is gone: its agent was deleted, or
 #: the platform keeps runs for a limited time. To search for such a run costs up to two requests in each cycle.
 LOST_AFTER = timedelta(hours=1)
-#: Between two listings, no more than this counts as time in which the run was not shown: an outage says nothing.
+#: Between two listings, no more than this counts as time in which the run was not shown: an outage proves nothing.
 _MOST_BETWEEN_LISTINGS = timedelta(minutes=5)
 _OLDEST = datetime.min.replace(tzinfo=UTC)
 #: Without the server's clock and without an event, a tracker begins this long before our clock. No clock is so far off.
@@ -55,9 +55,9 @@ class OpenRun(BaseModel):
     """A run that had not ended: what is needed to find it again.
 
     Attributes:
-        agent_id: the agent, if the event said so.
-        started_at: as the event said.
-        created_at: as the event said.
+        agent_id: the agent, if the event names it.
+        started_at: as in the event.
+        created_at: as in the event.
         absent_seconds: for how long no listing has shown the run.
     """
 
@@ -96,8 +96,8 @@ class _Emitted:
     """A run whose end is known.
 
     Attributes:
-        seen_at: when the end was last seen, on the server's clock; None until the next listing says what time it is.
-        latest: when the run was created or ended, whichever is later; None if the event does not say.
+        seen_at: when the end was last seen, on the server's clock; None until the next listing shows what time it is.
+        latest: when the run was created or ended, whichever is later; None if the event has neither time.
     """
 
     seen_at: datetime | None
@@ -218,7 +218,7 @@ class CompletionTracker:
         if known is not None:
             known.latest = _latest(event)
             if self._is_new(event):
-                # Without its id nothing would say that it is known, so the id is remembered as long as it is shown.
+                # Without its id nothing would show that it is known, so the id is remembered as long as it is shown.
                 known.seen_at = max(known.seen_at or server_now, server_now)
         elif event.unreadable is not None and not self._is_to_be_followed(event):
             pass
@@ -354,7 +354,7 @@ def _bytes_of(event: ExecutionEvent) -> int:
 
 
 def _passed(events: Iterable[ExecutionEvent], local_now: datetime) -> datetime | None:
-    """A moment that the server's clock has passed, as far as its events show; no later than our clock says.
+    """A moment that the server's clock has passed, as far as its events show; no later than our clock.
 
     Our clock may be ahead, and the stamp of one odd event may be. Both would hide runs that are still to begin.
     """

@@ -1,6 +1,6 @@
 """Which events are whose, of several runs of ours that started on one agent at about the same time.
 
-Looked at alone, each of two such runs could have both events. Together they can often be told apart, because *each
+Taken alone, each of two such submissions could have both events. Together they can often be told apart, because *each
 accepted POST makes an event of its own*, which appears within `settle`. A submission *binds* once its event certainly
 exists. Try every way to give each binding submission an event of its own: a submission can have an event if at least
 one of these ways gives it that event. To leave a submission out only leaves more events possible, and never rules out
@@ -47,7 +47,7 @@ class Binds(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What one submission says about the events that can be its run.
+    """What one submission shows about the events that can be its run.
 
     Attributes:
         key: what makes the submission the same: claims with the same key count once (`key_of`).
@@ -88,7 +88,7 @@ class Group:
 
 
 def key_of(submission: Submission) -> str:
-    """What tells two submissions of one agent apart. The same submission in two triggers or sensors has one key."""
+    """What distinguishes two submissions of one agent. The same submission in two triggers or sensors has one key."""
     if submission.request_id is not None:
         return submission.request_id
     return f"{submission.taken_at.isoformat()} {submission.sent_at} {submission.event_id}"
@@ -155,7 +155,7 @@ class JointMatch:
         """The group of a submission; None if the submission does not bind.
 
         A submission does not bind either if fewer events than submissions fit it and its rivals. One of these runs
-        must have appeared later than `settle`, so each of them is looked at alone.
+        must have appeared later than `settle`, so each of them is decided alone.
         """
         return self._group_of.get(key)
 
@@ -199,7 +199,7 @@ class JointMatch:
         """Those of an open group who may succeed although it is not known which run is whose.
 
         Count how many of the K submissions can at most have a failed run. The others certainly have completed runs, and
-        nothing tells the runs apart. So that many submissions may succeed, the earliest first. With one submission,
+        nothing distinguishes the runs. That number of submissions may succeed, the earliest first. With one submission,
         all its events must have COMPLETED.
 
         Args:

@@ -26,11 +26,11 @@ Stop = Callable[[Response[Page[ExecutionEvent]]], bool]
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What one look at an agent's events showed.
+    """What one listing of an agent's events showed.
 
     Attributes:
         events: as they were read.
-        server_time: the server's clock when the look was begun.
+        server_time: the server's clock when the listing was begun.
         absent: ids of followed events that no listing shows any more in which they ought to stand.
     """
 

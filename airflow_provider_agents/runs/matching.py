@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.models import ExecutionEvent
 
 #: The clock in the `Date` header may be a gateway's and the one in `createdAt` an application server's. Machines that
-#: keep time by NTP agree within a second; five leave room without taking in many strangers.
+#: keep time by NTP agree within a second; five leave room without including many runs of other parties.
 TOLERANCE = timedelta(seconds=5)
 #: `Date` counts whole seconds, so the difference of two of them is off by less than one.
 DATE_RESOLUTION = timedelta(seconds=1)
@@ -30,7 +30,7 @@ class MatchWindow:
     """What is known about the run that is sought.
 
     Attributes:
-        server_before: the server's clock before the POST, None if it did not tell.
+        server_before: the server's clock before the POST, None if it is not known.
         server_after: the server's clock after it, None likewise.
     """
 
@@ -54,7 +54,7 @@ class MatchWindow:
 
         Args:
             waited: how long this process has waited, on its own clock. Acceptance came before that.
-            server_time: the server's clock now, None if it did not tell.
+            server_time: the server's clock now, None if it is not known.
         """
         if server_time is None or self.server_after is None:
             return waited
@@ -62,11 +62,11 @@ class MatchWindow:
         return max(waited, server_time - self.server_after) - DATE_RESOLUTION
 
     def criteria(self, settle: float, began_at: datetime | None) -> SearchCriteria:
-        """What to look for.
+        """What to search for.
 
         Args:
             settle: seconds after acceptance before anything is inferred.
-            began_at: when this process began to wait, on its own clock; None for the first look.
+            began_at: when this process began to wait, on its own clock; None for the first poll.
         """
         wanted = timedelta(seconds=settle) + (DATE_RESOLUTION if self.server_after is not None else timedelta())
         is_named = self.event_id is not None
@@ -81,7 +81,7 @@ class MatchWindow:
 
 @dataclass(frozen=True, slots=True)
 class SearchCriteria:
-    """What a look for a run must show to say anything.
+    """What a listing must show so that it can decide.
 
     Attributes:
         not_before: every event of the agent that was created since; None if they all matter.
@@ -98,7 +98,7 @@ class SearchCriteria:
     is_named: bool = False
 
     def is_decidable(self, now: datetime, server_time: datetime | None) -> bool:
-        """Whether a look that was begun at this moment can decide without an id."""
+        """Whether a listing that was begun at this moment can decide without an id."""
         if self.decidable_at is None or now >= self.decidable_at:
             return True
         return (
@@ -108,7 +108,7 @@ class SearchCriteria:
 
 @dataclass(frozen=True, slots=True)
 class NotYet:
-    """Nothing can be said yet.
+    """Nothing is known yet.
 
     Attributes:
         events: those that can be the run so far, oldest first.
@@ -138,7 +138,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Several:
-    """One of these, oldest first; the API does not tell which. `late` as for `Found`."""
+    """One of these, oldest first; the API does not show which. `late` as for `Found`."""
 
     events: tuple[ExecutionEvent, ...]
     late: bool = False
@@ -153,10 +153,10 @@ Match = NotYet | Found | Several | Missing
 
 
 def clock_at_least(server_time: datetime | None, events: Iterable[ExecutionEvent]) -> datetime | None:
-    """A moment that the clock which stamps events has passed; None if nothing tells.
+    """A moment that the clock which stamps events has passed; None if it is not known.
 
     Args:
-        server_time: the server's clock as it told it.
+        server_time: the server's clock as a response showed it.
         events: what it has shown by then. A stamp is never ahead of the clock that made it. `startedAt` is not used:
             it may be the moment for which a run is planned.
     """
@@ -175,8 +175,8 @@ def is_young(event: ExecutionEvent, not_before: datetime | None) -> bool:
 def is_before(event: ExecutionEvent, not_before: datetime | None) -> bool:
     """Whether all that follows this row, newest first, is older than `not_before`.
 
-    The API does not say which timestamp it sorts by, so all of them must be older. A row that does not say when it
-    began, or when it changed last, says nothing: it may stand anywhere, the top and the bottom included.
+    The API does not say which timestamp it sorts by, so all of them must be older. A row that does not show when it
+    began, or when it changed last, proves nothing: it may stand anywhere, the top and the bottom included.
     """
     if not_before is None or event.startedAt is None or event.changed_at is None:
         return False
@@ -186,7 +186,7 @@ def is_before(event: ExecutionEvent, not_before: datetime | None) -> bool:
 
 
 def is_ours(window: MatchWindow, event: ExecutionEvent) -> bool:
-    """Whether an id says that this event is the run."""
+    """Whether an id shows that this event is the run."""
     if window.event_id is not None:
         return event.id == window.event_id
     # What has no id cannot be followed: it is a candidate until it can be read.
@@ -212,7 +212,7 @@ def oldest_first(events: Iterable[ExecutionEvent]) -> tuple[ExecutionEvent, ...]
 
 
 def candidates(window: MatchWindow, events: Iterable[ExecutionEvent], *, within: float) -> tuple[ExecutionEvent, ...]:
-    """The events that could be the run if it appears within so many seconds of acceptance, oldest first.
+    """The events that could be the run if it appears within N seconds of acceptance, oldest first.
 
     Only the run itself where an id decides.
     """
@@ -265,11 +265,11 @@ def match(
     Args:
         window: what was recorded around the POST.
         events: everything seen since, each once.
-        passed: the time from acceptance to the *begin* of the last look, at least.
+        passed: the time from acceptance to the *begin* of the last listing, at least.
         settle: seconds after acceptance before anything is inferred.
         appear_within: seconds after acceptance after which the run counts as missing. An event that was created
             later is not the run.
-        was_empty: an earlier look, begun after `settle`, showed no candidate.
+        was_empty: an earlier listing, begun after `settle`, showed no candidate.
     """
     found = possible(window, events, settle=settle, appear_within=appear_within, was_empty=was_empty)
     if isinstance(found, Found) and is_ours(window, found.event):
@@ -277,7 +277,7 @@ def match(
     has_settled = passed >= timedelta(seconds=settle)
     if isinstance(found, NotYet):
         return Missing() if passed >= timedelta(seconds=appear_within) else NotYet(settled=has_settled)
-    # What an unreadable row says once it can be read may rule its event out.
+    # An unreadable row may rule its event out once it can be read.
     if not has_settled or any(event.unreadable is not None for event in found.events):
         return NotYet(found.events)
     return found

@@ -43,7 +43,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a wait ended, and the events that say so: first the one that is handed on, then the others, oldest first.
+    """How a wait ended, and the events that show it: first the one that is handed on, then the others, oldest first.
 
     Attributes:
         late: no event had appeared within `settle`, so those that appeared later may be other runs'.
@@ -95,7 +95,7 @@ def to_error(verdict: Verdict, submission: Submission, *, what_now: str) -> Agen
     Args:
         verdict: how the wait ended.
         submission: whose run it was.
-        what_now: a sentence that says what a retry will do.
+        what_now: a sentence about what a retry will do.
     """
     # What happened comes first and the ids last: Airflow's page cuts long lines.
     events = verdict.events
@@ -158,12 +158,12 @@ def format_ids(submission: Submission, events: Sequence[ExecutionEvent] = ()) ->
 
 
 def is_certain(submission: Submission, events: Sequence[ExecutionEvent]) -> bool:
-    """Whether an id says that this event is the run's. All else is inferred."""
+    """Whether an id shows that this event is the run's. All else is inferred."""
     return len(events) == 1 and matching.is_ours(submission.window, events[0])
 
 
 def describe_completed(verdict: Verdict, submission: Submission) -> str:
-    """What to log of a run that COMPLETED. What is inferred is not said to be known."""
+    """What to log of a run that COMPLETED. What is inferred is not logged as known."""
     events = verdict.events
     if verdict.late or submission.in_doubt:
         words = "A run COMPLETED that is taken as this task's. It may be another run."

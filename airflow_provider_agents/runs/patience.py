@@ -24,12 +24,12 @@ REFUSED_SECONDS = 300.0
 
 
 def is_refusal(error: AgentsError) -> bool:
-    """Whether an HTTP response says that the request will fail the same way again (3xx, 4xx)."""
+    """Whether an HTTP response shows that the request will fail the same way again (3xx, 4xx)."""
     return isinstance(error, PermanentError) and error.status_code is not None
 
 
 class Patience:
-    """What the polls of one wait say about its refusals.
+    """What the polls of one wait show about its refusals.
 
     Args:
         answered: whether the platform has answered a request like those of this wait before.

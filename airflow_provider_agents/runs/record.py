@@ -23,7 +23,7 @@ from airflow_provider_agents.versioned_json import VersionedJson
 class Phase(StrEnum):
     """How far a task had come with its run."""
 
-    SUBMITTING = "submitting"  # just before the POST, or around it; `sent_at` says if one may have started a run
+    SUBMITTING = "submitting"  # just before the POST, or around it; `sent_at` shows if one may have started a run
     ACCEPTED = "accepted"  # the run is known to have been asked for, and this try does not wait for it, or no longer
     DEFERRED = "deferred"  # about to wait in the triggerer
     ENDED = "ended"  # the worker has seen the end

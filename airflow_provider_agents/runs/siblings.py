@@ -143,7 +143,7 @@ class Siblings:
         tracker.siblings = None
         agent.trackers.pop(tracker, None)
         if tracker.is_named:
-            # Its event says whose it is, so no sibling can claim the event.
+            # Its event names its owner, so no sibling can claim the event.
             return
         claim = tracker.claim
         event = verdict.event if verdict is not None and verdict.is_end else None

@@ -14,7 +14,7 @@ from airflow_provider_agents.api.models import ExecutionEvent, Status, Unreadabl
 def is_terminal(event: ExecutionEvent) -> bool:
     """Whether a run is over.
 
-    PENDING and RUNNING are not, whatever else the record says. A status that the API's page does not know is over
+    PENDING and RUNNING are not, whatever else the record holds. A status that the API's page does not know is over
     once `completedAt` is set.
     """
     if event.status in (Status.PENDING, Status.RUNNING):
@@ -52,14 +52,14 @@ def newer_of(old: ExecutionEvent | None, new: ExecutionEvent) -> ExecutionEvent:
 
 
 def duration_of(event: ExecutionEvent) -> float | None:
-    """Seconds from `startedAt` to `completedAt`, or None if the API does not say both."""
+    """Seconds from `startedAt` to `completedAt`, or None if the API does not show both."""
     if event.startedAt is None or event.completedAt is None:
         return None
     return (event.completedAt - event.startedAt).total_seconds()
 
 
 def usage_of(event: ExecutionEvent, *, try_number: int) -> dict[str, Any]:
-    """What a run used, for budgets and dashboards: JSON types, None where the API does not say.
+    """What a run used, for budgets and dashboards: JSON types, None where the API does not show it.
 
     `duration_seconds` is `duration_of`.
     """
@@ -75,7 +75,7 @@ def usage_of(event: ExecutionEvent, *, try_number: int) -> dict[str, Any]:
 def active_runs(agent_id: str) -> Flow[list[ExecutionEvent]]:
     """The runs that an agent is busy with, newest first as far as the API orders them; unreadable rows last."""
     seen: dict[str, ExecutionEvent] = {}
-    # The active ones last: where a run shows up twice, one that has ended since the first look stays ended.
+    # The active ones last: where a run shows up twice, one that has ended since the first listing stays ended.
     for status in (Status.RUNNING, Status.PENDING, None):
         for event in (yield from first_rows(list_agent_events(agent_id, status=status), 200)):
             if event.id not in seen or is_terminal(event):

@@ -1,6 +1,6 @@
 """The record taken around a POST: what was there just before, when it was sent, what came back. JSON in, JSON out.
 
-A submission is taken once and carried everywhere, because nothing that is looked up later can tell which run a task
+A submission is taken once and carried everywhere, because nothing that is read later shows which run a task
 started: the API's answer names a `requestId` that no event carries.
 """
 
@@ -28,13 +28,13 @@ from airflow_provider_agents.versioned_json import VersionedJson
 if TYPE_CHECKING:
     from airflow_provider_agents.api.models import Accepted, ExecutionEvent, Page
 
-#: POSTs without an answer for one wanted run within one try of a task. Each is looked for before the next.
+#: POSTs without a response for one wanted run within one try of a task. The run of each is searched before the next.
 MAX_POSTS = 3
-#: A POST whose answer was lost is looked for at least this many seconds, whatever `settle` is: `settle` is chosen for
-#: how soon a verdict is wanted, and to give up too early here pays for a second run. The value is the default of
-#: `settle`, which a platform that shows its events late is known to need.
+#: The run of a POST whose response was lost is searched for at least this many seconds, whatever `settle` is: `settle`
+#: is chosen for how soon a verdict is wanted, and to give up too early here pays for a second run. The value is the
+#: default of `settle`, which a platform that shows its events late is known to need.
 UNCONFIRMED_SECONDS = 30.0
-#: Seconds between two looks for the run of a POST whose answer was lost.
+#: Seconds between two searches for the run of a POST whose response was lost.
 UNCONFIRMED_POLL_SECONDS = 3.0
 _ACCEPTED = 202
 #: Shared, as thousands may be waited for: an empty set of its own takes 200 bytes.
@@ -48,7 +48,7 @@ class Submission(VersionedJson):
 
     Attributes:
         agent_id: the agent.
-        request_id: what the 202 said; None while the POST is under way, or if its answer was lost.
+        request_id: from the 202; None while the POST is under way, or if its response was lost.
         event_id: the run's event, where that is known for certain.
         known_event_ids: events that were there before the POST and are young enough to be mistaken for its run.
         taken_at: our clock when the snapshot before the POST was begun.
@@ -159,7 +159,7 @@ def submit(
 
     Raises:
         AgentsError: the last failure. If the last saved record has a `sent_at`, a run may have started all the same;
-            `find_unconfirmed` with that record looks for it.
+            `find_unconfirmed` with that record searches for it.
     """
     window = retry.RetryWindow(retry.START_PATIENCE_SECONDS, warn=say)
     unconfirmed_posts = 0
@@ -171,7 +171,7 @@ def submit(
             answer: Response[Accepted] = yield NoRetry(execute_agent(agent_id))
         except AgentsError as error:
             if retry.started_nothing(error):
-                # What is left behind must not say that a run may have started: another run would be taken for it.
+                # The record must not claim that a run may have started: another run would be taken for it.
                 save(snapshot)
                 if not error.is_retryable:
                     raise
@@ -232,7 +232,7 @@ def _unconfirmed(intent: Submission, given_up_at: datetime) -> Submission:
 
 
 def interrupted(intent: Submission, *, request_seconds: float) -> Submission:
-    """The record of a POST whose process died, so that `find_unconfirmed` can look for its run.
+    """The record of a POST whose process died, so that `find_unconfirmed` can search for its run.
 
     Args:
         intent: as last saved. Its times are all of that process's clock, so ours must not come in.

@@ -59,8 +59,8 @@ class RunTracker:
     Args:
         submission: what ties the task to its run.
         policy: how the task wants to wait.
-        began_at: when this process began to wait, on its own clock; by default, when the first look was begun. What
-            the clock of another machine said of the acceptance is never compared with it.
+        began_at: when this process began to wait, on its own clock; by default, when the first poll was begun. What
+            the clock of another machine showed at the acceptance is never compared with it.
 
     Attributes:
         is_late: no event had appeared within `settle`, so what appeared later may be another run's.
@@ -90,7 +90,7 @@ class RunTracker:
 
     def __init__(self, submission: Submission, policy: WaitPolicy, began_at: datetime | None = None) -> None:
         if submission.in_doubt:
-            # Its event was looked for that long, so every event of that time can be the run.
+            # Its event was searched for that long, so every event of that time can be the run.
             within = search_seconds(policy.settle)
             policy = replace(policy, settle=within, appear_within=max(policy.appear_within, within))
         self.submission, self.policy = submission, policy
@@ -163,7 +163,7 @@ class RunTracker:
 
     @property
     def claim(self) -> Claim:
-        """What this submission says to its siblings."""
+        """What this submission shows to its siblings."""
         if self._claim is None:
             is_late = self.is_late or self._was_empty
             binds = Binds.NEVER if is_late else Binds.NOW if self._chosen else Binds.LATER
@@ -200,7 +200,7 @@ class RunTracker:
                 self._claim = None
 
     def search_again(self) -> None:
-        """All chosen events are its siblings' runs, so its own is late: look for an event that is not theirs."""
+        """All chosen events are its siblings' runs, so its own is late: search for an event that is not theirs."""
         self._chosen = ()
         self._possible = self._settled_at = self._claim = None
         self._was_empty = True
@@ -314,7 +314,7 @@ class RunTracker:
         return Verdict(Outcome.COMPLETED if is_success(found[0]) else Outcome.FAILED, found)
 
     def expire(self) -> Verdict:
-        """The verdict when the deadline has passed and the last look brought none."""
+        """The verdict when the deadline has passed and the last poll brought none."""
         return self._verdict(Outcome.TIMED_OUT)
 
     def _verdict(self, outcome: Outcome) -> Verdict:
