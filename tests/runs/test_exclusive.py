@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from sibling_worlds import Task, World, config_of
 
 from airflow_provider_agents.api.models import ExecutionEvent, read_event
-from airflow_provider_agents.runs.first_run import FirstRunSearch, StartedRuns
 from airflow_provider_agents.runs.listing import Listing
 from airflow_provider_agents.runs.outcome import Outcome, Verdict
 from airflow_provider_agents.runs.siblings import Siblings
@@ -172,30 +171,3 @@ def test_a_broken_promise_makes_no_success_wrong_that_did_not_rely_on_it(
         assert world.status(task.verdict.event.id) == "COMPLETED"
         if len(task.verdict.events) == 1 and not task.verdict.is_shared and not task.verdict.late:
             assert task.verdict.event.id == task.own
-
-
-# --- the first run of an interval -------------------------------------------------------------------------------------
-
-
-def started(*events, seconds):
-    return StartedRuns(events, True, at(seconds), at(seconds), at(seconds), at(seconds - 5))
-
-
-def begun(name, status, seconds):
-    return event(name, status, startedAt=at(seconds), createdAt=at(seconds))
-
-
-def test_the_first_run_of_an_interval_is_told_when_it_has_ended():
-    search = FirstRunSearch(None, 30.0, exclusive=True)
-    assert search.apply_listing(started(begun("e", "RUNNING", 1), seconds=5)) is None
-    done = begun("e", "COMPLETED", 1)
-    assert search.apply_listing(started(done, seconds=10)) == done
-
-
-def test_a_second_run_within_settle_ends_what_exclusive_allows_for_the_first():
-    search = FirstRunSearch(None, 30.0, exclusive=True)
-    done, second = begun("e", "COMPLETED", 1), begun("f", "RUNNING", 4)
-    assert search.apply_listing(started(done, second, seconds=6)) is None
-    assert search.broke_exclusive
-    assert search.apply_listing(started(done, seconds=10)) is None
-    assert search.apply_listing(started(done, second, seconds=37)) == done
