@@ -8,11 +8,8 @@ import json
 import logging
 import os
 import pty
-import signal
 import subprocess
 import sys
-import threading
-import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +18,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from conftest import AIRFLOW, KEY, change, connection, needs_airflow
+from ctrl_c import interrupt_in_pause, interrupt_when
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import NullPool, StaticPool
@@ -47,20 +45,6 @@ def all_of(terminal):
             parts.append(part)
     os.close(terminal)
     return b"".join(parts).decode()
-
-
-def interrupt_when(condition):
-    """Press Ctrl-C as soon as something is true."""
-    main_thread = threading.main_thread().ident
-
-    def wait():
-        while not condition():
-            pass
-        signal.pthread_kill(main_thread, signal.SIGINT)
-
-    waiting = threading.Thread(target=wait, daemon=True)
-    waiting.start()
-    return waiting
 
 
 # --- list -----------------------------------------------------------------------------------------------------------
@@ -468,14 +452,7 @@ def test_a_blip_ends_no_wait(platform, command):
 
 def test_ctrl_c_while_waiting_says_that_the_run_goes_on_and_how_to_look(platform, command, monkeypatch):
     platform.sim.add_agent("agent-1", run_seconds=600)
-    advance = time.sleep
-
-    def sleep(seconds):
-        advance(seconds)
-        if len(platform.slept) == 5:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(time, "sleep", sleep)
+    interrupt_in_pause(platform, monkeypatch)
     ended = command("run", "agent-1", "--wait")
     assert ended.code == 130
     assert ended.out == ""

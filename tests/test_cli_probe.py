@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-import signal
 import sys
-import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
 from conftest import KEY, change
+from ctrl_c import interrupt_in_pause
 
 from airflow_provider_agents.cli.findings import extras_of, findings_of, warnings_of
 from airflow_provider_agents.cli.observations import Observations
@@ -429,14 +428,7 @@ def test_a_blip_loses_nothing(platform, probe):
 @pytest.mark.parametrize("output", ["json", "text"])
 def test_ctrl_c_prints_what_is_known_and_what_was_started(platform, command, monkeypatch, output):
     platform.sim.add_agent("agent-1", run_seconds=600)
-    advance = time.sleep
-
-    def sleep(seconds):
-        advance(seconds)
-        if len(platform.slept) == 5:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(time, "sleep", sleep)
+    interrupt_in_pause(platform, monkeypatch)
     ended = command("probe", "agent-1", "--yes", "--output", output)
     (started,) = platform.sim.executions
     assert ended.code == 130

@@ -12,6 +12,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, TaskDeferred
 from airflow.sdk import DAG
 from conftest import KEY, DyingStore, Killed, Task, connection, needs_airflow
+from refusals import ERROR_OF, refuse
 
 from airflow_provider_agents.api.errors import (
     AgentBusyError,
@@ -393,17 +394,7 @@ def test_a_key_that_is_revoked_while_a_worker_waits_fails_for_good(platform, tas
     assert [run(operator(), task)["id"]] == platform.executions()
 
 
-REFUSALS = (302, 400, 401, 403, 404)
-
-
-def refuse(platform, status, after, seconds):
-    """Refuse every request for a time that begins after some seconds."""
-    begin = platform.sim.clock() + timedelta(seconds=after)
-    end = begin + timedelta(seconds=seconds)
-    platform.sim.faults.append(Fault(kind="status", status=status, times=None, not_before=begin, not_after=end))
-
-
-@pytest.mark.parametrize("status", REFUSALS)
+@pytest.mark.parametrize("status", ERROR_OF)
 def test_refusals_for_some_minutes_fail_no_task_whose_run_is_under_way(platform, task, waiting, status, logged):
     platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=900.0)
     refuse(platform, status, after=120, seconds=240)
@@ -411,7 +402,7 @@ def test_refusals_for_some_minutes_fail_no_task_whose_run_is_under_way(platform,
     assert f"{status}: " in logged()
 
 
-@pytest.mark.parametrize("status", REFUSALS)
+@pytest.mark.parametrize("status", ERROR_OF)
 def test_refusals_without_an_end_fail_a_task_after_five_minutes_and_name_its_run(platform, task, waiting, status):
     platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=3600.0)
     began = platform.sim.clock()
@@ -424,7 +415,7 @@ def test_refusals_without_an_end_fail_a_task_after_five_minutes_and_name_its_run
     assert [run(operator(**waiting), task)["id"]] == platform.executions()
 
 
-@pytest.mark.parametrize("status", REFUSALS)
+@pytest.mark.parametrize("status", ERROR_OF)
 def test_a_refusal_before_the_start_fails_a_task_at_once(platform, task, waiting, status):
     refuse(platform, status, after=0, seconds=1000)
     with pytest.raises(AirflowFailException, match=f"{status}"):
@@ -432,7 +423,7 @@ def test_a_refusal_before_the_start_fails_a_task_at_once(platform, task, waiting
     assert platform.slept == []
 
 
-@pytest.mark.parametrize("status", REFUSALS)
+@pytest.mark.parametrize("status", ERROR_OF)
 def test_refusals_for_some_minutes_fail_no_task_that_waits_for_an_idle_agent(platform, task, waiting, status):
     platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=900.0)
     platform.sim.start_scheduled_run("agent-1")

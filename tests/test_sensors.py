@@ -22,6 +22,7 @@ from airflow.providers.common.compat.sdk import (
 )
 from airflow.sdk import DAG
 from conftest import KEY, connection, needs_airflow
+from refusals import ERROR_OF, refuse
 
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException
@@ -527,18 +528,8 @@ def test_what_may_pass_ends_nothing(platform, wait):
     assert wait(agent_id="agent-1", event_id=event_id)["id"] == event_id
 
 
-REFUSALS = (302, 400, 401, 403, 404)
-
-
-def refuse(platform, status, after, seconds):
-    """Refuse every request for a time that begins after some seconds."""
-    begin = platform.sim.clock() + timedelta(seconds=after)
-    end = begin + timedelta(seconds=seconds)
-    platform.sim.faults.append(Fault(kind="status", status=status, times=None, not_before=begin, not_after=end))
-
-
 @pytest.mark.parametrize("named", ["event", "moment"])
-@pytest.mark.parametrize("status", REFUSALS)
+@pytest.mark.parametrize("status", ERROR_OF)
 def test_refusals_for_some_minutes_fail_no_sensor(platform, wait, status, named):
     platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=900.0)
     event_id = platform.sim.start_scheduled_run("agent-1")
@@ -547,7 +538,7 @@ def test_refusals_for_some_minutes_fail_no_sensor(platform, wait, status, named)
     assert wait(agent_id="agent-1", **which)["id"] == event_id
 
 
-@pytest.mark.parametrize("status", REFUSALS)
+@pytest.mark.parametrize("status", ERROR_OF)
 def test_refusals_without_an_end_fail_a_sensor_after_five_minutes(platform, wait, status):
     platform.sim.add_agent("agent-1", queue_seconds=0.0, run_seconds=3600.0)
     event_id = platform.sim.start_scheduled_run("agent-1")
@@ -558,7 +549,7 @@ def test_refusals_without_an_end_fail_a_sensor_after_five_minutes(platform, wait
     assert 420 <= (platform.sim.clock() - began).total_seconds() <= 420 + 200
 
 
-@pytest.mark.parametrize("status", REFUSALS)
+@pytest.mark.parametrize("status", ERROR_OF)
 def test_a_refusal_of_the_first_look_fails_a_sensor_at_once(platform, wait, status):
     refuse(platform, status, after=0, seconds=1000)
     with pytest.raises(AirflowFailException, match=f"{status}"):
@@ -607,7 +598,7 @@ def test_a_look_of_many_slow_pages_puts_off_no_timeout_of_a_sensor_on_a_worker(p
 
 
 @newer_airflow
-@pytest.mark.parametrize("status", REFUSALS)
+@pytest.mark.parametrize("status", ERROR_OF)
 def test_without_a_worker_only_the_first_refusal_fails_a_sensor_at_once(platform, status):
     def started(**which):
         op = AgentRunSensor(task_id="wait", agent_id="agent-1", start_from_trigger=True, poke_interval=5.0, **which)

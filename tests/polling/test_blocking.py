@@ -8,16 +8,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from driving import WorkerTime, wait_on_worker
+from refusals import REFUSALS
 
 from airflow_provider_agents import clock
 from airflow_provider_agents.api.errors import (
     AgentBusyError,
-    AuthenticationError,
     NotFoundError,
     PaginationError,
-    PermissionDeniedError,
     RateLimitedError,
-    RequestRejectedError,
     ServerError,
 )
 from airflow_provider_agents.api.flow import FlowRun, Response
@@ -31,16 +29,6 @@ from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
 
 T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)
 DOWN = ServerError("The API answers 503.", status_code=503)
-REFUSALS = [
-    kind(f"{status}: refused.", status_code=status)
-    for kind, status in (
-        (RequestRejectedError, 302),
-        (RequestRejectedError, 400),
-        (AuthenticationError, 401),
-        (PermissionDeniedError, 403),
-        (NotFoundError, 404),
-    )
-]
 
 
 def row(name="e", status="RUNNING", seconds=0.0):

@@ -6,12 +6,10 @@ from datetime import timedelta
 
 import pytest
 from driving import Gate, Scene
+from refusals import ERROR_OF
 
 from airflow_provider_agents.api.errors import (
-    AuthenticationError,
     NotFoundError,
-    PermissionDeniedError,
-    RequestRejectedError,
 )
 from airflow_provider_agents.api.models import ExecutionEvent
 from airflow_provider_agents.runs.outcome import Outcome
@@ -21,14 +19,7 @@ from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
 from airflow_provider_agents.simulator import SimulatorConfig
 
 EVENTS = "/v1/events"
-STATUSES = {
-    302: RequestRejectedError,
-    400: RequestRejectedError,
-    401: AuthenticationError,
-    403: PermissionDeniedError,
-    404: NotFoundError,
-}
-OF_AN_AGENT = [status for status in STATUSES if status != 401]
+OF_AN_AGENT = [status for status in ERROR_OF if status != 401]
 
 
 def advance(scene, seconds):
@@ -48,7 +39,7 @@ def of_agent(agent_id, status):
 
 @pytest.mark.parametrize("way", ["seeking", "following"])
 @pytest.mark.parametrize("seconds", [1.0, 60.0, REFUSED_SECONDS - 30.0])
-@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("status", ERROR_OF)
 def test_a_time_of_refusals_ends_no_wait(status, seconds, way):
     config = SimulatorConfig(request_id="field") if way == "following" else SimulatorConfig()
     scene = Scene(config, agents=3, queue_seconds=0.0, run_seconds=900.0)
@@ -56,14 +47,14 @@ def test_a_time_of_refusals_ends_no_wait(status, seconds, way):
     scene.cycle(2)
     gate = Gate(scene, lambda _path, _query: status)
     advance(scene, seconds)
-    assert all(type(subscription.outage.error) is STATUSES[status] for subscription in subscriptions)
+    assert all(type(subscription.outage.error) is ERROR_OF[status] for subscription in subscriptions)
     gate.refuse = lambda _path, _query: None
     scene.driver.wait_for(*subscriptions)
     assert {subscription.result.outcome for subscription in subscriptions} == {Outcome.COMPLETED}
 
 
 @pytest.mark.parametrize("interval", [5.0, 60.0, 400.0])
-@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("status", ERROR_OF)
 def test_five_minutes_of_nothing_else_end_all_waits_typed(status, interval):
     scene = Scene(SimulatorConfig(request_id="field"), agents=3, queue_seconds=0.0, run_seconds=9000.0)
     subscriptions = [scene.waiting(agent_id, interval=interval) for agent_id in scene.agents]
@@ -71,7 +62,7 @@ def test_five_minutes_of_nothing_else_end_all_waits_typed(status, interval):
     refused_from = scene.clock.now
     Gate(scene, lambda _path, _query: status)
     scene.driver.wait_for(*subscriptions)
-    assert {type(subscription.error) for subscription in subscriptions} == {STATUSES[status]}
+    assert {type(subscription.error) for subscription in subscriptions} == {ERROR_OF[status]}
     assert all(str(status) in str(subscription.error) for subscription in subscriptions)
     assert all("Every request since" in str(subscription.error) for subscription in subscriptions)
     lasted = (scene.clock.now - refused_from).total_seconds()
@@ -102,7 +93,7 @@ def test_a_refusal_of_one_agent_touches_no_other(status, way):
 
     gate.refuse = refuse
     scene.driver.wait_for(*refused)
-    assert {type(subscription.error) for subscription in refused} == {STATUSES[status]}
+    assert {type(subscription.error) for subscription in refused} == {ERROR_OF[status]}
     assert not well.has_ended
     assert well.outage is None
     assert scene.driver.wait_for(well)[0].outcome == Outcome.COMPLETED
@@ -149,7 +140,7 @@ def test_an_answer_for_another_task_of_the_same_agent_counts(another_task):
     assert rare.has_ended is not another_task
 
 
-@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("status", ERROR_OF)
 def test_the_first_refusal_ends_a_wait_that_nothing_was_answered_for(status):
     scene = Scene(SimulatorConfig(request_id="field"), agents=2, queue_seconds=0.0, run_seconds=900.0)
     event_id = scene.sim.start_scheduled_run("agent-0")
@@ -165,7 +156,7 @@ def test_the_first_refusal_ends_a_wait_that_nothing_was_answered_for(status):
     gate = Gate(scene, lambda _path, _query: status)
     new, old = join(answered=False), join(answered=True)
     gate.cycle()
-    assert (type(new.error), old.has_ended) == (STATUSES[status], False)
+    assert (type(new.error), old.has_ended) == (ERROR_OF[status], False)
     gate.refuse = lambda _path, _query: None
     later = join(answered=False)
     gate.cycle(2)

@@ -7,29 +7,19 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import REFUSALS
 
 from airflow_provider_agents.api.errors import (
-    AuthenticationError,
     InvalidConnectionError,
     NoAnswerError,
-    NotFoundError,
     NotSentError,
     PaginationError,
-    PermissionDeniedError,
     RateLimitedError,
-    RequestRejectedError,
     ServerError,
 )
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS, Patience, is_refusal
 
 T0 = datetime(2026, 1, 1, 9, tzinfo=UTC)
-REFUSALS = [
-    RequestRejectedError("302.", status_code=302),
-    RequestRejectedError("400.", status_code=400),
-    AuthenticationError("401.", status_code=401),
-    PermissionDeniedError("403.", status_code=403),
-    NotFoundError("404.", status_code=404),
-]
 FAILURES = [
     NotSentError("No connection."),
     NoAnswerError("Lost."),
