@@ -316,6 +316,43 @@ def layers() -> Drawing:
     return drawing
 
 
+def which_one() -> Drawing:
+    """Which operator, sensor or watcher: three questions."""
+    drawing = Drawing(
+        "Does your DAG start the run? If yes, the operator; with a sensor where you wait later. If not, the sensor for "
+        "one run, and the watcher for every run.",
+        384,
+    )
+    drawing.box(110, 14, 240, 40, "Does your DAG start the run?", kind="c")
+    drawing.arrow((170, 54), (170, 92))
+    drawing.text(162, 78, "yes", kind="small", anchor="end")
+    drawing.arrow((350, 34), (404, 34), (404, 214))
+    drawing.text(396, 78, "no", kind="small", anchor="end")
+    drawing.box(64, 92, 212, 40, "When do you need its result?", kind="c")
+    drawing.box(280, 214, 170, 56, "One run, or every run", "that ends?", kind="c")
+    for x, y, word in ((88, 214, "next"), (216, 302, "later")):
+        drawing.arrow((x, 132), (x, y))
+        drawing.text(x + 8, 166, word, kind="small", anchor="start")
+    drawing.box(10, 214, 190, 56, "ExecuteAgentOperator", "the next task gets the event", kind="a")
+    drawing.box(
+        10,
+        302,
+        250,
+        72,
+        "wait_for_completion=False",
+        "then a sensor with the submission,",
+        "or no sensor at all",
+        kind="a",
+    )
+    drawing.arrow((306, 270), (306, 302))
+    drawing.text(314, 292, "one", kind="small", anchor="start")
+    drawing.arrow((412, 270), (412, 302))
+    drawing.text(404, 292, "every", kind="small", anchor="end")
+    drawing.box(268, 302, 88, 72, "sensor", "started_after", kind="b")
+    drawing.box(364, 302, 88, 72, "watcher", "on an asset", kind="b")
+    return drawing
+
+
 DRAWINGS = {
     "run-life": run_life,
     "submission": submission,
@@ -323,6 +360,7 @@ DRAWINGS = {
     "record": record,
     "one-poll": one_poll,
     "watcher": watcher,
+    "which-one": which_one,
     "layers": layers,
 }
 
