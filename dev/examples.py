@@ -109,6 +109,10 @@ def _deferred(show: Show) -> None:
     show.must_be_of(show.xcom("agent_deferred", "run_agent"), "agent_deferred", "run_agent")
 
 
+def _budget(show: Show) -> None:
+    show.must_be_of(show.xcom("agent_budget", "run_agent"), "agent_budget", "run_agent")
+
+
 def _mapped(show: Show) -> None:
     for index in range(3):
         event = show.xcom("agent_mapped", "run_agents", map_index=index)
@@ -151,6 +155,7 @@ def _asset_consumer(show: Show) -> None:
 
 LOOKS: dict[str, Callable[[Show], None]] = {
     "agent_approval": _approval,
+    "agent_budget": _budget,
     "agent_asset_consumer": _asset_consumer,
     "agent_deferred": _deferred,
     "agent_finished_starts_dag": _finished_starts_dag,

@@ -9,6 +9,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, TaskDeferred
 from airflow.sdk import DAG
 from conftest import Task, change, connection
+from test_operators import through_the_trigger
 
 from airflow_provider_agents.api.errors import (
     AgentRunFailedError,
@@ -94,6 +95,16 @@ def test_a_resumed_task_that_finds_its_run_again_asks_no_budget(platform, task):
         with pytest.raises(TaskDeferred):
             op.execute(task.context())
     assert posts(platform) == 1
+
+
+@pytest.mark.parametrize("deferrable", [True, False])
+def test_a_task_that_waits_for_a_busy_agent_asks_once_the_agent_is_idle(platform, task, deferrable):
+    platform.sim.start_scheduled_run("agent-1")
+    op = operator(deferrable=deferrable, if_running="wait", budget=Budget(runs=4))
+    with pytest.raises(AirflowFailException, match="4 of 4 runs"):
+        through_the_trigger(op, task)
+    assert sum(platform.slept) >= 6
+    assert posts(platform) == 0
 
 
 def test_a_retry_after_a_failed_run_asks_again(platform, task):
