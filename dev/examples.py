@@ -30,11 +30,24 @@ KEY = "example-key"
 #: The pools that the examples' tasks run in.
 POOLS = {"agent-shop": {"slots": 1, "description": "one run at a time", "include_deferred": True}}
 #: The Airflow that an example needs, where that is more than the package needs.
-NEEDS = {"agent_approval": (3, 1), "agent_without_workers": (3, 3)}
+NEEDS = {
+    "agent_approval": (3, 1),
+    "agent_deadline": (3, 1),
+    "agent_failed_is_final": (3, 3),
+    "agent_without_workers": (3, 3),
+}
+#: How the DAG run of an example ends, where that is not well.
+ENDS = {"agent_failed_is_final": "failed"}
 #: Airflow starts a run of these by itself.
-START_BY_THEMSELVES = {"agent_asset_consumer", "agent_finished_starts_dag", "agent_on_its_own_schedule"}
+START_BY_THEMSELVES = {
+    "agent_asset_consumer",
+    "agent_backfill",
+    "agent_finished_starts_dag",
+    "agent_on_its_own_schedule",
+}
 _END_SECONDS = 240.0
 _READING_SECONDS = 5.0
+_BACKFILLED_DAYS = 3
 
 
 def this_airflow() -> tuple[int, ...]:
@@ -153,11 +166,45 @@ def _asset_consumer(show: Show) -> None:
     _must((run["agent_id"], run["event_id"], run["finalModel"]) == wanted, f"the asset event named {run}")
 
 
+def _all_active(show: Show) -> None:
+    reported = show.xcom("agent_all_active", "report")
+    _must(sorted(reported) == ["agent-fleet-east COMPLETED", "agent-fleet-west COMPLETED"], f"reported {reported}")
+    rows = show.airflow.task_instances("agent_all_active", show.run_ids["agent_all_active"])
+    names = {row["rendered_map_index"] for row in rows if row["task_id"] == "run_agents"}
+    _must(names == {"agent-fleet-east", "agent-fleet-west"}, f"the mapped tasks are called {names}")
+
+
+def _failed_is_final(show: Show) -> None:
+    started = len(show.simulator.executions("agent-fragile"))
+    _must(started == 1, f"{started} runs were paid for")
+    rows = show.airflow.task_instances("agent_failed_is_final", show.run_ids["agent_failed_is_final"])
+    _must([row["try_number"] for row in rows] == [1], f"the tries are {rows}")
+
+
+def _backfill(show: Show) -> None:
+    dag_id = "agent_backfill"
+    days = {"from_date": "2026-01-01T00:00:00Z", "to_date": "2026-01-03T00:00:00Z"}
+    show.airflow.api("POST", "/api/v2/backfills", {"dag_id": dag_id, "max_active_runs": 1, "dag_run_conf": {}, **days})
+
+    def ended() -> list[str] | None:
+        runs = show.airflow.api("GET", f"/api/v2/dags/{dag_id}/dagRuns")["dag_runs"]
+        states = [run["state"] for run in runs if run["run_type"] == "backfill"]
+        return states if len(states) == _BACKFILLED_DAYS and not {"queued", "running"} & {*states} else None
+
+    states = until(ended, _END_SECONDS, "the end of the backfill", pause=1.0)
+    _must(set(states) == {"success"}, f"the DAG runs of the backfill are {states}")
+    started = len(show.simulator.executions("agent-archive"))
+    _must(started == 1, f"the schedule and a backfill of three days paid for {started} runs")
+
+
 LOOKS: dict[str, Callable[[Show], None]] = {
+    "agent_all_active": _all_active,
     "agent_approval": _approval,
     "agent_budget": _budget,
     "agent_asset_consumer": _asset_consumer,
+    "agent_backfill": _backfill,
     "agent_deferred": _deferred,
+    "agent_failed_is_final": _failed_is_final,
     "agent_finished_starts_dag": _finished_starts_dag,
     "agent_mapped": _mapped,
     "agent_on_its_own_schedule": _on_its_own_schedule,
@@ -182,7 +229,7 @@ def run_all(show: Show) -> dict[str, str]:
             if dag_id in START_BY_THEMSELVES:
                 show.run_ids[dag_id] = show.first_run(dag_id)
             state = airflow.wait_for_dag_run(dag_id, show.run_ids[dag_id], _END_SECONDS)
-            _must(state == "success", f"the DAG run is {state}")
+            _must(state == ENDS.get(dag_id, "success"), f"the DAG run is {state}")
             LOOKS.get(dag_id, lambda _: None)(show)
             print(f"{dag_id}: as it should be ({time.monotonic() - began_at:.0f} s more)", flush=True)
         except (RealAirflowError, ArithmeticError, LookupError, TypeError, ValueError) as error:

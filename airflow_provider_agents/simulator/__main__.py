@@ -19,12 +19,17 @@ if TYPE_CHECKING:
 
 _HISTORY = 3
 _KEY = "demo-key"
-#: The agents of the example DAGs, each with its own so that all can run at the same time, and one whose runs fail.
+#: The agents of the example DAGs, each with its own so that all can run at the same time, and two whose runs fail.
 _AGENTS = [
     "agent-123:8",
+    "agent-archive:6",
+    "agent-briefing:6",
     "agent-cleanup:6",
     "agent-draft:6",
     "agent-failing:5:FAILED",
+    "agent-fleet-east:6",
+    "agent-fleet-west:7",
+    "agent-fragile:5:FAILED",
     "agent-hourly:5:COMPLETED:60",
     "agent-invoices:6",
     "agent-market:6",
@@ -33,6 +38,7 @@ _AGENTS = [
     "agent-orders:10",
     "agent-prices:5",
     "agent-research:6",
+    "agent-shared:6",
     "agent-shop:6",
     "agent-weather:7",
 ]
