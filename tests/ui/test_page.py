@@ -132,12 +132,14 @@ def test_only_reading_is_asked_of_the_platform(page, platform):
 def test_a_platform_that_hangs_keeps_no_other_question_waiting(page, platform, monkeypatch):
     # 60 pages are open. The platform takes their questions, and answers none.
     async def steps():
-        asked = asyncio.Event()
+        asked, taken = asyncio.Event(), []
 
         async def take(reader, writer):
+            taken.append(asyncio.current_task())
             asked.set()
             await reader.read()
             writer.close()
+            await writer.wait_closed()
 
         server = await asyncio.start_server(take, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
@@ -150,6 +152,8 @@ def test_a_platform_that_hangs_keeps_no_other_question_waiting(page, platform, m
         waiting = sum(not one.done() for one in open_pages)
         answers = await asyncio.gather(*open_pages)
         server.close()
+        # Each connection is closed by the page, so that its end is seen here.
+        await asyncio.wait_for(asyncio.gather(*taken), 30)
         return answer, took, waiting, answers
 
     monkeypatch.setattr("airflow_provider_agents.ui.questions.LIMIT_SECONDS", 3.0)
