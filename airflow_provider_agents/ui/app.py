@@ -26,14 +26,16 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from airflow_provider_agents.api import endpoints
+from airflow_provider_agents.api.errors import InvalidConnectionError
 from airflow_provider_agents.api.flow import first_rows
 from airflow_provider_agents.api.models import Status
 from airflow_provider_agents.clock import now
+from airflow_provider_agents.connection import aread_settings
 from airflow_provider_agents.hooks import poller_of
 from airflow_provider_agents.runs.usage import runs_between
 from airflow_provider_agents.ui import access
 from airflow_provider_agents.ui.questions import SharedQuestion
-from airflow_provider_agents.ui.rows import agent_rows, first_day, run_rows, usage_by_agent
+from airflow_provider_agents.ui.rows import agent_rows, budget_use, first_day, run_rows, usage_by_agent
 from airflow_provider_agents.ui.task_links import tasks_of
 
 if TYPE_CHECKING:
@@ -97,15 +99,19 @@ async def read_overview(conn_id: str) -> Overview:
     return Overview(agent_rows(agents), run_rows(events, read_at), tasks)
 
 
-async def read_usage(conn_id: str) -> dict[str, dict[str, Any]]:
-    """What a connection's agents have used in seven days, as `usage_by_agent`.
+async def read_usage(conn_id: str) -> dict[str, Any]:
+    """What a connection's agents have used in seven days, as `usage_by_agent`, and of its budget, as `budget_use`.
 
     Raises:
         AgentsError: as `read_overview`.
     """
+    settings = await aread_settings(conn_id)
+    if isinstance(settings, InvalidConnectionError):
+        raise settings
     async with poller_of(conn_id) as poller:
         events = await poller.run_flow(runs_between(None, first_day(now())))
-    return usage_by_agent(events, now())
+    at = now()
+    return {"usage": usage_by_agent(events, at), "budget": budget_use(settings.budget, events, at)}
 
 
 class Questions:
@@ -162,7 +168,8 @@ async def overview(user: User, about: AboutConnection) -> JSONResponse:
 async def usage(about: AboutConnection) -> JSONResponse:
     """What a connection's agents have used."""
     shown = await about.usage.answer()
-    return JSONResponse({"usage": shown.value or {}, "age_seconds": shown.age_seconds, "error": shown.error})
+    value = shown.value or {"usage": {}, "budget": None}
+    return JSONResponse({**value, "age_seconds": shown.age_seconds, "error": shown.error})
 
 
 @router.get("/{path:path}")

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_agents.api.errors import one_line
 from airflow_provider_agents.api.models import schedule_in_words
 from airflow_provider_agents.runs.status import duration_of, is_active, is_success, is_terminal
-from airflow_provider_agents.runs.usage import Usage, add_up, add_up_by
+from airflow_provider_agents.runs.usage import Usage, add_up, add_up_by, browser_seconds_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
     from airflow_provider_agents.api.models import Agent, ExecutionEvent
+    from airflow_provider_agents.budget import Budget
 
 #: Days of use that the page shows, today among them.
 DAYS = 7
@@ -113,3 +114,29 @@ def usage_by_agent(events: Iterable[ExecutionEvent], now: datetime) -> dict[str,
         days = [{"day": name, **by_day.get(name, Usage()).to_json()} for name in names]
         rows[agent_id] = {"days": days, "week": add_up(own).to_json()}
     return rows
+
+
+def budget_use(budget: Budget | None, events: Iterable[ExecutionEvent], now: datetime) -> dict[str, Any] | None:
+    """What of a connection's budget is used. A day or an hour is that of UTC.
+
+    Args:
+        budget: the limits.
+        events: those since `first_day`.
+        now: the time, on our clock.
+
+    Returns:
+        The limits, whose runs count (`of`), the begin of the period (`since`), and the `used` runs and browser seconds
+        by the agent's id, or under an empty text for the account. None without a budget, and if its period is longer
+        than the days that are known.
+    """
+    since = budget.begin_at(now, UTC) if budget is not None else None
+    if budget is None or since is None or since < first_day(now):
+        return None
+    used: defaultdict[str, dict[str, float]] = defaultdict(lambda: {"runs": 0, "browser_seconds": 0.0})
+    for event in events:
+        if event.created_by is None or event.created_by >= since:
+            own = used[(event.agentId or "") if budget.of == "agent" else ""]
+            own["runs"] += 1
+            own["browser_seconds"] += browser_seconds_of(event)
+    limits = {"runs": budget.runs, "browser_seconds": budget.browser_seconds}
+    return {"of": budget.of, "since": since.isoformat(), "limits": limits, "used": used}

@@ -13,6 +13,7 @@ from conftest import KEY, connection
 from airflow_provider_agents.plugin import is_supported
 from airflow_provider_agents.simulator import Simulator
 
+
 @pytest.fixture(scope="session")
 def metadata_database(tmp_path_factory):
     """An Airflow database of its own, empty."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from airflow_provider_agents.api.models import read_agent, read_event
-from airflow_provider_agents.ui.rows import agent_rows, first_day, run_rows, usage_by_agent
+from airflow_provider_agents.budget import Budget
+from airflow_provider_agents.ui.rows import agent_rows, budget_use, first_day, run_rows, usage_by_agent
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -83,3 +84,24 @@ def test_use_is_added_up_by_agent_and_day_and_days_without_runs_are_there():
 
 def test_the_first_day_begins_at_midnight_utc():
     assert first_day(NOON) == datetime(2025, 12, 26, tzinfo=UTC)
+
+
+def test_a_budget_counts_the_runs_of_its_period_for_each_agent_or_for_all():
+    events = [
+        event("a", "COMPLETED", 10, seconds=60, browserSessionSeconds=40),
+        event("b", "RUNNING", 20, browserSessionSeconds=2, agentId="agent-2"),
+        event("c", "COMPLETED", 24 * 60, seconds=60, browserSessionSeconds=5),
+    ]
+    own = budget_use(Budget(runs=20), events, NOON)
+    assert own["used"] == {
+        "agent-1": {"runs": 1, "browser_seconds": 40.0},
+        "agent-2": {"runs": 1, "browser_seconds": 2.0},
+    }
+    assert own["limits"] == {"runs": 20, "browser_seconds": None}
+    together = budget_use(Budget(browser_seconds=100, of="account"), events, NOON)
+    assert together["used"] == {"": {"runs": 2, "browser_seconds": 42.0}}
+
+
+def test_without_a_budget_or_with_one_of_more_than_seven_days_nothing_is_shown():
+    assert budget_use(None, [], NOON) is None
+    assert budget_use(Budget(runs=1, per=timedelta(days=30)), [], NOON) is None

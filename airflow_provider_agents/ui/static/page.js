@@ -5,7 +5,7 @@
 const EVERY_SECONDS = 10;
 const USAGE_EVERY_SECONDS = 60;
 const RUN_COLUMNS = ["Status", "Agent", "Started", "Duration", "Steps", "Browser", "Model", "Task", "Error"];
-const AGENT_COLUMNS = ["Agent", "Status", "Schedule", "Today", "Seven days", "Each day"];
+const AGENT_COLUMNS = ["Agent", "Status", "Schedule", "Today", "Seven days", "Budget", "Each day"];
 
 const SHORT = { dateStyle: "short", timeStyle: "medium" };
 
@@ -155,6 +155,8 @@ function agentRow(agent, several) {
   const own = answer?.usage?.[agent.id] ?? (answer && answer.age_seconds !== null ? { days: [], week: null } : null);
   cell(row, "Today", "", own ? usageText(own.days.at(-1)) : "not known yet");
   cell(row, "Seven days", "", own ? usageText(own.week) : "not known yet");
+  const budget = answer?.budget;
+  cell(row, "Budget", "", budget?.of === "agent" ? budgetText(budget, agent.id) : "");
   const bars = cell(row, "Each day", "");
   if (own?.days.length) bars.append(barsOf(own.days));
   return row;
@@ -165,6 +167,16 @@ function usageText(usage) {
   const failed = usage.failed ? `, ${usage.failed} failed` : "";
   const seconds = usage.browser_seconds ? `, browser ${duration(usage.browser_seconds)}` : "";
   return `${usage.runs} ${usage.runs === 1 ? "run" : "runs"}${failed}${seconds}`;
+}
+
+/** How much of a connection's budget an agent has used, or the account, whose id here is an empty text. */
+function budgetText(budget, id) {
+  const used = budget.used[id] ?? { runs: 0, browser_seconds: 0 };
+  const { runs, browser_seconds: seconds } = budget.limits;
+  const parts = [];
+  if (runs !== null) parts.push(`${used.runs} of ${runs} runs`);
+  if (seconds !== null) parts.push(`${duration(used.browser_seconds)} of ${duration(seconds)} in the browser`);
+  return parts.join(", ");
 }
 
 /** Seven small bars, the highest for the day with the most runs; the failed runs are the lower part of each. */
@@ -216,6 +228,9 @@ function show() {
   );
   const running = shown.filter((run) => run.state === "active").length;
   element("counts").textContent = shown.length ? `${running} running, ${shown.length} shown` : "";
+  const accounts = chosen().filter((id) => used.get(id)?.budget?.of === "account");
+  const budgets = accounts.map((id) => `budget of ${id}: ${budgetText(used.get(id).budget, "")}`);
+  element("budgets").textContent = budgets.join("; ");
   // A connection that is wrong says so once.
   const errors = chosen().flatMap((id) => {
     const use = used.get(id)?.error;
