@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -12,8 +13,10 @@ import pytest
 from conftest import KEY, change
 from ctrl_c import interrupt_in_pause
 
-from airflow_provider_agents.cli.findings import extras_of, findings_of, warnings_of
-from airflow_provider_agents.cli.observations import Observations
+from airflow_provider_agents.api.models import read_event
+from airflow_provider_agents.cli.extras import extras_of
+from airflow_provider_agents.cli.findings import findings_of, warnings_of
+from airflow_provider_agents.cli.observations import Observations, Poll, ProbedRun, SeenListing
 from airflow_provider_agents.simulator import Fault
 
 
@@ -50,6 +53,7 @@ def test_a_platform_as_documented_holds_all_that_is_assumed(platform, probe):
     assert {name: finding["value"] for name, finding in ended.findings.items()} == {
         "appearance": {"shortest": 0.0, "longest": 0.0},
         "own_event": True,
+        "exclusive": True,
         "clock": "ok",
         "created_at": {"kind": "either", "offset_min": 0.0, "offset_max": 0.0, "clocks_differ_by": 0.0},
         "request_name": "absent",
@@ -294,6 +298,104 @@ def test_another_run_does_not_matter_where_events_name_their_request(platform, p
     assert ended.findings["own_event"]["holds"] is True
 
 
+def test_another_run_between_two_of_the_probe_speaks_against_exclusive(platform, probe):
+    started = []
+
+    def start_another(request, respond):
+        runs = platform.executions()
+        is_over = len(runs) == 1 and platform.sim.truth(runs[0]).ended_at <= datetime.now(UTC)
+        if is_over and request.query.get("status") == "PENDING" and not started:
+            started.append(platform.sim.start_scheduled_run("agent-1"))
+        return respond()
+
+    platform.sim.intercept(start_another)
+    ended = probe("--runs", "2")
+    assert len(started) == 1
+    assert ended.findings["exclusive"]["value"] is False
+    assert ended.findings["own_event"]["value"] is True
+
+
+def test_another_run_beside_one_of_the_probe_speaks_against_exclusive(platform, probe):
+    change(platform, request_id="field")
+    platform.sim.add_agent("agent-1", schedule_every=3.0)
+    ended = probe("--runs", "1")
+    assert ended.findings["exclusive"]["value"] is False
+    assert "Leave `exclusive` out" in ended.findings["exclusive"]["meaning"]
+
+
+def test_an_agent_that_nothing_else_starts_may_be_exclusive(platform, probe):
+    found = probe("--runs", "1").findings["exclusive"]
+    assert (found["value"], found["holds"]) == (True, True)
+    assert "no two tasks at once" in found["meaning"]
+
+
+def row(name, *, status="PENDING", age=0.0):
+    at = datetime(2026, 1, 1, 9, tzinfo=UTC) - timedelta(seconds=age)
+    begun = None if status == "PENDING" else at
+    return read_event(
+        {"id": name, "agentId": "agent-1", "status": status, "createdAt": at.isoformat(), "updatedAt": at.isoformat(),
+         "startedAt": begun and begun.isoformat(), "completedAt": begun and begun.isoformat()}
+    )  # fmt: skip
+
+
+def seen_in(*listings, has_more=False):
+    """What a probe has seen whose run is `own` and waits, in listings of all runs."""
+    at = datetime(2026, 1, 1, 9, tzinfo=UTC)
+    run = ProbedRun(server_before=at, sent_at=at, answered_at=at, request_id="request")
+    pending = SeenListing.of([row("own")], (), has_more=False)
+    known = {f"old-{number}" for number in range(5)}
+    for names in listings:
+        rows = [row(name, status="PENDING" if name == "own" else "COMPLETED", age=60) for name in names]
+        run.record(Poll(at, at, at, pending, SeenListing.of(rows, known, has_more=has_more)))
+    return Observations(agent_id="agent-1", wanted=1, runs=[run])
+
+
+@pytest.mark.parametrize(
+    ("listings", "has_more", "place"),
+    [
+        ([["own", "old-0"]], False, "top"),
+        ([["old-0", "own"]], False, "bottom"),
+        ([["old-0", "own"]], True, "middle"),
+        ([["old-0", "own", "old-1"]], False, "middle"),
+        ([["own", "old-0"], ["old-0", "own"]], False, "bottom, top"),
+        ([["own"]], False, None),
+        ([["old-0"]], False, None),
+        ([["old-0"], ["old-0"]], False, "absent"),
+        ([["old-0"], ["old-0"], ["own", "old-0"]], False, "top"),
+        ([["old-0"], ["old-0"], ["own"]], False, None),
+    ],
+)
+def test_a_run_that_waits_stands_where_the_listings_show_it(listings, has_more, place):
+    (finding,) = [one for one in findings_of(seen_in(*listings, has_more=has_more)) if one.name == "pending_place"]
+    assert finding.value == place
+
+
+def test_the_run_before_is_never_taken_for_the_next_even_if_a_snapshot_lacks_it(platform, probe):
+    hidden = []
+
+    def hide_in_the_second_snapshot(request, respond):
+        reply = respond()
+        runs = platform.executions()
+        if request.method == "POST":
+            hidden.clear()
+        elif len(runs) == 1 and request.query.get("status") == "PENDING" and looked[-1:] == ["COMPLETED"]:
+            hidden.append(runs[0])
+        if request.method == "GET" and len(runs) == 1 and "status" not in request.query:
+            rows = json.loads(reply.body)["data"]
+            looked.extend(row["status"] for row in rows if row["id"] == runs[0])
+        if hidden and request.method == "GET":
+            body = json.loads(reply.body)
+            body["data"] = [row for row in body["data"] if row["id"] not in hidden]
+            return replace(reply, body=json.dumps(body).encode())
+        return reply
+
+    looked = []
+    platform.sim.intercept(hide_in_the_second_snapshot)
+    ended = probe("--runs", "2")
+    assert looked[-1] == "COMPLETED"
+    assert [run["eventIds"] for run in ended.report["runs"]] == [[event_id] for event_id in platform.executions()]
+
+
 # --- rate limits ----------------------------------------------------------------------------------------------------
 
 
@@ -401,6 +503,39 @@ def test_a_lost_answer_is_never_followed_by_a_second_request(platform, probe):
     assert platform.sim.count("POST") == 2
     assert [run["accepted"] for run in ended.report["runs"]] == [True, False]
     assert ended.report["lookWith"] is not None
+
+
+@pytest.mark.parametrize("lag", [0.0, 20.0])
+def test_the_run_of_a_lost_answer_is_looked_for_and_named(platform, probe, lag):
+    change(platform, record_lag=lag)
+    platform.sim.faults.append(Fault(kind="reset_after", method="POST", skip=1))
+    ended = probe()
+    assert [run["eventIds"] for run in ended.report["runs"]] == [[event_id] for event_id in platform.executions()]
+    assert "A run has appeared since. It is most likely the one that was asked for." in ended.err
+    assert f"event={platform.executions()[1]}" in ended.err
+
+
+def test_after_a_lost_answer_without_a_run_the_probe_says_what_to_do(platform, probe):
+    platform.sim.faults.append(Fault(kind="reset_before", method="POST", skip=1))
+    ended = probe()
+    assert len(platform.executions()) == 1
+    assert ended.report["runs"][1]["eventIds"] == []
+    assert "Looking for it for 30 seconds." in ended.err
+    assert "most likely none was started. Start the probe again." in ended.err
+
+
+def test_a_run_that_cannot_be_looked_for_leaves_what_is_known(platform, probe):
+    platform.sim.faults.append(Fault(kind="reset_after", method="POST", skip=1))
+
+    def refuse_after_the_loss(request, respond):
+        if platform.sim.count("POST") == 2 and request.method == "GET":
+            return platform.sim.error(401, "revoked")
+        return respond()
+
+    platform.sim.intercept(refuse_after_the_loss)
+    ended = probe()
+    assert ended.code == 6
+    assert "The run could not be looked for. 401" in ended.err
 
 
 def test_a_202_that_cannot_be_read_is_an_accepted_run(platform, probe):

@@ -1,13 +1,13 @@
-"""What the observations of `airflow agents probe` mean: findings, and the connection's extras that follow. Pure."""
+"""What the observations of `airflow agents probe` mean, question by question. Pure."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_agents.api.errors import one_line
 from airflow_provider_agents.api.models import Status
+from airflow_provider_agents.cli.extras import delays_of, seconds_waited
 from airflow_provider_agents.cli.observations import BOUND_OFFSETS, ORDERS, kind_of_created, lag_of
 from airflow_provider_agents.runs.matching import TOLERANCE
 from airflow_provider_agents.runs.status import is_terminal
@@ -17,18 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from airflow_provider_agents.api.models import ExecutionEvent
-    from airflow_provider_agents.cli.observations import Bound, Observations, ProbedRun
-
-#: A few runs do not show the longest delay. So `settle` is twice the longest one seen, and never less than this.
-SHORTEST_SETTLE = 10
-_SETTLE_FACTOR = 2
-#: A run counts as lost after `appear_within`, and a retry then pays for another. So it is this many times the longest
-#: delay seen, and never less than the default.
-_APPEAR_FACTOR = 10
-RULE = (
-    f"settle: {_SETTLE_FACTOR} times the longest delay seen, rounded up, at least {SHORTEST_SETTLE} s. appear_within: "
-    f"{_APPEAR_FACTOR} times the longest delay seen, rounded up, at least {WaitPolicy().appear_within:g} s."
-)
+    from airflow_provider_agents.cli.observations import Bound, Observations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,35 +48,10 @@ class Finding:
 def findings_of(seen: Observations) -> list[Finding]:
     """All findings, in the order of the questions."""
     questions: tuple[Callable[[Observations], Finding], ...] = (
-        _appearance, _own_event, _clock, _created_at, _request_name, _started_at, _place_of_pending, _start_filter,
-        _order, _stale, _bounds, _statuses, _fields, _rows, _pages, _rate_limit,
+        _appearance, _own_event, _exclusive, _clock, _created_at, _request_name, _started_at, _place_of_pending,
+        _start_filter, _order, _stale, _bounds, _statuses, _fields, _rows, _pages, _rate_limit,
     )  # fmt: skip
     return [question(seen) for question in questions]
-
-
-def extras_of(seen: Observations) -> dict[str, int] | None:
-    """`settle` and `appear_within`, in seconds, by `RULE`; None if they would be a guess."""
-    # An event that has not appeared may take longer than all others.
-    absent = [_waited(run) for run in seen.accepted if not run.candidate_ids]
-    delays, appear_within = _delays(seen), WaitPolicy().appear_within
-    if not delays or max(absent, default=0.0) > appear_within:
-        return None
-    longest = max(*delays, *absent, 0.0)
-    return {
-        "settle": max(SHORTEST_SETTLE, math.ceil(_SETTLE_FACTOR * longest)),
-        "appear_within": math.ceil(max(appear_within, _APPEAR_FACTOR * longest)),
-    }
-
-
-def _delays(seen: Observations) -> list[float]:
-    return [run.delay for run in seen.known if run.delay is not None]
-
-
-def _waited(run: ProbedRun) -> float:
-    """Seconds from the 202 to the last poll."""
-    if not run.polls or run.answered_at is None:
-        return 0.0
-    return (run.polls[-1].answered_at - run.answered_at).total_seconds()
 
 
 def _seconds(values: Iterable[float]) -> str:
@@ -101,12 +65,12 @@ def _names(names: Iterable[str]) -> str:
 
 
 def _appearance(seen: Observations) -> Finding:
-    delays, default = _delays(seen), WaitPolicy().settle
+    delays, default = delays_of(seen), WaitPolicy().settle
     missing = [run for run in seen.accepted if run.polls and not run.candidate_ids]
     value = {"shortest": round(min(delays), 3), "longest": round(max(delays), 3)} if delays else None
     text = f"{_seconds(delays)} after the 202 (runs: {len(delays)} of {len(seen.runs)})" if delays else "not seen"
     if missing:
-        text += "; no event appeared within " + ", ".join(f"{_waited(run):.0f} s" for run in missing)
+        text += "; no event appeared within " + ", ".join(f"{seconds_waited(run):.0f} s" for run in missing)
         return Finding(
             name="appearance", question="How soon does the event appear?", value=value, text=text, holds=False,
             meaning="A run that was accepted and has no event cannot be followed. A task fails with "
@@ -139,6 +103,25 @@ def _own_event(seen: Observations) -> Finding:
         name="own_event", question="Does each execute make one event of its own?", text=text, meaning=meaning,
         value=False if several else True if seen.known else None,
         holds=False if several else True if seen.known else None,
+    )  # fmt: skip
+
+
+def _exclusive(seen: Observations) -> Finding:
+    question = "Does anything else start the agent?"
+    count = len(seen.other_event_ids)
+    if count:
+        return Finding(
+            name="exclusive", question=question, value=False, text=f"yes: {count} other runs during this probe",
+            meaning="Leave `exclusive` out for this agent.",
+        )  # fmt: skip
+    moments = [poll.answered_at for run in seen.known for poll in run.polls[-1:]]
+    if not moments or seen.runs[0].sent_at is None:
+        return Finding(name="exclusive", question=question, value=None, text="not seen", meaning="", holds=None)
+    seconds = (max(moments) - seen.runs[0].sent_at).total_seconds()
+    return Finding(
+        name="exclusive", question=question, value=True, text=f"not in the {seconds:.0f} s of this probe",
+        meaning="If nothing else ever starts it (no schedule of the platform, no person, no two tasks at once), set "
+        "`exclusive` in its tasks or in the connection. Then a short run does not wait for `settle`.",
     )  # fmt: skip
 
 

@@ -152,6 +152,11 @@ class ProbedRun:
         return [name for name, event in self._seen.items() if event.requestId in (None, self.request_id)]
 
     @property
+    def event_ids(self) -> list[str]:
+        """All events that were not there before the POST."""
+        return list(self._seen)
+
+    @property
     def event_id(self) -> str | None:
         """The run's event; None if there is none, or several could be it."""
         ids = self.candidate_ids
@@ -317,6 +322,7 @@ class Observations:
         headers: the rate-limit headers of the last response that had them.
         requests: how many responses there were.
         refusals: how many of them had which status from 400 on.
+        others: events of the agent that are no run of this command's.
         stopped_by: why the command ended early, as a sentence.
     """
 
@@ -329,6 +335,7 @@ class Observations:
     headers: dict[str, str] = field(default_factory=dict)
     requests: int = 0
     refusals: Counter[int] = field(default_factory=Counter)
+    others: set[str] = field(default_factory=set)
     stopped_by: str | None = None
 
     def record_response(self, status_code: int, headers: Mapping[str, str]) -> None:
@@ -339,6 +346,16 @@ class Observations:
         for name, value in headers.items():
             if _RATE_LIMIT_HEADER.search(name) and (name in self.headers or len(self.headers) < _MOST_NAMES):
                 self.headers[name] = value
+
+    def record_between(self, events: Iterable[ExecutionEvent]) -> None:
+        """Events that were first seen after the polls of a run, and before the next POST."""
+        self.others.update(event.id for event in events)
+
+    @property
+    def other_event_ids(self) -> set[str]:
+        """Events that are no run of this command's: of several that can be one, all but the oldest."""
+        own = {name for run in self.accepted for name in run.candidate_ids[:1]}
+        return (self.others | {name for run in self.accepted for name in run.event_ids}) - own
 
     @property
     def accepted(self) -> list[ProbedRun]:

@@ -15,7 +15,10 @@ from airflow_provider_agents.cli.check import compare_clocks
 from airflow_provider_agents.cli.observations import BOUND_OFFSETS, Poll, ProbedRun, SeenListing
 from airflow_provider_agents.clock import now, sleep
 from airflow_provider_agents.runs.listing import PAGE_ROWS
+from airflow_provider_agents.runs.matching import is_young
 from airflow_provider_agents.runs.status import is_terminal
+from airflow_provider_agents.runs.submission import Submission, find_unconfirmed, interrupted, search_seconds
+from airflow_provider_agents.runs.tracker import WaitPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +62,7 @@ def observe(client: Client, seen: Observations, *, say: Callable[[str], None]) -
 class _Probe:
     def __init__(self, client: Client, seen: Observations, say: Callable[[str], None]) -> None:
         self._client, self._seen, self._say = client, seen, say
+        self._settle = client.settings.settle or WaitPolicy().settle
         self._known_ids: set[str] = set()
         # The last request with `startedAfter` left it out.
         self._left_out: ProbedRun | None = None
@@ -106,7 +110,13 @@ class _Probe:
             agent_id = self._seen.agent_id
             pending, _, _ = self._read(list_agent_events(agent_id, status=Status.PENDING, limit=PAGE_ROWS))
             rows, server_before, _ = self._read(list_agent_events(agent_id, limit=PAGE_ROWS))
-            self._known_ids.update(event.id for event in (*pending, *rows))
+            listed = {event.id: event for event in (*pending, *rows)}
+            if self._seen.runs:
+                # An old row may move onto the page.
+                since = self._seen.runs[0].server_before
+                new = (event for name, event in listed.items() if name not in self._known_ids)
+                self._seen.record_between(event for event in new if is_young(event, since))
+            self._known_ids.update(listed)
             run = ProbedRun(server_before=server_before, sent_at=now())
             self._seen.runs.append(run)
             began_at = now()
@@ -118,6 +128,7 @@ class _Probe:
                     self._say(f"Run {name} was accepted, and the 202 cannot be read. {error}")
                     return run
                 if not retry.started_nothing(error):
+                    self._look_for(run)
                     raise
                 self._seen.runs.remove(run)
                 if not error.is_retryable:
@@ -130,6 +141,35 @@ class _Probe:
             self._seen.clock = compare_clocks(response.server_time, began_at, run.answered_at)
             self._say(f"Run {name} was accepted. agent={agent_id} request_id={run.request_id or '-'}")
             return run
+
+    def _look_for(self, run: ProbedRun) -> None:
+        """Look for the run of a POST without an answer, as a task does. No further run is started then."""
+        agent_id, sent_at = self._seen.agent_id, run.sent_at or now()
+        self._say(
+            f"The POST has no answer, so a run may have started. Looking for it for {search_seconds(self._settle):g} "
+            f"seconds. agent={agent_id}"
+        )
+        intent = Submission(
+            agent_id=agent_id,
+            known_event_ids=tuple(self._known_ids),
+            taken_at=sent_at,
+            sent_at=sent_at,
+            server_before=run.server_before,
+        )
+        unconfirmed = interrupted(intent, request_seconds=(now() - sent_at).total_seconds())
+        try:
+            found = self._client.run_flow(find_unconfirmed(unconfirmed, settle=self._settle))
+            if found is None:
+                self._say("No run has appeared, so most likely none was started. Start the probe again.")
+                return
+            run.record(self._poll(run))
+        except AgentsError as error:
+            self._say(f"The run could not be looked for. {error}")
+            return
+        self._say(
+            "A run has appeared since. It is most likely the one that was asked for. Wait for its end before you start "
+            f"the probe again. agent={agent_id} event={','.join(run.candidate_ids)}"
+        )
 
     def _watch(self, run: ProbedRun, name: str) -> None:
         """Poll a run until some seconds after its end."""

@@ -14,7 +14,8 @@ from airflow_provider_agents.api.errors import AgentsError, one_line
 from airflow_provider_agents.api.retry import START_PATIENCE_SECONDS, RetryWindow
 from airflow_provider_agents.cli.command import command_of, how_to_look
 from airflow_provider_agents.cli.exit_codes import ExitCode
-from airflow_provider_agents.cli.findings import RULE, extras_of, findings_of, warnings_of
+from airflow_provider_agents.cli.extras import RULE, extras_of
+from airflow_provider_agents.cli.findings import findings_of, warnings_of
 from airflow_provider_agents.cli.observations import Observations
 from airflow_provider_agents.cli.observing import observe
 from airflow_provider_agents.cli.output import LONGEST_LINE, print_rows, print_text, say
