@@ -15,7 +15,7 @@ from airflow_provider_agents.clock import now
 from airflow_provider_agents.runs.copies import RecordCopy, TaskPlace, key_of
 from airflow_provider_agents.runs.outcome import format_ids
 from airflow_provider_agents.runs.record import Attempt, Phase, RunRecord
-from airflow_provider_agents.version_compat import CLEARS_DISCARD_STATE, NEXT_TRY_WAITS
+from airflow_provider_agents.version_compat import NEXT_TRY_WAITS, clears_discard_state
 from airflow_provider_agents.versioned_json import UnusableDataError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class TaskStateRecord:
     def __init__(self, operator: ExecuteAgentOperator, context: Context) -> None:
         self._operator = operator
         self._store: Any = context.get("task_state_store") if operator.durable else None
-        is_copied = self._store is not None and CLEARS_DISCARD_STATE
+        is_copied = self._store is not None and clears_discard_state()
         self._copies = _Copies(context, operator.log) if is_copied else None
         #: Whether the loaded record is the copy: Airflow has discarded the state of this task.
         self.outlived_clear = False

@@ -19,6 +19,7 @@ import httpx
 import pytest
 import time_machine
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
+from airflow_versions import let_clears_discard_state
 from conftest import KEY, Task, connection
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -139,8 +140,9 @@ class ExactlyOnce(RuleBasedStateMachine):
             mock.patch.object(httpx.AsyncClient, "_init_transport", return_value=mock_transport(self.sim)),
             mock.patch.object(time, "sleep", sleep),
             mock.patch.dict("os.environ", {"AIRFLOW_CONN_AGENTS_DEFAULT": connection("http://127.0.0.1:1")}),
-            mock.patch("airflow_provider_agents.task_state.CLEARS_DISCARD_STATE", self.clears_discard_state),
         ]
+        self.version = pytest.MonkeyPatch()
+        let_clears_discard_state(self.version, self.clears_discard_state)
         self.variables = copies_kept_in(BurningCopies(self.fuse))
         self.variables.__enter__()
         for patch in self.patches:
@@ -164,6 +166,7 @@ class ExactlyOnce(RuleBasedStateMachine):
 
     def teardown(self):
         self.variables.__exit__(None, None, None)
+        self.version.undo()
         for patch in self.patches:
             patch.stop()
         self.travel.stop()

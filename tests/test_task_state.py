@@ -1,6 +1,6 @@
 """The record of a run where a clear discards it: its copy in a Variable, and what a cleared task does.
 
-Airflow does so from 3.4 on. With an older one, the tests set the question about its version, and nothing else.
+Airflow does so from 3.4 on. With an older one, the tests give triggers the attribute by which 3.4 is known.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
+from airflow_versions import let_clears_discard_state
 from conftest import AIRFLOW, KEY, DyingStore, Killed, Task, needs_airflow
 
 from airflow_provider_agents.api.errors import AgentRunFailedError, AgentRunTimeoutError, ServerError
@@ -27,7 +28,7 @@ NOT_CANCELLED = "Its run is still running and cannot be cancelled"
 
 @pytest.fixture(autouse=True)
 def clears_discard_state(monkeypatch):
-    monkeypatch.setattr("airflow_provider_agents.task_state.CLEARS_DISCARD_STATE", True)
+    let_clears_discard_state(monkeypatch)
 
 
 @pytest.fixture(params=["on the worker", "deferred"])
@@ -308,7 +309,7 @@ def test_durable_false_keeps_no_copy(platform, task, waiting, copies, monkeypatc
 
 
 def test_where_clears_keep_the_state_there_is_no_copy(platform, task, waiting, copies, monkeypatch):
-    monkeypatch.setattr("airflow_provider_agents.task_state.CLEARS_DISCARD_STATE", False)
+    let_clears_discard_state(monkeypatch, discard=False)
     stop_while_waiting(operator(**waiting), task, monkeypatch)
     assert copies == {}
 

@@ -16,7 +16,7 @@ from airflow_provider_agents.cli.exit_codes import ExitCode
 from airflow_provider_agents.cli.output import clock_time, print_rows, say
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.runs.copies import PREFIX, RecordCopy
-from airflow_provider_agents.version_compat import CLEARS_DISCARD_STATE
+from airflow_provider_agents.version_compat import clears_discard_state
 from airflow_provider_agents.versioned_json import UnusableDataError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _forget(written_before: datetime | None, *, dry_run: bool) -> _Forgotten:
 def _what_was_forgotten(done: _Forgotten, *, dry_run: bool) -> str:
     if not done.copies and not done.kept:
         words = "There are no copies of tasks' records."
-        return words if CLEARS_DISCARD_STATE else f"{words} Tasks keep them on Airflow 3.4 and later."
+        return words if clears_discard_state() else f"{words} Tasks keep them on Airflow 3.4 and later."
     words = f"{'Copies that would be deleted' if dry_run else 'Copies deleted'}: {len(done.copies)}."
     return f"{words} Copies kept: {done.kept}."
 

@@ -115,11 +115,11 @@ class Tries:
 
     def clear(self, *, keep_task_state: bool) -> None:
         """Clear the task, as a user does: its next try is wanted, whatever became of the last one."""
-        from airflow_provider_agents.version_compat import CLEARS_DISCARD_STATE
+        from airflow_provider_agents.version_compat import clears_discard_state
 
         self._clears += 1
         self._max_tries = self._tries + (self._task.retries or 0)
-        if self._store is not None and CLEARS_DISCARD_STATE and not keep_task_state:
+        if self._store is not None and clears_discard_state() and not keep_task_state:
             self._store.clear()
 
     def do_next(self) -> Any:

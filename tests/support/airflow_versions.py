@@ -1,0 +1,18 @@
+"""Airflow as another version has it."""
+
+from __future__ import annotations
+
+from airflow.triggers.base import BaseTrigger
+
+
+def let_clears_discard_state(patch, discard=True):
+    """Give triggers the attribute by which Airflow 3.4 is known, or take it away.
+
+    Args:
+        patch: a `pytest.MonkeyPatch`.
+        discard: whether a clear discards a task's state, as from 3.4 on.
+    """
+    if discard:
+        patch.setattr(BaseTrigger, "trigger_queue_inherited_from_task", True, raising=False)
+    else:
+        patch.delattr(BaseTrigger, "trigger_queue_inherited_from_task", raising=False)
