@@ -65,16 +65,6 @@ if TYPE_CHECKING:
 __all__ = ["CheckAgentBudgetOperator", "ExecuteAgentOperator"]
 
 
-def _verdict_after_settling(task: Any) -> str | None:
-    return validation.ends_after_settling(task) if task.wait_for_completion else None
-
-
-def _ends_where_it_waits(task: Any) -> str | None:
-    if not task.end_from_trigger or (task.wait_for_completion and task.deferrable):
-        return None
-    return "end_from_trigger needs a task that waits in the triggerer: leave out wait_for_completion and deferrable."
-
-
 ARGUMENTS = validation.Arguments(
     {
         "agent_id": validation.agent_id,
@@ -90,7 +80,7 @@ ARGUMENTS = validation.Arguments(
         "end_from_trigger": validation.switch,
         "budget": validation.budget,
     },
-    relations=(validation.lost_after_settling, _verdict_after_settling, _ends_where_it_waits),
+    relations=(validation.lost_after_settling, validation.verdict_after_settling, validation.ends_where_it_waits),
 )
 
 

@@ -267,6 +267,18 @@ def ends_after_settling(owner: Any, policy: Any = None) -> str | None:
     return None
 
 
+def verdict_after_settling(task: Any) -> str | None:
+    """A task that waits for its run waits at least for `settle`."""
+    return ends_after_settling(task) if task.wait_for_completion else None
+
+
+def ends_where_it_waits(task: Any) -> str | None:
+    """A trigger can only end a task that waits in the triggerer."""
+    if not task.end_from_trigger or (task.wait_for_completion and task.deferrable):
+        return None
+    return "end_from_trigger needs a task that waits in the triggerer: leave out wait_for_completion and deferrable."
+
+
 def policy_of(owner: Any, settings: Settings | None = None, *, needs_verdict: bool) -> WaitPolicy:
     """How a task or a trigger waits: its own arguments, or else the connection's values, or else the defaults.
 
