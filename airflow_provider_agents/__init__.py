@@ -66,6 +66,17 @@ _CONFIG: dict[str, Any] = {
     "agents": {
         "description": "Settings of airflow-provider-agents.",
         "options": {
+            "share_starts": {
+                "description": (
+                    "Whether tasks that start one agent at the same time are told apart across triggerers and "
+                    "workers. Each task with a record then keeps an Airflow Variable agent_run/... until some minutes "
+                    "after its run. For Airflow 3.3: from 3.4 on, they are kept anyway, and this has no effect."
+                ),
+                "version_added": "0.1.0",
+                "type": "boolean",
+                "example": None,
+                "default": "False",
+            },
             "ui": {
                 "description": "Whether Airflow's pages have Browse > Agents. Needs Airflow 3.1.6 or newer.",
                 "version_added": "0.1.0",

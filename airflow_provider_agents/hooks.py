@@ -14,6 +14,7 @@ from airflow_provider_agents.api.errors import AgentsError, InvalidConnectionErr
 from airflow_provider_agents.api.rows import WarnOnce
 from airflow_provider_agents.connection import aread_settings, read_settings
 from airflow_provider_agents.runs.usage import add_up, runs_between
+from airflow_provider_agents.shared_starts import async_reader
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -76,9 +77,16 @@ def poller_of(conn_id: str) -> AbstractAsyncContextManager[SharedPoller]:
 
     from airflow_provider_agents.polling.poller import SharedPoller, shared_poller, siblings_of
 
-    return shared_poller(
-        conn_id, lambda: SharedPoller(conn_id, lambda: open_client(conn_id), stats=Stats, siblings=siblings_of(conn_id))
-    )
+    def make() -> SharedPoller:
+        return SharedPoller(
+            conn_id,
+            lambda: open_client(conn_id),
+            stats=Stats,
+            siblings=siblings_of(conn_id),
+            read_starts=async_reader(conn_id),
+        )
+
+    return shared_poller(conn_id, make)
 
 
 # --- the hook -------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from airflow_provider_agents.runs.record import Phase
 from airflow_provider_agents.runs.status import usage_of
 from airflow_provider_agents.runs.submission import Submission, submit
 from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS, RunTracker
+from airflow_provider_agents.shared_starts import log_advice, sync_reader
 from airflow_provider_agents.task_state import TaskStateRecord
 from airflow_provider_agents.tasks import (
     WAITS_IN_TRIGGERER,
@@ -103,7 +104,7 @@ class ExecuteAgentOperator(ReportsRun, BaseOperator):
         timeout: seconds, or a `timedelta`, after which the task fails; the run goes on. A retry has a fresh timeout.
         if_running: what to do if the agent is busy, asked before anything is started: `start` another run, `attach`
             to the one under way, `wait` until the agent is idle, `skip` the task, or `fail` it.
-        on_ambiguous: what to do if several runs could be the task's own. `share`: where tasks of the same triggerer
+        on_ambiguous: what to do if several runs could be the task's own. `share`: where tasks of yours
             have started all these runs, each task gets one of them. Where another party's run may be among them, the
             task succeeds if its own run COMPLETED for certain, fails if all these runs failed, and else fails without
             retries. `all`: all these runs must end alike. `fail`: the task fails without retries, also where one run
@@ -216,6 +217,7 @@ class ExecuteAgentOperator(ReportsRun, BaseOperator):
         self._known = LineageInfo(base_url=base_url_of(hook))
         # Before anything is paid for.
         policy = validation.policy_of(self, hook.settings(), needs_verdict=self.wait_for_completion)
+        task_state.wait_as(policy)
         with hook.get_conn(window=start_window(self.log.warning)) as client:
             submission = None
             record = task_state.load(agent_id)
@@ -261,6 +263,7 @@ class ExecuteAgentOperator(ReportsRun, BaseOperator):
                 deadline_at=deadline_of(self, self._began_at),
                 say=self.log.log,
                 on_known=lambda event: push_event(self, context, event.id, hook),
+                read_starts=sync_reader(self.agents_conn_id),
             )
         self._known = replace(self._known, verdict=verdict)
         return self._end(context, submission, verdict, task_state, hook)
@@ -375,6 +378,7 @@ class ExecuteAgentOperator(ReportsRun, BaseOperator):
                     result=result,
                     is_own=own is not None,
                     candidate_event_ids=tuple(candidates or ()),
+                    given_event_id=event.id,
                 )
                 level = logging.INFO if len(verdict.events) == 1 else logging.WARNING
                 self.log.log(level, "%s", describe_completed(verdict, submission))
@@ -382,11 +386,13 @@ class ExecuteAgentOperator(ReportsRun, BaseOperator):
             case Outcome.COMPLETED:
                 raise AssertionError("unreachable: a COMPLETED verdict has an event")
             case Outcome.FAILED:
-                task_state.save(Phase.ENDED, submission, outcome=verdict.outcome)
+                given_event_id = event.id if event is not None else None
+                task_state.save(Phase.ENDED, submission, outcome=verdict.outcome, given_event_id=given_event_id)
                 what_now = "A new run starts if the task is retried or cleared."
             case Outcome.AMBIGUOUS:
                 # Another poll would not tell them apart, so a user who clears the task wants a new run.
                 task_state.save(Phase.ENDED, submission, outcome=verdict.outcome)
+                log_advice(self.log)
                 what_now = ""
             case Outcome.NOT_FOUND:
                 task_state.save(Phase.ACCEPTED, submission)

@@ -20,6 +20,7 @@ from airflow_provider_agents import validation
 from airflow_provider_agents.api.errors import (
     AgentRunTimeoutError,
     AgentsError,
+    AmbiguousAgentRunError,
     InvalidArgumentError,
     TemporaryError,
 )
@@ -37,6 +38,7 @@ from airflow_provider_agents.runs import selector as selectors
 from airflow_provider_agents.runs.outcome import Verdict, describe_completed, own_event
 from airflow_provider_agents.runs.patience import Patience, is_refusal
 from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS
+from airflow_provider_agents.shared_starts import log_advice
 from airflow_provider_agents.soft_fail import SoftFail
 from airflow_provider_agents.tasks import (
     DEFER_MARGIN_SECONDS,
@@ -418,6 +420,8 @@ class AgentRunSensor(ReportsRun, BaseSensorOperator):
                 raise AssertionError("unreachable: a COMPLETED verdict has an event")
             case AgentRunTimeoutError():
                 raise AirflowSensorTimeout(str(error))
+            case AmbiguousAgentRunError():
+                log_advice(self.log)
         raise AirflowFailException(str(error)) from error
 
     @property

@@ -2,7 +2,7 @@
 
 Where a clear of the task discards that store, a copy of the record is kept in an Airflow Variable while a run is or may
 be under way. A run costs money and cannot be cancelled, so a task that was cleared must find a run that is still
-running.
+running. The copies of an agent are also how tasks in several processes tell their runs apart (`shared_starts`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_agents import shared_starts
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.runs.copies import RecordCopy, TaskPlace, key_of
 from airflow_provider_agents.runs.outcome import format_ids
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from airflow_provider_agents.operators import ExecuteAgentOperator
     from airflow_provider_agents.runs.record import End
     from airflow_provider_agents.runs.submission import Submission
+    from airflow_provider_agents.runs.tracker import WaitPolicy
 
 #: The key of the record in the task state store. Public: an operator of Airflow may look it up or delete it.
 RECORD_KEY = "agent_run"
@@ -41,7 +43,7 @@ class TaskStateRecord:
     def __init__(self, operator: ExecuteAgentOperator, context: Context) -> None:
         self._operator = operator
         self._store: Any = context.get("task_state_store") if operator.durable else None
-        is_copied = self._store is not None and clears_discard_state()
+        is_copied = self._store is not None and shared_starts.are_copies_kept()
         self._copies = _Copies(context, operator.log) if is_copied else None
         #: Whether the loaded record is the copy: Airflow has discarded the state of this task.
         self.outlived_clear = False
@@ -104,11 +106,16 @@ class TaskStateRecord:
         return record
 
     def _load_copy(self, agent_id: str) -> RunRecord | None:
-        if self._copies is None or self._attempt.try_number <= 1:
+        if self._copies is None or not clears_discard_state() or self._attempt.try_number <= 1:
             return None
         record = self._copies.read(self._copies.key(self._operator.agents_conn_id, agent_id))
         self.outlived_clear = record is not None
         return record
+
+    def wait_as(self, policy: WaitPolicy) -> None:
+        """Say how this try waits, for the tasks that read its copy."""
+        if self._copies is not None:
+            self._copies.policy = policy
 
     def copy_key(self, submission: Submission) -> str | None:
         """The Variable that holds the copy of a run's record; None if no copy is kept."""
@@ -127,8 +134,11 @@ class TaskStateRecord:
         candidate_event_ids: tuple[str, ...] = (),
         ends_in_trigger: bool = False,
         deadline_at: datetime | None = None,
+        given_event_id: str | None = None,
     ) -> None:
         """Write the record before the step that `phase` names.
+
+        `given_event_id` is the event that an ended task was given, for the copy alone.
 
         Raises:
             Exception: whatever the store raises, for `submitting` only: then nothing has been paid for yet. Later a
@@ -157,7 +167,7 @@ class TaskStateRecord:
                 raise
             self._operator.log.exception("The record of the run could not be kept. %s", format_ids(submission))
         if self._copies is not None:
-            self._copies.update(record, until=now() + self._retention)
+            self._copies.update(record, until=now() + self._retention, given_event_id=given_event_id)
 
     def note_nothing_started(self, submission: Submission) -> None:
         """Record that no run of this submission is wanted or under way: the next try starts one without a search.
@@ -243,6 +253,7 @@ class _Copies:
         ti: Any = context["ti"]
         loop: Any = context.get("loop")
         self.log = log
+        self.policy: WaitPolicy | None = None
         self._place = TaskPlace(
             dag_id=ti.dag_id,
             run_id=ti.run_id,
@@ -261,7 +272,7 @@ class _Copies:
 
         try:
             text = Variable.get(key, default=None)
-            return RecordCopy.kept_under(key, text).record if text is not None else None
+            record = RecordCopy.kept_under(key, text).record if text is not None else None
         except Exception:
             self.log.exception(
                 "The copy of this task's record could not be read. If an earlier try has started a run that is still "
@@ -269,55 +280,79 @@ class _Copies:
                 key,
             )
             return None
+        return record if record is not None and record.phase != Phase.ENDED else None
 
-    def update(self, record: RunRecord, *, until: datetime) -> None:
+    def update(self, record: RunRecord, *, until: datetime, given_event_id: str | None) -> None:
         """Bring the copy up to date with a record that was written.
 
         Args:
             record: the record.
             until: when the record of the store expires.
+            given_event_id: the event that an ended task was given.
         """
         match record.phase:
             case Phase.ACCEPTED:
                 self._write(record, until)
+                self._delete_old(record)
             case Phase.SUBMITTING if record.submission.sent_at is not None:
                 self._write(record, until)
             case Phase.SUBMITTING | Phase.ENDED:
-                self.delete(record)
+                self._finish(record, given_event_id)
             # Between its acceptance and its end, nothing changes of what a cleared task needs to find the run.
 
     def _write(self, record: RunRecord, until: datetime) -> None:
         from airflow.sdk import Variable
 
-        copy = RecordCopy(place=self._place, record=record, written_at=now(), until=until)
+        key, policy = self.key(record.agents_conn_id, record.submission.agent_id), self.policy
         try:
+            # A try that resumes at the end does not know how it waits.
+            waits: WaitPolicy | RecordCopy | None = policy or shared_starts.read_copy(key)
+            copy = RecordCopy(
+                place=self._place,
+                record=record,
+                written_at=now(),
+                until=until,
+                settle=waits.settle if waits is not None else None,
+                appear_within=waits.appear_within if waits is not None else None,
+            )
             Variable.set(
-                copy.key,
+                key,
                 copy.to_text(),
                 description=(
                     f"Agent {record.submission.agent_id} may be running for task {self._place.name} of DAG run "
-                    f"{self._place.run_id}. The task deletes this when the run has ended. Without this, a clear of the "
-                    "task starts a second run."
+                    f"{self._place.run_id}. The task changes this when the run has ended. Without this, a clear of the "
+                    "task may start a second run."
                 ),
             )
         except Exception:
             self.log.exception(
                 "The copy of this task's record could not be written. If the task is cleared while its run is still "
                 "running, a second run starts. variable=%s %s",
-                copy.key,
+                key,
                 format_ids(record.submission),
             )
 
-    def delete(self, record: RunRecord) -> None:
-        """Delete the copy of a record: no run is under way."""
+    def _finish(self, record: RunRecord, given_event_id: str | None) -> None:
+        """No run is under way: none was started, or it has ended."""
         from airflow.sdk import Variable
 
         key = self.key(record.agents_conn_id, record.submission.agent_id)
         try:
-            Variable.delete(key)
+            if record.phase == Phase.ENDED:
+                shared_starts.end_copy(key, given_event_id)
+            else:
+                Variable.delete(key)
         except Exception:
             self.log.exception(
-                "The copy of this task's record could not be deleted. A try that finds the copy sees that the run has "
+                "The copy of this task's record could not be changed. A try that finds the copy sees that the run has "
                 "ended. `airflow agents forget` deletes the copy later. variable=%s",
                 key,
             )
+
+    def _delete_old(self, record: RunRecord) -> None:
+        """Delete what earlier tasks have left of the same agent."""
+        try:
+            agents_conn_id, agent_id = record.agents_conn_id, record.submission.agent_id
+            shared_starts.delete_old_copies(agents_conn_id, agent_id, but=self.key(agents_conn_id, agent_id))
+        except Exception as error:  # noqa: BLE001 - a later start does it
+            self.log.warning("Old copies of records were not deleted (%s). The next start tries it.", error)

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 from airflow_provider_agents.hooks import run_url_of
 from airflow_provider_agents.links import RUN_URL_KEY
+from airflow_provider_agents.shared_starts import end_copy
 from airflow_provider_agents.version_compat import TRIGGERS_END_TASKS
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ _WRITES_AT_ONCE = 4
 #: Seconds until a write is given up, and until the wait for a turn to push an XCom is: a write takes some 25 ms, so a
 #: thousand have had their turns after ten seconds.
 _WRITE_SECONDS, _TURN_SECONDS = 30.0, 120.0
-#: Seconds until the wait for a turn to delete a record's copy is given up. A late deletion would hit the copy of the
-#: run after a clear; a copy that is left does no harm.
-_DELETE_TURN_SECONDS = 15.0
+#: Seconds until the wait for a turn to end a record's copy is given up. A late change would hit the copy of the run
+#: after a clear; a copy that is left does no harm.
+_END_TURN_SECONDS = 15.0
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 #: What is under way: a loop holds its tasks weakly.
 _writes: set[asyncio.Task[None]] = set()
@@ -63,16 +64,15 @@ async def _turn(seconds: float) -> AsyncIterator[None]:
         turns.release()
 
 
-async def delete_copy(key: str, log: Any) -> None:
-    """Delete the copy of a task's record: the run has ended, and the trigger ends the task."""
-    from airflow.sdk import Variable
-
+async def end_copy_soon(key: str, event_id: str, log: Any) -> None:
+    """Write into the copy of a task's record that the run has ended: the trigger ends the task."""
     try:
-        async with _turn(_DELETE_TURN_SECONDS), asyncio.timeout(_WRITE_SECONDS):
-            await Variable.adelete(key)  # type: ignore[attr-defined, unused-ignore]  # from Airflow 3.4 on
+        async with _turn(_END_TURN_SECONDS), asyncio.timeout(_WRITE_SECONDS):
+            # In a thread: Airflow 3.3 has no other way that does not block the event loop.
+            await asyncio.to_thread(end_copy, key, event_id)
     except Exception as error:  # noqa: BLE001 - whatever it is, the task has ended
         log.warning(
-            "The copy of this task's record may not have been deleted (%s). A try that finds the copy sees that the "
+            "The copy of this task's record may not have been changed (%s). A try that finds the copy sees that the "
             "run has ended. `airflow agents forget` deletes the copy later. variable=%s",
             type(error).__name__,
             key,

@@ -30,7 +30,7 @@ from airflow_provider_agents.runs.outcome import Outcome, candidate_event_ids, d
 from airflow_provider_agents.runs.status import usage_of
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS
-from airflow_provider_agents.triggerer_writes import EarlyXComs, delete_copy, link_to, write_soon
+from airflow_provider_agents.triggerer_writes import EarlyXComs, end_copy_soon, link_to, write_soon
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -115,7 +115,7 @@ class AgentRunTrigger(_TaskTrigger):
             and `run_url` (Airflow 3.3 and later). None resumes it on a worker, as every other end does.
         show: of the XComs `event_id` and `run_url`, what to push as soon as the run's event is known, if it is not
             over then.
-        copy_key: the Variable with the copy of the task's record, to delete where the task ends here (Airflow 3.4 and
+        copy_key: the Variable with the copy of the task's record, to change where the task ends here (Airflow 3.3 and
             later); None if there is none.
         next_try: what a new try does about the run, to be logged if the trigger is killed; None for a task that has
             started no run.
@@ -243,7 +243,7 @@ class AgentRunTrigger(_TaskTrigger):
 
         self.log.info("%s The task ends here, without a worker.", describe_completed(verdict, submission))
         if self.copy_key is not None:
-            write_soon(delete_copy(self.copy_key, self.log))
+            write_soon(end_copy_soon(self.copy_key, event.id, self.log))
         own = own_event(verdict, submission)
         xcoms: dict[XComKey, Any] = {
             "return_value": event.to_json(),

@@ -36,6 +36,11 @@ def waiting(request):
     return {"deferrable": request.param == "deferred"}
 
 
+def under_way(copies):
+    """The copies of runs that have not ended."""
+    return [key for key, text in copies.items() if RecordCopy.kept_under(key, text).record.phase != "ended"]
+
+
 def operator(**arguments):
     return ExecuteAgentOperator(**{"task_id": "run", "agent_id": "agent-1", "retries": 3, **arguments})
 
@@ -43,8 +48,7 @@ def operator(**arguments):
 async def first_event(trigger):
     async for event in trigger.run():
         # What a trigger leaves to its loop has its turn now.
-        for _ in range(10):
-            await asyncio.sleep(0)
+        await asyncio.sleep(1)
         return event
     raise AssertionError("the trigger ended without an event")
 
@@ -95,7 +99,7 @@ def test_a_cleared_task_waits_for_its_run_while_that_run_goes_on(platform, task,
     said = logged()
     assert NOT_CANCELLED in said
     assert f"To start another run instead, delete the Variable {key} and clear the task." in said
-    assert copies == {}
+    assert under_way(copies) == []
 
 
 def test_a_task_that_has_timed_out_is_found_again_after_a_clear(platform, task, waiting, copies):
@@ -104,7 +108,7 @@ def test_a_task_that_has_timed_out_is_found_again_after_a_clear(platform, task, 
         run(operator(timeout=60, **waiting), task)
     task.clear(keep_state=False)
     assert [run(operator(**waiting), task)["id"]] == platform.executions()
-    assert copies == {}
+    assert under_way(copies) == []
 
 
 def test_a_run_is_found_over_any_number_of_clears(platform, task, waiting, monkeypatch):
@@ -126,7 +130,7 @@ def test_each_mapped_or_looped_task_finds_its_own_run(platform, copies, places):
         task.clear(keep_state=False)
     assert len(copies) == len(tasks)
     assert [run(operator(), task)["id"] for task in tasks] == platform.executions()
-    assert copies == {}
+    assert under_way(copies) == []
 
 
 @pytest.mark.parametrize("clears_keep_state", [True, False])
@@ -159,7 +163,7 @@ def test_a_cleared_task_that_does_not_wait_returns_the_run_that_goes_on(platform
     again = operator(wait_for_completion=False).execute(task.context())
     assert again["request_id"] == platform.sim.executions[0].request_id
     assert len(platform.executions()) == 1
-    assert copies == {}
+    assert under_way(copies) == []
 
 
 # --- a clear after the end ---
@@ -174,7 +178,7 @@ def test_a_clear_after_the_end_starts_a_new_run(platform, task, waiting, copies,
         else:
             with pytest.raises(AgentRunFailedError):
                 run(operator(**waiting), task)
-        assert copies == {}
+        assert under_way(copies) == []
         task.clear(keep_state=False)
     assert len(platform.executions()) == 2
 
@@ -190,7 +194,7 @@ def test_a_run_that_has_ended_by_the_time_of_the_clear_is_followed_by_a_new_one(
     platform.sim.add_agent("agent-1")
     assert run(operator(), task)["id"] == platform.executions()[1]
     assert f"its earlier run is not running any more ({end.lower()})" in logged()
-    assert copies == {}
+    assert under_way(copies) == []
 
 
 def test_a_run_that_has_ended_is_not_taken_up_by_a_retry_of_the_cleared_task_either(platform, task, monkeypatch):
@@ -210,7 +214,7 @@ def test_a_run_that_never_appeared_is_followed_by_a_new_one(platform, task, copi
     task.clear(keep_state=False)
     platform.sim.config = platform.sim.config.__class__()
     assert run(operator(), task)["id"] == platform.executions()[1]
-    assert copies == {}
+    assert under_way(copies) == []
 
 
 # --- a clear of a task of which nobody knows whether it has started a run ---
@@ -250,7 +254,7 @@ def test_where_no_run_has_appeared_a_cleared_task_starts_one(platform, task, wai
     assert len(copies) == 1
     task.clear(keep_state=False)
     assert [run(operator(**waiting), task)["id"]] == platform.executions()
-    assert copies == {}
+    assert under_way(copies) == []
 
 
 def test_on_ambiguous_fail_pays_for_no_second_run_after_a_clear(platform, task, waiting, copies):
@@ -263,7 +267,7 @@ def test_on_ambiguous_fail_pays_for_no_second_run_after_a_clear(platform, task, 
         run(operator(on_ambiguous="fail", **waiting), task)
     assert len(platform.executions()) == 1
     # As the error says, the next clear is for a new run.
-    assert copies == {}
+    assert under_way(copies) == []
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -271,7 +275,7 @@ def test_a_refused_post_leaves_no_copy(platform, task, copies, status):
     platform.sim.faults.append(Fault(kind="status", status=status, method="POST"))
     with pytest.raises(AirflowFailException, match=str(status)):
         run(operator(), task)
-    assert copies == {}
+    assert under_way(copies) == []
 
 
 # --- when a copy is not used ---
@@ -302,7 +306,7 @@ def test_a_copy_is_read_only_in_a_later_try_with_an_empty_store(platform, task, 
 def test_durable_false_keeps_no_copy(platform, task, waiting, copies, monkeypatch):
     platform.sim.add_agent("agent-1", run_seconds=600)
     stop_while_waiting(operator(durable=False, **waiting), task, monkeypatch)
-    assert copies == {}
+    assert under_way(copies) == []
     task.clear(keep_state=False)
     run(operator(durable=False, **waiting), task)
     assert len(platform.executions()) == 2
@@ -311,7 +315,7 @@ def test_durable_false_keeps_no_copy(platform, task, waiting, copies, monkeypatc
 def test_where_clears_keep_the_state_there_is_no_copy(platform, task, waiting, copies, monkeypatch):
     let_clears_discard_state(monkeypatch, discard=False)
     stop_while_waiting(operator(**waiting), task, monkeypatch)
-    assert copies == {}
+    assert under_way(copies) == []
 
 
 @pytest.mark.parametrize("changed", [{"agent_id": "agent-2"}, {"agents_conn_id": "other"}])
@@ -325,7 +329,7 @@ def test_another_agent_or_connection_does_not_find_the_copy(platform, task, copi
     run(operator(**changed), task)
     assert len(platform.executions()) == 2
     # Its run is left alone, and found if the arguments are changed back.
-    assert list(copies) == [key]
+    assert under_way(copies) == [key]
 
 
 # --- Variables that cannot be used ---
@@ -335,18 +339,24 @@ def refuse(*_arguments):
     raise RuntimeError("the API server is away")
 
 
+def refuse_ends(copies):
+    """Let no copy say that its run has ended."""
+    write = copies.write
+    copies.write = lambda key, text, about: refuse() if '"ended"' in text else write(key, text, about)
+
+
 def test_a_copy_that_cannot_be_written_fails_no_task(platform, task, waiting, copies, logged):
     copies.write = refuse
     assert [run(operator(**waiting), task)["id"]] == platform.executions()
     assert "could not be written. If the task is cleared while its run is still running, a second run" in logged()
 
 
-def test_a_copy_that_cannot_be_deleted_fails_no_task_and_a_clear_starts_a_new_run(
+def test_a_copy_that_cannot_be_changed_fails_no_task_and_a_clear_starts_a_new_run(
     platform, task, waiting, copies, logged
 ):
-    copies.delete = refuse
+    refuse_ends(copies)
     assert [run(operator(**waiting), task)["id"]] == platform.executions()
-    assert "could not be deleted. A try that finds the copy sees that the run has ended." in logged()
+    assert "could not be changed. A try that finds the copy sees that the run has ended." in logged()
     task.clear(keep_state=False)
     assert run(operator(**waiting), task)["id"] == platform.executions()[1]
 
@@ -387,30 +397,37 @@ def end_in_the_trigger(task):
 
 
 @needs_airflow("3.3")
-def test_a_trigger_that_ends_the_task_deletes_the_copy(platform, task, copies, in_a_task):
+def test_a_trigger_that_ends_the_task_says_so_in_the_copy(platform, task, copies, in_a_task):
     assert end_in_the_trigger(task).task_instance_state == "success"
-    assert copies == {}
+    assert under_way(copies) == []
     task.clear(keep_state=False)
     end_in_the_trigger(task)
     assert len(platform.executions()) == 2
 
 
 @needs_airflow("3.3")
-def test_a_copy_that_a_trigger_cannot_delete_fails_no_task(platform, task, copies, in_a_task, logged):
-    copies.delete = refuse
+def test_a_copy_that_a_trigger_cannot_change_fails_no_task(platform, task, copies, in_a_task, logged):
+    refuse_ends(copies)
     assert end_in_the_trigger(task).task_instance_state == "success"
     assert (
-        "may not have been deleted (RuntimeError). A try that finds the copy sees that the run has ended." in logged()
+        "may not have been changed (RuntimeError). A try that finds the copy sees that the run has ended." in logged()
     )
 
 
 @needs_airflow("3.3")
-def test_a_trigger_does_not_wait_for_the_deletion(platform, task, copies, in_a_task, mocker):
-    async def never(_key):
-        await asyncio.Event().wait()
+def test_a_trigger_does_not_wait_for_the_change(platform, task, copies, in_a_task):
+    order, read = [], copies.read
+    copies.read = lambda key: order.append("the copy") or read(key)
 
-    mocker.patch("airflow.sdk.Variable.adelete", never)
-    assert end_in_the_trigger(task).task_instance_state == "success"
+    async def end(trigger):
+        async for _ in trigger.run():
+            order.append("the end")
+            await asyncio.sleep(1)
+
+    with pytest.raises(TaskDeferred) as deferred:
+        operator(end_from_trigger=True).execute(task.context())
+    asyncio.run(end(deferred.value.trigger))
+    assert order == ["the end", "the copy"]
 
 
 @needs_airflow("3.3")

@@ -92,7 +92,9 @@ def _forget(written_before: datetime | None, *, dry_run: bool) -> _Forgotten:
 def _what_was_forgotten(done: _Forgotten, *, dry_run: bool) -> str:
     if not done.copies and not done.kept:
         words = "There are no copies of tasks' records."
-        return words if clears_discard_state() else f"{words} Tasks keep them on Airflow 3.4 and later."
+        if clears_discard_state():
+            return words
+        return f"{words} Tasks keep them on Airflow 3.4, and on 3.3 with share_starts."
     words = f"{'Copies that would be deleted' if dry_run else 'Copies deleted'}: {len(done.copies)}."
     return f"{words} Copies kept: {done.kept}."
 

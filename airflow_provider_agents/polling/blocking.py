@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from airflow_provider_agents import clock
 from airflow_provider_agents.api.errors import NoAnswerError, TemporaryError
@@ -17,10 +17,11 @@ from airflow_provider_agents.polling.progress import (
     RunProgress,
     slow_appearance,
 )
+from airflow_provider_agents.polling.starts_reading import NOT_READ
 from airflow_provider_agents.polling.subscriptions import ClockReading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from airflow_provider_agents.api.client import Client
@@ -30,9 +31,15 @@ if TYPE_CHECKING:
     from airflow_provider_agents.polling.subscriptions import Subscriber, Subscription
     from airflow_provider_agents.runs.appearance import Appearance
     from airflow_provider_agents.runs.outcome import Verdict
+    from airflow_provider_agents.runs.starts import Start
     from airflow_provider_agents.runs.tracker import RunTracker
 
 R = TypeVar("R")
+
+#: Reads the starts of an agent, by its id.
+ReadStarts: TypeAlias = "Callable[[str], Sequence[Start]]"
+
+log = logging.getLogger(__name__)
 
 _LAST_POLL = timedelta(seconds=LAST_POLL_SECONDS)
 
@@ -45,15 +52,23 @@ def wait_for_end(
     deadline_at: datetime,
     say: Say,
     on_known: Callable[[ExecutionEvent], None] = lambda _: None,
+    read_starts: ReadStarts | None = None,
 ) -> Verdict:
-    """As `waits.wait_for_end`, on a worker."""
+    """As `waits.wait_for_end`, on a worker. `read_starts` may fail."""
 
     def on_appeared(appearance: Appearance) -> None:
         if appearance.is_slow and not tracker.is_late:  # a late event has a warning of its own
             say(logging.WARNING, slow_appearance(tracker, appearance))
 
     progress = RunProgress(tracker, say, on_known, on_appeared)
-    verdict = wait_for(client, tracker, interval=poll_interval, deadline_at=deadline_at, on_wake=progress.on_wake)
+    verdict = wait_for(
+        client,
+        tracker,
+        interval=poll_interval,
+        deadline_at=deadline_at,
+        on_wake=progress.on_wake,
+        read_starts=read_starts,
+    )
     return progress.complete(verdict)
 
 
@@ -89,6 +104,7 @@ def wait_for(
     interval: float,
     deadline_at: datetime,
     on_wake: Callable[[Subscription[R], bool], None],
+    read_starts: ReadStarts | None = None,
 ) -> R:
     """As `SharedPoller.wait_for`, on a worker.
 
@@ -98,12 +114,13 @@ def wait_for(
         interval: seconds between two polls.
         deadline_at: when to give up, on our clock.
         on_wake: called with True when the subscriber may have changed, with False after some minutes without a change.
+        read_starts: reads the starts of an agent that other processes wait for. If it fails, they are done without.
 
     Raises:
         AgentsError: the subscriber cannot get a result.
         SystemExit: the task that waits was killed.
     """
-    driver = _Driver(client, deadline_at)
+    driver = _Driver(client, deadline_at, read_starts)
     subscription = driver.plan.subscribe(
         subscriber, interval=interval, deadline_at=deadline_at, wake=driver.wake, at=_read_clocks()
     )
@@ -122,6 +139,17 @@ def wait_for(
     return subscription.result  # type: ignore[return-value]  # ended without an error, so there is a result
 
 
+def read_or_none(read_starts: ReadStarts | None, agent_id: str) -> Sequence[Start]:
+    """The starts of an agent; none, with a warning, if they cannot be read."""
+    if read_starts is None:
+        return ()
+    try:
+        return read_starts(agent_id)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the run is told apart without
+        log.warning(NOT_READ, agent_id, type(error).__name__)
+        return ()
+
+
 def _read_clocks() -> ClockReading:
     return ClockReading(clock.monotonic(), clock.now())
 
@@ -134,9 +162,9 @@ def _refuse_after(deadline_at: datetime) -> None:
 class _Driver:
     """A plan with one subscription, and the client that carries it out."""
 
-    def __init__(self, client: Client, deadline_at: datetime) -> None:
-        self.plan, self.has_news = Plan(), False
-        self._client, self._deadline_at = client, deadline_at
+    def __init__(self, client: Client, deadline_at: datetime, read_starts: ReadStarts | None) -> None:
+        self.plan, self.has_news = Plan(reads_starts=read_starts is not None), False
+        self._client, self._deadline_at, self._read_starts = client, deadline_at, read_starts
 
     def wake(self) -> None:
         self.has_news = True
@@ -148,6 +176,9 @@ class _Driver:
             for batch in self.plan.cycle(at):
                 for flow in batch:
                     self._client.run_flow(through(flow, self._perform))
+            for agent_id in self.plan.wanted_starts():
+                starts = read_or_none(self._read_starts, agent_id)
+                self._client.run_flow(self.plan.add_starts(agent_id, starts, _read_clocks()))
         elif (next_at := self.plan.next_at(at)) is not None:
             clock.sleep(max(0.0, min(next_at, until) - at.monotonic))
 

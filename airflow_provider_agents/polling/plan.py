@@ -13,7 +13,7 @@ subscribers, except those that seek and have become decidable.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_agents.api.flow import Flow, Sleep, Step, through
@@ -31,12 +31,12 @@ from airflow_provider_agents.runs.siblings import Siblings
 from airflow_provider_agents.runs.tracker import RunTracker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator, Iterator
-    from datetime import timedelta
+    from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 
     from airflow_provider_agents.api.errors import AgentsError
     from airflow_provider_agents.polling.planner import Choice
     from airflow_provider_agents.polling.subscriptions import ClockReading, FollowedEvent, Subscriber
+    from airflow_provider_agents.runs.starts import Start
 
 R = TypeVar("R")
 
@@ -91,19 +91,27 @@ class Plan:
 
     Args:
         siblings: what is known of the submissions of ours to the connection's agents, beyond this plan's life.
+        reads_starts: whether the driver reads the starts of other processes, as `wanted_starts` asks.
         jitter: a factor for each pause after a failure.
 
     Attributes:
         failing: why the last cycle brought nothing; None if it brought something.
     """
 
-    def __init__(self, *, siblings: Siblings | None = None, jitter: Callable[[], float] = equal_jitter) -> None:
+    def __init__(
+        self,
+        *,
+        siblings: Siblings | None = None,
+        reads_starts: bool = False,
+        jitter: Callable[[], float] = equal_jitter,
+    ) -> None:
         self._registry = Registry(self._on_leave)
         self._schedule = Schedule(jitter)
         self._planner = Planner()
         self._interrupted = InterruptedListings()
         self._rows = RowCache()
         self._siblings = siblings if siblings is not None else Siblings()
+        self._siblings.reads_starts = reads_starts
         self._trackers: dict[RunTracker, Subscription[Any]] = {}
         self._now = datetime.min.replace(tzinfo=UTC)
         self.failing: AgentsError | None = None
@@ -154,7 +162,8 @@ class Plan:
         self._now = at.wall
         tracker: object = subscriber
         if isinstance(tracker, RunTracker):
-            self._siblings.join(tracker, at.wall)
+            if tracker.siblings is None:
+                self._siblings.join(tracker, at.wall)
             self._trackers[tracker] = subscription
         self._schedule.subscribe(subscription, at)
         self._registry.add(subscription, answered=answered)
@@ -182,6 +191,33 @@ class Plan:
         agent_id = subscription.subscriber.agent_id
         if not self._registry.has(agent_id):
             self._planner.forget(agent_id)
+
+    # --- starts of other processes --------------------------------------------------------------------------------
+
+    def wanted_starts(self) -> list[str]:
+        """After a cycle: the agents of which the starts of other processes are to be read. Each must be answered."""
+        return self._siblings.wanted_starts()
+
+    def add_starts(self, agent_id: str, starts: Iterable[Start], at: ClockReading) -> Flow[None]:
+        """Decide with the starts of an agent. Not while a cycle is under way.
+
+        Args:
+            agent_id: one of `wanted_starts`.
+            starts: what was read; empty if nothing could be read.
+            at: now.
+        """
+        intervals = [one.interval for tracker, one in self._trackers.items() if tracker.agent_id == agent_id]
+        for tracker in self._siblings.add_starts(agent_id, starts, at.wall):
+            # Its run has appeared within `settle`, or is late. Nothing waits for it any longer.
+            deadline_at = at.wall + timedelta(seconds=2 * tracker.policy.settle)
+            self.subscribe(
+                tracker,
+                interval=min(intervals, default=tracker.policy.settle),
+                deadline_at=deadline_at,
+                wake=lambda: None,
+                at=at,
+            )
+        yield from self._decide_siblings(at)
 
     # --- when -----------------------------------------------------------------------------------------------------
 

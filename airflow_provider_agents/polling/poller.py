@@ -41,6 +41,7 @@ from airflow_provider_agents.polling.clients import ClientProvider, RateLimiter
 from airflow_provider_agents.polling.metrics import Metrics
 from airflow_provider_agents.polling.plan import Plan, PollStats
 from airflow_provider_agents.polling.progress import LAST_POLL_SECONDS, SIGN_OF_LIFE_SECONDS, slow_appearance
+from airflow_provider_agents.polling.starts_reading import StartsReading
 from airflow_provider_agents.polling.subscriptions import ClockReading, Subscriber, Subscription
 from airflow_provider_agents.polling.timed_event import TimedEvent
 from airflow_provider_agents.runs.siblings import Siblings
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.settings import Settings
     from airflow_provider_agents.polling.metrics import Stats
     from airflow_provider_agents.polling.progress import Say
+    from airflow_provider_agents.polling.starts_reading import ReadStarts
     from airflow_provider_agents.runs.appearance import Appearance
     from airflow_provider_agents.runs.tracker import RunTracker
 
@@ -83,6 +85,7 @@ class SharedPoller:
             the error is an `AgentsError` other than `MissingConnectionError`.
         stats: where metrics go.
         siblings: `siblings_of(name)`; by default, what this poller alone gets to know.
+        read_starts: reads the starts of an agent that other processes wait for. If it fails, they are done without.
         clock: monotonic seconds; the loop's time by default.
         now: our clock.
 
@@ -102,12 +105,14 @@ class SharedPoller:
         now: Callable[[], datetime] = our_clock.now,
         plan: Plan | None = None,
         siblings: Siblings | None = None,
+        read_starts: ReadStarts | None = None,
     ) -> None:
         self.name = name
         self.holders = 0
         self.now = now
         self._clock = clock if clock is not None else our_clock.loop_time
-        self._plan = plan if plan is not None else Plan(siblings=siblings)
+        self._plan = plan if plan is not None else Plan(siblings=siblings, reads_starts=read_starts is not None)
+        self._starts = StartsReading(read_starts, self._wake)
         self._clients = ClientProvider(open_client, self._clock)
         self._limiter = RateLimiter(self._clock)
         self._metrics = Metrics(stats, name)
@@ -256,8 +261,11 @@ class SharedPoller:
 
     # --- the task -------------------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def _wake(self) -> None:
         self._changed.set()
+
+    def _start(self) -> None:
+        self._wake()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(
                 self._run(), name=f"agents-poller-{self.name}", context=contextvars.Context()
@@ -267,6 +275,8 @@ class SharedPoller:
         try:
             while True:
                 self._changed.clear()
+                for agent_id, starts in self._starts.done():
+                    await run_flow(self._plan.add_starts(agent_id, starts, self._at()), self._perform)
                 at = self._at()
                 next_at = self._plan.next_at(at)
                 if next_at is not None and self._plan.is_due(at):
@@ -298,6 +308,7 @@ class SharedPoller:
         self._ends_at = at.monotonic + CYCLE_SECONDS
         for batch in self._plan.cycle(at):
             await self._run_batch(batch)
+        self._starts.begin(self._plan.wanted_starts())
         self._metrics.polled(self._clock() - at.monotonic, len(self._plan.subscriptions))
         if self._plan.failing is not None and not was_failing:
             log.warning("Connection %s: %s The runs are still running; asking again.", self.name, self._plan.failing)
@@ -348,6 +359,7 @@ class SharedPoller:
 
     async def aclose(self) -> None:
         """End the task and all subscriptions, and close the client."""
+        self._starts.stop()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""The copy of a task's record that outlives a clear of the task. JSON in, JSON out.
+"""The copy of a task's record: it outlives a clear, and other tasks can read it. JSON in, JSON out.
 
 It is kept under a key of two parts: whose runs, and which task's. So all copies of one agent can be listed by the first
 part, and a task whose agent or connection was changed does not find the copy of the run before.
@@ -12,7 +12,8 @@ from typing import ClassVar, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from airflow_provider_agents.runs.record import RunRecord
+from airflow_provider_agents.runs.record import Phase, RunRecord
+from airflow_provider_agents.runs.starts import Start
 from airflow_provider_agents.versioned_json import UnusableDataError, VersionedJson
 
 #: What the keys of all copies begin with.
@@ -60,13 +61,16 @@ def _hash(*parts: str | int | None) -> str:
 
 
 class RecordCopy(VersionedJson):
-    """A copy of a record, while a run is or may be under way.
+    """A copy of a record, while a run is or may be under way, and for some minutes after its end.
 
     Attributes:
         place: whose record it is.
         record: the record; it never holds a result.
         written_at: when it was written, on the clock of the worker.
-        until: after this moment no try of the task needs it.
+        until: after this moment no try of the task needs it, and no task that started the agent beside it.
+        settle: how the task waits, in seconds; None if that is unknown.
+        appear_within: the same.
+        given_event_id: the event that the task was given, once it has ended; None if it was given none.
     """
 
     _called: ClassVar = "The copy of a task's record"
@@ -75,6 +79,18 @@ class RecordCopy(VersionedJson):
     record: RunRecord
     written_at: AwareDatetime
     until: AwareDatetime
+    settle: float | None = None
+    appear_within: float | None = None
+    given_event_id: str | None = None
+
+    @property
+    def start(self) -> Start | None:
+        """The start of the task's run; None unless the platform has certainly accepted it."""
+        submission = self.record.submission
+        is_accepted = self.record.phase != Phase.SUBMITTING and not submission.in_doubt and submission.event_id is None
+        if not is_accepted or self.settle is None or self.appear_within is None:
+            return None
+        return Start(submission, self.settle, self.appear_within, self.given_event_id)
 
     @property
     def key(self) -> str:

@@ -48,7 +48,7 @@ class Verdict:
     Attributes:
         late: no event had appeared within `settle`, so those that appeared later may be other runs'.
         failure: why the last poll before the deadline showed nothing, if it failed.
-        is_shared: tasks of this process started as many runs at the same time as there are events, and nothing tells
+        is_shared: tasks of ours started as many runs at the same time as there are events, and nothing tells
             their runs apart. Each task was given one of the events.
     """
 

@@ -4,6 +4,9 @@ Tasks that start the same agent within a minute see each other's events. `Siblin
 their runs apart (`joint`), and it gives each event to one task only.
 
 An agent with one submission is not decided here: its `RunTracker` decides alone.
+
+A run that stays open, because another party's run may be among its events, may be told apart with the `starts` of other
+processes. `Siblings` says of which agents it wants them (`wanted_starts`), and decides when it has them (`add_starts`).
 """
 
 from __future__ import annotations
@@ -15,13 +18,15 @@ from typing import TYPE_CHECKING
 from airflow_provider_agents.runs.joint import Binds, Claim, Group, JointMatch, key_of
 from airflow_provider_agents.runs.matching import candidates
 from airflow_provider_agents.runs.outcome import Outcome, Verdict
+from airflow_provider_agents.runs.starts import StartTracker, starts_beside
 from airflow_provider_agents.runs.status import is_success, is_terminal, newer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime
 
     from airflow_provider_agents.api.models import ExecutionEvent
+    from airflow_provider_agents.runs.starts import Start
     from airflow_provider_agents.runs.tracker import RunTracker
 
 
@@ -44,6 +49,9 @@ class AgentSiblings:
         events: that one of them could have, in their latest state.
         given: key of a submission -> id of the event that it was given.
         is_due: whether something has changed since they were last decided.
+        reads_starts: whether the starts of other processes can be read.
+        wanting: the trackers for which they are to be read.
+        reading: the trackers for which they are being read.
     """
 
     trackers: dict[RunTracker, None] = field(default_factory=dict)
@@ -51,6 +59,15 @@ class AgentSiblings:
     events: dict[str, ExecutionEvent] = field(default_factory=dict)
     given: dict[str, str] = field(default_factory=dict)
     is_due: bool = False
+    reads_starts: bool = False
+    wanting: dict[RunTracker, None] = field(default_factory=dict)
+    reading: dict[RunTracker, None] = field(default_factory=dict)
+
+    @property
+    def are_alone(self) -> bool:
+        """Whether there is one submission."""
+        keys = {key_of(tracker.submission) for tracker in self.trackers}
+        return len(self.trackers) == 1 and self.ended.keys() <= keys
 
     def decides(self, tracker: RunTracker, changed: Iterable[ExecutionEvent]) -> bool:
         """Whether a tracker has siblings, so that it must not decide alone.
@@ -63,10 +80,22 @@ class AgentSiblings:
             known = self.events.get(event.id)
             if known is not event:
                 self.events[event.id] = newer_of(known, event)
-        if len(self.trackers) == 1 and self.ended.keys() <= {key_of(tracker.submission)}:
-            return False
+        if self.are_alone:
+            return tracker.is_open and self.lacks_starts(tracker)
         self.is_due = True
         return True
+
+    def lacks_starts(self, tracker: RunTracker) -> bool:
+        """Whether a tracker must not be decided before the starts of other processes are read, which is arranged."""
+        if not self.reads_starts or tracker.knows_starts:
+            return False
+        if tracker not in self.reading:
+            self.wanting[tracker] = None
+        return True
+
+    def awaits_starts(self, tracker: RunTracker, now: datetime) -> bool:
+        """Whether the runs of starts that were read may still appear, and the tracker waits for that."""
+        return not tracker.has_waited_for_siblings(now) and any(isinstance(one, StartTracker) for one in self.trackers)
 
     def left_to(self, tracker: RunTracker, events: Sequence[ExecutionEvent]) -> tuple[tuple[ExecutionEvent, ...], bool]:
         """What an exclusive submission finds.
@@ -98,9 +127,14 @@ def _could_have(claim: Claim, event: ExecutionEvent) -> bool:
 
 
 class Siblings:
-    """All agents of one connection."""
+    """All agents of one connection.
 
-    def __init__(self) -> None:
+    Attributes:
+        reads_starts: whether somebody reads the starts of other processes where `wanted_starts` asks for them.
+    """
+
+    def __init__(self, *, reads_starts: bool = False) -> None:
+        self.reads_starts = reads_starts
         self._agents: dict[str, AgentSiblings] = {}
         self._forget_at: datetime | None = None
 
@@ -125,6 +159,7 @@ class Siblings:
             return
         agent = self._agents.setdefault(tracker.agent_id, AgentSiblings())
         agent.trackers[tracker] = None
+        agent.reads_starts = self.reads_starts
         # Its submission does not bind yet. If it had an event before, it gets the same event again.
         agent.is_due |= key_of(tracker.submission) in agent.given
         tracker.siblings = agent
@@ -141,7 +176,8 @@ class Siblings:
         if agent is None:
             return
         tracker.siblings = None
-        agent.trackers.pop(tracker, None)
+        for trackers in (agent.trackers, agent.wanting, agent.reading):
+            trackers.pop(tracker, None)
         if tracker.is_named:
             # Its event names its owner, so no sibling can claim the event.
             return
@@ -152,6 +188,47 @@ class Siblings:
         kept_for = timedelta(seconds=tracker.policy.settle + tracker.policy.appear_within)
         agent.ended[claim.key] = _Ended(claim, frozenset(event.id for event in tracker.events), now + kept_for)
         agent.is_due = bool(agent.trackers)
+
+    def wanted_starts(self) -> list[str]:
+        """The agents of which the starts of other processes are to be read now. Each must be answered."""
+        wanted = []
+        for agent_id, agent in self._agents.items():
+            if agent.wanting and not agent.reading:
+                agent.reading, agent.wanting = agent.wanting, {}
+                wanted.append(agent_id)
+        return wanted
+
+    def add_starts(self, agent_id: str, starts: Iterable[Start], now: datetime) -> list[StartTracker]:
+        """Take in the starts of an agent, and decide again.
+
+        Args:
+            agent_id: one of `wanted_starts`.
+            starts: what was read, this process's own among it; empty if nothing could be read.
+            now: our clock.
+
+        Returns:
+            A tracker of each start that was not known. It has joined, and needs listings until it ends.
+        """
+        agent = self._agents.get(agent_id)
+        if agent is None:
+            return []
+        margin = timedelta(seconds=max((tracker.policy.settle for tracker in agent.reading), default=0.0))
+        known = {claim.key for claim in agent.claims}
+        new = []
+        for start in starts_beside(starts, agent.reading, margin):
+            key = key_of(start.submission)
+            if start.given_event_id is not None:
+                agent.given.setdefault(key, start.given_event_id)
+            if key not in known:
+                known.add(key)
+                tracker = start.tracker(now)
+                self.join(tracker, now)
+                new.append(tracker)
+        for waiting in agent.reading:
+            waiting.take_in_starts(now, are_new=bool(new))
+        agent.reading = {}
+        agent.is_due = True
+        return new
 
     def decide(self, now: datetime) -> Iterator[tuple[RunTracker, Verdict | None]]:
         """The trackers whose siblings have changed, each with its verdict.
@@ -181,11 +258,16 @@ class Siblings:
 
 
 def _decide(agent: AgentSiblings, now: datetime) -> Iterator[tuple[RunTracker, Verdict | None]]:
-    decision = _Decision(JointMatch(agent.claims, agent.events.values()), agent.events, agent.given)
+    if agent.are_alone and not agent.given:
+        (tracker,) = agent.trackers
+        if tracker.is_settled and not (tracker.is_open and agent.lacks_starts(tracker)):
+            yield tracker, tracker.decide_alone()
+        return
+    decision = _Decision(agent, now)
     for tracker in sorted(agent.trackers, key=lambda tracker: (tracker.claim.accepted_at, tracker.claim.key)):
         if not tracker.is_settled or tracker not in agent.trackers:
             continue
-        verdict = decision.verdict(tracker, now)
+        verdict = decision.verdict(tracker)
         if verdict is not None and verdict.is_end and verdict.event is not None:
             decision.give(tracker.claim.key, verdict.event.id)
         agent.is_due |= decision.is_awaited
@@ -195,10 +277,12 @@ def _decide(agent: AgentSiblings, now: datetime) -> Iterator[tuple[RunTracker, V
 class _Decision:
     """What the events mean for each of several submissions of one agent, at one moment."""
 
-    def __init__(self, match: JointMatch, events: Mapping[str, ExecutionEvent], given: dict[str, str]) -> None:
-        self._match, self._events, self._given = match, events, given
-        self._taken = set(given.values())
-        self._shared = match.share(given)
+    def __init__(self, agent: AgentSiblings, now: datetime) -> None:
+        self._agent, self._now = agent, now
+        self._match = JointMatch(agent.claims, agent.events.values())
+        self._events, self._given = agent.events, agent.given
+        self._taken = set(agent.given.values())
+        self._shared = self._match.share(agent.given)
         self._certain: dict[tuple[str, ...], dict[str, str]] = {}
         self.is_awaited = False
 
@@ -207,7 +291,7 @@ class _Decision:
         self._given[key] = event_id
         self._taken.add(event_id)
 
-    def verdict(self, tracker: RunTracker, now: datetime) -> Verdict | None:
+    def verdict(self, tracker: RunTracker) -> Verdict | None:
         """The verdict of a submission, or None if it waits on."""
         self.is_awaited = False
         claim, policy = tracker.claim, tracker.policy
@@ -231,11 +315,31 @@ class _Decision:
         # A sibling was perhaps given this task's own run, so what was given still counts for the verdict. Of a run that
         # is late or in doubt nothing is certain anyway.
         tracker.narrow(left if claim.binds is Binds.NEVER else possible, self._events)
-        if group is None:
-            return self._alone(tracker, left)
-        if len(possible) == 1:
+        if group is not None and len(possible) == 1:
             return self._end(tracker, self._events[possible[0]])
-        return self._open(tracker, group, possible, left, now)
+        if self._waits(tracker, group):
+            return None
+        return self._alone(tracker, left) if group is None else self._open(tracker, group, possible, left)
+
+    def _waits(self, tracker: RunTracker, group: Group | None) -> bool:
+        """Whether the starts of other processes may still close its group."""
+        agent = self._agent
+        if agent.reads_starts and group is not None and self._awaits(tracker, group):
+            # Its siblings of this process may close the group, which costs nothing.
+            return True
+        if agent.lacks_starts(tracker):
+            return True
+        if agent.awaits_starts(tracker, self._now):
+            self.is_awaited = True
+            return True
+        return False
+
+    def _awaits(self, tracker: RunTracker, group: Group) -> bool:
+        """Whether the group may shrink or close, and the tracker waits for that."""
+        if group.awaited_keys and not tracker.has_waited_for_siblings(self._now):
+            self.is_awaited = True
+            return True
+        return False
 
     def _end(self, tracker: RunTracker, event: ExecutionEvent, *, is_shared: bool = False) -> Verdict | None:
         if not is_terminal(event):
@@ -251,7 +355,7 @@ class _Decision:
         return self._first(verdict, self._share_of(tracker.claim.key) or left[0])
 
     def _open(
-        self, tracker: RunTracker, group: Group, possible: tuple[str, ...], left: tuple[str, ...], now: datetime
+        self, tracker: RunTracker, group: Group, possible: tuple[str, ...], left: tuple[str, ...]
     ) -> Verdict | None:
         """Another party's run may be among the events of the group."""
         policy, events = tracker.policy, [self._events[event_id] for event_id in possible]
@@ -265,8 +369,7 @@ class _Decision:
                 return self._first(Verdict(Outcome.FAILED, tuple(events), tracker.is_late), failed)
             if not all_ended:
                 return None
-        if group.awaited_keys and not tracker.has_waited_for_siblings(now):
-            self.is_awaited = True
+        if self._awaits(tracker, group):
             return None
         return Verdict(Outcome.AMBIGUOUS, tuple(events), tracker.is_late)
 

@@ -38,7 +38,7 @@ class WaitPolicy:
     Attributes:
         settle: seconds after acceptance within which the event appears.
         appear_within: seconds after acceptance after which a run without an event counts as lost.
-        on_ambiguous: what to do if several events could be the run's. `share`: if tasks of this process started all
+        on_ambiguous: what to do if several events could be the run's. `share`: if tasks of ours started all
             these runs, each task gets one. Otherwise the task succeeds only if its own run certainly COMPLETED, and
             fails if all these runs failed. `all`: all these runs must end alike. `fail`: if a run may be another
             party's, the outcome is AMBIGUOUS. That also holds for one run that appeared late or whose POST had no
@@ -67,6 +67,7 @@ class RunTracker:
         broke_exclusive: the task is exclusive, but something else has started the agent too. From then on, the task
             waits as any other.
         siblings: the other submissions of ours to the same agent; None if they are not known to this process.
+        knows_starts: the starts of other processes were read since it is known which events can be the run's.
     """
 
     __slots__ = (
@@ -83,6 +84,7 @@ class RunTracker:
         "_window",
         "broke_exclusive",
         "is_late",
+        "knows_starts",
         "policy",
         "siblings",
         "submission",
@@ -109,6 +111,7 @@ class RunTracker:
         self._appearance = Appearance(policy.settle) if is_accepted else None
         self._was_empty = self.is_late = False
         self.siblings: AgentSiblings | None = None
+        self.knows_starts = False
 
     @property
     def agent_id(self) -> str:
@@ -162,6 +165,16 @@ class RunTracker:
         return bool(self._chosen)
 
     @property
+    def is_open(self) -> bool:
+        """Whether it is settled, and the run can be one of several, or another party's."""
+        return self.is_settled and not self.is_named and not self.is_known
+
+    @property
+    def has_stayed_empty(self) -> bool:
+        """Whether no event had appeared within `settle`."""
+        return self._was_empty
+
+    @property
     def claim(self) -> Claim:
         """What this submission shows to its siblings."""
         if self._claim is None:
@@ -183,6 +196,12 @@ class RunTracker:
         """Whether its siblings had two more `settle` to appear since its own candidates were known."""
         return self._settled_at is not None and (now - self._settled_at).total_seconds() >= 2 * self.policy.settle
 
+    def take_in_starts(self, now: datetime, *, are_new: bool) -> None:
+        """The starts of other processes were read. If there are new ones, they have two `settle` to appear."""
+        self.knows_starts = True
+        if are_new:
+            self._settled_at = now
+
     def narrow(self, event_ids: tuple[str, ...], events: Mapping[str, ExecutionEvent]) -> None:
         """Its siblings leave these events to it.
 
@@ -203,7 +222,7 @@ class RunTracker:
         """All chosen events are its siblings' runs, so its own is late: search for an event that is not theirs."""
         self._chosen = ()
         self._possible = self._settled_at = self._claim = None
-        self._was_empty = True
+        self._was_empty, self.knows_starts = True, False
         self._appearance = None
         self._criteria = self._new_criteria()
 

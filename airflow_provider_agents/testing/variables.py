@@ -16,6 +16,10 @@ class Copies(dict[str, str]):
         """The value of a Variable; None if there is none."""
         return self.get(key)
 
+    def list(self, prefix: str) -> list[str]:
+        """The keys that begin with a prefix."""
+        return [key for key in self if key.startswith(prefix)]
+
     def write(self, key: str, text: str, description: str | None) -> None:  # noqa: ARG002 - for those who look at it
         """Make or change a Variable."""
         self[key] = text
@@ -33,8 +37,8 @@ def copies_kept_in(copies: Copies) -> Iterator[None]:
 
     from airflow_provider_agents.runs.copies import PREFIX
 
-    # Airflow has `adelete` from 3.4 on.
-    names = ("get", "set", "delete", "adelete")
+    # Airflow has `keys` from 3.3 on.
+    names = ("get", "set", "delete", "keys")
     airflows: dict[str, Any] = {name: getattr(Variable, name, None) for name in names}
 
     def get(key: str, *arguments: Any, **named: Any) -> Any:
@@ -52,14 +56,13 @@ def copies_kept_in(copies: Copies) -> Iterator[None]:
     def delete(key: str) -> None:
         (copies.delete if key.startswith(PREFIX) else airflows["delete"])(key)
 
-    async def adelete(key: str) -> None:
-        if key.startswith(PREFIX):
-            copies.delete(key)
-        else:
-            await airflows["adelete"](key)
+    def keys(prefix: str | None = None) -> Any:
+        if prefix is not None and prefix.startswith(PREFIX):
+            return copies.list(prefix)
+        return airflows["keys"](prefix)
 
     with pytest.MonkeyPatch.context() as patch:
-        functions: tuple[Callable[..., Any], ...] = (get, set_, delete, adelete)
+        functions: tuple[Callable[..., Any], ...] = (get, set_, delete, keys)
         for name, function in zip(names, functions, strict=True):
             patch.setattr(Variable, name, staticmethod(function), raising=False)
         yield

@@ -1,9 +1,9 @@
-"""Tasks that start the same agent side by side, in a simulated world, each waited for in one poll."""
+"""Tasks that start the same agent side by side, in a simulated world, each waited for in the poll of a process."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +14,7 @@ from airflow_provider_agents.api.client import Client
 from airflow_provider_agents.api.settings import Settings
 from airflow_provider_agents.polling.plan import Plan
 from airflow_provider_agents.runs.siblings import Siblings
+from airflow_provider_agents.runs.starts import Start
 from airflow_provider_agents.runs.submission import submit
 from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
 from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, SimulatorConfig, mock_transport
@@ -38,6 +39,7 @@ class Task:
         leaves_after: seconds after which it no longer waits, without a verdict.
         returns_after: seconds from then until it waits again, for the same submission; None for never.
         sensors: how many wait for its submission.
+        process: the number of the process that waits for it.
         own: the event of its run, None if the platform started none.
         verdicts: of its sensors, in the order of time.
         ended_after: seconds from its start to the first verdict.
@@ -50,6 +52,7 @@ class Task:
     leaves_after: float | None = None
     returns_after: float | None = None
     sensors: int = 1
+    process: int = 0
     own: str | None = None
     verdicts: list[Verdict] = field(default_factory=list)
     ended_after: float | None = None
@@ -76,10 +79,23 @@ class World:
         siblings: what the poller knows of siblings.
         more: arguments of the simulator's `add_agent`.
         skew: seconds that the clock of the machine that waits is ahead of the one that starts the runs.
+        processes: how many processes wait, each with a poller.
+        read_starts: what a process reads of all starts that are written down; None if starts are not shared.
     """
 
     def __init__(
-        self, config: SimulatorConfig, tasks, *, strangers=(), restarts=(), seed=7, siblings=None, more=None, skew=0.0
+        self,
+        config: SimulatorConfig,
+        tasks,
+        *,
+        strangers=(),
+        restarts=(),
+        seed=7,
+        siblings=None,
+        more=None,
+        skew=0.0,
+        processes=1,
+        read_starts=None,
     ):
         self.clock = ManualClock()
         keep_time(self.clock)
@@ -88,19 +104,23 @@ class World:
         self.sim.add_history(AGENT, 3)
         transport = mock_transport(self.sim)
         self.client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=transport)
-        self.siblings = siblings if siblings is not None else Siblings()
+        self.siblings = [siblings if siblings is not None else Siblings() for _ in range(processes)]
+        self.starts, self.read_starts, self.readings = {}, read_starts, 0
         self.tasks = sorted(tasks, key=lambda task: task.starts_at)
         self.began = self.clock.now
         self.waiting = {}
         self.skew = timedelta(seconds=skew)
-        self.driver = self._driver()
+        self.drivers = self._new_drivers()
         self.actions = [(task.starts_at, self._start, task) for task in self.tasks]
         self.actions += [(moment, self._stranger, None) for moment in strangers]
         self.actions += [(moment, self._restart, None) for moment in restarts]
 
-    def _driver(self):
-        plan = Plan(siblings=self.siblings, jitter=lambda: 1.0)
-        return Driver(self.client, self._waiting_clock, self.clock.advance, plan=plan)
+    def _new_drivers(self):
+        plans = [
+            Plan(siblings=siblings, jitter=lambda: 1.0, reads_starts=self.read_starts is not None)
+            for siblings in self.siblings
+        ]
+        return [Driver(self.client, self._waiting_clock, self.clock.advance, plan=plan) for plan in plans]
 
     def _waiting_clock(self):
         return self.clock.now + self.skew
@@ -118,6 +138,8 @@ class World:
         submission = self.client.run_flow(submit(AGENT, settle=task.policy.settle))
         if len(self.sim.executions) > started:
             task.own = self.sim.executions[-1].event_id
+        if not submission.in_doubt:
+            self.starts[id(task)] = Start(submission, task.policy.settle, task.policy.appear_within)
         joins_at = self.passed + task.joins_after
         self.actions.append((joins_at, self._join, (task, submission)))
         if task.leaves_after is not None:
@@ -131,13 +153,14 @@ class World:
         task, submission = task_and_submission
         task.tracker = tracker = RunTracker(submission, task.policy)
         deadline_at = self._waiting_clock() + timedelta(hours=2)
-        self.waiting[self.driver.subscribe(tracker, interval=5.0, deadline_at=deadline_at)] = (task, submission)
+        driver = self.drivers[task.process]
+        self.waiting[driver.subscribe(tracker, interval=5.0, deadline_at=deadline_at)] = (task, submission)
 
     def _leave(self, task):
         for subscription, (waiting, submission) in list(self.waiting.items()):
             if waiting is task:
                 del self.waiting[subscription]
-                self.driver.plan.unsubscribe(subscription)
+                self.drivers[task.process].plan.unsubscribe(subscription)
                 if task.returns_after is not None:
                     self.actions.append((self.passed + task.returns_after, self._wait, (task, submission)))
 
@@ -146,9 +169,9 @@ class World:
 
     def _restart(self, _):
         left, self.waiting = self.waiting, {}
-        for subscription in left:
-            self.driver.plan.unsubscribe(subscription)
-        self.driver = self._driver()
+        for subscription, (task, _) in left.items():
+            self.drivers[task.process].plan.unsubscribe(subscription)
+        self.drivers = self._new_drivers()
         for task_and_submission in left.values():
             self._wait(task_and_submission)
 
@@ -156,21 +179,39 @@ class World:
         """Let every task end."""
         while self.actions or self.waiting:
             self.actions.sort(key=lambda action: action[0])
-            at = self.driver.at()
-            next_at = self.driver.plan.next_at(at)
-            due_at = self.passed + max(next_at - at.monotonic, 0.0) if next_at is not None else None
+            due_at, driver = self._due()
             if self.actions and (due_at is None or self.actions[0][0] <= due_at):
                 moment, act, what = self.actions.pop(0)
                 self.clock.advance(max(moment - self.passed, 0.0))
                 act(what)
             else:
-                self.driver.cycle_once()
+                driver.cycle_once()
+                self._read_starts(driver)
             for subscription in [each for each in self.waiting if each.has_ended]:
                 task, _ = self.waiting.pop(subscription)
                 assert subscription.error is None, subscription.error
                 task.verdicts.append(subscription.result)
+                if subscription.result.is_end and id(task) in self.starts:
+                    given = subscription.result.event.id
+                    self.starts[id(task)] = replace(self.starts[id(task)], given_event_id=given)
                 task.ended_after = task.ended_after or self.passed - task.starts_at
         return self
+
+    def _due(self):
+        """When the next poll is due, and whose."""
+        due = []
+        for driver in self.drivers:
+            at = driver.at()
+            next_at = driver.plan.next_at(at)
+            if next_at is not None:
+                due.append((self.passed + max(next_at - at.monotonic, 0.0), driver))
+        return min(due, key=lambda one: one[0], default=(None, None))
+
+    def _read_starts(self, driver):
+        for agent_id in driver.plan.wanted_starts():
+            self.readings += 1
+            starts = self.read_starts(list(self.starts.values()))
+            driver.follow_all([driver.plan.add_starts(agent_id, starts, driver.at())])
 
     # --- what came of it ---
 
