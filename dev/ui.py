@@ -152,7 +152,10 @@ def the_form_has_what_is_used_and_nothing_else(person: Person) -> None:
         expect(form.get_by_text(field["description"])).to_be_visible()
     form.locator("[name=element_run_url]").fill(run_url_at(person.simulator))
     form.locator("[name=element_run_url]").blur()
+    # High enough for all fields.
+    person.page.set_viewport_size({"width": SIZE["width"], "height": 220 + 130 * len(FORM["conn-fields"])})
     person.picture("connection-extras")
+    person.page.set_viewport_size(SIZE)
     person.save(form)
     kept = person.connection("agents_ui")
     # Airflow's form keeps a null for each field that was left alone.
