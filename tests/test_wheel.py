@@ -132,6 +132,14 @@ def test_the_wheel_holds_the_package_its_licence_and_nothing_else(built):
     assert source == {name for name in names if name.startswith("airflow_provider_agents/")}
 
 
+def test_both_bring_the_page_and_the_plugin_that_serves_it(built):
+    plugins = files_in(built[1])[f"{INFO}/entry_points.txt"].decode()
+    assert "[airflow.plugins]\nagents = airflow_provider_agents.plugin:AgentsPlugin" in plugins
+    for archive in built:
+        names = set(files_in(archive))
+        assert {f"airflow_provider_agents/ui/static/page.{kind}" for kind in ("html", "css", "js")} <= names
+
+
 def test_the_sdist_holds_what_is_needed_to_build_and_to_read(built):
     names = set(files_in(built[0]))
     assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "docs/operator.md"} <= names
