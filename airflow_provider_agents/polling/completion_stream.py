@@ -114,7 +114,7 @@ async def stream_completions(
         PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
         InvalidConnectionError: the connection cannot be used.
     """
-    listings, outage = tracker.listings, False
+    outage = False
     async with aclosing(poller.stream(tracker, interval=poll_interval)) as changes:
         async for subscription in changes:
             if (subscription.outage is not None) != outage:
@@ -126,8 +126,7 @@ async def stream_completions(
                     )
                 else:
                     say(logging.INFO, "The API answers again.")
-            if tracker.listings != listings:
-                listings = tracker.listings
+            if tracker.was_listed():
                 for event in tracker.lost():
                     say(
                         logging.WARNING,

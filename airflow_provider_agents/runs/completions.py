@@ -147,8 +147,7 @@ class CompletionTracker:
         self._absent_before: frozenset[str] = frozenset()
         self._lost: list[ExecutionEvent] = []
         self._listed_at: datetime | None = None
-        #: How many complete listings there were.
-        self.listings = 0
+        self._was_listed = False
 
     @classmethod
     def from_now(
@@ -195,7 +194,7 @@ class CompletionTracker:
 
     def apply_listing(self, listing: Listing, began_at: datetime) -> None:
         """A complete listing."""
-        self.listings += 1
+        self._was_listed = True
         # The watermark may lag behind the server's clock, and must never be ahead of it.
         server_now = listing.server_time or _passed(listing.events, began_at) or self._watermark + self._behind
         for emitted in self._emitted.values():
@@ -315,6 +314,11 @@ class CompletionTracker:
             del self._unreported[event.id]
             self._out_of_reach.discard(event.id)
         return sorted(chosen, key=lambda event: (event.completedAt is None, event.completedAt, event.id))
+
+    def was_listed(self) -> bool:
+        """Whether there was a complete listing since this was last asked."""
+        was_listed, self._was_listed = self._was_listed, False
+        return was_listed
 
     def lost(self) -> list[ExecutionEvent]:
         """The followed runs that were given up since the last call, as they were last seen."""

@@ -457,9 +457,8 @@ class Watching:
         self._record(agent_id, self.scene.sim.start_scheduled_run(agent_id))
 
     def cycle(self):
-        listings = self.tracker.listings
         self.scene.cycle()
-        if self.tracker.listings != listings:
+        if self.tracker.was_listed():
             self.emitted.extend(ids(self.tracker.ended()))
             self.cursors = [*self.cursors[1:], self.tracker.checkpoint()]
 

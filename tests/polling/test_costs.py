@@ -182,7 +182,7 @@ def test_the_account_is_not_listed_for_seekers_once_a_row_has_hidden_whose_it_is
     asked = pages(Gate(scene).cycle())
     assert asked.get("account whole", 0) == (1 if is_watched else 0)
     assert asked["agent PENDING"] == 3
-    assert not is_watched or watcher.subscriber.listings == 1
+    assert not is_watched or watcher.subscriber.was_listed()
 
 
 def test_how_long_an_agents_listing_is_decides_how_it_is_asked_from_then_on():

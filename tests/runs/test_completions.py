@@ -115,13 +115,14 @@ def test_only_what_is_followed_is_changed_between_two_looks():
     assert [event.updatedAt for event in book.active] == [at(8)]
 
 
-def test_looks_are_counted():
+def test_a_complete_listing_is_reported_once():
     book = tracker()
-    assert book.listings == 0
+    assert not book.was_listed()
     apply_listing(book)
     apply_listing(book, seconds=6.0)
-    assert book.listings == 2
-    assert CompletionTracker.from_now("a", SETTLE, at(0)).listings == 0
+    assert book.was_listed()
+    assert not book.was_listed()
+    assert not CompletionTracker.from_now("a", SETTLE, at(0)).was_listed()
 
 
 def test_a_row_that_cannot_be_read_is_followed_until_it_can_be():
