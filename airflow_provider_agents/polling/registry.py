@@ -162,6 +162,7 @@ class Registry:
             self._absent.discard(followed.event.id)
 
     def _reindex(self, subscription: Subscription[Any]) -> None:
+        subscription.subscriber.has_changed = False
         criteria, before = subscription.subscriber.criteria, subscription.criteria
         if criteria is not None and before is not None and criteria.ids == before.ids:
             # It still seeks, so what was read for it is kept.
@@ -310,9 +311,8 @@ class Registry:
         result = subscription.subscriber.apply_listing(listing, began.wall)
         if result is not None:
             self.end(subscription, result=result)
-        elif subscription.subscriber.criteria is not subscription.criteria:
-            self._reindex(subscription)
-            subscription.wake()
+        elif subscription.subscriber.has_changed:
+            self.refresh(subscription)
 
     def deliver_response(self, subscription: Subscription[Any], response: Any, at: ClockReading) -> None:
         """Give a subscriber the response to its own requests.
@@ -335,8 +335,8 @@ class Registry:
             subscription.wake()
 
     def refresh(self, subscription: Subscription[Any]) -> None:
-        """A subscriber has changed what it seeks or follows by itself."""
-        if subscription.subscriber.criteria != subscription.criteria:
+        """A subscriber may seek or follow something else than before."""
+        if subscription.subscriber.has_changed:
             self._reindex(subscription)
         subscription.wake()
 

@@ -40,7 +40,14 @@ class ClockReading:
 
 
 class Subscriber(Protocol[R_co]):
-    """What a subscription is for. `runs.tracker.RunTracker` is one."""
+    """What a subscription is for. `runs.tracker.RunTracker` is one.
+
+    Attributes:
+        has_changed: whether what is sought or followed may have changed. The subscriber sets it; the registry
+            clears it.
+    """
+
+    has_changed: bool
 
     @property
     def agent_id(self) -> Scope:
@@ -48,7 +55,7 @@ class Subscriber(Protocol[R_co]):
 
     @property
     def criteria(self) -> SearchCriteria | None:
-        """What is sought; None once the events are known. Another object when it has changed."""
+        """What is sought; None once the events are known."""
 
     @property
     def active(self) -> Collection[ExecutionEvent]:
@@ -75,6 +82,7 @@ class AskingSubscriber(ABC, Generic[R]):
 
     def __init__(self, agent_id: str) -> None:
         self.agent_id = agent_id
+        self.has_changed = False
 
     @property
     @abstractmethod

@@ -122,6 +122,7 @@ class CompletionTracker:
         self._statuses = frozenset(statuses) if statuses is not None else None
         self._watermark, self._since = checkpoint.watermark, checkpoint.since
         self._criteria = SearchCriteria(not_before=self._watermark, ids=(), decidable_at=None)
+        self.has_changed = False
         self._open_runs = {
             event_id: ExecutionEvent(
                 id=event_id,
@@ -203,7 +204,8 @@ class CompletionTracker:
             self._take_event(event, server_now)
         self._count_absent(listing.absent, began_at)
         self._watermark = max(self._watermark, server_now - self._behind)
-        # A new one each time: what is followed has changed, or might have.
+        # What is followed has changed, or might have.
+        self.has_changed = True
         self._criteria = SearchCriteria(not_before=self._watermark, ids=(), decidable_at=None)
         for event_id in [
             event_id

@@ -83,6 +83,7 @@ class RunTracker:
         "_was_empty",
         "_window",
         "broke_exclusive",
+        "has_changed",
         "is_late",
         "knows_starts",
         "policy",
@@ -101,6 +102,7 @@ class RunTracker:
         self._is_exclusive = policy.exclusive and not submission.in_doubt and submission.event_id is None
         self.broke_exclusive = False
         self._criteria: matching.SearchCriteria | None = self._new_criteria()
+        self.has_changed = False
         self._seen: dict[str, ExecutionEvent] = {}
         self._chosen: tuple[str, ...] = ()
         # Those of the chosen events that its siblings leave to it; None for all.
@@ -197,7 +199,7 @@ class RunTracker:
         return self._settled_at is not None and (now - self._settled_at).total_seconds() >= 2 * self.policy.settle
 
     def take_in_starts(self, now: datetime, *, are_new: bool) -> None:
-        """The starts of other processes were read. If there are new ones, they have two `settle` to appear."""
+        """The starts of other processes were read. If there are new ones, they have as long to settle as siblings."""
         self.knows_starts = True
         if are_new:
             self._settled_at = now
@@ -216,7 +218,7 @@ class RunTracker:
             if event_id not in self._seen:
                 self._seen[event_id] = events[event_id]
                 self._chosen += (event_id,)
-                self._claim = None
+                self._claim, self.has_changed = None, True
 
     def search_again(self) -> None:
         """All chosen events are its siblings' runs, so its own is late: search for an event that is not theirs."""
@@ -224,7 +226,10 @@ class RunTracker:
         self._possible = self._settled_at = self._claim = None
         self._was_empty, self.knows_starts = True, False
         self._appearance = None
-        self._criteria = self._new_criteria()
+        self._seek(self._new_criteria())
+
+    def _seek(self, criteria: matching.SearchCriteria | None) -> None:
+        self._criteria, self.has_changed = criteria, True
 
     def _new_criteria(self) -> matching.SearchCriteria:
         criteria = self._window.criteria(self.policy.settle, self._began_at)
@@ -274,7 +279,7 @@ class RunTracker:
             self._check_exclusive()
             self._chosen, self.is_late = tuple(event.id for event in found.events), found.late
             # The rest is of no more use, and a wait may last for a day.
-            self._criteria = None
+            self._seek(None)
             self._seen = {event_id: self._seen[event_id] for event_id in self._chosen}
             self._settled_at, self._claim = began_at, None
         return self._decide(self.events)
@@ -320,7 +325,7 @@ class RunTracker:
             return ()  # it may turn out to be older
         if len(found) > 1 or is_anothers:
             self._is_exclusive, self.broke_exclusive = False, True
-            self._criteria = self._new_criteria()
+            self._seek(self._new_criteria())
             return ()
         return found
 
@@ -329,7 +334,7 @@ class RunTracker:
         found = self._check_exclusive()
         if not found or not is_terminal(found[0]):
             return None
-        self._criteria = None
+        self._seek(None)
         return Verdict(Outcome.COMPLETED if is_success(found[0]) else Outcome.FAILED, found)
 
     def expire(self) -> Verdict:

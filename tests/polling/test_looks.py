@@ -30,6 +30,7 @@ class Witness:
         self.agent_id = agent_id
         self.criteria = None if following else SearchCriteria(not_before=not_before, ids=(), decidable_at=None)
         self.active = tuple(following)
+        self.has_changed = False
         self.listings, self.updates = [], []
 
     def apply_listing(self, listing, _began_at):
@@ -697,6 +698,7 @@ def test_what_is_followed_no_longer_is_asked_for_no_longer():
             super().apply_listing(listing, began_at)
             self.active = ()
             self.criteria = SearchCriteria(not_before=self.criteria.not_before, ids=(), decidable_at=None)
+            self.has_changed = True
 
     fickle = Fickle(not_before=scene.sim.now())
     fickle.active = (known,)
