@@ -6,6 +6,7 @@ The poll of the triggerer and the wait on a worker both drive a `RunTracker`, so
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, get_args
 
 from airflow_provider_agents.runs import matching
@@ -195,8 +196,12 @@ class RunTracker:
         return self._appearance if self._criteria is None and len(self._chosen) <= 1 else None
 
     def has_waited_for_siblings(self, now: datetime) -> bool:
-        """Whether its siblings had two more `settle` to appear since its own candidates were known."""
-        return self._settled_at is not None and (now - self._settled_at).total_seconds() >= 2 * self.policy.settle
+        """Whether its siblings had time to settle: twice `settle` and tolerance since its own candidates were known.
+
+        A window reaches a tolerance further on each side, so that of a sibling can begin as much later as that.
+        """
+        enough = 2 * (timedelta(seconds=self.policy.settle) + matching.TOLERANCE)
+        return self._settled_at is not None and now - self._settled_at >= enough
 
     def take_in_starts(self, now: datetime, *, are_new: bool) -> None:
         """The starts of other processes were read. If there are new ones, they have as long to settle as siblings."""

@@ -136,3 +136,11 @@ def test_events_that_name_their_requests_are_not_decided_together(mocker):
     world = World(config_of(random.Random(1), request_id="field"), tasks).play()
     assert [task.verdict.event.id for task in world.ended] == [task.own for task in world.tasks]
     assert decide.call_count == 0
+
+
+def test_tasks_wait_for_a_sibling_whose_window_only_the_tolerance_lets_reach_theirs():
+    policy = WaitPolicy(settle=2.0, appear_within=60.0)
+    for seed in range(8):
+        tasks = [Task(number * 5.0, policy=policy) for number in range(8)]
+        config = config_of(random.Random(seed), lag=2.0, run_seconds=1.0, failing=0.5)
+        assert set(World(config, tasks, seed=seed).play().outcomes()) <= {"completed", "failed"}
