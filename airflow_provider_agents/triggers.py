@@ -164,15 +164,16 @@ class AgentRunTrigger(_TaskTrigger):
             raise InvalidArgumentError(f"{', '.join(selecting)}: AgentRunTrigger has no such argument. Leave it out.")
         self._selecting = [name for name in selectors.ARGUMENTS if getattr(self, name) is not None]
         self._known_event: ExecutionEvent | None = None
-        RUN_ARGUMENTS.check(self, parsing=True, templated=_RENDERED)
+        self._unchecked = RUN_ARGUMENTS.check(self, parsing=True, templated=_RENDERED)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event."""
         submission = Submission(agent_id="unknown", taken_at=now())
         early_xcoms = EarlyXComs(self, self.show)
         try:
-            # Templates are rendered by now, so this is the earliest that they can be read.
-            RUN_ARGUMENTS.check(self)
+            if self._unchecked:
+                # Templates are rendered by now, so this is the earliest that they can be read.
+                RUN_ARGUMENTS.check(self)
             selector = selectors.select(self.agent_id, {name: getattr(self, name) for name in self._selecting})
             submission = selector.known(now()) or submission.changed(agent_id=selector.agent_id)
             async with poller_of(self.agents_conn_id) as poller:

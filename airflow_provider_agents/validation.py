@@ -8,7 +8,7 @@ come in between. A wrong value is an `InvalidArgumentError`, which no retry can 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -69,13 +69,16 @@ class Arguments:
     relations: Sequence[Relation] = ()
     identifiers: frozenset[str] = frozenset({"agent_id", "agents_conn_id", "event_id"})
 
-    def check(self, owner: Any, *, parsing: bool = False, templated: Sequence[str] | None = None) -> None:
+    def check(self, owner: Any, *, parsing: bool = False, templated: Sequence[str] | None = None) -> Collection[str]:
         """Check the arguments, which are attributes of their owner, and put the checked values in their place.
 
         Args:
             owner: a task, a trigger or a hook.
             parsing: leave out values of template fields that are only known when the task runs.
             templated: the template fields; None for those of the owner.
+
+        Returns:
+            The arguments that were left out.
 
         Raises:
             InvalidArgumentError: naming the argument, the owner, the value and what to write instead.
@@ -102,6 +105,7 @@ class Arguments:
             fault = relation(owner)
             if fault is not None:
                 raise InvalidArgumentError(f"{fault} (in {_name_of(owner)})")
+        return later
 
 
 def _has_own_delimiters(owner: Any) -> bool:
