@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint up docs docs-serve format soundness faults cluster-test benchmark deployment worker-time watcher fuzz ui matrix clears upgrade properties soak mutation clean
+.PHONY: help demo test unit lint up docs docs-serve format soundness faults cluster-test benchmark deployment worker-time watcher fuzz ui matrix clears upgrade properties soak trials mutation clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,7 +50,8 @@ up: $(READY) ## Airflow's UI with the simulator and the example DAGs (PORT=8080)
 test: lint ## every check and test
 	@mkdir -p .cache; nice $(MAKE) --no-print-directory unit >.cache/unit.log 2>&1 & unit=$$!; \
 	trap 'kill $$unit 2>/dev/null; exit 130' INT TERM; \
-	echo "$(BIN)/python -m pytest -m system"; $(BIN)/python -m pytest -m system; system=$$?; \
+	echo "$(BIN)/python -m pytest -m 'system and not trial'"; \
+	$(BIN)/python -m pytest -m "system and not trial"; system=$$?; \
 	wait $$unit; status=$$?; cat .cache/unit.log; exit $$((system | status))
 
 unit: $(READY) ## the tests without a real Airflow
@@ -111,6 +112,9 @@ faults: $(READY) ## kill everything at random moments in a real Airflow on Postg
 
 fuzz: $(READY) ## a million hostile answers through all that reads them (ANSWERS=1000000, SEED=)
 	@$(BIN)/python tests/support/fuzzing.py $(if $(ANSWERS),--answers $(ANSWERS)) $(if $(SEED),--seed $(SEED))
+
+trials: $(READY) ## tasks that start one agent side by side, in a real Airflow with one and with two triggerers
+	$(BIN)/python -m pytest -m trial
 
 properties: $(READY) ## the tests with drawn examples, with ten times as many (TIMES=10)
 	TEST_TIMES=$(or $(TIMES),10) $(BIN)/python -m pytest --numprocesses 2 tests/runs tests/polling

@@ -11,7 +11,7 @@ from real_airflow import connection_to, until
 
 from airflow_provider_agents.simulator import Simulator, SimulatorConfig, running_server
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.trial]
 
 #: With retries, on a machine that does other things as well.
 SECONDS = 300
