@@ -1,4 +1,4 @@
-"""Do not pay again for a run that FAILED, but retry an outage. Needs Airflow 3.3."""
+"""Do not pay again for a run that FAILED, but retry an outage. Needs Airflow 3.3 or newer."""
 
 from __future__ import annotations
 
