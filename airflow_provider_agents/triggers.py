@@ -188,7 +188,6 @@ class AgentRunTrigger(_TaskTrigger):
                     await self._policy(poller, selector),
                     poll_interval=self.poll_interval,
                     deadline_at=self._deadline(),
-                    now=now,
                     say=self.log.log,
                     on_known=on_known,
                     # A worker has looked before it deferred the task. Without a worker, the first refusal is believed.
@@ -327,7 +326,6 @@ class AgentIdleTrigger(_TaskTrigger):
                     deadline_at=deadline_at,
                     settle=self.settle,
                     hold_seconds=self.hold_seconds,
-                    now=now,
                     say=self.log.log,
                 )
                 released_at = now()

@@ -161,7 +161,7 @@ class Soak:
     def poller_of(self, name):
         def make():
             self.pollers_made += 1
-            return SharedPoller(name, self.open_client, now=self.clock)
+            return SharedPoller(name, self.open_client)
 
         return shared_poller(name, make)
 

@@ -9,6 +9,7 @@ import logging
 from typing import TYPE_CHECKING, TypeVar
 
 from airflow_provider_agents.api.errors import AgentsError, AuthenticationError, MissingConnectionError, NotSentError
+from airflow_provider_agents.clock import loop_time
 
 if TYPE_CHECKING:
     from asyncio import Task
@@ -34,8 +35,8 @@ CLOSING_SECONDS = 10.0
 class ClientProvider:
     """The current client, and another one once the connection's key has changed."""
 
-    def __init__(self, open_client: Callable[[], Awaitable[AsyncClient]], clock: Callable[[], float]) -> None:
-        self._open_client, self._clock = open_client, clock
+    def __init__(self, open_client: Callable[[], Awaitable[AsyncClient]]) -> None:
+        self._open_client = open_client
         self._client: AsyncClient | None = None
         self._opening: Task[AsyncClient] | None = None
         # How many requests each open client has under way.
@@ -114,7 +115,7 @@ class ClientProvider:
         except Exception as error:
             if isinstance(error, AgentsError) and not isinstance(error, MissingConnectionError):
                 raise
-            now = self._clock()
+            now = loop_time()
             self._failing_since = since = self._failing_since if self._failing_since is not None else now
             if not patient or now - since >= OPENING_PATIENCE_SECONDS:
                 raise
@@ -163,13 +164,12 @@ async def _close(client: AsyncClient) -> None:
 class RateLimiter:
     """Limits requests to a rate, in bursts of at most one second's worth."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._next = 0.0
 
     def delay(self, per_second: float) -> float:
         """Seconds that the next request must wait. Each call is one request."""
-        now = self._clock()
+        now = loop_time()
         slot = max(self._next, now - 1.0)
         self._next = slot + 1.0 / per_second
         return max(0.0, slot - now)

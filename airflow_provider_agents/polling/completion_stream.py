@@ -11,6 +11,7 @@ from airflow_provider_agents.api.endpoints import list_agent_events, list_events
 from airflow_provider_agents.api.errors import RateLimitedError
 from airflow_provider_agents.api.flow import ApiCall, Flow, Response, Sleep, Step, paginate, through
 from airflow_provider_agents.api.models import ExecutionEvent, Page, Status
+from airflow_provider_agents.clock import now
 from airflow_provider_agents.polling.subscriptions import ACCOUNT
 from airflow_provider_agents.runs.completions import CompletionTracker
 from airflow_provider_agents.runs.matching import TOLERANCE, clock_at_least, is_before
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from airflow_provider_agents.polling.poller import SharedPoller
     from airflow_provider_agents.polling.progress import Say
     from airflow_provider_agents.runs.completions import Checkpoint
-    from airflow_provider_agents.runs.submission import Clock
 
 R = TypeVar("R")
 
@@ -49,9 +49,7 @@ async def open_tracker(
     """
     if checkpoint is not None:
         return CompletionTracker(agent_id, settle, checkpoint, statuses=statuses)
-    return await poller.run_flow(
-        _within_limit(track_from_now(agent_id, settle=settle, now=poller.now, statuses=statuses))
-    )
+    return await poller.run_flow(_within_limit(track_from_now(agent_id, settle=settle, statuses=statuses)))
 
 
 def _within_limit(steps: Flow[R]) -> Flow[R]:
@@ -72,9 +70,9 @@ def _within_limit(steps: Flow[R]) -> Flow[R]:
 
 
 def track_from_now(
-    agent_id: str | None, *, settle: float, now: Clock, statuses: Collection[str] | None = None
+    agent_id: str | None, *, settle: float, statuses: Collection[str] | None = None
 ) -> Flow[CompletionTracker]:
-    """A tracker of what ends from now on. The arguments are those of `CompletionTracker`, and our clock."""
+    """A tracker of what ends from now on. The arguments are those of `CompletionTracker`."""
 
     def list_all(status: Status | None) -> ApiCall[Page[ExecutionEvent]]:
         return list_events(status=status) if agent_id is ACCOUNT else list_agent_events(agent_id, status=status)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from airflow_provider_agents.api.errors import AgentBusyError, PermanentError
+from airflow_provider_agents.clock import now
 from airflow_provider_agents.polling.asking import IdleAgent
 from airflow_provider_agents.polling.progress import SIGN_OF_LIFE_SECONDS
 from airflow_provider_agents.polling.start_queue import StartQueue
@@ -20,13 +21,12 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.polling.poller import SharedPoller
     from airflow_provider_agents.polling.progress import Say
-    from airflow_provider_agents.runs.submission import Clock
 
 
 _queues: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str], StartQueue]] = WeakKeyDictionary()
 
 
-def _queue_of(poller: SharedPoller, agent_id: str, now: Clock) -> StartQueue:
+def _queue_of(poller: SharedPoller, agent_id: str) -> StartQueue:
     """The queue of an agent. It outlives the poller, which closes as soon as the last task is released."""
     queues = _queues.setdefault(asyncio.get_running_loop(), {})
     for key in [key for key, queue in queues.items() if not queue.is_of_use(now())]:
@@ -42,7 +42,6 @@ async def wait_until_idle(
     deadline_at: datetime,
     settle: float,
     hold_seconds: float,
-    now: Clock,
     say: Say,
 ) -> None:
     """Wait until no run of the agent is active, and until it is this task's turn to start one.
@@ -56,7 +55,6 @@ async def wait_until_idle(
         deadline_at: when to give up, on our clock.
         settle: seconds within which the event of a run appears.
         hold_seconds: how long no other task is released after this one, unless its run is seen.
-        now: our clock.
         say: logs changes of state and signs of life.
 
     Raises:
@@ -64,7 +62,7 @@ async def wait_until_idle(
         PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
         InvalidConnectionError: the connection cannot be used.
     """
-    queue, task, news = _queue_of(poller, agent_id, now), object(), TimedEvent(asyncio.get_running_loop())
+    queue, task, news = _queue_of(poller, agent_id), object(), TimedEvent(asyncio.get_running_loop())
 
     def may_start(active: Sequence[ExecutionEvent]) -> str | None:
         if active:
@@ -75,7 +73,7 @@ async def wait_until_idle(
 
     queue.join(task, news.set)
     try:
-        await _wait_for_turn(queue, task, agent_id, deadline_at, news, now, say)
+        await _wait_for_turn(queue, task, agent_id, deadline_at, news, say)
         idle = IdleAgent(agent_id, say, may_start)
         try:
             is_idle = await poller.wait_for(idle, interval=poll_interval, deadline_at=deadline_at, on_wake=idle.on_wake)
@@ -89,7 +87,7 @@ async def wait_until_idle(
 
 
 async def _wait_for_turn(
-    queue: StartQueue, task: object, agent_id: str, deadline_at: datetime, news: TimedEvent, now: Clock, say: Say
+    queue: StartQueue, task: object, agent_id: str, deadline_at: datetime, news: TimedEvent, say: Say
 ) -> None:
     """Wait until no other task comes first."""
     if not queue.is_first(task):

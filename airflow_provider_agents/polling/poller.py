@@ -86,13 +86,10 @@ class SharedPoller:
         stats: where metrics go.
         siblings: `siblings_of(name)`; by default, what this poller alone gets to know.
         read_starts: reads the starts of an agent that other processes wait for. If it fails, they are done without.
-        clock: monotonic seconds; the loop's time by default.
-        now: our clock.
 
     Attributes:
         name: as above.
         holders: how many tasks use the poller now.
-        now: as above.
     """
 
     def __init__(
@@ -101,20 +98,16 @@ class SharedPoller:
         open_client: Callable[[], Awaitable[AsyncClient]],
         *,
         stats: Stats | None = None,
-        clock: Callable[[], float] | None = None,
-        now: Callable[[], datetime] = our_clock.now,
         plan: Plan | None = None,
         siblings: Siblings | None = None,
         read_starts: ReadStarts | None = None,
     ) -> None:
         self.name = name
         self.holders = 0
-        self.now = now
-        self._clock = clock if clock is not None else our_clock.loop_time
         self._plan = plan if plan is not None else Plan(siblings=siblings, reads_starts=read_starts is not None)
         self._starts = StartsReading(read_starts, self._wake)
-        self._clients = ClientProvider(open_client, self._clock)
-        self._limiter = RateLimiter(self._clock)
+        self._clients = ClientProvider(open_client)
+        self._limiter = RateLimiter()
         self._metrics = Metrics(stats, name)
         self._changed = asyncio.Event()
         self._task: Task[None] | None = None
@@ -122,7 +115,7 @@ class SharedPoller:
         self._has_warned_of_slow = False
 
     def _at(self) -> ClockReading:
-        return ClockReading(self._clock(), self.now())
+        return ClockReading(our_clock.loop_time(), our_clock.now())
 
     @property
     def settings(self) -> Settings | None:
@@ -145,7 +138,7 @@ class SharedPoller:
             try:
                 return (await self._clients.client()).settings
             except NotSentError as error:
-                if self.now() >= deadline_at:
+                if our_clock.now() >= deadline_at:
                     raise
                 if not has_failed:
                     say(logging.WARNING, f"{error} Reading it again.")
@@ -158,7 +151,7 @@ class SharedPoller:
 
     def record_end(self, outcome: str, completed_at: datetime | None) -> None:
         """Count how a run ended, and after what delay on the server's clock that is known."""
-        known_at = self.now() + self._plan.server_ahead
+        known_at = our_clock.now() + self._plan.server_ahead
         self._metrics.ended(outcome, known_at - completed_at if completed_at is not None else None)
 
     def record_appearance(self, tracker: RunTracker, appearance: Appearance) -> None:
@@ -200,7 +193,7 @@ class SharedPoller:
         """
         with self._subscribed(subscriber, interval, deadline_at, answered=answered) as (subscription, news):
             while not subscription.has_ended:
-                left = (deadline_at - self.now()).total_seconds() + LAST_POLL_SECONDS
+                left = (deadline_at - our_clock.now()).total_seconds() + LAST_POLL_SECONDS
                 if left <= 0.0:
                     # The plan ends a wait at its deadline, but not while a poll is under way.
                     return subscriber.expire()
@@ -309,7 +302,7 @@ class SharedPoller:
         for batch in self._plan.cycle(at):
             await self._run_batch(batch)
         self._starts.begin(self._plan.wanted_starts())
-        self._metrics.polled(self._clock() - at.monotonic, len(self._plan.subscriptions))
+        self._metrics.polled(our_clock.loop_time() - at.monotonic, len(self._plan.subscriptions))
         if self._plan.failing is not None and not was_failing:
             log.warning("Connection %s: %s The runs are still running; asking again.", self.name, self._plan.failing)
         elif self._plan.failing is None and was_failing:
@@ -330,7 +323,7 @@ class SharedPoller:
                 group.create_task(work())
 
     async def _perform_in_cycle(self, step: Step) -> Response[Any] | None:
-        if isinstance(step, ApiCall) and self._clock() >= self._ends_at:
+        if isinstance(step, ApiCall) and our_clock.loop_time() >= self._ends_at:
             raise NotSentError(
                 f"{step.label}: not asked for now, since this poll takes longer than {CYCLE_SECONDS:g} s."
             )

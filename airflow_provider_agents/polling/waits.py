@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from airflow_provider_agents.clock import now
 from airflow_provider_agents.polling.asking import RunSearch
 from airflow_provider_agents.polling.progress import RunProgress
 from airflow_provider_agents.runs.listing import Listing
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from airflow_provider_agents.polling.progress import Say
     from airflow_provider_agents.runs.appearance import Appearance
     from airflow_provider_agents.runs.selector import RunSelector
-    from airflow_provider_agents.runs.submission import Clock
     from airflow_provider_agents.runs.tracker import WaitPolicy
 
 
@@ -72,7 +72,6 @@ async def find_and_wait_for_end(
     *,
     poll_interval: float,
     deadline_at: datetime,
-    now: Clock,
     say: Say,
     on_known: Callable[[ExecutionEvent], None] = lambda _: None,
     answered: bool = True,

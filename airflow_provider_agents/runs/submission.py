@@ -6,7 +6,6 @@ started: the API's answer names a `requestId` that no event carries.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -26,6 +25,8 @@ from airflow_provider_agents.runs.listing import PAGE_ROWS, pending_then_newest,
 from airflow_provider_agents.versioned_json import VersionedJson
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from airflow_provider_agents.api.models import Accepted, ExecutionEvent, Page
 
 #: POSTs without a response for one wanted run within one try of a task. The run of each is searched before the next.
@@ -39,8 +40,6 @@ UNCONFIRMED_POLL_SECONDS = 3.0
 _ACCEPTED = 202
 #: Shared, as thousands may be waited for: an empty set of its own takes 200 bytes.
 _NONE: frozenset[str] = frozenset()
-
-Clock = Callable[[], datetime]
 
 
 class Submission(VersionedJson):

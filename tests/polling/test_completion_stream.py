@@ -441,7 +441,7 @@ class Watching:
         self.scene.sim.add_history("agent-1", history, every=5.0, run_seconds=2.0)
         # A run that ended before the start and appears after it may be reported: that no run is lost matters more.
         self.scene.clock.advance(60)
-        steps = track_from_now(agent_id, settle=SETTLE, now=self.scene.clock)
+        steps = track_from_now(agent_id, settle=SETTLE)
         self.tracker = listen(self.scene, self.scene.client.run_flow(steps))
         self.scene.cycle()
         assert self.tracker.ended() == []
