@@ -84,6 +84,9 @@ ARGUMENTS = validation.Arguments(
     relations=(validation.lost_after_settling, validation.verdict_after_settling, validation.ends_where_it_waits),
 )
 
+_KILLED = "The task was killed. Its run cannot be cancelled and is still running, if it was started."
+_NEXT_TRY_STARTS = "A new run starts if the task is retried or cleared."
+
 
 class ExecuteAgentOperator(ReportsRun, BaseOperator):
     """Start one run of an agent, wait until it is over, and return its final event.
@@ -388,7 +391,7 @@ class ExecuteAgentOperator(ReportsRun, BaseOperator):
             case Outcome.FAILED:
                 given_event_id = event.id if event is not None else None
                 task_state.save(Phase.ENDED, submission, outcome=verdict.outcome, given_event_id=given_event_id)
-                what_now = "A new run starts if the task is retried or cleared."
+                what_now = _NEXT_TRY_STARTS
             case Outcome.AMBIGUOUS:
                 # Another poll would not tell them apart, so a user who clears the task wants a new run.
                 task_state.save(Phase.ENDED, submission, outcome=verdict.outcome)
@@ -417,17 +420,10 @@ class ExecuteAgentOperator(ReportsRun, BaseOperator):
     def _log_kill(self) -> None:
         run = self._under_way
         if run is not None:
-            self.log.warning(
-                "The task was killed. Its run cannot be cancelled and is still running, if it was started. %s %s",
-                NEXT_TRY_WAITS
-                if self.durable and TRIGGERS_END_TASKS
-                else "A new run starts if the task is retried or cleared.",
-                format_ids(run.submission, run.events if run.is_known else ())
-                if isinstance(run, RunTracker)
-                else format_ids(run),
-            )
-
-    # --- small things ---
+            submission = run.submission if isinstance(run, RunTracker) else run
+            events = run.events if isinstance(run, RunTracker) and run.is_known else ()
+            next_try = NEXT_TRY_WAITS if self.durable and TRIGGERS_END_TASKS else _NEXT_TRY_STARTS
+            self.log.warning("%s %s %s", _KILLED, next_try, format_ids(submission, events))
 
     @property
     def output(self) -> XComArg:
