@@ -68,7 +68,7 @@ _CONFIG: dict[str, Any] = {
         "options": {
             "share_starts": {
                 "description": (
-                    "Whether tasks that start one agent at the same time are told apart across triggerers and "
+                    "Whether tasks that start one agent at the same time are matched together across triggerers and "
                     "workers. Each task with a record then keeps an Airflow Variable agent_run/... until some minutes "
                     "after its run. For Airflow 3.3: from 3.4 on, they are kept anyway, and this has no effect."
                 ),

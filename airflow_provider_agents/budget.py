@@ -22,7 +22,7 @@ _HOUR = timedelta(hours=1)
 class Budget:
     """How much the runs of a period may use before no more are started. At least one limit is needed.
 
-    The platform's listing is the ledger: runs count whoever started them.
+    Every run in the platform's listing counts, also one that another party started.
 
     Attributes:
         runs: the most runs, from 1.

@@ -89,7 +89,7 @@ class CheckAgentBudgetOperator(BaseOperator):
     Raises:
         InvalidArgumentError: an argument cannot be used (when the DAG is parsed, as far as it is known then).
         AirflowSkipException: there is no room.
-        AirflowFailException: what no retry can mend, such as no budget in the task and its connection; its `__cause__`
+        AirflowFailException: what no retry can fix, such as no budget in the task and its connection; its `__cause__`
             is the typed error.
         TemporaryError: the API could not be used, after repetitions.
     """

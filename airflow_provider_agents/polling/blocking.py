@@ -145,7 +145,7 @@ def read_or_none(read_starts: ReadStarts | None, agent_id: str) -> Sequence[Star
         return ()
     try:
         return read_starts(agent_id)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the run is told apart without
+    except Exception as error:  # noqa: BLE001 - after any error, the run is matched without
         log.warning(NOT_READ, agent_id, type(error).__name__)
         return ()
 

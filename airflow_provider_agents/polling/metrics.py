@@ -60,7 +60,7 @@ class Metrics:
             self._stats.gauge(_SUBSCRIBERS, 0, tags=self._tags)
 
     def appeared(self, seconds: float) -> None:
-        """The event of a run was first seen so many seconds after its acceptance."""
+        """The event of a run was first seen this many seconds after its acceptance."""
         if self._stats is not None:
             self._stats.timing(_APPEARED, timedelta(seconds=seconds), tags=self._tags)
 

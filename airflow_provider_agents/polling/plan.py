@@ -49,7 +49,7 @@ _OWN_INTERVAL_SHARE = 0.9
 #: From this many subscriptions on, the event loop gets a turn between finding them and choosing how to ask: each takes
 #: about twenty milliseconds at ten thousand.
 _MANY_SUBSCRIPTIONS = 1000
-#: Between two turns of the event loop, so many submissions of one agent are decided. Each takes some tens of
+#: Between two turns of the event loop, this many submissions of one agent are decided. Each takes some tens of
 #: microseconds.
 _DECIDED_AT_ONCE = 100
 

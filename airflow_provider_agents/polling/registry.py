@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.polling.subscriptions import ClockReading, Scope, Subscription
 
-#: Between two turns of the event loop, so many followers of changed events are served. Each takes some microseconds; to
+#: Between two turns of the event loop, this many followers of changed events are served. Each takes microseconds; to
 #: end a wait takes some tenths of a millisecond if a thousand events could be its run.
 _DELIVERED_AT_ONCE = 100
 

@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 READ_SECONDS = 30.0
 #: What to log of a reading that failed.
 NOT_READ = (
-    "The starts of agent %s in other triggerers and workers could not be read (%s). The runs of this process are told "
-    "apart without them."
+    "The starts of agent %s in other triggerers and workers could not be read (%s). The runs of this process are "
+    "matched without them."
 )
 
 #: Reads the starts of an agent, by its id.
@@ -70,6 +70,6 @@ class StartsReading:
         try:
             async with asyncio.timeout(READ_SECONDS):
                 return await self._read(agent_id)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the runs are told apart without
+        except Exception as error:  # noqa: BLE001 - after any error, the runs are matched without
             log.warning(NOT_READ, agent_id, type(error).__name__)
             return ()

@@ -130,7 +130,7 @@ class Siblings:
     """All agents of one connection.
 
     Attributes:
-        reads_starts: whether somebody reads the starts of other processes where `wanted_starts` asks for them.
+        reads_starts: whether the caller reads the starts of other processes that `wanted_starts` names.
     """
 
     def __init__(self, *, reads_starts: bool = False) -> None:

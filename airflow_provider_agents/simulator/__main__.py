@@ -112,7 +112,7 @@ def _add_agent(simulator: Simulator, text: str) -> None:
 
 def _notes(arguments: argparse.Namespace, agents: Sequence[str]) -> list[str]:
     """What a user needs to know of the platform: the key and the agents."""
-    # A key that somebody has chosen may be used elsewhere, too.
+    # A key that the user has chosen may be used elsewhere, too.
     key = "It accepts the keys of --key." if arguments.key else f"It accepts the key {_KEY}."
     return [key, f"Its agents are {', '.join(text.partition(':')[0] for text in agents)}."]
 

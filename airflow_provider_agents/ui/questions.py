@@ -41,7 +41,7 @@ class Shown(Generic[T]):
 
 
 class SharedQuestion(Generic[T]):
-    """A question that is asked at most every few seconds, whoever wants to know.
+    """A question that is asked at most every few seconds, for all pages.
 
     Args:
         ask: asks it.

@@ -9,11 +9,11 @@ import pytest
 from driving import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sibling_strategies import configs, tasks_in
 from sibling_worlds import Task, World, config_of
 from virtual_time import VirtualLoop
 
 from airflow_provider_agents.polling.starts_reading import READ_SECONDS, StartsReading
-from airflow_provider_agents.runs.tracker import WaitPolicy
 
 
 def everything(starts):
@@ -49,34 +49,7 @@ def test_without_the_starts_of_others_such_tasks_end_as_ambiguous():
     assert ambiguous > 0
 
 
-seconds = st.floats(0, 90)
-maybe_seconds = st.none() | seconds
-tasks = st.lists(
-    st.builds(
-        Task,
-        seconds,
-        joins_after=st.floats(0, 40),
-        policy=st.builds(WaitPolicy, on_ambiguous=st.sampled_from(["share", "share", "all", "fail"])),
-        loses=st.sampled_from([None, None, None, "reset_after", "reset_before"]),
-        leaves_after=maybe_seconds,
-        returns_after=maybe_seconds,
-        sensors=st.sampled_from([1, 1, 2]),
-        process=st.integers(0, 2),
-    ),
-    min_size=2,
-    max_size=7,
-)
-configs = st.builds(
-    config_of,
-    st.just(random.Random()),
-    lag=st.sampled_from([0.0, 5.0, 20.0]),
-    failing=st.just(0.4),
-    run_seconds=st.just(60.0),
-    created_at=st.sampled_from(["accepted", "appeared"]),
-    clock_skew=st.sampled_from([0.0, -600.0, 240.0]),
-    gateway_skew=st.floats(-3, 3),
-    date_header=st.sampled_from([True, True, False]),
-)
+tasks = tasks_in(processes=3)
 others = {
     "strangers": st.lists(st.floats(0, 120), max_size=3),
     "restarts": st.lists(st.floats(0, 120), max_size=2),

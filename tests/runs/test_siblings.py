@@ -8,6 +8,7 @@ import pytest
 from driving import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sibling_strategies import configs, tasks_in
 from sibling_worlds import Task, World, config_of
 
 from airflow_provider_agents.runs.joint import JointMatch
@@ -26,33 +27,7 @@ def test_side_by_side_tasks_without_other_parties_each_get_one_of_their_runs(cou
         assert len(world.successes) == len(world.completed_of_ours)
 
 
-seconds = st.floats(0, 90)
-maybe_seconds = st.none() | seconds
-tasks = st.lists(
-    st.builds(
-        Task,
-        seconds,
-        joins_after=st.floats(0, 40),
-        policy=st.builds(WaitPolicy, on_ambiguous=st.sampled_from(["share", "share", "all", "fail"])),
-        loses=st.sampled_from([None, None, None, "reset_after", "reset_before"]),
-        leaves_after=maybe_seconds,
-        returns_after=maybe_seconds,
-        sensors=st.sampled_from([1, 1, 2]),
-    ),
-    min_size=2,
-    max_size=7,
-)
-configs = st.builds(
-    config_of,
-    st.just(random.Random()),
-    lag=st.sampled_from([0.0, 5.0, 20.0]),
-    failing=st.just(0.4),
-    run_seconds=st.just(60.0),
-    created_at=st.sampled_from(["accepted", "appeared"]),
-    clock_skew=st.sampled_from([0.0, -600.0, 240.0]),
-    gateway_skew=st.floats(-3, 3),
-    date_header=st.sampled_from([True, True, False]),
-)
+tasks = tasks_in(processes=1)
 others = {
     "strangers": st.lists(st.floats(0, 120), max_size=4),
     "restarts": st.lists(st.floats(0, 120), max_size=3),
