@@ -67,9 +67,9 @@ lint: $(READY) ## the checks that need no tests
 docs: $(READY) ## the documentation site, in site/
 	@$(call install,docs)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
-	@echo "Open site/index.html, or with its search: make docs-serve"
+	@echo "Open site/index.html, or: make docs-serve"
 
-docs-serve: docs ## the same, with its search, at http://127.0.0.1:8000 (Ctrl-C ends it)
+docs-serve: docs ## the same, at http://127.0.0.1:8000 (Ctrl-C ends it)
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
 
 format: $(READY) ## write the code as the formatter wants it

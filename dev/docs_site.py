@@ -6,12 +6,13 @@ is written for the one is rewritten for the other, and a link that leads nowhere
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mkdocs.plugins import get_plugin_logger
+from mkdocs.plugins import event_priority, get_plugin_logger
 from mkdocs.structure.files import File
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 AT_THE_ROOT = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 #: Title and Markdown of each page that was built.
 _PAGES: dict[str, tuple[str, str]] = {}
+#: What the site's search has beside the sections of the pages: each row of this page, found by the words in a log.
+_LOOKED_UP = "troubleshooting.md"
+_ENTRIES: list[dict[str, str | float]] = []
 #: What a browser would fetch by itself.
 _FETCHED = re.compile(
     r"""<(?:script|link|img|iframe|source|video)\b[^>]*?\b(?:src|href)=["']?((?:https?:)?//[^"'\s>]+)"""
@@ -72,7 +76,22 @@ def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
     """Rewrite the links of a page to the root's files, and remember the page for `llms-full.txt`."""
     text = from_a_page(markdown)
     _PAGES[page.file.src_uri] = (page.title or page.file.src_uri, _included(text))
-    return text
+    return _with_entries(text) if page.file.src_uri == _LOOKED_UP else text
+
+
+def _with_entries(text: str) -> str:
+    """The Markdown of a page of tables, with an anchor for each row, which `_ENTRIES` then names."""
+    _ENTRIES.clear()
+    lines = text.splitlines()
+    for number, (line, following) in enumerate(zip(lines, [*lines[1:], ""], strict=True)):
+        row = re.match(r"\| (.+?) \| (.+?) \|", line)
+        if row is None or following.startswith("|---"):
+            continue
+        title, then = (re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", cell).replace("`", "") for cell in row.groups())
+        anchor = re.sub(r"\W+", "-", title.lower()).strip("-")
+        _ENTRIES.append({"location": f"troubleshooting.html#{anchor}", "title": title, "text": then, "boost": 2})
+        lines[number] = line.replace(row[1], f"{row[1]} {{ #{anchor} }}", 1)
+    return "\n".join(lines)
 
 
 def _included(text: str) -> str:
@@ -80,8 +99,13 @@ def _included(text: str) -> str:
     return re.sub(r'^--8<-- "(.+)"$', lambda found: (ROOT / found[1]).read_text("utf-8"), text, flags=re.MULTILINE)
 
 
+@event_priority(-50)  # after the search has written its index, before that is copied for a site on a disk
 def on_post_build(config: Any) -> None:
-    """Write the list of all pages, and all pages as one text, for readers that are programs."""
+    """Write the list of all pages, and all pages as one text, for readers that are programs. Complete the search."""
+    index = Path(config.site_dir) / "search" / "search_index.json"
+    found = json.loads(index.read_text(encoding="utf-8"))
+    found["docs"] += _ENTRIES
+    index.write_text(json.dumps(found, separators=(",", ":")), encoding="utf-8")
     pages = [(uri, *_PAGES[uri]) for uri in _in_order(config.nav) if uri in _PAGES]
     head = f"# {config.site_name}\n\n> {config.site_description}\n\n"
     lines = "".join(f"- [{title}]({uri.removesuffix('.md')}.html)\n" for uri, title, _ in pages)
