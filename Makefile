@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint up docs docs-serve format soundness faults cluster-test benchmark deployment worker-time watcher fuzz ui matrix clears upgrade properties soak trials mutation clean
+.PHONY: help demo test unit lint up docs docs-serve format soundness faults cluster-test benchmark plots deployment worker-time watcher fuzz ui matrix clears upgrade properties soak trials mutation clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,11 +77,16 @@ format: $(READY) ## write the code as the formatter wants it
 	$(BIN)/ruff check --fix .
 
 soundness: $(READY) ## the documented polling loop and ours, side by side
+	@$(call install,bench)
 	@$(BIN)/python benchmarks/soundness.py
 
 benchmark: $(READY) ## what waiting costs a triggerer, beside dbt Cloud's trigger
 	@$(call install,bench)
 	@$(BIN)/python benchmarks/triggerer.py
+
+plots: $(READY) ## draw the plots and tables of the documentation again, from the figures in docs/evidence/data
+	@$(call install,bench)
+	@$(BIN)/python dev/plots.py
 
 deployment: $(READY) ## a thousand deferred tasks in a real triggerer
 	@$(call install,bench)

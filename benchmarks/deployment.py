@@ -4,7 +4,7 @@ Run it with `make deployment` (about eight minutes on two cores). A real Airflow
 thousand agents, with sensors that start in the triggerer, since LocalExecutor would take ten minutes to defer as many;
 the simulator is behind HTTP. While all of them are deferred, the triggerer's processes and the platform's requests are
 measured for a minute, and before that the same of a triggerer that has nothing to do. Airflow's own statistics are
-listened to, so the delays are what a monitor sees.
+listened to, so the delays are what a monitor sees. With its thousand tasks it writes its figures to the documentation.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dev"))
 
+import evidence
 from real_airflow import RealAirflow, connection_json, simulator_server, until
 
 WINDOW = 60.0
 #: A trigger that starts from the scheduler is handed its whole DAG, so the DAGs are small.
 TASKS_A_DAG = 20
+ALL_TASKS = 1000
 RUN_SECONDS = (360.0, 400.0)
 DAG_FILE = """
 from datetime import datetime
@@ -105,7 +107,7 @@ def states(airflow, runs):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=int, default=1000, help=f"a multiple of {TASKS_A_DAG}")
+    parser.add_argument("--tasks", type=int, default=ALL_TASKS, help=f"a multiple of {TASKS_A_DAG}")
     dags = parser.parse_args().tasks // TASKS_A_DAG
     rng, monitor = random.Random(1), Monitor()
     env = {
@@ -134,7 +136,8 @@ def main():
             runs[f"waits_{number}"] = airflow.trigger(f"waits_{number}", {"events": events})
         tasks = dags * TASKS_A_DAG
         until(lambda: states(airflow, runs)["deferred"] == tasks, 240, "the deferral of all tasks", pause=2.0)
-        print(f"{tasks:,} tasks deferred after {time.monotonic() - began:.0f} s", flush=True)
+        deferred_after = time.monotonic() - began
+        print(f"{tasks:,} tasks deferred after {deferred_after:.0f} s", flush=True)
         # Airflow hands a triggerer fifty triggers a second.
         until(lambda: (monitor.gauges.get("airflow.agents.poll.subscribers") or 0) == tasks, 120, "all triggers")
         time.sleep(10)
@@ -143,14 +146,31 @@ def main():
         until(lambda: states(airflow, runs)["success"] == tasks, 600, "the end of all tasks", pause=5.0)
         print(f"all over: {dict(states(airflow, runs))}", flush=True)
         log = airflow.log_file("triggerer").read_text(errors="replace")
-        print("loop blocked:", re.findall(r"thread was blocked for ([0-9.]+) seconds", log))
+        blocked = [float(seconds) for seconds in re.findall(r"thread was blocked for ([0-9.]+) seconds", log)]
+        print("loop blocked:", blocked)
     delays = [seconds / 1e3 for seconds in monitor.timings["airflow.agents.run.notice_delay"]]
     cycles = monitor.timings["airflow.agents.poll.cycle"]
     print(f"notice delay of {len(delays):,}: mean {statistics.fmean(delays):.2f} s, worst {max(delays):.2f} s")
     print(f"{len(cycles):,} cycles: mean {statistics.fmean(cycles):.0f} ms, worst {max(cycles):.0f} ms")
-    print({name: count for name, count in monitor.counts.items() if ".agents." in name})
+    counts = {name.removeprefix("airflow."): count for name, count in monitor.counts.items() if ".agents." in name}
+    print(counts)
     extra = waiting["cpu_percent"] - idle["cpu_percent"]
     print(f"waiting takes {extra:.1f} % of a core and {waiting['requests_per_minute']:.0f} requests a minute")
+    if tasks == ALL_TASKS:
+        row = {
+            "tasks": tasks,
+            "deferred_after_s": deferred_after,
+            **{f"idle_{name}": value for name, value in idle.items()},
+            **waiting,
+            "mean_delay_s": statistics.fmean(delays),
+            "delays_s": evidence.spread(delays),
+            "cycles": len(cycles),
+            "mean_cycle_ms": statistics.fmean(cycles),
+            "worst_cycle_ms": max(cycles),
+            "blocked_s": blocked,
+            **counts,
+        }
+        evidence.save("deployment", command="make deployment", rows=[row])
 
 
 if __name__ == "__main__":

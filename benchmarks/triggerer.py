@@ -1,6 +1,7 @@
 """What it costs a triggerer to wait for many runs: our trigger and dbt Cloud's, which polls for itself, side by side.
 
-Run it with `make benchmark`, which installs `apache-airflow-providers-dbt-cloud` first.
+Run it with `make benchmark`, which installs `apache-airflow-providers-dbt-cloud` first (about twenty minutes). A whole
+run writes its figures, plots and tables to the documentation.
 
 Each row starts so many triggers at once in a fresh process, against servers in another one. Each run ends at a moment
 of its own within the last ten of forty seconds; the moments are the same for both. Counted are the requests, the
@@ -24,7 +25,12 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dev"))
+
+import evidence
 
 INTERVAL = 5.0
 FIRST_END, LAST_END = 30.0, 40.0
@@ -33,6 +39,7 @@ STEADY = (12.5, 27.5)
 #: Our runs began within this time before they are waited for, and are past the time in which they are inferred.
 BEGAN_WITHIN = (60.0, 3600.0)
 EIGHT_HOURS = 8 * 3600.0
+ALL_RUNS = [100, 1000, 10000]
 
 
 # --- the servers, in a process of their own ---------------------------------------------------------------------------
@@ -287,14 +294,15 @@ def child(side, scene):
     pipe.send(None)
     result = {
         "requests": requests,
-        "cpu": cpu,
-        "cycle_cpu": cycle_cpu,
-        "cycle_gc": cycle_gc,
-        "memory": waiting / 1024,
-        "worst": max(delays),
-        "mean": statistics.fmean(delays),
-        "longest": steps.longest,
-        "own": steps.own,
+        "cpu_s": cpu,
+        "cycle_cpu_s": cycle_cpu,
+        "cycle_gc_s": cycle_gc,
+        "memory_kb": waiting / 1024,
+        "mean_delay_s": statistics.fmean(delays),
+        "worst_delay_s": max(delays),
+        "delays_s": evidence.spread(delays),
+        "step_gc_ms": steps.longest * 1e3,
+        "step_ms": steps.own * 1e3,
     }
     os.write(output, json.dumps(result).encode() + b"\n")
     server.join(timeout=10)
@@ -324,41 +332,44 @@ def scene_of(runs, agents, *, others=0):
     }
 
 
-COLUMNS = (
-    "trigger",
-    "runs, agents",
-    "requests",
-    "CPU s",
-    "ms a cycle",
-    "of it GC",
-    "KB a run",
-    "mean delay s",
-    "worst delay s",
-)
+STEPS = ("step_ms", "step_gc_ms")
 
 
-def row(name, agents, one, runs):
-    print(
-        f"| {name:11} | {agents:>13} | {one['requests']:8,} | {one['cpu']:5.2f} | {one['cycle_cpu'] * 1e3:10.1f} "
-        f"| {one['cycle_gc'] * 1e3:8.1f} "
-        f"| {one['memory'] / runs:8.1f} | {one['mean']:12.2f} | {one['worst']:13.2f} |",
-        flush=True,
-    )
+def measure_row(trigger, runs, agents, *, others=0):
+    """One row of the figures; prints the line of its table."""
+    side = "dbt" if trigger == "dbt Cloud" else "ours"
+    found = measure(side, scene_of(runs, agents, others=others))
+    row = {"trigger": trigger, "runs": runs, "agents": agents, "others": others, **found}
+    # What the longest step takes is measured apart.
+    return {name: value for name, value in row.items() if name not in STEPS}
 
 
-def ratios(dbt, ours):
-    print(
-        f"| dbt / ours  | {'':13} | {dbt['requests'] / ours['requests']:8.0f} | {dbt['cpu'] / ours['cpu']:5.1f} "
-        f"| {dbt['cycle_cpu'] / ours['cycle_cpu']:10.1f} | {'':8} | {dbt['memory'] / ours['memory']:8.1f} "
-        f"| {dbt['mean'] / ours['mean']:12.2f} | {dbt['worst'] / ours['worst']:13.2f} |",
-        flush=True,
-    )
+def further(runs, row, first_run_kb):
+    """What the runs take beyond triggers that only wait."""
+    scene = scene_of(runs, runs)
+    idle, listened = measure("idle", scene, listen=True), measure("ours", scene, listen=True)
+    return {
+        "runs": runs,
+        "kb": (row["memory_kb"] - idle["memory_kb"] - first_run_kb) / runs,
+        **{name: listened[name] for name in STEPS},
+        "idle_step_ms": idle["step_gc_ms"],
+    }
+
+
+def growth(ours):
+    """The CPU of a run and poll cycle, without the garbage collector: 10,000 runs over 1,000."""
+    ratios = {}
+    for name, *agents in (("one agent", 1, 1), ("100 agents", 100, 100), ("an agent each", 10000, 1000)):
+        rows = ours[10000, agents[0]], ours[1000, agents[1]]
+        many, few = (row["cycle_cpu_s"] - row["cycle_gc_s"] for row in rows)
+        ratios[name] = many / few / 10
+    return ratios
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--child", choices=("ours", "idle", "dbt"), help=argparse.SUPPRESS)
-    parser.add_argument("--runs", type=int, nargs="*", default=[100, 1000, 10000], help="how many runs to wait for")
+    parser.add_argument("--runs", type=int, nargs="*", default=ALL_RUNS, help="how many runs to wait for")
     parser.add_argument("--without-dbt", action="store_true", help="only ours")
     options = parser.parse_args()
     if options.child:
@@ -367,36 +378,27 @@ def main():
     if not options.without_dbt and importlib.util.find_spec("airflow.providers.dbt") is None:
         sys.exit("dbt Cloud's provider is missing: run `make benchmark`, or give --without-dbt.")
     print(f"Every {INTERVAL:g} s, runs that end {FIRST_END:g} to {LAST_END:g} s after they are first waited for.\n")
-    print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
-    ours = {}
-    for runs in options.runs:
-        dbt = None
-        if not options.without_dbt:
-            dbt = measure("dbt", scene_of(runs, runs))
-            row("dbt Cloud", f"{runs:,}", dbt, runs)
-        for agents in sorted({1, 100, runs}):
-            one = ours[runs, agents] = measure("ours", scene_of(runs, agents))
-            row("ours", f"{runs:,}, {agents:,}", one, runs)
-            if dbt is not None:
-                ratios(dbt, one)
-    row("ours", "20 of 100,020", measure("ours", scene_of(20, 20, others=100_000)), 20)
+    rows = []
 
-    alone = measure("ours", scene_of(1, 1))["memory"] - measure("idle", scene_of(1, 1))["memory"]
-    print(f"\nThe first run of a connection takes {alone / 1024:.1f} MB: the client, TLS.")
+    def add(*scene, **others):
+        rows.append(measure_row(*scene, **others))
+        print(evidence.waits({"rows": rows}).splitlines()[-1], flush=True)
+
+    print(evidence.waits({"rows": []}))
     for runs in options.runs:
-        scene = scene_of(runs, runs)
-        idle = measure("idle", scene, listen=True)
-        listened = measure("ours", scene, listen=True)
-        print(
-            f"{runs:,} runs: {(ours[runs, runs]['memory'] - idle['memory'] - alone) / runs:.1f} KB for each further "
-            f"one beyond a trigger that only waits. The longest step on the loop took {listened['own'] * 1e3:.0f} ms; "
-            f"with garbage collection {listened['longest'] * 1e3:.0f} ms, and {idle['longest'] * 1e3:.0f} ms where "
-            "all triggers only wait."
-        )
-    if {1000, 10000} <= set(options.runs):
-        for name, agents in (("one agent", (1, 1)), ("100 agents", (100, 100)), ("an agent each", (10000, 1000))):
-            many, few = (one["cycle_cpu"] - one["cycle_gc"] for one in (ours[10000, agents[0]], ours[1000, agents[1]]))
-            print(f"CPU a run and cycle without GC, 10,000 runs over 1,000, {name}: {many / few / 10:.2f}")
+        if not options.without_dbt:
+            add("dbt Cloud", runs, runs)
+        for agents in sorted({1, 100, runs}):
+            add("ours", runs, agents)
+    ours = {(row["runs"], row["agents"]): row for row in rows if row["trigger"] == "ours"}
+    add("ours", 20, 20, others=100_000)
+
+    alone = measure("ours", scene_of(1, 1))["memory_kb"] - measure("idle", scene_of(1, 1))["memory_kb"]
+    more = {"first_run_kb": alone, "further": [further(runs, ours[runs, runs], alone) for runs in options.runs]}
+    more["growth"] = growth(ours) if {1000, 10000} <= set(options.runs) else {}
+    print(f"\n{evidence.growth(more)}")
+    if options.runs == ALL_RUNS and not options.without_dbt:
+        evidence.save("triggerer", command="make benchmark", rows=rows, **more)
 
 
 if __name__ == "__main__":

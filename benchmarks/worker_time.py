@@ -1,8 +1,8 @@
 """What each way of waiting takes from the workers, in a real Airflow: process starts, CPU, slots, and time.
 
-Run it with `make worker-time` (about fifteen minutes). A real Airflow with LocalExecutor on PostgreSQL runs one DAG for
-each way, one after the other, against runs of two lengths. dbt Cloud's operator does the same against a local stand-in
-of its endpoints, over TLS, since it insists on that.
+Run it with `make worker-time` (about fifteen minutes). It writes its figures, plot and table to the documentation. A
+real Airflow with LocalExecutor on PostgreSQL runs one DAG for each way, one after the other, against runs of two
+lengths. dbt Cloud's operator does the same against a local stand-in of its endpoints, over TLS, as it insists on that.
 
 Counted for each task, from its DAG run's trigger to its success: the worker processes that Airflow started, their CPU
 and how long they held a slot, and the time beyond the run's own.
@@ -25,6 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dev"))
 
+import evidence
 import psutil
 from real_airflow import RealAirflow, connection_json, free_port, simulator_server, until
 
@@ -202,15 +203,15 @@ def measure(airflow, simulator, slots, dag_id, seconds, dbt_url, verify):
     log = airflow.log_text(dag_id, run_id, "wait")
     return {
         "starts": log.count("::group::Pre Execute"),
-        "cpu": sum(slots.used.values()),
-        "slot": slots.held,
-        "beyond": ended - began - seconds,
+        "cpu_s": sum(slots.used.values()),
+        "slot_s": slots.held,
+        "beyond_s": ended - began - seconds,
     }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, nargs="*", default=[15.0, 60.0], help="how long a run takes")
+    parser.add_argument("--seconds", type=float, nargs="*", default=[10.0, 40.0], help="how long a run takes")
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--ways", nargs="*", default=[], help="some of the DAGs only")
     options = parser.parse_args()
@@ -244,18 +245,18 @@ def main():
         url = f"https://localhost:{port}"
         for dag_id in ("operator_deferred", "dbt_deferred"):
             measure(airflow, simulator, slots, dag_id, 8.0, url, str(cert))
-        print("| way | run, s | worker starts | worker CPU s | slot s | s beyond the run |\n" + "|---" * 6 + "|")
+        rows = []
+        print(evidence.workers({"rows": rows}))
         for name, dag_id in ways:
             for seconds in options.seconds:
                 found = [
                     measure(airflow, simulator, slots, dag_id, seconds, url, str(cert)) for _ in range(options.repeat)
                 ]
                 mean = {name: statistics.fmean(one[name] for one in found) for name in found[0]}
-                print(
-                    f"| {name} | {seconds:g} | {mean['starts']:g} | {mean['cpu']:.2f} | {mean['slot']:.1f} "
-                    f"| {mean['beyond']:.1f} |",
-                    flush=True,
-                )
+                rows.append({"way": name, "run_s": seconds, **mean})
+                print(evidence.workers({"rows": rows}).splitlines()[-1], flush=True)
+        if ways == list(WAYS):
+            evidence.save("worker_time", command="make worker-time", rows=rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,60 @@
+"""The figures, tables and plots of the documentation agree with each other."""
+
+from __future__ import annotations
+
+import re
+
+import evidence
+import plots
+import pytest
+
+FIGURES = evidence.load()
+DOCS = evidence.EVIDENCE.parent
+README = (DOCS.parent / "README.md").read_text()
+
+
+def test_every_table_is_what_its_figures_say():
+    pages = {page.name: page.read_text() for page in evidence.EVIDENCE.glob("*.md")}
+    assert {name: evidence.with_tables(page, FIGURES) for name, page in pages.items()} == pages
+    on_pages = re.findall(r"<!-- table: (.+?) -->", "\n".join(pages.values()))
+    assert sorted(on_pages) == sorted(evidence.TABLES)
+
+
+def test_every_plot_was_drawn_from_its_figures():
+    marks = {file.stem: re.findall(r"source (\w+)\.", file.read_text()) for file in plots.PLOTS.glob("*.svg")}
+    assert marks == {name: [plots.mark_of(plots.spec_of(name, FIGURES))] for name in plots.DRAWN}
+
+
+@pytest.mark.parametrize("name", plots.DRAWN)
+def test_a_plot_is_drawn_the_same_again(name):
+    pytest.importorskip("vl_convert", reason="only `make plots` and the benchmarks install what draws the plots")
+    assert plots.svg_of(name, FIGURES) == (plots.PLOTS / f"{name}.svg").read_text()
+
+
+def test_every_plot_is_on_a_page():
+    text = "\n".join(page.read_text() for page in DOCS.rglob("*.md"))
+    assert [name for name in plots.DRAWN if f"images/plots/{name}.svg)" not in text] == []
+
+
+def test_a_plot_fetches_nothing():
+    text = "\n".join(file.read_text() for file in plots.PLOTS.glob("*.svg"))
+    assert set(re.findall(r"https?://[^\"']+", text)) == {"http://www.w3.org/2000/svg"}
+
+
+def test_a_row_changes_one_line_of_the_file_of_its_figures():
+    one, other = ({"date": "today", "rows": [{"runs": runs}, {"runs": 2}]} for runs in (1, 3))
+    lines = zip(*(evidence.text_of(each).splitlines() for each in (one, other)), strict=True)
+    assert [pair for pair in lines if pair[0] != pair[1]] == [('    {"runs": 1},', '    {"runs": 3},')]
+
+
+def test_how_times_are_spread_goes_from_the_shortest_to_the_longest():
+    assert evidence.spread([3.0, 1.0, 2.0]) == [1.0] * 6 + [2.0] * 9 + [3.0] * 6
+
+
+def test_the_front_page_has_the_numbers_of_the_figures():
+    rows = [row for row in FIGURES["triggerer"]["rows"] if row["runs"] == row["agents"] == 1000]
+    dbt, ours = (row["requests"] for row in sorted(rows, key=lambda row: row["trigger"]))
+    assert f"| **{dbt / ours:.0f} times** | fewer requests" in README
+    worlds = FIGURES["soundness"]["rows"]
+    assert f"it is up to [{max(row['wrong success'] for row in worlds):.1%}]" in README.replace(" %]", "%]")
+    assert {row["wrong success"] for row in worlds if row["loop"].startswith("ours")} == {0}
