@@ -163,6 +163,7 @@ def main():
             **{f"idle_{name}": value for name, value in idle.items()},
             **waiting,
             "mean_delay_s": statistics.fmean(delays),
+            "worst_delay_s": max(delays),
             "delays_s": evidence.spread(delays),
             "cycles": len(cycles),
             "mean_cycle_ms": statistics.fmean(cycles),

@@ -3,7 +3,7 @@
 Run it with `make watcher` (about eight minutes). A real Airflow on PostgreSQL watches the simulator with the example
 `agent_finished_starts_dag`. The platform starts runs in bursts; they end in random order. Meanwhile the triggerer is
 killed (SIGKILL) and started again. At the end the metadata database says which runs were in the triggering events of a
-DAG run, and the DAG's XComs what its task made of them.
+DAG run, and the DAG's XComs what its task made of them. A whole run writes its figures to the documentation.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dev"))
 
+import evidence
 import psycopg2
 from real_airflow import RealAirflow, connection_json, simulator_server, until
 
 ROOT = Path(__file__).resolve().parents[1]
 DAG = "agent_finished_starts_dag"
 AGENTS = 20
+ALL_RUNS, ALL_KILLS = 1000, 10
 
 
 def rows(airflow, query):
@@ -64,8 +66,8 @@ def noted(airflow):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=1000)
-    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--runs", type=int, default=ALL_RUNS)
+    parser.add_argument("--kills", type=int, default=ALL_KILLS)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     rng = random.Random(options.seed)
@@ -109,15 +111,23 @@ def main():
         time.sleep(30)
         counts, events = told(airflow)
         by_task, dag_runs = noted(airflow)
-    lost = wanted - set(counts)
-    again = {event_id: count - 1 for event_id, count in counts.items() if count > 1}
-    print(f"in the triggering events of a DAG run: {len(wanted & set(counts)):,}; missing: {len(lost)}")
-    print(f"{events} asset events, {dag_runs} DAG runs; told again after a kill: {sum(again.values())}")
-    print(
-        f"returned by the DAG's task: {len(wanted & set(by_task)):,}, "
-        f"of them twice: {sum(count > 1 for count in by_task.values())}"
-    )
-    sys.exit(bool(lost))
+    row = {
+        "runs": len(wanted),
+        "bursts": bursts,
+        "seconds": seconds,
+        "kills": kills,
+        "in_events": len(wanted & set(counts)),
+        "missing": len(wanted - set(counts)),
+        "asset_events": events,
+        "dag_runs": dag_runs,
+        "again": sum(count - 1 for count in counts.values()),
+        "returned": len(wanted & set(by_task)),
+        "twice": sum(count > 1 for count in by_task.values()),
+    }
+    print(evidence.watcher({"rows": [row]}))
+    if (options.runs, options.kills) == (ALL_RUNS, ALL_KILLS):
+        evidence.save("watcher", command="make watcher", rows=[row])
+    sys.exit(bool(row["missing"]))
 
 
 if __name__ == "__main__":

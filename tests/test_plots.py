@@ -51,10 +51,26 @@ def test_how_times_are_spread_goes_from_the_shortest_to_the_longest():
     assert evidence.spread([3.0, 1.0, 2.0]) == [1.0] * 6 + [2.0] * 9 + [3.0] * 6
 
 
+def test_the_page_on_performance_has_the_numbers_of_the_figures():
+    dbt, ours = evidence.of_each(FIGURES["triggerer"], 1000)
+    fewer, waiting, whole = (int(dbt[key] / ours[key]) for key in ("requests", "cycle_cpu_s", "cpu_s"))
+    page = " ".join((DOCS / "performance.md").read_text().split())
+    assert f"**{fewer} times** fewer requests and takes **{waiting} times** less CPU while they wait" in page
+    assert f"wait, {whole} times less from start to end" in page
+    (further,) = (one for one in FIGURES["triggerer"]["further"] if one["runs"] == 1000)
+    assert f"takes {further['kb']:.1f} KB beyond the trigger itself" in page
+    (row,) = FIGURES["deployment"]["rows"]
+    assert (
+        f"{row['cpu_percent'] - row['idle_cpu_percent']:.1f} % of a core and {row['requests_per_minute']:.0f} requests"
+        in page
+    )
+    assert f"after {row['mean_delay_s']:.1f} s on average" in page
+    assert f"the worst delay is {row['worst_delay_s']:.1f} s" in page
+
+
 def test_the_front_page_has_the_numbers_of_the_figures():
-    rows = [row for row in FIGURES["triggerer"]["rows"] if row["runs"] == row["agents"] == 1000]
-    dbt, ours = (row["requests"] for row in sorted(rows, key=lambda row: row["trigger"]))
-    assert f"| **{dbt / ours:.0f} times** | fewer requests" in README
+    dbt, ours = evidence.of_each(FIGURES["triggerer"], 1000)
+    assert f"| **{int(dbt['requests'] / ours['requests'])} times** | fewer requests" in README
     worlds = FIGURES["soundness"]["rows"]
     assert f"it is up to [{max(row['wrong success'] for row in worlds):.1%}]" in README.replace(" %]", "%]")
     assert {row["wrong success"] for row in worlds if row["loop"].startswith("ours")} == {0}
