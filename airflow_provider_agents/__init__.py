@@ -133,6 +133,9 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "extra-links": ["airflow_provider_agents.links.AgentRunLink"],
         "config": _CONFIG,
+        # No "plugins": an entry point loads the plugin on every Airflow. With both, Airflow 3.3 and 3.4 report an
+        # import error where `[core] lazy_discover_providers` is off, because the plugin is already registered.
+        #
         # Read by Airflow 3.2 and later.
         "cli": ["airflow_provider_agents.cli.get_agents_cli_commands"],
     }

@@ -71,6 +71,7 @@ def the_page_is_readable_in_light_and_dark_and_on_a_phone(person: Person) -> Non
         person.picture(name)
     agents = frame_of(page).locator("#agents")
     expect(agents.locator(".bars").first).to_be_visible(timeout=30 * SECONDS)
+    expect(agents.get_by_text("today 1 of 20 runs").first).to_be_visible()
     agents.scroll_into_view_if_needed()
     frame_of(page).locator("html").evaluate("html => html.scrollTo(0, html.scrollHeight)")
     person.picture("agents-page-use")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: The most pages that a budget reads before a start: 5,000 runs at 200 a page.
 MAX_PAGES = 25
+#: What a limit counts, by its name, for messages.
+_WORDS = {"runs": "runs", "browser_seconds": "browser seconds", "failures": "failed runs in a row"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +48,40 @@ def find_excess(budget: Budget, read: RunsSince, zone: tzinfo) -> Excess | None:
     """
     reasons: list[str] = []
     blocking: list[ExecutionEvent] = []
-    streak = _failures_in_a_row(read.events)
-    for limit, amounts, words in (
-        (budget.runs, [(event, 1.0) for event in read.events], "runs"),
-        (budget.browser_seconds, [(event, browser_seconds_of(event)) for event in read.events], "browser seconds"),
-        (budget.failures, [(event, 1.0) for event in streak], "failed runs in a row"),
-    ):
-        if limit is None:
-            continue
-        last = _reaches(limit, amounts)
+    for name, amounts in _amounts_of(read.events).items():
+        limit = getattr(budget, name)
+        last = _reaches(limit, amounts) if limit is not None else None
         if last is not None:
-            used = sum(amount for _, amount in amounts)
             at_least = "" if read.is_complete else "at least "
-            reasons.append(f"{at_least}{used:.10g} of {limit:.10g} {words}")
+            reasons.append(f"{at_least}{_sum_of(amounts):.10g} of {limit:.10g} {_WORDS[name]}")
             blocking.append(last)
     if not reasons and not read.is_complete:
         return Excess((f"not known, because the period has more than {MAX_PAGES} pages of runs",), None)
     if not reasons:
         return None
     return Excess(tuple(reasons), _room_at(budget, read, blocking, zone))
+
+
+def used_of(events: Sequence[ExecutionEvent]) -> dict[str, float]:
+    """What runs have used of a budget, by the name of the limit.
+
+    Args:
+        events: newest first.
+    """
+    return {name: _sum_of(amounts) for name, amounts in _amounts_of(events).items()}
+
+
+def _amounts_of(events: Sequence[ExecutionEvent]) -> dict[str, list[tuple[ExecutionEvent, float]]]:
+    """What each run counts for, newest first, by the name of the limit."""
+    return {
+        "runs": [(event, 1) for event in events],
+        "browser_seconds": [(event, browser_seconds_of(event)) for event in events],
+        "failures": [(event, 1) for event in _failures_in_a_row(events)],
+    }
+
+
+def _sum_of(amounts: Iterable[tuple[ExecutionEvent, float]]) -> float:
+    return sum(amount for _, amount in amounts)
 
 
 def _failures_in_a_row(events: Sequence[ExecutionEvent]) -> list[ExecutionEvent]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_agents.api.errors import one_line
 from airflow_provider_agents.api.models import schedule_in_words
+from airflow_provider_agents.runs.spending import used_of
 from airflow_provider_agents.runs.status import duration_of, is_active, is_success, is_terminal
-from airflow_provider_agents.runs.usage import Usage, add_up, add_up_by, browser_seconds_of
+from airflow_provider_agents.runs.usage import Usage, add_up, add_up_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -121,22 +122,24 @@ def budget_use(budget: Budget | None, events: Iterable[ExecutionEvent], now: dat
 
     Args:
         budget: the limits.
-        events: those since `first_day`.
+        events: those since `first_day`, newest first.
         now: the time, on our clock.
 
     Returns:
-        The limits, whose runs count (`of`), the begin of the period (`since`), and the `used` runs and browser seconds
-        by the agent's id, or under an empty text for the account. None without a budget, and if its period is longer
-        than the days that are known.
+        The `limits` by their names, None for one that is not set; the period (`per`: `day`, `hour` or a number of
+        seconds); whose runs count (`of`); and what is `used` by the agent's id, or under an empty text for the account,
+        as `used_of`. None without a budget, and if its period is longer than the days that are known.
     """
     since = budget.begin_at(now, UTC) if budget is not None else None
     if budget is None or since is None or since < first_day(now):
         return None
-    used: defaultdict[str, dict[str, float]] = defaultdict(lambda: {"runs": 0, "browser_seconds": 0.0})
+    counted: defaultdict[str, list[ExecutionEvent]] = defaultdict(list)
     for event in events:
         if event.created_by is None or event.created_by >= since:
-            own = used[(event.agentId or "") if budget.of == "agent" else ""]
-            own["runs"] += 1
-            own["browser_seconds"] += browser_seconds_of(event)
-    limits = {"runs": budget.runs, "browser_seconds": budget.browser_seconds}
-    return {"of": budget.of, "since": since.isoformat(), "limits": limits, "used": used}
+            counted[(event.agentId or "") if budget.of == "agent" else ""].append(event)
+    return {
+        "of": budget.of,
+        "per": budget.per if isinstance(budget.per, str) else budget.per.total_seconds(),
+        "limits": {name: getattr(budget, name) for name in used_of([])},
+        "used": {name: used_of(own) for name, own in counted.items()},
+    }

@@ -81,7 +81,7 @@ def tasks_of(conn_id: str, events: Sequence[ExecutionEvent], now: datetime) -> d
 def _by_xcom(event_ids: set[str], since: datetime) -> dict[str, TaskInstanceKey]:
     model: Any = XComModel
     query = (
-        select(model.value, model.dag_id, model.run_id, model.task_id, model.map_index)
+        select(model.value, model.dag_id, model.run_id, model.task_id, _map_index_of(model))
         .where(model.key == _EVENT_KEY, model.timestamp >= since)
         .order_by(model.timestamp.desc())
         .limit(_MOST_ROWS)
@@ -90,6 +90,18 @@ def _by_xcom(event_ids: set[str], since: datetime) -> dict[str, TaskInstanceKey]
         rows = session.execute(query).all()
     # The oldest of an event's XComs comes last here, and stays: a sensor writes the key after the task that started it.
     return {event_id: TaskInstanceKey(*key) for value, *key in rows if (event_id := _text(value)) in event_ids}
+
+
+def _map_index_of(model: Any) -> Any:
+    """The column with the index of a mapped task.
+
+    Airflow 3.4 also counts the rounds of a loop in it; those are no mapped tasks, and lead to the task of the loop.
+    """
+    try:
+        from airflow.models.task_coordinates import public_map_index_expression  # type: ignore[import-not-found]
+    except ImportError:  # before Airflow 3.4
+        return model.map_index
+    return public_map_index_expression(model)
 
 
 def _text(value: object) -> str:
@@ -118,10 +130,8 @@ def _records(since: datetime) -> Iterable[tuple[str, TaskInstanceKey]]:
     except ImportError:  # before Airflow 3.3
         return
     model: Any = TaskStateStoreModel
-    # Airflow 3.4 calls it by another name.
-    index = model.map_index if hasattr(model, "map_index") else model.region_index
     query = (
-        select(model.value, model.dag_id, model.run_id, model.task_id, index)
+        select(model.value, model.dag_id, model.run_id, model.task_id, _map_index_of(model))
         .where(model.key == RECORD_KEY, model.updated_at >= since)
         .order_by(model.updated_at.desc())
         .limit(_MOST_ROWS)

@@ -12,56 +12,67 @@ from conftest import AIRFLOW, needs_airflow
 from airflow_provider_agents.runs.record import Attempt, Phase, RunRecord
 from airflow_provider_agents.runs.submission import Submission
 
-pytestmark = [
-    pytest.mark.xdist_group("page"),
-    pytest.mark.skipif(AIRFLOW >= (3, 4), reason="Airflow 3.4 keeps XComs in other tables; `make ui` covers it"),
-]
+pytestmark = pytest.mark.xdist_group("page")
+
+RUN = {"dag_id": "report", "run_id": "manual__1+00:00"}
 
 
 def store(model, **columns):
-    """Write a row without the DAG run that it belongs to."""
+    """Write a row."""
     from airflow.utils.session import create_session
-    from sqlalchemy import insert, text
+    from sqlalchemy import insert
 
     with create_session() as session:
-        session.connection().exec_driver_sql("PRAGMA foreign_keys=OFF")
-        session.execute(insert(model).values(dag_run_id=1, dag_id="report", run_id="manual__1+00:00", **columns))
-        session.commit()
-        session.execute(text("PRAGMA foreign_keys=ON"))
+        session.execute(insert(model).values(**RUN, **columns))
 
 
 @pytest.fixture(autouse=True)
-def no_rows(metadata_database):
-    yield
-    from airflow.models.xcom import XComModel
+def dag_run(metadata_database):
+    """A DAG run, of which no task has a row yet; its rows are deleted with it."""
+    from airflow.models.dagrun import DagRun
     from airflow.utils.session import create_session
     from sqlalchemy import delete
 
+    store(DagRun, id=1, run_type="manual", run_after=datetime.now(UTC))
+    yield
     with create_session() as session:
-        session.execute(delete(XComModel))
-        if AIRFLOW >= (3, 3):
-            from airflow.models.task_state_store import TaskStateStoreModel
-
-            session.execute(delete(TaskStateStoreModel))
+        session.execute(delete(DagRun))
 
 
 def xcom(event_id, task_id="run_agent", map_index=-1):
+    from airflow.models.taskinstance import TaskInstance
     from airflow.models.xcom import XComModel
 
-    store(XComModel, task_id=task_id, map_index=map_index, key="event_id", value=event_id, timestamp=datetime.now(UTC))
+    index = "map_index" if AIRFLOW < (3, 4) else "region_index"
+    store(TaskInstance, task_id=task_id, pool="default_pool", **{index: map_index})
+    if AIRFLOW >= (3, 3):
+        XComModel.set("event_id", event_id, **RUN, task_id=task_id, map_index=map_index, serialize=False)
+    else:
+        store(
+            XComModel,
+            dag_run_id=1,
+            task_id=task_id,
+            map_index=map_index,
+            key="event_id",
+            value=event_id,
+            timestamp=datetime.now(UTC),
+        )
 
 
 def record(task_id, submission, conn_id="agents_test", phase=Phase.DEFERRED):
-    from airflow.models.task_state_store import TaskStateStoreModel
-
     kept = RunRecord(
         phase=phase, agents_conn_id=conn_id, submission=submission, attempt=Attempt(try_number=1, max_tries=1)
     )
-    value = json.dumps(kept.to_json())
+    state(task_id, json.dumps(kept.to_json()))
+
+
+def state(task_id, value):
+    from airflow.models.task_state_store import TaskStateStoreModel
+
     store(
         TaskStateStoreModel,
+        dag_run_id=1,
         task_id=task_id,
-        map_index=-1,
         key="agent_run",
         value=value,
         updated_at=datetime.now(UTC),
@@ -143,15 +154,20 @@ def test_two_records_that_fit_one_run_give_no_link(page, run):
 
 @needs_airflow("3.3")
 def test_a_record_of_another_connection_or_a_damaged_one_is_no_link(page, run):
-    from airflow.models.task_state_store import TaskStateStoreModel
-
     record("other", Submission(agent_id="agent-1", event_id=run, taken_at=datetime.now(UTC)), conn_id="elsewhere")
-    store(
-        TaskStateStoreModel,
-        task_id="damaged",
-        map_index=-1,
-        key="agent_run",
-        value="{not json",
-        updated_at=datetime.now(UTC),
-    )
+    state("damaged", "{not json")
     assert tasks(page) == [None]
+
+
+@needs_airflow("3.4")
+def test_a_round_of_a_loop_leads_to_the_task_and_not_to_a_mapped_one(page, run):
+    from uuid import uuid4
+
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.models.xcom import XComModel
+
+    of_loop = uuid4()
+    store(TaskInstance, task_id="run_agent", pool="default_pool", region_id=of_loop, region_index=2)
+    XComModel.set("event_id", run, **RUN, task_id="run_agent", map_index=2, region_id=of_loop, serialize=False)
+    (task,) = tasks(page)
+    assert (task["name"], task["path"].endswith("/tasks/run_agent")) == ("report.run_agent", True)

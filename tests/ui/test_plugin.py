@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -45,3 +46,16 @@ def test_the_module_brings_nothing_of_the_page_into_a_process():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)  # noqa: S603 - our own
     brought = set(done.stdout.splitlines()[-1].split()) - {"airflow_provider_agents"}
     assert brought == {"airflow_provider_agents.plugin"}
+
+
+@on_supported
+def test_a_plugin_that_is_on_loads_nothing_of_the_page_before_a_request():
+    script = (
+        "import sys, airflow_provider_agents.plugin as plugin\n"
+        "apps = plugin.AgentsPlugin().fastapi_apps\n"
+        "print(len(apps), 'airflow_provider_agents.ui' in sys.modules, 'fastapi' in sys.modules)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    environment = {**os.environ, "AIRFLOW__AGENTS__UI": "True"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)  # noqa: S603 - our own
+    assert done.stdout.splitlines()[-1] == "1 False False"

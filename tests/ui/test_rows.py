@@ -94,12 +94,19 @@ def test_a_budget_counts_the_runs_of_its_period_for_each_agent_or_for_all():
     ]
     own = budget_use(Budget(runs=20), events, NOON)
     assert own["used"] == {
-        "agent-1": {"runs": 1, "browser_seconds": 40.0},
-        "agent-2": {"runs": 1, "browser_seconds": 2.0},
+        "agent-1": {"runs": 1, "browser_seconds": 40.0, "failures": 0},
+        "agent-2": {"runs": 1, "browser_seconds": 2.0, "failures": 0},
     }
-    assert own["limits"] == {"runs": 20, "browser_seconds": None}
+    assert own["limits"] == {"runs": 20, "browser_seconds": None, "failures": None}
     together = budget_use(Budget(browser_seconds=100, of="account"), events, NOON)
-    assert together["used"] == {"": {"runs": 2, "browser_seconds": 42.0}}
+    assert together["used"] == {"": {"runs": 2, "browser_seconds": 42.0, "failures": 0}}
+
+
+def test_the_failed_runs_in_a_row_of_a_budget_are_counted_from_the_newest():
+    ends = ("FAILED", "FAILED", "COMPLETED", "FAILED")
+    events = [event(str(number), end, 10 * number + 10, seconds=1) for number, end in enumerate(ends)]
+    shown = budget_use(Budget(failures=3, per=timedelta(hours=6)), events, NOON)
+    assert (shown["used"]["agent-1"]["failures"], shown["limits"]["failures"], shown["per"]) == (2, 3, 21600.0)
 
 
 def test_without_a_budget_or_with_one_of_more_than_seven_days_nothing_is_shown():

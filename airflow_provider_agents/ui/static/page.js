@@ -155,8 +155,8 @@ function agentRow(agent, several) {
   const own = answer?.usage?.[agent.id] ?? (answer && answer.age_seconds !== null ? { days: [], week: null } : null);
   cell(row, "Today", "", own ? usageText(own.days.at(-1)) : "not known yet");
   cell(row, "Seven days", "", own ? usageText(own.week) : "not known yet");
-  const budget = answer?.budget;
-  cell(row, "Budget", "", budget?.of === "agent" ? budgetText(budget, agent.id) : "");
+  const budget = answer?.budget?.of === "agent" ? budgetOf(answer.budget, agent.id) : null;
+  cell(row, "Budget", budget?.isFull ? "full" : "", budget?.text ?? "");
   const bars = cell(row, "Each day", "");
   if (own?.days.length) bars.append(barsOf(own.days));
   return row;
@@ -169,14 +169,23 @@ function usageText(usage) {
   return `${usage.runs} ${usage.runs === 1 ? "run" : "runs"}${failed}${seconds}`;
 }
 
-/** How much of a connection's budget an agent has used, or the account, whose id here is an empty text. */
-function budgetText(budget, id) {
-  const used = budget.used[id] ?? { runs: 0, browser_seconds: 0 };
-  const { runs, browser_seconds: seconds } = budget.limits;
+/** What an agent has used of a connection's budget, or the account, whose id here is an empty text. */
+function budgetOf(budget, id) {
+  const used = budget.used[id] ?? { runs: 0, browser_seconds: 0, failures: 0 };
+  const { runs, browser_seconds: seconds, failures } = budget.limits;
   const parts = [];
   if (runs !== null) parts.push(`${used.runs} of ${runs} runs`);
   if (seconds !== null) parts.push(`${duration(used.browser_seconds)} of ${duration(seconds)} in the browser`);
-  return parts.join(", ");
+  if (failures !== null) parts.push(`${used.failures} of ${failures} failed runs in a row`);
+  const isFull = Object.entries(budget.limits).some(([name, limit]) => limit !== null && used[name] >= limit);
+  const period = { day: "today", hour: "this hour" }[budget.per] ?? `in the last ${periodOf(budget.per)}`;
+  return { text: `${period} ${parts.join(", ")}${isFull ? ": no room" : ""}`, isFull };
+}
+
+function periodOf(seconds) {
+  const days = seconds / 86400;
+  if (!Number.isInteger(days)) return duration(seconds);
+  return days === 1 ? "24 hours" : `${days} days`;
 }
 
 /** Seven small bars, the highest for the day with the most runs; the failed runs are the lower part of each. */
@@ -229,8 +238,10 @@ function show() {
   const running = shown.filter((run) => run.state === "active").length;
   element("counts").textContent = shown.length ? `${running} running, ${shown.length} shown` : "";
   const accounts = chosen().filter((id) => used.get(id)?.budget?.of === "account");
-  const budgets = accounts.map((id) => `budget of ${id}: ${budgetText(used.get(id).budget, "")}`);
-  element("budgets").textContent = budgets.join("; ");
+  const budgets = accounts.map((id) => [id, budgetOf(used.get(id).budget, "")]);
+  element("budgets").replaceChildren(
+    ...budgets.map(([id, { text, isFull }]) => make("span", isFull ? "full" : "", `budget of ${id}: ${text}`)),
+  );
   // A connection that is wrong says so once.
   const errors = chosen().flatMap((id) => {
     const use = used.get(id)?.error;
