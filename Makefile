@@ -1,5 +1,5 @@
-# Two commands do everything: `make demo` and `make test`. They need Python >= 3.11 and nothing else, and write nothing
-# outside this folder.
+# `make` lists the commands. Each runs from a fresh clone, needs Python >= 3.11 and nothing else unless the list says so, and
+# writes nothing outside this folder.
 
 PYTHON ?= python3
 PORT ?= 8080
@@ -16,10 +16,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint up docs docs-serve format soundness faults cluster-test benchmark plots deployment worker-time watcher fuzz ui matrix clears upgrade properties soak trials mutation clean
+# All that the list shows.
+.PHONY: help $(shell sed -n 's/^\([a-z-]*\):.* \#\# .*/\1/p' Makefile)
 
-help: ## what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+help:
+	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # $(call install,EXTRA): this package with an extra, at the versions that it was tried with.
 define install
@@ -40,28 +42,47 @@ $(READY): pyproject.toml $(CONSTRAINTS) airflow_provider_agents/__init__.py
 	@$(call install,dev)
 	@touch $(READY)
 
+##@ Try it
+
 demo: $(READY) ## run an agent from a DAG in a real Airflow, and print its final event
 	@$(BIN)/python dev/demo.py
 
 up: $(READY) ## Airflow's UI with the simulator and the example DAGs (PORT=8080)
 	@$(BIN)/python dev/up.py
 
-# The system tests mostly wait, so the other tests run beside them, give way to them, and are printed after them.
-test: lint ## every check and test
-	@mkdir -p .cache; nice $(MAKE) --no-print-directory unit >.cache/unit.log 2>&1 & unit=$$!; \
-	trap 'kill $$unit 2>/dev/null; exit 130' INT TERM; \
-	echo "$(BIN)/python -m pytest -m 'system and not trial'"; \
-	$(BIN)/python -m pytest -m "system and not trial"; system=$$?; \
-	wait $$unit; status=$$?; cat .cache/unit.log; exit $$((system | status))
+##@ Every day
 
-unit: $(READY) ## the tests without a real Airflow
-	$(BIN)/python -m pytest -m "not system" --numprocesses 2
+check: lint ## while you work: lint, and the tests of the modules that you have changed
+	@$(BIN)/python dev/changed_tests.py
 
-lint: $(READY) ## the checks that need no tests
+lint: $(READY) ## formatter, linter, types, layers, spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell
+
+format: $(READY) ## write the code as the formatter wants it
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+unit: $(READY) ## the tests without a real Airflow, in about four minutes
+	$(BIN)/python -m pytest -m "not system" --numprocesses 2
+
+system: $(READY) ## the tests with a real Airflow
+	$(BIN)/python -m pytest -m "system and not trial"
+
+# The system tests mostly wait, so the other tests run beside them, give way to them, and are printed after them.
+test: lint ## every check and test, in about eight minutes
+	@mkdir -p .cache; nice $(MAKE) --no-print-directory unit >.cache/unit.log 2>&1 & unit=$$!; \
+	trap 'kill $$unit 2>/dev/null; exit 130' INT TERM; \
+	$(MAKE) --no-print-directory system; system=$$?; \
+	wait $$unit; status=$$?; cat .cache/unit.log; exit $$((system | status))
+
+clean: ## remove what these commands made
+	rm -rf $(VENV) .cache .airflow-* .pytest_cache .mypy_cache .ruff_cache .hypothesis mutants dist site
+
+##@ Documentation
 
 # Not with --quiet: mkdocs then counts no warnings, so that none is an error.
 docs: $(READY) ## the documentation site, in site/
@@ -72,9 +93,46 @@ docs: $(READY) ## the documentation site, in site/
 docs-serve: docs ## the same, at http://127.0.0.1:8000 (Ctrl-C ends it)
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
 
-format: $(READY) ## write the code as the formatter wants it
-	$(BIN)/ruff format .
-	$(BIN)/ruff check --fix .
+ui: $(READY) ## the provider in Airflow's pages, in a real browser (needs Chromium); takes the docs' pictures
+	@$(call install,ui)
+	@$(BIN)/python dev/ui.py
+
+##@ Proofs, longer than the tests
+
+trials: $(READY) ## tasks that start one agent side by side, in a real Airflow with one and with two triggerers
+	$(BIN)/python -m pytest -m trial
+
+properties: $(READY) ## the tests with drawn examples, with ten times as many (TIMES=10)
+	TEST_TIMES=$(or $(TIMES),10) $(BIN)/python -m pytest --numprocesses 2 tests/runs tests/polling
+
+matrix: ## the tests and the examples on every Airflow and Python (CELLS="3.0-py3.11 newest next", EXAMPLES=no)
+	@$(PYTHON) dev/matrix.py $(addprefix --python ,$(PYTHONS)) $(if $(filter no,$(EXAMPLES)),--no-examples) $(CELLS)
+
+upgrade: $(READY) ## upgrade a real Airflow from 3.3 to 3.4 while tasks wait, and count the runs that they start
+	@$(BIN)/python dev/upgrade.py
+
+clears: $(READY) ## what each way to clear, mark or retry a task costs, on each Airflow (PYTHONS="/path/to/bin/python")
+	@$(BIN)/python dev/clears.py $(addprefix --python ,$(PYTHONS))
+
+faults: $(READY) ## kill everything at random moments in a real Airflow on PostgreSQL, and count
+	@$(BIN)/python dev/faults.py
+
+cluster-test: $(READY) ## two thousand tasks on a cluster (Celery, Redis, PostgreSQL) while it is killed part by part
+	@$(call install,cluster)
+	@$(BIN)/python dev/cluster.py $(CLUSTER)
+
+fuzz: $(READY) ## a million hostile answers through all that reads them (ANSWERS=1000000, SEED=)
+	@$(BIN)/python tests/support/fuzzing.py $(if $(ANSWERS),--answers $(ANSWERS)) $(if $(SEED),--seed $(SEED))
+
+soak: $(READY) ## a month of waiting on virtual time: are the verdicts right, and does anything leak
+	@$(BIN)/python benchmarks/soak.py
+
+mutation: $(READY) ## change the rules of runs in many places, and count what the tests do not notice
+	@$(call install,mutation)
+	TEST_EXAMPLES=5 TEST_PROFILE=same $(BIN)/mutmut run --max-children 1
+	@$(BIN)/mutmut results
+
+##@ Measurements
 
 soundness: $(READY) ## the documented polling loop and ours, side by side
 	@$(call install,bench)
@@ -99,42 +157,12 @@ worker-time: $(READY) ## what each way of waiting takes from the workers, in a r
 watcher: $(READY) ## a thousand finished runs, and a triggerer that is killed ten times
 	@$(BIN)/python benchmarks/watcher.py
 
-ui: $(READY) ## the provider in Airflow's pages, in a real browser (needs Chromium); takes the docs' pictures
-	@$(call install,ui)
-	@$(BIN)/python dev/ui.py
+##@ Release
 
-matrix: ## the tests and the examples on every Airflow and Python (CELLS="3.0-py3.11 newest next", EXAMPLES=no)
-	@$(PYTHON) dev/matrix.py $(addprefix --python ,$(PYTHONS)) $(if $(filter no,$(EXAMPLES)),--no-examples) $(CELLS)
+workflows: $(READY) ## check the workflows of the code host
+	@$(call install,workflows)
+	$(BIN)/actionlint
 
-upgrade: $(READY) ## upgrade a real Airflow from 3.3 to 3.4 while tasks wait, and count the runs that they start
-	@$(BIN)/python dev/upgrade.py
-
-clears: $(READY) ## what each way to clear, mark or retry a task costs, on each Airflow (PYTHONS="/path/to/bin/python")
-	@$(BIN)/python dev/clears.py $(addprefix --python ,$(PYTHONS))
-
-faults: $(READY) ## kill everything at random moments in a real Airflow on PostgreSQL, and count
-	@$(BIN)/python dev/faults.py
-
-fuzz: $(READY) ## a million hostile answers through all that reads them (ANSWERS=1000000, SEED=)
-	@$(BIN)/python tests/support/fuzzing.py $(if $(ANSWERS),--answers $(ANSWERS)) $(if $(SEED),--seed $(SEED))
-
-trials: $(READY) ## tasks that start one agent side by side, in a real Airflow with one and with two triggerers
-	$(BIN)/python -m pytest -m trial
-
-properties: $(READY) ## the tests with drawn examples, with ten times as many (TIMES=10)
-	TEST_TIMES=$(or $(TIMES),10) $(BIN)/python -m pytest --numprocesses 2 tests/runs tests/polling
-
-soak: $(READY) ## a month of waiting on virtual time: are the verdicts right, and does anything leak
-	@$(BIN)/python benchmarks/soak.py
-
-mutation: $(READY) ## change the rules of runs in many places, and count what the tests do not notice
-	@$(call install,mutation)
-	TEST_EXAMPLES=5 TEST_PROFILE=same $(BIN)/mutmut run --max-children 1
-	@$(BIN)/mutmut results
-
-cluster-test: $(READY) ## two thousand tasks on a cluster (Celery, Redis, PostgreSQL) while it is killed part by part
-	@$(call install,cluster)
-	@$(BIN)/python dev/cluster.py $(CLUSTER)
-
-clean: ## remove what these commands made
-	rm -rf $(VENV) .cache .airflow-* .pytest_cache .mypy_cache .ruff_cache .hypothesis mutants dist site
+dist: $(READY) ## the sdist, the wheel and the SBOM; with TAG=v0.1.0, checked as a release
+	@$(call install,release)
+	@$(BIN)/python dev/distributions.py $(TAG)

@@ -105,7 +105,9 @@ def get_provider_info() -> dict[str, Any]:
         "package-name": "airflow-provider-agents",
         "name": "Agents",
         "description": "Run hosted AI agents: start a run once, wait without a worker, get the final event.",
-        "integrations": [{"integration-name": "Agents", "tags": ["service"]}],
+        "integrations": [
+            {"integration-name": "Agents", "external-doc-url": _PLACEHOLDERS["host"], "tags": ["service", "ai"]},
+        ],
         "connection-types": [
             {
                 "connection-type": _CONN_TYPE,

@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 log = get_plugin_logger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
-AT_THE_ROOT = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+AT_THE_ROOT = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "RELEASING.md": "releasing.md",
+    # docs/security.md says what the package does about attacks.
+    "SECURITY.md": "security-policy.md",
+}
 #: Title and Markdown of each page that was built.
 _PAGES: dict[str, tuple[str, str]] = {}
 #: What the site's search has beside the sections of the pages: each row of this page, found by the words in a log.

@@ -295,24 +295,25 @@ def watcher() -> Drawing:
 
 def layers() -> Drawing:
     """The layers of the package."""
-    drawing = Drawing("The layers of the package. Each imports only from the layers below it.", 362)
+    drawing = Drawing("The layers of the package. Each imports only from the layers below it.", 410)
     rows = (
-        ("operators   sensors   cli", "arguments, XComs, errors, retries", "a"),
-        ("triggers   watchers", "wait, and report the end", "c"),
-        ("hooks   connection", "from Airflow's connection to a client", "c"),
+        ("operators, sensors, cli, ui", "arguments, XComs, errors, retries", "a"),
+        ("task_state, earlier_tries, budget_check", "what a task remembers and decides", "a"),
+        ("triggers, watchers", "wait, and report the end", "c"),
+        ("hooks, connection, shared_starts", "from Airflow's connection to a client", "c"),
         ("polling/", "one poll for all waits; no Airflow", "b"),
         ("runs/", "which event is whose, how it ended; pure", "b"),
         ("api/", "the HTTP API; one module does HTTP", "b"),
-        ("clock   version_compat", "for all", "d"),
+        ("clock, interruption, version_compat", "for all", "d"),
     )
     for number, (names, meaning, kind) in enumerate(rows):
         y = 12 + 48 * number
         drawing.box(12, y, 316, 42, names, meaning, kind=kind)
-    drawing.arrow((340, 14), (340, 344))
-    drawing.text(352, 170, "imports", kind="small", anchor="start")
+    drawing.arrow((340, 14), (340, 392))
+    drawing.text(352, 194, "imports", kind="small", anchor="start")
     drawing.box(352, 12, 98, 60, "testing", "users' tests", kind="d")
-    drawing.box(352, 264, 98, 74, "simulator", "imports", "nothing else", kind="d")
-    drawing.arrow((430, 72), (430, 264))
+    drawing.box(352, 312, 98, 74, "simulator", "imports", "nothing else", kind="d")
+    drawing.arrow((430, 72), (430, 312))
     return drawing
 
 

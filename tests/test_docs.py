@@ -12,7 +12,7 @@ from airflow_provider_agents.api import errors
 
 ROOT = Path(__file__).parents[1]
 #: These are files at the root, for the code host; `dev/docs_site.py` puts them into the site.
-GENERATED = {"index.md", "contributing.md", "changelog.md"}
+GENERATED = {"index.md", "contributing.md", "changelog.md", "releasing.md", "security-policy.md"}
 PAGES = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
 TEXT = "\n".join((ROOT / "docs" / page).read_text() for page in sorted(PAGES))
 
@@ -25,6 +25,19 @@ def in_the_nav():
 
 def test_every_page_is_in_the_sites_navigation_once():
     assert sorted(in_the_nav()) == sorted(PAGES | GENERATED)
+
+
+def test_every_decision_has_its_number_a_date_and_a_status_and_is_in_the_list():
+    folder = ROOT / "docs/decisions"
+    decisions = sorted(folder.glob("0*.md"))
+    assert [file.name[:4] for file in decisions] == [f"{number:04}" for number in range(1, len(decisions) + 1)]
+    statuses = dict(re.findall(r"\]\((.+?\.md)\) \|.*\| (.+?) \|$", (folder / "index.md").read_text(), re.MULTILINE))
+    for file in decisions:
+        line = file.read_text().splitlines()[2]
+        said = re.fullmatch(rf"Decision {file.name[:4]} · decided \d{{4}}-\d\d-\d\d · status: (.+)", line)
+        assert said, file.name
+        assert statuses.pop(file.name) == said[1]
+    assert statuses == {}
 
 
 def test_every_example_dag_is_shown_on_a_page_from_its_own_file():
