@@ -1,7 +1,7 @@
 """`make dist`: build the sdist, the wheel from it, and the list of what an installation contains (the SBOM).
 
-With a tag, such as v0.1.0, this is a release. The command then refuses what users must not get: a version that is not that
-of the tag, a changelog without the version, a placeholder in the metadata.
+With a tag, such as v0.1.0, this is a release. The command then refuses what users must not get: a version that is not
+that of the tag, a changelog without the version, a placeholder in the metadata.
 """
 
 from __future__ import annotations

@@ -140,10 +140,19 @@ def test_both_bring_the_page_and_the_plugin_that_serves_it(built):
         assert {f"airflow_provider_agents/ui/static/page.{kind}" for kind in ("html", "css", "js")} <= names
 
 
-def test_the_sdist_holds_what_is_needed_to_build_and_to_read(built):
+def test_the_sdist_holds_what_is_needed_to_build_lint_test_and_document_it(built):
     names = set(files_in(built[0]))
-    assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "docs/operator.md"} <= names
-    assert not {name for name in names if name.startswith((".venv", ".cache", "dist/"))}
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "Makefile", "mkdocs.yml", "pyproject.toml", ".ci/run"} <= names
+    rooms = ("airflow_provider_agents", "benchmarks", "constraints", "dev", "docs", "example_dags", "tests", ".github")
+    made = {"__pycache__", ".mypy_cache", ".ruff_cache"}
+    source = {
+        str(path.relative_to(ROOT))
+        for room in rooms
+        for path in (ROOT / room).rglob("*")
+        if path.is_file() and not made & set(path.parts)
+    }
+    assert source - names == set()
+    assert not {name for name in names if name.startswith((".venv", ".cache", "dist/", "site/"))}
 
 
 def test_no_file_of_them_names_a_place_on_this_machine(built):
