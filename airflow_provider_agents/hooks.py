@@ -13,6 +13,7 @@ from airflow_provider_agents.api import endpoints, flow
 from airflow_provider_agents.api.errors import AgentsError, InvalidConnectionError
 from airflow_provider_agents.api.rows import WarnOnce
 from airflow_provider_agents.connection import aread_settings, read_settings
+from airflow_provider_agents.runs.spending import check_budget
 from airflow_provider_agents.runs.usage import add_up, runs_between
 from airflow_provider_agents.shared_starts import async_reader
 
@@ -57,6 +58,18 @@ def run_url_of(template: str | None, *, agent_id: str, event_id: str | None) -> 
 # --- one poller per loop and connection -------------------------------------------------------------------------------
 
 
+async def settings_of(conn_id: str) -> Settings:
+    """A connection as the client's settings, read on an event loop.
+
+    Raises:
+        InvalidConnectionError: the connection is missing, unreadable or wrong.
+    """
+    settings = await aread_settings(conn_id)
+    if isinstance(settings, InvalidConnectionError):
+        raise settings
+    return settings
+
+
 async def open_client(conn_id: str) -> AsyncClient:
     """Read a connection, and make a client of it.
 
@@ -65,10 +78,7 @@ async def open_client(conn_id: str) -> AsyncClient:
     """
     from airflow_provider_agents.api.client import AsyncClient
 
-    settings = await aread_settings(conn_id)
-    if isinstance(settings, InvalidConnectionError):
-        raise settings
-    return await AsyncClient.open(settings)
+    return await AsyncClient.open(await settings_of(conn_id))
 
 
 def poller_of(conn_id: str) -> AbstractAsyncContextManager[SharedPoller]:
@@ -87,6 +97,28 @@ def poller_of(conn_id: str) -> AbstractAsyncContextManager[SharedPoller]:
         )
 
     return shared_poller(conn_id, make)
+
+
+# --- a run that no operator starts ------------------------------------------------------------------------------------
+
+
+def check_connection_budget(settings: Settings, agent_id: str) -> flow.Flow[None]:
+    """Ask a connection's budget, if there is one, before a run that no operator starts.
+
+    Days and hours are those of Airflow's default time zone. `over` does not matter: there may be no task to skip.
+
+    Raises:
+        BudgetExceededError: there is no room for another run.
+    """
+    if settings.budget is not None:
+        from airflow.settings import TIMEZONE
+
+        yield from check_budget(settings.budget, agent_id, TIMEZONE, owner="connection")
+
+
+def _execute(settings: Settings, agent_id: str) -> flow.Flow[Accepted]:
+    yield from check_connection_budget(settings, agent_id)
+    return (yield from flow.value_of(endpoints.execute_agent(agent_id)))
 
 
 # --- the hook -------------------------------------------------------------------------------------------------------
@@ -226,13 +258,14 @@ class AgentsHook(BaseHook):
         """Start a run. It costs money and cannot be cancelled. To wait for its end, use the operator.
 
         Raises:
+            BudgetExceededError: the connection's budget leaves no room for another run.
             NoAnswerError, ServerError, UnreadableAnswerError: the run may have started.
         """
-        return self._run(flow.value_of(endpoints.execute_agent(agent_id)))
+        return self._run(_execute(self.settings(), agent_id))
 
     async def aexecute_agent(self, agent_id: str) -> Accepted:
         """As `execute_agent`, on an event loop."""
-        return await self._arun(flow.value_of(endpoints.execute_agent(agent_id)))
+        return await self._arun(_execute(await settings_of(self.agents_conn_id), agent_id))
 
     def list_agent_events(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pendulum
@@ -19,6 +20,7 @@ from airflow_provider_agents.api.errors import (
     ServerError,
 )
 from airflow_provider_agents.budget import Budget
+from airflow_provider_agents.hooks import AgentsHook
 from airflow_provider_agents.operators import CheckAgentBudgetOperator, ExecuteAgentOperator
 from airflow_provider_agents.simulator import Fault
 
@@ -193,6 +195,18 @@ def test_a_connections_budget_that_cannot_work_is_named_before_anything_is_sent(
     assert platform.sim.count() == 0
 
 
+@pytest.mark.parametrize("over", ["fail", "skip"])
+def test_a_run_that_the_hook_starts_asks_the_connections_budget(platform, connected, over):
+    connected(budget={"runs": 4, "over": over})
+    assert AgentsHook().execute_agent("agent-1").requestId == platform.sim.executions[0].request_id
+    words = "The connection's budget for agent agent-1 leaves no room for another run: 4 of 4 runs"
+    with pytest.raises(BudgetExceededError, match=words):
+        AgentsHook().execute_agent("agent-1")
+    with pytest.raises(BudgetExceededError, match=words):
+        asyncio.run(AgentsHook().aexecute_agent("agent-1"))
+    assert posts(platform) == 1
+
+
 # --- the check of its own --------------------------------------------------------------------------------------------
 
 
@@ -221,4 +235,15 @@ def test_the_command_to_run_respects_the_connections_budget(platform, command, c
     assert ended.err.count("Nothing was started.") == 1
     connected(budget={"runs": 4})
     assert command("run", "agent-1").code == 0
+    assert posts(platform) == 1
+
+
+def test_a_probe_asks_the_connections_budget_before_each_run(platform, command, connected):
+    connected(budget={"runs": 4})
+    ended = command("probe", "agent-1", "--runs", "3", "--yes")
+    assert "The connection's budget for agent agent-1 leaves no room for another run: 4 of 4 runs since" in ended.err
+    assert "Runs started: 1 of 3." in ended.out
+    assert posts(platform) == 1
+    again = command("probe", "agent-1", "--yes")
+    assert (again.code, again.out, again.err.count("Nothing was started.")) == (1, "", 1)
     assert posts(platform) == 1

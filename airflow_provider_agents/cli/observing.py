@@ -14,6 +14,7 @@ from airflow_provider_agents.api.models import Status
 from airflow_provider_agents.cli.check import compare_clocks
 from airflow_provider_agents.cli.observations import BOUND_OFFSETS, Poll, ProbedRun, SeenListing
 from airflow_provider_agents.clock import now, sleep
+from airflow_provider_agents.hooks import check_connection_budget
 from airflow_provider_agents.runs.listing import PAGE_ROWS
 from airflow_provider_agents.runs.matching import is_young
 from airflow_provider_agents.runs.status import is_terminal
@@ -54,6 +55,7 @@ def observe(client: Client, seen: Observations, *, say: Callable[[str], None]) -
         say: called with a sentence about the progress.
 
     Raises:
+        BudgetExceededError: the connection's budget leaves no room for another run.
         AgentsError: the API refuses, or cannot be used for some time.
     """
     _Probe(client, seen, say).run()
@@ -71,6 +73,7 @@ class _Probe:
     def run(self) -> None:
         self._read_account()
         for number in range(1, self._seen.wanted + 1):
+            self._client.run_flow(check_connection_budget(self._client.settings, self._seen.agent_id))
             run = self._start(f"{number} of {self._seen.wanted}")
             self._watch(run, f"{number} of {self._seen.wanted}")
             if not run.is_over:

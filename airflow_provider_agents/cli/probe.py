@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_agents.api.client import Client
 from airflow_provider_agents.api.endpoints import check_agent_id
-from airflow_provider_agents.api.errors import AgentsError, one_line
+from airflow_provider_agents.api.errors import AgentsError, BudgetExceededError, one_line
 from airflow_provider_agents.api.retry import START_PATIENCE_SECONDS, RetryWindow
 from airflow_provider_agents.cli.command import command_of, how_to_look
 from airflow_provider_agents.cli.exit_codes import ExitCode
@@ -41,7 +41,7 @@ def probe(args: Namespace) -> ExitCode:
         say("Nothing was started.")
         return refused
     seen = Observations(agent_id=agent_id, wanted=args.runs)
-    interrupted = False
+    interrupted = out_of_budget = False
     try:
         with Client(
             settings,
@@ -50,14 +50,15 @@ def probe(args: Namespace) -> ExitCode:
         ) as client:
             observe(client, seen, say=say)
     except AgentsError as error:
-        seen.stopped_by = str(error)
+        seen.stopped_by, out_of_budget = str(error), isinstance(error, BudgetExceededError)
     except KeyboardInterrupt:
         interrupted, seen.stopped_by = True, "Interrupted."
     if seen.stopped_by is not None:
         say(seen.stopped_by)
     in_doubt = any(run.is_in_doubt for run in seen.runs)
     if not seen.accepted and not in_doubt:
-        say("Nothing was started.")
+        if not out_of_budget:  # whose error has said so
+            say("Nothing was started.")
         return ExitCode.INTERRUPTED if interrupted else ExitCode.NOT_DONE
     findings = findings_of(seen)
     _print_report(args, seen, findings)

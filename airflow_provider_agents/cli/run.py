@@ -15,9 +15,9 @@ from airflow_provider_agents.cli.command import client_of, command_of, how_to_lo
 from airflow_provider_agents.cli.exit_codes import ExitCode
 from airflow_provider_agents.cli.output import LONGEST_LINE, print_rows, run_rows, say
 from airflow_provider_agents.clock import now
+from airflow_provider_agents.hooks import check_connection_budget
 from airflow_provider_agents.polling.blocking import wait_for_end
 from airflow_provider_agents.runs.outcome import Outcome, describe_completed, format_ids, to_error
-from airflow_provider_agents.runs.spending import check_budget
 from airflow_provider_agents.runs.submission import submit
 from airflow_provider_agents.runs.tracker import RunTracker
 
@@ -93,11 +93,7 @@ def run(args: Namespace) -> ExitCode:
 
 def _run(args: Namespace, client: Client, attempt: _Attempt) -> ExitCode:
     policy = validation.policy_of(client.settings, needs_verdict=False)
-    if client.settings.budget is not None:
-        from airflow.settings import TIMEZONE
-
-        # Whatever `over` says: there is no task to skip.
-        client.run_flow(check_budget(client.settings.budget, args.agent_id, TIMEZONE, owner="connection"))
+    client.run_flow(check_connection_budget(client.settings, args.agent_id))
     steps = submit(args.agent_id, settle=policy.settle, save=attempt.note, say=say)
     attempt.run = submission = client.run_flow(steps)
     attempt.is_accepted = True

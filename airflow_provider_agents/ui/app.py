@@ -26,12 +26,10 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from airflow_provider_agents.api import endpoints
-from airflow_provider_agents.api.errors import InvalidConnectionError
 from airflow_provider_agents.api.flow import first_rows
 from airflow_provider_agents.api.models import Status
 from airflow_provider_agents.clock import now
-from airflow_provider_agents.connection import aread_settings
-from airflow_provider_agents.hooks import poller_of
+from airflow_provider_agents.hooks import poller_of, settings_of
 from airflow_provider_agents.runs.usage import runs_between
 from airflow_provider_agents.ui import access
 from airflow_provider_agents.ui.questions import SharedQuestion
@@ -105,9 +103,7 @@ async def read_usage(conn_id: str) -> dict[str, Any]:
     Raises:
         AgentsError: as `read_overview`.
     """
-    settings = await aread_settings(conn_id)
-    if isinstance(settings, InvalidConnectionError):
-        raise settings
+    settings = await settings_of(conn_id)
     async with poller_of(conn_id) as poller:
         events = await poller.run_flow(runs_between(None, first_day(now())))
     at = now()
