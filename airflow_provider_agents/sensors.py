@@ -38,7 +38,7 @@ from airflow_provider_agents.runs import selector as selectors
 from airflow_provider_agents.runs.outcome import Verdict, describe_completed, own_event
 from airflow_provider_agents.runs.patience import Patience, is_refusal
 from airflow_provider_agents.runs.tracker import ON_AMBIGUOUS
-from airflow_provider_agents.shared_starts import log_advice
+from airflow_provider_agents.shared_starts import log_advice, sync_reader
 from airflow_provider_agents.soft_fail import SoftFail
 from airflow_provider_agents.tasks import (
     DEFER_MARGIN_SECONDS,
@@ -61,6 +61,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two polls of one process after a refusal, with `mode="reschedule"`: twenty in the five minutes.
 _REFUSED_POKE_SECONDS = 15.0
+#: Without the server's clock, one process waits until the run has settled, and then until its siblings have.
+_SETTLINGS = 2
 
 
 def _selects_one_run(sensor: AgentRunSensor) -> str | None:
@@ -321,16 +323,21 @@ class AgentRunSensor(ReportsRun, BaseSensorOperator):
         # Another process sends the next poll then, and knows nothing of what this one has seen.
         is_only_poll = self.reschedule and not self.deferrable
         poll = functools.partial(
-            self._polls.poll, deadline_at=deadline_at, say=self.log.log, is_followed=self.deferrable or self.reschedule
+            self._polls.poll,
+            deadline_at=deadline_at,
+            say=self.log.log,
+            is_followed=self.deferrable or self.reschedule,
+            read_starts=sync_reader(self.agents_conn_id),
         )
         try:
             selector, hook = self._selector(), AgentsHook(self.agents_conn_id)
             policy = self._read_policy(hook)
             with hook.get_conn(self._warn_once) as client:
                 verdict, submission = poll(client, selector, policy)
-                if verdict is None and self._polls.lacks_only_time and is_only_poll:
-                    sleep(policy.settle)
-                    verdict, submission = poll(client, selector, policy)
+                for _ in range(_SETTLINGS):
+                    if verdict is None and self._polls.lacks_only_time and is_only_poll:
+                        sleep(policy.settle)
+                        verdict, submission = poll(client, selector, policy)
             if self._polls.known is not None:
                 log_run_url(self, selector.agent_id, self._polls.known.id, hook)
         except AgentsError as error:

@@ -15,6 +15,7 @@ from conftest import KEY, Task, change, needs_airflow
 from airflow_provider_agents import get_provider_info
 from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.runs.copies import RecordCopy
+from airflow_provider_agents.sensors import AgentRunSensor
 from airflow_provider_agents.shared_starts import are_copies_kept, read_starts
 from airflow_provider_agents.triggers import AgentRunTrigger
 
@@ -61,6 +62,34 @@ def end(task, op, trigger):
     """Wait in a triggerer of its own, which knows nothing of any other, and resume."""
     event = asyncio.run(first_event(trigger))
     return op.execute_complete(task.resumed(), json.loads(json.dumps(event.payload)))["id"]
+
+
+def not_waited_for(count):
+    """Submissions of tasks that have started the agent at the same time."""
+    tasks = [Task(map_index=number) for number in range(count, 2 * count)]
+    return [operator(wait_for_completion=False).execute(task.context()) for task in tasks]
+
+
+def sense(platform, way, submission):
+    """The event that a sensor returns. With `reschedule`, each poll is in a process of its own."""
+    arguments = {} if way == "deferrable" else {"mode": way}
+    context = {"ti": SimpleNamespace(try_number=1, max_tries=0)}
+
+    def new_sensor():
+        return AgentRunSensor(task_id="wait", submission=submission, **arguments)
+
+    sensor = new_sensor()
+    if way == "deferrable":
+        try:
+            return sensor.execute(context)["id"]
+        except TaskDeferred as deferred:
+            _, kwargs = deferred.trigger.serialize()
+            event = asyncio.run(first_event(AgentRunTrigger(**json.loads(json.dumps(kwargs)))))
+            return sensor.execute_complete(context, json.loads(json.dumps(event.payload)))["id"]
+    while not (done := sensor.poke(context)):
+        platform.advance(5 if way == "poke" else 60)
+        sensor = sensor if way == "poke" else new_sensor()
+    return done.xcom_value["id"]
 
 
 def copies_in(copies):
@@ -160,6 +189,31 @@ def test_a_task_on_a_worker_is_told_apart_from_one_in_a_triggerer(platform, at_o
     else:
         found = [end(*deferred[0]), waits.execute(on_worker.context())["id"]]
     assert sorted(found) == sorted(platform.executions())
+
+
+@pytest.mark.parametrize("way", ["deferrable", "poke", "reschedule"])
+@pytest.mark.parametrize("seconds_later", [5, 200])
+def test_sensors_that_poll_on_workers_are_given_one_of_the_runs_each(platform, at_once, way, seconds_later):
+    submissions, deferred = not_waited_for(2), started(1)
+    platform.advance(seconds_later)
+    found = [sense(platform, way, submission) for submission in submissions]
+    assert sorted([*found, end(*deferred[0])]) == sorted(platform.executions())
+
+
+@pytest.mark.parametrize("way", ["poke", "reschedule"])
+def test_without_the_platforms_clock_such_sensors_wait_for_siblings_to_settle(platform, at_once, way):
+    change(platform, date_header=False)
+    submissions = not_waited_for(2)
+    platform.advance(200)
+    assert sorted(sense(platform, way, submission) for submission in submissions) == sorted(platform.executions())
+    assert sum(platform.slept) < 400
+
+
+def test_a_sensor_that_cannot_read_the_starts_decides_with_its_own_alone(platform, at_once, copies, caplog):
+    submissions = not_waited_for(2)
+    copies.list = refuse
+    assert sense(platform, "poke", submissions[0]) in platform.executions()
+    assert caplog.text.count("in other triggerers and workers could not be read (RuntimeError)") == 1
 
 
 @pytest.mark.parametrize("broken", ["list", "read"])

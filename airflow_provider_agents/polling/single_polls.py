@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.polling.blocking import run_flow_until
+from airflow_provider_agents.polling.polled_siblings import PolledSiblings
 from airflow_provider_agents.polling.progress import ExclusiveWarning, LateWarning, state_of
 from airflow_provider_agents.runs.listing import Listing
 from airflow_provider_agents.runs.matching import Missing
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_agents.api.client import Client
     from airflow_provider_agents.api.models import ExecutionEvent
+    from airflow_provider_agents.polling.blocking import ReadStarts
     from airflow_provider_agents.polling.progress import Say
     from airflow_provider_agents.runs.first_run import FirstRunSearch
     from airflow_provider_agents.runs.selector import RunSelector
@@ -31,7 +33,7 @@ class SinglePolls:
 
     Attributes:
         state: what was logged last of the run.
-        lacks_only_time: whether a second poll of this process, `settle` seconds later, would give a verdict. Another
+        lacks_only_time: whether another poll of this process, `settle` seconds later, would give a verdict. Another
             process would have to count from nothing again.
     """
 
@@ -39,6 +41,7 @@ class SinglePolls:
         self.state, self.lacks_only_time = "", False
         self._first: FirstRunSearch | None = None
         self._tracker: RunTracker | None = None
+        self._siblings: PolledSiblings | None = None
         self._warnings: list[LateWarning | ExclusiveWarning] = []
 
     @property
@@ -55,6 +58,7 @@ class SinglePolls:
         deadline_at: datetime,
         say: Say,
         is_followed: bool,
+        read_starts: ReadStarts | None,
     ) -> tuple[Verdict | None, Submission]:
         """Poll once.
 
@@ -65,6 +69,7 @@ class SinglePolls:
             deadline_at: when to give up.
             say: logs what is new.
             is_followed: whether another process or a trigger may poll next. If so, that one logs the warnings.
+            read_starts: reads the starts of an agent that other processes wait for. If it fails, they are done without.
 
         Returns:
             How the wait has ended, None if it has not; and the run, as far as it is known.
@@ -87,6 +92,8 @@ class SinglePolls:
         if self._tracker is None:
             self._tracker = RunTracker(submission, selector.policy_once_known(policy), began_at)
             self._warnings += [LateWarning(self._tracker), ExclusiveWarning(self._tracker, selector.agent_id)]
+            if read_starts is not None:
+                self._siblings = PolledSiblings(self._tracker, read_starts, began_at)
         tracker = self._tracker
         # A run that was just shown need not be listed again.
         listing = (
@@ -94,12 +101,15 @@ class SinglePolls:
             if first is not None
             else run_flow_until(client, tracker.read_listing(), deadline_at)
         )
-        verdict = tracker.apply_listing(listing, began_at)
-        self.lacks_only_time = (
-            tracker.criteria is not None
-            and (listing.server_time is None or submission.server_after is None)
-            and all(is_terminal(event) for event in tracker.events)
+        verdict, searching = tracker.apply_listing(listing, began_at), [tracker]
+        if verdict is None and self._siblings is not None:
+            verdict = self._siblings.decide(lambda flow: run_flow_until(client, flow, deadline_at))
+            searching += self._siblings.searching
+        is_timeless = any(
+            one.criteria is not None and (listing.server_time is None or one.submission.server_after is None)
+            for one in searching
         )
+        self.lacks_only_time = is_timeless and bool(tracker.events) and all(map(is_terminal, tracker.events))
         self._log_warnings(say, verdict is None and is_followed)
         self._report(state_of(tracker), say)
         return verdict, submission

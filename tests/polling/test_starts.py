@@ -41,6 +41,16 @@ def test_tasks_spread_over_processes_each_get_one_of_their_runs(count, processes
         assert len(world.successes) == len(world.completed_of_ours)
 
 
+@pytest.mark.parametrize("pokes", ["poke", "reschedule"])
+@pytest.mark.parametrize("gap", [0.0, 1.0, 5.0])
+def test_tasks_that_are_polled_on_workers_each_get_one_of_their_runs(pokes, gap):
+    for seed in range(4):
+        tasks = [*spread(3, gap), *spread(3, gap, pokes=pokes)]
+        world = World(config_of(random.Random(seed)), tasks, seed=seed, processes=2, read_starts=everything).play()
+        assert set(world.outcomes()) <= {"completed", "failed"}
+        assert set(world.handed_on) == {task.own for task in world.tasks}
+
+
 def test_without_the_starts_of_others_such_tasks_end_as_ambiguous():
     ambiguous = 0
     for seed in range(10):
@@ -49,7 +59,7 @@ def test_without_the_starts_of_others_such_tasks_end_as_ambiguous():
     assert ambiguous > 0
 
 
-tasks = tasks_in(processes=3)
+tasks = tasks_in(processes=3, pokes=[None, None, "poke", "reschedule"])
 others = {
     "strangers": st.lists(st.floats(0, 120), max_size=3),
     "restarts": st.lists(st.floats(0, 120), max_size=2),
@@ -85,7 +95,8 @@ def test_whatever_a_process_reads_of_the_others_no_success_is_wrong(config, task
         if task.verdict.is_shared:
             assert task.verdict.event.id in {each.own for each in world.tasks}
     for number in range(3):
-        mine = [event_id for task in world.tasks if task.process == number for event_id in task.handed_on]
+        together = [task for task in world.tasks if task.process == number and task.pokes is None]
+        mine = [event_id for task in together for event_id in task.handed_on]
         assert len(set(mine)) == len(mine)
 
 

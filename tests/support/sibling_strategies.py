@@ -13,8 +13,8 @@ _seconds = st.floats(0, 90)
 _maybe_seconds = st.none() | _seconds
 
 
-def tasks_in(processes):
-    """Two to seven tasks, each in one of N processes."""
+def tasks_in(processes, *, pokes=(None,)):
+    """Two to seven tasks, each in one of N processes or, if it pokes, on a worker."""
     return st.lists(
         st.builds(
             Task,
@@ -26,6 +26,7 @@ def tasks_in(processes):
             returns_after=_maybe_seconds,
             sensors=st.sampled_from([1, 1, 2]),
             process=st.integers(0, processes - 1),
+            pokes=st.sampled_from(pokes),
         ),
         min_size=2,
         max_size=7,

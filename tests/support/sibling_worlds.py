@@ -13,6 +13,9 @@ from own_time import keep_time
 from airflow_provider_agents.api.client import Client
 from airflow_provider_agents.api.settings import Settings
 from airflow_provider_agents.polling.plan import Plan
+from airflow_provider_agents.polling.single_polls import SinglePolls
+from airflow_provider_agents.runs.outcome import Outcome, Verdict
+from airflow_provider_agents.runs.selector import BySubmission
 from airflow_provider_agents.runs.siblings import Siblings
 from airflow_provider_agents.runs.starts import Start
 from airflow_provider_agents.runs.submission import submit
@@ -22,9 +25,9 @@ from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, Sim
 if TYPE_CHECKING:
     import random
 
-    from airflow_provider_agents.runs.outcome import Verdict
-
 AGENT = "agent"
+#: A task that is polled on a worker gives up then.
+POKED_SECONDS = 600.0
 
 
 @dataclass
@@ -40,6 +43,7 @@ class Task:
         returns_after: seconds from then until it waits again, for the same submission; None for never.
         sensors: how many wait for its submission.
         process: the number of the process that waits for it.
+        pokes: its run is polled on a worker, in one process or in a new one each time.
         own: the event of its run, None if the platform started none.
         verdicts: of its sensors, in the order of time.
         ended_after: seconds from its start to the first verdict.
@@ -53,6 +57,7 @@ class Task:
     returns_after: float | None = None
     sensors: int = 1
     process: int = 0
+    pokes: Literal["poke", "reschedule"] | None = None
     own: str | None = None
     verdicts: list[Verdict] = field(default_factory=list)
     ended_after: float | None = None
@@ -152,9 +157,39 @@ class World:
     def _wait(self, task_and_submission):
         task, submission = task_and_submission
         task.tracker = tracker = RunTracker(submission, task.policy)
+        if task.pokes is not None:
+            self._poke((task, submission, SinglePolls()))
+            return
         deadline_at = self._waiting_clock() + timedelta(hours=2)
         driver = self.drivers[task.process]
         self.waiting[driver.subscribe(tracker, interval=5.0, deadline_at=deadline_at)] = (task, submission)
+
+    def _poke(self, task_and_polls):
+        task, submission, polls = task_and_polls
+        verdict = self._poll_once(task, submission, polls)
+        if verdict is None and task.pokes == "reschedule" and polls.lacks_only_time:
+            self.clock.advance(task.policy.settle)
+            verdict = self._poll_once(task, submission, polls)
+        if verdict is None and self.passed - task.starts_at > POKED_SECONDS:
+            verdict = Verdict(Outcome.TIMED_OUT)
+        if verdict is not None:
+            task.verdicts.append(verdict)
+            task.ended_after = task.ended_after or self.passed - task.starts_at
+            return
+        following = (5.0, polls) if task.pokes == "poke" else (20.0, SinglePolls())
+        self.actions.append((self.passed + following[0], self._poke, (task, submission, following[1])))
+
+    def _poll_once(self, task, submission, polls):
+        verdict, _ = polls.poll(
+            self.client,
+            BySubmission(agent_id=AGENT, submission=submission),
+            task.policy,
+            deadline_at=self.clock.now + timedelta(hours=2),
+            say=lambda *_: None,
+            is_followed=task.pokes == "reschedule",
+            read_starts=(lambda _: self._read()) if self.read_starts is not None else None,
+        )
+        return verdict
 
     def _leave(self, task):
         for subscription, (waiting, submission) in list(self.waiting.items()):
@@ -209,9 +244,11 @@ class World:
 
     def _read_starts(self, driver):
         for agent_id in driver.plan.wanted_starts():
-            self.readings += 1
-            starts = self.read_starts(list(self.starts.values()))
-            driver.follow_all([driver.plan.add_starts(agent_id, starts, driver.at())])
+            driver.follow_all([driver.plan.add_starts(agent_id, self._read(), driver.at())])
+
+    def _read(self):
+        self.readings += 1
+        return self.read_starts(list(self.starts.values()))
 
     # --- what came of it ---
 
