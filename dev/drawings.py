@@ -103,7 +103,7 @@ def run_life() -> Drawing:
     ):
         drawing.line((x, 40), (x, end), kind="dash")
         drawing.box(x - 62, 12, 124, 30, name, kind=kind)
-    drawing.box(worker - 62, 58, 124, 30, "run_agent starts", kind="a")
+    drawing.box(worker - 68, 58, 136, 30, "run_agent starts", kind="a")
     drawing.text(152, 108, "POST, once", kind="small")
     drawing.arrow((worker, 115), (platform - 2, 115))
     drawing.text(152, 136, "202 and a requestId", kind="small")
@@ -121,11 +121,11 @@ def run_life() -> Drawing:
     drawing.text(78, 356, "30 s at least, until", kind="small")
     drawing.text(78, 374, "no other event fits", kind="small")
     drawing.arrow((triggerer - 14, 396), (worker + 2, 396))
-    drawing.box(worker - 62, 408, 124, 30, "run_agent ends", kind="a")
+    drawing.box(worker - 68, 408, 136, 30, "run_agent ends", kind="a")
     drawing.arrow((worker, 438), (worker, 460))
-    drawing.box(worker - 62, 460, 124, 30, "report(event)", kind="a")
-    drawing.text(152, 428, "its final event is its XCom", kind="small", anchor="start")
-    drawing.text(152, 480, "the next task", kind="small", anchor="start")
+    drawing.box(worker - 68, 460, 136, 30, "report(event)", kind="a")
+    drawing.text(156, 428, "its final event is its XCom", kind="small", anchor="start")
+    drawing.text(156, 480, "the next task", kind="small", anchor="start")
     return drawing
 
 
@@ -331,14 +331,14 @@ def which_one() -> Drawing:
     drawing.text(396, 78, "no", kind="small", anchor="end")
     drawing.box(64, 92, 212, 40, "When do you need its result?", kind="c")
     drawing.box(280, 214, 170, 56, "One run, or every run", "that ends?", kind="c")
-    for x, y, word in ((88, 214, "next"), (216, 302, "later")):
+    for x, y, word in ((88, 214, "next"), (232, 302, "later")):
         drawing.arrow((x, 132), (x, y))
         drawing.text(x + 8, 166, word, kind="small", anchor="start")
-    drawing.box(10, 214, 190, 56, "ExecuteAgentOperator", "the next task gets the event", kind="a")
+    drawing.box(10, 214, 208, 56, "ExecuteAgentOperator", "the next task gets the event", kind="a")
     drawing.box(
         10,
         302,
-        250,
+        248,
         72,
         "wait_for_completion=False",
         "then a sensor with the submission,",
@@ -349,8 +349,8 @@ def which_one() -> Drawing:
     drawing.text(314, 292, "one", kind="small", anchor="start")
     drawing.arrow((412, 270), (412, 302))
     drawing.text(404, 292, "every", kind="small", anchor="end")
-    drawing.box(268, 302, 88, 72, "sensor", "started_after", kind="b")
-    drawing.box(364, 302, 88, 72, "watcher", "on an asset", kind="b")
+    drawing.box(264, 302, 104, 72, "sensor", "started_after", kind="b")
+    drawing.box(372, 302, 86, 72, "watcher", "on an asset", kind="b")
     return drawing
 
 

@@ -112,3 +112,31 @@ def test_the_troubleshooting_page_quotes_only_what_the_code_says():
     commands = {entry for entry in texts_on_the_page() if entry.startswith("airflow ")}
     page = texts_on_the_page() - airflow_says - commands
     assert sorted(entry for entry in page if not any(entry in text for text in code)) == []
+
+
+#: Words of text, at about 180 a minute; code is not counted.
+MOST_WORDS = 900
+
+
+def text_of(page):
+    return (ROOT / "docs" / page).read_text()
+
+
+def first_paragraph(page):
+    return re.search(r"^# .+\n\n((?:.+\n)+)", text_of(page), re.MULTILINE)[1]
+
+
+def words(page):
+    return len(re.sub(r"^```.*?^```", "", text_of(page), flags=re.MULTILINE | re.DOTALL).split())
+
+
+def test_every_page_says_first_whom_it_is_for():
+    # A decision record has a form of its own.
+    pages = sorted(page for page in PAGES if not page.startswith("decisions/"))
+    assert [page for page in pages if not re.match("(For|A reference for) anyone", first_paragraph(page))] == []
+
+
+def test_a_page_can_be_read_in_five_minutes_unless_it_is_a_reference_or_evidence():
+    pages = {page for page in PAGES if "reference for anyone" not in first_paragraph(page)}
+    long = {page: words(page) for page in pages if not page.startswith("evidence/") and words(page) > MOST_WORDS}
+    assert long == {}

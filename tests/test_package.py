@@ -167,8 +167,8 @@ def test_the_simulators_answers_have_the_shape_of_the_pages_samples(fixture):
 def test_the_readmes_dag_is_a_dag():
     source = (ROOT / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
     names = {}
-    exec(source.replace("\nprices()", "\nmade = prices()"), names)  # noqa: S102 - our own README
-    assert {task_id: task.downstream_task_ids for task_id, task in names["made"].task_dict.items()} == {
+    exec(source, names)  # noqa: S102 - our own README
+    assert {task_id: task.downstream_task_ids for task_id, task in names["dag"].task_dict.items()} == {
         "run_agent": {"report"},
         "report": set(),
     }
