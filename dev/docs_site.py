@@ -115,11 +115,19 @@ def on_post_build(config: Any) -> None:
     index.write_text(json.dumps(found, separators=(",", ":")), encoding="utf-8")
     pages = [(uri, *_PAGES[uri]) for uri in _in_order(config.nav) if uri in _PAGES]
     head = f"# {config.site_name}\n\n> {config.site_description}\n\n"
-    lines = "".join(f"- [{title}]({uri.removesuffix('.md')}.html)\n" for uri, title, _ in pages)
+    lines = "".join(f"- [{title}]({uri.removesuffix('.md')}.html){_about(text)}\n" for uri, title, text in pages)
     site = Path(config.site_dir)
     (site / "llms.txt").write_text(f"{head}## Pages\n\n{lines}", encoding="utf-8")
     whole = "\n\n".join(f"<!-- {uri} -->\n\n{text}" for uri, _, text in pages)
     (site / "llms-full.txt").write_text(head + whole, encoding="utf-8")
+
+
+def _about(text: str) -> str:
+    """The first sentence of a page, without its links; it says whom the page is for."""
+    found = re.search(r"^# .+\n\n((?:.+\n)+)", text, flags=re.MULTILINE)
+    plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", found[1]) if found else ""
+    sentence = re.split(r"(?<=\.) ", " ".join(plain.split()))[0]
+    return f": {sentence}" if sentence else ""
 
 
 def _in_order(nav: Any) -> list[str]:
