@@ -213,8 +213,8 @@ def record() -> Drawing:
         "The phases of a task's record: submitting, accepted, deferred, ended, and what a new try does in each.", 452
     )
     states = (
-        (20, "submitting", "before the POST", "Look for a run.", "Found: wait for it. None: start one."),
-        (130, "accepted", "the API took it", "Wait for the same run.", "It FAILED: start a new one."),
+        (20, "submitting", "before the POST", "Search for a run.", "Found: wait for it. None: start one."),
+        (130, "accepted", "the API accepted it", "Wait for the same run.", "It FAILED: start a new one."),
         (240, "deferred", "waits in the triggerer", "Wait for the same run.", "It FAILED: start a new one."),
         (350, "ended", "the worker saw the end", "COMPLETED: return its event.", "FAILED or cleared: start a new run."),
     )
