@@ -121,7 +121,7 @@ cluster-test: $(READY) ## two thousand tasks on a cluster (Celery, Redis, Postgr
 	@$(call install,cluster)
 	@$(BIN)/python dev/cluster.py $(CLUSTER)
 
-fuzz: $(READY) ## a million hostile answers through all that reads them (ANSWERS=1000000, SEED=)
+fuzz: $(READY) ## a million hostile answers and inputs through all that reads them (ANSWERS=1000000, SEED=)
 	@$(BIN)/python tests/support/fuzzing.py $(if $(ANSWERS),--answers $(ANSWERS)) $(if $(SEED),--seed $(SEED))
 
 soak: $(READY) ## a month of waiting on virtual time: are the verdicts right, and does anything leak

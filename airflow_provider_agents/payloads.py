@@ -5,15 +5,13 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import AwareDatetime
-
 from airflow_provider_agents.api.models import read_event
 from airflow_provider_agents.runs.outcome import Outcome, Verdict
 from airflow_provider_agents.runs.selector import AnySelector
 from airflow_provider_agents.runs.status import is_success
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.version_compat import NEXT_TRY_WAITS
-from airflow_provider_agents.versioned_json import UnusableDataError, VersionedJson
+from airflow_provider_agents.versioned_json import Moment, Seconds, UnusableDataError, VersionedJson
 
 #: The keys of a task's own XComs.
 XComKey = Literal["return_value", "request_id", "event_id", "candidate_event_ids", "usage", "run_url"]
@@ -95,9 +93,9 @@ class AgentIdle(Payload):
     kind: Literal["idle"] = "idle"
     agents_conn_id: str
     agent_id: str
-    deadline_at: AwareDatetime
-    released_at: AwareDatetime | None = None
-    hold_seconds: float = 0.0
+    deadline_at: Moment
+    released_at: Moment | None = None
+    hold_seconds: Seconds = 0.0
     error: str | None = None
     for_good: bool = False
 

@@ -20,14 +20,13 @@ from airflow_provider_agents.runs.copies import PREFIX
 from airflow_provider_agents.runs.selector import Check, read_moment
 from airflow_provider_agents.runs.tracker import WaitPolicy
 from airflow_provider_agents.version_compat import TRIGGERS_END_TASKS
+from airflow_provider_agents.versioned_json import MAX_SECONDS
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator
 
     from airflow_provider_agents.api.settings import Settings
 
-#: A hundred years, in seconds. A deadline some thousands of years away has no place in the calendar.
-MAX_SECONDS = 100 * 365.25 * 86400
 #: Airflow drops the id of a connection that does not match this (its `sanitize_conn_id`).
 _CONN_ID = re.compile(r"[\w#!()\-.:/\\]{1,200}")
 #: How Jinja marks its parts. A text with one of them is only known once it is rendered.

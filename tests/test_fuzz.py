@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import random
+from importlib.metadata import version
 
 import pytest
 from episodes import BYSTANDER, Episode
-from fuzzing import KEY, SLOWEST_SECONDS, WAYS, any_value, connections, environments, run
+from fuzzing import SLOWEST_SECONDS, WAYS, connections, environments, pages, run, worker
+from hostile_answers import KEY, any_value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from airflow_provider_agents import clock
+from airflow_provider_agents.plugin import is_supported
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 10**6))
 def test_whatever_is_answered_is_read_or_ends_in_a_typed_error(way, seed):
+    if way is pages and not is_supported(version("apache-airflow-core")):
+        pytest.skip("the page needs Airflow 3.1.6")
     answers = 20 if way in {connections, environments} else 150
     tally, _, slowest = run(way, answers, seed)
     assert sum(tally.values()) >= answers
     assert slowest < SLOWEST_SECONDS
+
+
+def test_each_way_begins_with_the_systems_time():
+    before = clock.now()
+    run(worker, 20, 1)
+    assert abs((clock.now() - before).total_seconds()) < 3600
 
 
 def start_again(episode):

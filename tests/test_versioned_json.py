@@ -88,3 +88,26 @@ def test_text_that_is_something_else_is_refused(sample, first_field, what_to_do,
 def test_a_submission_needs_an_agent_and_moments_with_a_time_zone(value):
     with pytest.raises(UnusableDataError):
         Submission.from_json({**SUBMISSION.to_json(), **value})
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59Z", "2999-12-31T23:59:59-12:00"])
+def test_a_moment_that_cannot_be_reckoned_with_is_refused(moment):
+    for sample, name in ((SUBMISSION, "server_before"), (Checkpoint(watermark=T0), "watermark")):
+        with pytest.raises(UnusableDataError, match=name):
+            type(sample).from_json({**sample.to_json(), name: moment})
+
+
+@pytest.mark.parametrize("seconds", [1e308, float("inf"), float("nan"), -1.0])
+def test_a_length_of_time_that_cannot_be_reckoned_with_is_refused(seconds):
+    copy = RecordCopy(place=TaskPlace(dag_id="d", run_id="r", task_id="t"), record=RECORD, written_at=T0, until=T0)
+    idle = AgentIdle(agents_conn_id="c", agent_id="a", deadline_at=T0)
+    for sample, name in ((copy, "settle"), (idle, "hold_seconds")):
+        with pytest.raises(UnusableDataError, match=name):
+            type(sample).from_json({**sample.to_json(), name: seconds})
+
+
+def test_an_id_that_would_break_its_log_line_is_refused():
+    with pytest.raises(UnusableDataError, match="request_id"):
+        Submission.from_json({**SUBMISSION.to_json(), "request_id": "r\nerror: forged"})
+    with pytest.raises(UnusableDataError, match="open_runs"):
+        Checkpoint.from_json({"watermark": T0.isoformat(), "open_runs": {"e\0": {}}})

@@ -55,9 +55,16 @@ def _iso_timestamp(value: object) -> object:
     raise ValueError("a timestamp must be ISO 8601 text")
 
 
+#: Far enough from the ends of the calendar that no sum or difference of two moments in between leaves it.
+_FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(3000, 1, 1, tzinfo=UTC)
+
+
 def is_plausible(moment: datetime) -> bool:
-    """Whether an event can have this time. Some languages write the years 1 and 9999 for "never"."""
-    return 1970 <= moment.year < 3000  # noqa: PLR2004 - so far apart that no sum or difference of two leaves the calendar
+    """Whether an event can have this time. Some languages write the years 1 and 9999 for "never".
+
+    A time without an offset is UTC. The year in UTC counts: an offset can move a time into another year.
+    """
+    return _FIRST <= (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)) < _LAST
 
 
 def _in_utc(value: datetime | None) -> datetime | None:
@@ -95,7 +102,9 @@ def _token(value: object) -> object:
 
 
 Timestamp = Annotated[datetime | None, BeforeValidator(_iso_timestamp), AfterValidator(_in_utc)]
-Identifier = Annotated[StrictStr, StringConstraints(min_length=1, max_length=1024), AfterValidator(_printable)]
+#: Characters of an id. A longer one has no place in a URL.
+LONGEST_ID = 1024
+Identifier = Annotated[StrictStr, StringConstraints(min_length=1, max_length=LONGEST_ID), AfterValidator(_printable)]
 #: The types below are for fields that no verdict needs: an invalid value counts as absent.
 OptionalTimestamp = Annotated[Timestamp, WrapValidator(_none_if_unreadable)]
 OptionalIdentifier = Annotated[Identifier | None, WrapValidator(_none_if_unreadable)]

@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict
 
-from airflow_provider_agents.api.models import ExecutionEvent, Status
+from airflow_provider_agents.api.models import ExecutionEvent, Identifier, Status
 from airflow_provider_agents.runs.matching import TOLERANCE, SearchCriteria, clock_at_least, is_young
 from airflow_provider_agents.runs.status import is_terminal, newer_of
-from airflow_provider_agents.versioned_json import VersionedJson
+from airflow_provider_agents.versioned_json import Moment, Seconds, VersionedJson
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -63,10 +63,10 @@ class OpenRun(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    agent_id: str | None = None
-    started_at: AwareDatetime | None = None
-    created_at: AwareDatetime | None = None
-    absent_seconds: float = 0.0
+    agent_id: Identifier | None = None
+    started_at: Moment | None = None
+    created_at: Moment | None = None
+    absent_seconds: Seconds = 0.0
 
 
 class Checkpoint(VersionedJson):
@@ -81,10 +81,10 @@ class Checkpoint(VersionedJson):
 
     _called: ClassVar = "The watcher's checkpoint"
 
-    watermark: AwareDatetime
-    open_runs: dict[str, OpenRun] = {}  # noqa: RUF012 - pydantic copies it
-    emitted: tuple[str, ...] = ()
-    since: AwareDatetime | None = None
+    watermark: Moment
+    open_runs: dict[Identifier, OpenRun] = {}  # noqa: RUF012 - pydantic copies it
+    emitted: tuple[Identifier, ...] = ()
+    since: Moment | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""

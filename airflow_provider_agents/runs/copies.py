@@ -10,11 +10,11 @@ import hashlib
 import json
 from typing import ClassVar, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict
 
 from airflow_provider_agents.runs.record import Phase, RunRecord
 from airflow_provider_agents.runs.starts import Start
-from airflow_provider_agents.versioned_json import UnusableDataError, VersionedJson
+from airflow_provider_agents.versioned_json import Moment, Seconds, UnusableDataError, VersionedJson
 
 #: What the keys of all copies begin with.
 PREFIX = "agent_run/"
@@ -77,10 +77,10 @@ class RecordCopy(VersionedJson):
 
     place: TaskPlace
     record: RunRecord
-    written_at: AwareDatetime
-    until: AwareDatetime
-    settle: float | None = None
-    appear_within: float | None = None
+    written_at: Moment
+    until: Moment
+    settle: Seconds | None = None
+    appear_within: Seconds | None = None
     given_event_id: str | None = None
 
     @property

@@ -13,11 +13,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict
 
 from airflow_provider_agents.runs.outcome import Outcome
 from airflow_provider_agents.runs.submission import Submission
-from airflow_provider_agents.versioned_json import VersionedJson
+from airflow_provider_agents.versioned_json import Moment, VersionedJson
 
 
 class Phase(StrEnum):
@@ -101,7 +101,7 @@ class RunRecord(VersionedJson):
     is_own: bool = False
     candidate_event_ids: tuple[str, ...] = ()
     ends_in_trigger: bool = False
-    deadline_at: AwareDatetime | None = None
+    deadline_at: Moment | None = None
 
     def belongs_to(self, agent_id: str, agents_conn_id: str) -> bool:
         """Whether this is the record of a run of this agent over this connection."""

@@ -14,15 +14,13 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
-from pydantic import AwareDatetime
-
 from airflow_provider_agents.api.endpoints import check_agent_id
 from airflow_provider_agents.api.errors import AgentRunTimeoutError, InvalidArgumentError, one_line, shown
-from airflow_provider_agents.api.models import ExecutionEvent, Status, is_plausible
+from airflow_provider_agents.api.models import LONGEST_ID, ExecutionEvent, Identifier, Status, is_plausible
 from airflow_provider_agents.runs.first_run import FirstRunSearch, list_started
 from airflow_provider_agents.runs.outcome import Outcome, Verdict, format_ids, to_error
 from airflow_provider_agents.runs.submission import Submission
-from airflow_provider_agents.versioned_json import UnusableDataError, VersionedJson
+from airflow_provider_agents.versioned_json import Moment, UnusableDataError, VersionedJson
 
 if TYPE_CHECKING:
     from airflow_provider_agents.api.errors import AgentsError
@@ -39,9 +37,10 @@ Check = Callable[[object], Any]
 
 def read_event_id(value: object) -> str:
     """The id of an event, without blanks around it."""
-    if not isinstance(value, str) or not value.strip() or not value.strip().isprintable():
+    found = value.strip() if isinstance(value, str) else ""
+    if not found or not found.isprintable() or len(found) > LONGEST_ID:
         raise ValueError(f"must be the id of an event as text, got {shown(value)}.")
-    return value.strip()
+    return found
 
 
 def read_moment(value: object) -> datetime:
@@ -219,7 +218,7 @@ class ByEvent(RunSelector):
     arguments: ClassVar = {"event_id": read_event_id}
     has_appeared: ClassVar = True
 
-    event_id: str
+    event_id: Identifier
 
     @property
     def words(self) -> str:
@@ -241,8 +240,8 @@ class FirstRunSince(RunSelector):
 
     arguments: ClassVar = {"started_after": read_moment, "started_before": read_moment}
 
-    started_after: AwareDatetime
-    started_before: AwareDatetime | None = None
+    started_after: Moment
+    started_before: Moment | None = None
 
     @classmethod
     def of(cls, agent_id: object, arguments: Mapping[str, object]) -> Self:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from pydantic import AwareDatetime, field_validator
+from pydantic import field_validator
 
 from airflow_provider_agents.api import retry
 from airflow_provider_agents.api.endpoints import check_agent_id, execute_agent, list_agent_events
@@ -19,10 +19,11 @@ from airflow_provider_agents.api.errors import (
     UnreadableAnswerError,
 )
 from airflow_provider_agents.api.flow import Flow, NoRetry, Response, Sleep
+from airflow_provider_agents.api.models import Identifier
 from airflow_provider_agents.clock import now
 from airflow_provider_agents.runs import matching
 from airflow_provider_agents.runs.listing import PAGE_ROWS, pending_then_newest, read_listing
-from airflow_provider_agents.versioned_json import VersionedJson
+from airflow_provider_agents.versioned_json import Moment, VersionedJson
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,14 +63,14 @@ class Submission(VersionedJson):
     _what_to_do: ClassVar = "Pass what ExecuteAgentOperator(wait_for_completion=False) returned, unchanged."
 
     agent_id: str
-    request_id: str | None = None
-    event_id: str | None = None
+    request_id: Identifier | None = None
+    event_id: Identifier | None = None
     known_event_ids: tuple[str, ...] = ()
-    taken_at: AwareDatetime
-    sent_at: AwareDatetime | None = None
-    server_before: AwareDatetime | None = None
-    server_after: AwareDatetime | None = None
-    newest_known_at: AwareDatetime | None = None
+    taken_at: Moment
+    sent_at: Moment | None = None
+    server_before: Moment | None = None
+    server_after: Moment | None = None
+    newest_known_at: Moment | None = None
     in_doubt: bool = False
 
     @field_validator("agent_id")

@@ -140,11 +140,16 @@ def test_what_is_nested_without_end_is_unreadable(opening):
 
 
 @pytest.mark.parametrize("zone", ["Z", "+23:59", "-23:59"])
-@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00", "9999-12-31T23:59:59.999999", "1969-12-31T23:59:59"])
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00", "9999-12-31T23:59:59.999999", "1969-12-30T23:59:59"])
 def test_a_moment_at_the_ends_of_the_calendar_is_none(moment, zone):
     event = {**EVENT, "createdAt": f"{moment}{zone}", "completedAt": f"{moment}{zone}"}
     (read_event,) = read(LISTING, 200, {"data": [event]}).value.data
     assert (read_event.createdAt, read_event.completedAt) == (None, None)
+
+
+def test_a_moment_whose_offset_moves_it_out_of_the_calendar_is_none():
+    (event,) = read(LISTING, 200, {"data": [{**EVENT, "createdAt": "2999-12-31T23:59:59-12:00"}]}).value.data
+    assert event.createdAt is None
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 400, "true", '"nan"', "[]", "{}"])

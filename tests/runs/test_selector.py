@@ -65,7 +65,7 @@ def test_an_event_is_taken_as_named_and_known_without_a_look():
     assert (known.agent_id, known.taken_at, known.event_id) == ("a", T0, "e")
 
 
-@pytest.mark.parametrize("event_id", ["", "  ", 7, ["e"]])
+@pytest.mark.parametrize("event_id", ["", "  ", 7, ["e"], "e" * 1025])
 def test_what_can_be_no_event_is_refused(event_id):
     with pytest.raises(InvalidArgumentError, match="event_id must be the id of an event as text, got"):
         selector(event_id=event_id)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from conftest import KEY, connection
+from metadata_database import metadata_database_in
 
 from airflow_provider_agents.plugin import is_supported
 from airflow_provider_agents.simulator import Simulator
@@ -19,22 +20,8 @@ def metadata_database(tmp_path_factory):
     """An Airflow database of its own, empty."""
     if not is_supported(version("apache-airflow-core")):
         pytest.skip("the page needs Airflow 3.1.6")
-    from airflow import settings
-    from airflow.models import import_all_models
-    from airflow.models.base import Base
-
-    file = tmp_path_factory.mktemp("metadata") / "airflow.db"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", f"sqlite:///{file}")
-        settings.dispose_orm(do_log=False)
-        settings.configure_vars()
-        settings.configure_orm()
-        import_all_models()
-        Base.metadata.create_all(settings.engine)
+    with metadata_database_in(tmp_path_factory.mktemp("metadata")):
         yield
-        settings.dispose_orm(do_log=False)
-    settings.configure_vars()
-    settings.configure_orm()
 
 
 @pytest.fixture
