@@ -108,15 +108,26 @@ def _included(text: str) -> str:
 
 @event_priority(-50)  # after the search has written its index, before that is copied for a site on a disk
 def on_post_build(config: Any) -> None:
-    """Write the list of all pages, and all pages as one text, for readers that are programs. Complete the search."""
-    index = Path(config.site_dir) / "search" / "search_index.json"
+    """Complete the search, and write what programs read."""
+    site = Path(config.site_dir)
+    _complete_search(site / "search" / "search_index.json")
+    _write_llms(config, site)
+
+
+def _complete_search(index: Path) -> None:
+    """Add each row of the troubleshooting page to the search."""
+    if not _ENTRIES:
+        log.warning("The search knows no row of %s.", _LOOKED_UP)
     found = json.loads(index.read_text(encoding="utf-8"))
     found["docs"] += _ENTRIES
     index.write_text(json.dumps(found, separators=(",", ":")), encoding="utf-8")
+
+
+def _write_llms(config: Any, site: Path) -> None:
+    """Write the list of all pages, and all pages as one text, for readers that are programs."""
     pages = [(uri, *_PAGES[uri]) for uri in _in_order(config.nav) if uri in _PAGES]
     head = f"# {config.site_name}\n\n> {config.site_description}\n\n"
     lines = "".join(f"- [{title}]({uri.removesuffix('.md')}.html){_about(text)}\n" for uri, title, text in pages)
-    site = Path(config.site_dir)
     (site / "llms.txt").write_text(f"{head}## Pages\n\n{lines}", encoding="utf-8")
     whole = "\n\n".join(f"<!-- {uri} -->\n\n{text}" for uri, _, text in pages)
     (site / "llms-full.txt").write_text(head + whole, encoding="utf-8")
