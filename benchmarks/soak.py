@@ -4,8 +4,10 @@ Run it with `make soak`. Time is virtual, so a month takes minutes; every number
 
 Tasks arrive at random times, start a run each and wait for it on the poller of one of two connections. A watcher of the
 whole account lives all month on the first, so that its poller does, too; the poller of the second comes and goes. Some
-agents also run on the platform's own schedule. Meanwhile requests are refused, broken or answered with rubbish, the
-platform is down for an hour now and then, the key is rotated, and tasks are cancelled or run into their deadline.
+agents also run on the platform's own schedule. Some tasks start one agent together, some wait with `exclusive`, and the
+agents of some are deleted while they wait. Meanwhile requests are refused, broken or answered with rubbish, all reads
+are refused for up to a minute, the platform is down for an hour now and then, the key is rotated, and tasks are
+cancelled or run into their deadline.
 """
 
 from __future__ import annotations
@@ -18,16 +20,17 @@ import os
 import random
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import aclosing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
 import httpx
 
-# Run as a script, so the tests' own modules must be found.
+# Run as a script, so the tests' own modules and those beside it must be found.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from own_time import keep_time
 from virtual_time import VirtualLoop
@@ -44,37 +47,23 @@ from airflow_provider_agents.polling.waits import wait_for_end
 from airflow_provider_agents.runs.outcome import Outcome
 from airflow_provider_agents.runs.submission import submit
 from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
-from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, SimulatorConfig, mock_transport
+from airflow_provider_agents.simulator import ManualClock, Simulator, SimulatorConfig
+from benchmarks.soak_weather import DAY, OUTAGE_SECONDS, Transport, Weather
 
-DAY = 86_400.0
 SETTLE, POLL_SECONDS = 30.0, 120.0
 #: The watched connection, whose poller lives all month, and one whose poller comes and goes.
 WATCHED, OTHER = "watched", "other"
 #: The platform lists what has ended for this long; the simulator remembers it for twice that.
 RETENTION_SECONDS = 3 * 3600.0
-OUTAGE_SECONDS = 3600.0
 #: The shares of tasks that are cancelled, that have a deadline too close, and that use the other connection.
 CANCELLED, HASTY, ELSEWHERE = 0.03, 0.02, 0.1
-#: One request in so many goes wrong.
-ONE_IN = 200
+#: The shares of tasks that start their agent together with one or two others, that wait with `exclusive`, and whose
+#: agent is deleted while they wait.
+TOGETHER, EXCLUSIVE, DOOMED = 0.1, 0.05, 0.02
+#: Agents that one task at a time starts, and nothing else.
+EXCLUSIVE_AGENTS = 20
 #: What a long life may add to the process after its first tenth, in megabytes: the allocator's own fragments.
 LEAK_MEGABYTES = 8.0
-
-
-class Transport(httpx.AsyncBaseTransport):
-    """The simulator, some virtual time away. Counts the requests, and those that are open."""
-
-    def __init__(self, soak):
-        self.soak, self.inner = soak, mock_transport(soak.sim)
-        soak.open_transports += 1
-
-    async def handle_async_request(self, request):
-        await asyncio.sleep(0.05)
-        self.soak.spoil(request.method)
-        return await self.inner.handle_async_request(request)
-
-    async def aclose(self):
-        self.soak.open_transports -= 1
 
 
 class Soak:
@@ -108,55 +97,24 @@ class Soak:
         for number, agent_id in enumerate(self.agents):
             every = 3 * 3600.0 if number % 5 == 0 else None
             self.sim.add_agent(agent_id, schedule_every=every, schedule_offset=60.0 * number)
-        self.key, self.opened, self.outages, self.rotations = "key-0", 0, 0, 0
-        self.requests, self.faults, self.open_transports = 0, Counter(), 0
+        for number in range(EXCLUSIVE_AGENTS):
+            self.sim.add_agent(f"exclusive-{number}")
+        self.weather = Weather(self.sim, self.rng, days)
+        self.opened, self.open_transports = 0, 0
+        self.locks, self.deleted, self.together = defaultdict(asyncio.Lock), set(), 0
+        #: The events of the runs that tasks have started, and of them those that a task was given.
+        self.own, self.given = set(), set()
         self.verdicts, self.wrong, self.wanted, self.executed = Counter(), [], 0, 0
         self.emitted, self.tellings, self.scheduled, self.untold = set(), 0, 0, []
         self.pollers_made, self.long_lived, self.problems = 0, None, []
         self.samples, self.sample_count = [], samples
-
-    # --- what goes wrong ---
-
-    def spoil(self, method):
-        self.requests += 1
-        if self.sim.faults or self.rng.randrange(ONE_IN):
-            return
-        kinds = [Fault(kind="status", status=429, headers={"Retry-After": "240"})]
-        if method == "GET":
-            # A POST that is lost is another test's concern: a stranger's run can be taken for the one it did not start.
-            kinds += [Fault(kind="status", status=500), Fault(kind="status", status=503)]
-            kinds += [Fault(kind=kind) for kind in ("reset_before", "reset_after", "hang_after", "html", "truncated")]
-        fault = self.rng.choice(kinds)
-        self.faults[str(fault.status) if fault.kind == "status" else fault.kind] += 1
-        self.sim.faults.append(fault)
-
-    async def outages_now_and_then(self):
-        while True:
-            await asyncio.sleep(self.rng.uniform(0.3, 0.7) * DAY)
-            self.outages += 1
-            self.sim.faults[:] = [Fault(kind=self.rng.choice(["status", "reset_before"]), method="GET", times=None)]
-            await asyncio.sleep(OUTAGE_SECONDS)
-            self.sim.faults.clear()
-
-    async def rotate_keys(self):
-        while True:
-            await asyncio.sleep(0.4 * DAY)
-            self.rotations += 1
-            self.key = f"key-{self.rotations}"
-            self.sim.api_keys = (self.key,)
-
-    async def change_the_world(self):
-        """By turns nothing tells which event is whose, and its `requestId` does."""
-        for turn in range(1, 10**6):
-            await asyncio.sleep(0.25 * self.days * DAY)
-            self.sim.config = replace(self.config, request_id="field" if turn % 2 else "absent")
 
     # --- the connections ---
 
     async def open_client(self):
         await asyncio.sleep(0.05)
         self.opened += 1
-        return AsyncClient(Settings(api_key=self.key, base_url="http://127.0.0.1"), transport=Transport(self))
+        return AsyncClient(Settings(api_key=self.weather.key, base_url="http://127.0.0.1"), transport=Transport(self))
 
     def poller_of(self, name):
         def make():
@@ -180,23 +138,38 @@ class Soak:
         if isinstance(step, Sleep):
             return await asyncio.sleep(step.seconds)
         call = step.call if isinstance(step, NoRetry) else step
-        self.spoil(call.method)
-        headers = {"authorization": f"Bearer {self.key}"}
+        self.weather.spoil(call.method)
+        headers = {"authorization": f"Bearer {self.weather.key}"}
         reply = self.sim.handle(call.method, call.path, dict(call.params), headers)
         if reply.broken is not None:
             raise NoAnswerError(f"{call.label}: {reply.broken}")
         return read_response(call, reply.status, httpx.Headers(reply.headers), reply.body)
 
-    async def task(self):
+    async def exclusive_task(self):
+        agent_id = f"exclusive-{self.rng.randrange(EXCLUSIVE_AGENTS)}"
+        async with self.locks[agent_id]:
+            await self.task(agent_id, exclusive=True)
+
+    async def doomed_task(self):
+        agent_id = f"doomed-{self.wanted}"
+        self.sim.add_agent(agent_id)
+        await self.task(agent_id, deleted_after=self.rng.uniform(0, 1200))
+
+    def delete(self, agent_id):
+        self.deleted.add(agent_id)
+        self.sim.remove_agent(agent_id, keep_events=self.rng.random() < 0.5)
+
+    async def task(self, agent_id, *, name=None, exclusive=False, deleted_after=None):
         rng = self.rng
         self.wanted += 1
-        submission = await self.submitted(rng.choice(self.agents))
+        submission = await self.submitted(agent_id)
         self.executed += 1
         event_id = self.sim.event_of(submission.request_id)
-        name = OTHER if rng.random() < ELSEWHERE else WATCHED
+        self.own.add(event_id)
+        name = name or (OTHER if rng.random() < ELSEWHERE else WATCHED)
         hasty = rng.random() < HASTY
         deadline_at = self.clock.now + timedelta(seconds=rng.uniform(60, 600) if hasty else DAY)
-        tracker = RunTracker(submission, WaitPolicy(settle=SETTLE))
+        tracker = RunTracker(submission, WaitPolicy(settle=SETTLE, exclusive=exclusive))
 
         async def wait_on_a_feed():
             async with self.poller_of(name) as poller:
@@ -209,7 +182,10 @@ class Soak:
                 )
 
         waiting = asyncio.ensure_future(wait_on_a_feed())
-        if rng.random() < CANCELLED:
+        if deleted_after is not None:
+            self.loop.call_later(deleted_after, self.delete, agent_id)
+        elif rng.random() < CANCELLED and not exclusive:
+            # Another task could not know of the run that goes on.
             self.loop.call_later(rng.uniform(0, 600), waiting.cancel)
         try:
             verdict = await waiting
@@ -217,9 +193,15 @@ class Soak:
             self.verdicts["cancelled"] += 1
             return
         except AgentsError as error:
-            self.wrong.append(f"{submission.name}: {error}")
+            if agent_id in self.deleted:
+                self.verdicts["deleted"] += 1
+            else:
+                self.wrong.append(f"{submission.name}: {error}")
             return
-        self.verdicts[str(verdict.outcome)] += 1
+        if agent_id in self.deleted and verdict.outcome not in {Outcome.COMPLETED, Outcome.FAILED}:
+            self.verdicts["deleted"] += 1
+            return
+        self.verdicts["shared out" if verdict.is_shared else str(verdict.outcome)] += 1
         if not self.is_right(verdict, event_id, deadline_at):
             emitted = ", ".join(f"{event.id} {event.status}" for event in verdict.events)
             self.wrong.append(f"{submission.name}: {verdict.outcome} ({emitted}), but {self.sim.truth(event_id)}")
@@ -229,18 +211,44 @@ class Soak:
         if verdict.outcome == Outcome.TIMED_OUT:
             # The last look at the deadline may be an outage late, but never early.
             return self.clock.now >= deadline_at and truth.ended_at > deadline_at - timedelta(seconds=OUTAGE_SECONDS)
-        named = event_id in {event.id for event in verdict.events}
+        ids = {event.id for event in verdict.events}
         if verdict.outcome == Outcome.AMBIGUOUS:
             # Of three, two others can end differently before ours does: from then on nothing can be told.
-            return named and {"COMPLETED", "FAILED"} <= {event.status for event in verdict.events}
-        return named and truth.ended_at <= self.sim.now() and verdict.outcome.upper() == truth.end_status
+            return event_id in ids and {"COMPLETED", "FAILED"} <= {event.status for event in verdict.events}
+        if len(ids) == 1:
+            # Each event goes to one task.
+            if ids & self.given:
+                return False
+            self.given |= ids
+        if verdict.is_shared:
+            # Nothing distinguishes the runs that our tasks have started together.
+            (shared,) = ids
+            truth = self.sim.truth(shared)
+            return shared in self.own and truth.ended_at <= self.sim.now() and self.is_end(verdict.event)
+        return event_id in ids and truth.ended_at <= self.sim.now() and verdict.outcome.upper() == truth.end_status
+
+    def arrivals(self, later):
+        """One task, or some that start an agent together; the others are taken from the later ones."""
+        drawn, agent_id = self.rng.random(), self.rng.choice(self.agents)
+        if drawn < EXCLUSIVE:
+            return [self.exclusive_task()]
+        if drawn < EXCLUSIVE + DOOMED:
+            return [self.doomed_task()]
+        # Each of these makes two or three of the tasks.
+        if drawn < EXCLUSIVE + DOOMED + TOGETHER / 2.5 and len(later) > 1:
+            others = [later.pop(0) for _ in range(self.rng.choice([1, 2]))]
+            self.together += 1 + len(others)
+            return [self.task(agent_id, name=WATCHED) for _ in range(1 + len(others))]
+        return [self.task(agent_id)]
 
     async def arrive(self):
         tasks = set()
-        for moment in sorted(self.rng.uniform(0, self.days * DAY) for _ in range(self.runs)):
-            await asyncio.sleep(max(0.0, moment + self.began - self.loop.time()))
-            tasks.add(task := asyncio.ensure_future(self.task()))
-            task.add_done_callback(tasks.discard)
+        moments = sorted(self.rng.uniform(0, self.days * DAY) for _ in range(self.runs))
+        while moments:
+            await asyncio.sleep(max(0.0, moments.pop(0) + self.began - self.loop.time()))
+            for each in self.arrivals(moments):
+                tasks.add(task := asyncio.ensure_future(each))
+                task.add_done_callback(tasks.discard)
         await asyncio.sleep(0)
         while tasks:
             await asyncio.wait(tasks)
@@ -282,9 +290,10 @@ class Soak:
         for run, _ in self.sim.runs():
             if run.ended_at < before:
                 self.scheduled += run.started_by == "schedule"
-                if run.event_id not in self.emitted:
+                if run.event_id not in self.emitted and run.agent_id not in self.deleted:
                     self.untold.append(run.event_id)
-                self.emitted.discard(run.event_id)
+                for known in (self.emitted, self.own, self.given):
+                    known.discard(run.event_id)
         self.sim.forget(before)
 
     def sample(self):
@@ -293,15 +302,14 @@ class Soak:
         waits = self.long_lived.stats().waits
         self.samples.append((days, resident_megabytes(), len(gc.get_objects()), waits, descriptors()))
         self.say(
-            f"day {days:4.1f}: {self.wanted:7,} runs, {self.requests:8,} requests, {waits:3} wait, "
+            f"day {days:4.1f}: {self.wanted:7,} runs, {self.weather.requests:8,} requests, {waits:3} wait, "
             f"{len(asyncio.all_tasks(self.loop)):4} asyncio tasks, {descriptors()} file descriptors, "
             f"{resident_megabytes():6.1f} MB, {len(gc.get_objects()):7,} objects"
         )
 
     async def main(self):
         self.began = self.loop.time()
-        around = [self.outages_now_and_then(), self.rotate_keys(), self.change_the_world(), self.keep_house()]
-        around = [asyncio.ensure_future(each) for each in around]
+        around = [*self.weather.all(), asyncio.ensure_future(self.keep_house())]
         watcher = asyncio.ensure_future(self.watch())
         await self.arrive()
         for each in around:
@@ -365,15 +373,17 @@ class Soak:
     def report(self):
         megabytes, objects = self.growth()
         verdicts = ", ".join(f"{count:,} {name}" for name, count in self.verdicts.most_common())
-        faults = ", ".join(f"{count:,} {name}" for name, count in self.faults.most_common())
+        faults = ", ".join(f"{count:,} {name}" for name, count in self.weather.faults.most_common())
         left = ", ".join(f"{count} {name}" for name, count in self.left.items() if count)
         lines = [
             f"{self.wanted:,} runs were wanted and {self.executed:,} started in {self.days} days: {verdicts}",
             f"wrong verdicts: {len(self.wrong)}",
             f"the watcher told of {self.tellings:,} ends, {self.scheduled:,} of them of the platform's schedule",
             f"ends that it missed: {len(self.untold)}",
-            f"{self.requests:,} requests; gone wrong: {faults}",
-            f"{self.outages} outages of an hour, {self.rotations} rotations of the key, {self.pollers_made:,} pollers",
+            f"{self.together:,} tasks started an agent together with others; {len(self.deleted):,} agents were deleted",
+            f"{self.weather.requests:,} requests; gone wrong: {faults}",
+            f"{self.weather.outages} outages of an hour, {self.weather.refusals} refusals of up to a minute",
+            f"{self.weather.rotations} rotations of the key, {self.pollers_made:,} pollers",
             f"left behind: {left or 'nothing'}",
             f"growth from the first tenth to the last: {megabytes:+.1f} MB, {objects:+,} objects",
         ]

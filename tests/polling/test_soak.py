@@ -12,11 +12,12 @@ def test_after_a_day_of_faults_and_new_keys_every_verdict_is_right_and_nothing_l
     assert soak.run() == []
     assert soak.executed == 400
     # Had there been no outage, it would prove little.
-    assert soak.outages
-    assert soak.rotations
-    assert soak.faults.total() > 5
+    assert soak.weather.outages
+    assert soak.weather.rotations
+    assert soak.weather.refusals
+    assert soak.weather.faults.total() > 5
     assert soak.pollers_made > 10
-    assert {"completed", "failed", "cancelled", "timed_out"} <= set(soak.verdicts)
+    assert {"completed", "failed", "cancelled", "timed_out", "shared out", "deleted"} <= set(soak.verdicts)
 
 
 def test_an_event_that_is_told_twice_and_a_descriptor_that_stays_open_are_seen():
