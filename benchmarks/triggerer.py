@@ -303,10 +303,10 @@ def child(side, scene):
         "cycle_cpu_s": cycle_cpu,
         "cycle_gc_s": cycle_gc,
         "memory_kb": waiting / 1024,
-        "mean_delay_s": statistics.fmean(delays),
-        "worst_delay_s": max(delays),
+        "mean_delay_s": statistics.fmean(delays) if delays else 0.0,
+        "worst_delay_s": max(delays, default=0.0),
         "failed": failed,
-        "delays_s": evidence.spread(delays),
+        "delays_s": evidence.spread(delays) if delays else [],
         "step_gc_ms": steps.longest * 1e3,
         "step_ms": steps.own * 1e3,
     }
@@ -377,6 +377,7 @@ def main():
     parser.add_argument("--child", choices=("ours", "idle", "dbt"), help=argparse.SUPPRESS)
     parser.add_argument("--runs", type=int, nargs="*", default=ALL_RUNS, help="how many runs to wait for")
     parser.add_argument("--without-dbt", action="store_true", help="only ours")
+    parser.add_argument("--busy", action="store_true", help="the machine does other work: save the rows apart")
     options = parser.parse_args()
     if options.child:
         child(options.child, json.load(sys.stdin))
@@ -398,6 +399,9 @@ def main():
             add("ours", runs, agents)
     ours = {(row["runs"], row["agents"]): row for row in rows if row["trigger"] == "ours"}
     add("ours", 20, 20, others=100_000)
+    if options.busy:
+        evidence.save("triggerer_busy", command="benchmarks/triggerer.py --busy --runs 1000", rows=rows)
+        return
 
     alone = measure("ours", scene_of(1, 1))["memory_kb"] - measure("idle", scene_of(1, 1))["memory_kb"]
     more = {"first_run_kb": alone, "further": [further(runs, ours[runs, runs], alone) for runs in options.runs]}

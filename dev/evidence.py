@@ -56,7 +56,8 @@ def save(name: str, *, command: str, rows: Iterable[Row], **more: Any) -> None:
         more: figures beside the rows.
     """
     day = datetime.now(UTC).date().isoformat()
-    figures = {"command": command, "date": day, "machine": machine(), **more, "rows": list(rows)}
+    load = round(os.getloadavg()[2], 1)
+    figures = {"command": command, "date": day, "machine": machine(), "load": load, **more, "rows": list(rows)}
     file = DATA / f"{name}.json"
     file.write_text(text_of(figures), encoding="utf-8")
     print(f"\nWrote {file.relative_to(EVIDENCE.parents[1])}.")
@@ -94,11 +95,16 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def waits(figures: Figures) -> str:
-    """The rows of `make benchmark`, each of ours beside dbt Cloud's of as many runs."""
+def waits(figures: Figures, shown: slice = slice(None)) -> str:
+    """The rows of `make benchmark`, each of ours beside dbt Cloud's of as many runs.
+
+    Args:
+        figures: of `make benchmark`.
+        shown: the columns beside the first two.
+    """
     dbt = {row["runs"]: row for row in figures["rows"] if row["trigger"] == "dbt Cloud"}
     columns = (
-        *("trigger", "runs, agents", "requests", "CPU s", "ms a poll cycle", "of it GC", "KB a run"),
+        *("requests", "CPU s", "ms a poll cycle", "of it GC", "KB a run"),
         *("mean delay s", "worst delay s", "failed", "fewer requests", "less CPU, waiting", "less CPU, in all"),
     )
 
@@ -106,9 +112,8 @@ def waits(figures: Figures) -> str:
         agents = "" if row["trigger"] == "dbt Cloud" else f", {row['agents']:,}"
         theirs = dbt.get(row["runs"]) if row["trigger"] == "ours" else None
         keys = ("requests", "cycle_cpu_s", "cpu_s")
-        return [
-            row["trigger"],
-            f"{row['runs']:,}{agents}" if not row["others"] else f"{row['runs']} of {row['runs'] + row['others']:,}",
+        runs = f"{row['runs']:,}{agents}" if not row["others"] else f"{row['runs']} of {row['runs'] + row['others']:,}"
+        numbers = [
             f"{row['requests']:,}",
             f"{row['cpu_s']:.2f}",
             f"{row['cycle_cpu_s'] * 1e3:.1f}",
@@ -119,8 +124,19 @@ def waits(figures: Figures) -> str:
             f"{row['failed']:,}",
             *("" if theirs is None else f"{theirs[key] / row[key]:.{int(key != 'requests')}f}" for key in keys),
         ]
+        return [row["trigger"], runs, *numbers[shown]]
 
-    return table(columns, map(cells, figures["rows"]))
+    return table(("trigger", "runs, agents", *columns[shown]), map(cells, figures["rows"]))
+
+
+def costs(figures: Figures) -> str:
+    """The half of the columns that fits on a page."""
+    return waits(figures, slice(5))
+
+
+def delays_and_ratios(figures: Figures) -> str:
+    """The other half."""
+    return waits(figures, slice(5, None))
 
 
 def growth(figures: Figures) -> str:
@@ -247,7 +263,10 @@ def watcher(figures: Figures) -> str:
 
 #: By the marker on the page: the figures, and what shows them.
 TABLES: dict[str, tuple[str, Callable[[Figures], str]]] = {
-    "waits": ("triggerer", waits),
+    "costs": ("triggerer", costs),
+    "delays and ratios": ("triggerer", delays_and_ratios),
+    "costs on a busy machine": ("triggerer_busy", costs),
+    "delays on a busy machine": ("triggerer_busy", delays_and_ratios),
     "growth": ("triggerer", growth),
     "goals": ("triggerer", goals),
     "deployment": ("deployment", deployment),
@@ -260,13 +279,18 @@ TABLES: dict[str, tuple[str, Callable[[Figures], str]]] = {
 _MARKED = re.compile(r"(<!-- table: (.+?) -->\n).*?(\n<!-- end of table -->)", re.DOTALL)
 
 
+def source(figures: Figures) -> str:
+    """Where figures are from. The load counts the processes that wanted a core, on average of 15 minutes."""
+    load = f", load {figures['load']}" if "load" in figures else ""
+    return f"{figures['date']}; {figures['machine']}{load}; `{figures['command']}`."
+
+
 def with_tables(page: str, figures: dict[str, Figures]) -> str:
     """The text of a page, with what stands between its markers made from the figures."""
 
     def made(found: re.Match[str]) -> str:
         name, show = TABLES[found[2]]
-        source = f"{figures[name]['date']}; {figures[name]['machine']}; `{figures[name]['command']}`."
-        return f"{found[1]}\n{source}\n\n{show(figures[name])}\n{found[3]}"
+        return f"{found[1]}\n{source(figures[name])}\n\n{show(figures[name])}\n{found[3]}"
 
     return _MARKED.sub(made, page)
 

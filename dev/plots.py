@@ -76,6 +76,10 @@ def panel(title: str, height: int, layers: list[Spec], *, left: int, right: int,
     return {"title": words, "width": WIDTH - left - right, "height": height, "layer": layers}
 
 
+#: By the trigger: its colour.
+TRIGGERS = {"dbt Cloud": "theirs", "ours": "ours"}
+
+
 # --- what waiting costs -----------------------------------------------------------------------------------------------
 
 
@@ -90,10 +94,10 @@ def growing(title: str, note: str, rows: Rows) -> Spec:
     lines = {
         "data": {"values": rows},
         "mark": {"type": "line", "point": {"size": 50, "opacity": 1}, "strokeWidth": 2.5},
-        "encoding": {"x": x, "y": y, "color": colours("trigger", {"dbt Cloud": "theirs", "ours": "ours"})},
+        "encoding": {"x": x, "y": y, "color": colours("trigger", TRIGGERS)},
     }
     layers = [lines]
-    for trigger, ink in (("dbt Cloud", "theirs"), ("ours", "ours")):
+    for trigger, ink in TRIGGERS.items():
         last = max((row for row in rows if row["trigger"] == trigger), key=lambda row: row["runs"])
         layers.append(text([{**last, "text": trigger}], x=x, y=y, ink=ink, dx=12, fontWeight=600))
     return panel(title, 170, layers, left=LEFT_OF_LINES, right=84, note=note)
@@ -112,6 +116,23 @@ def waiting(figures: dict[str, evidence.Figures]) -> Spec:
             growing("CPU while they wait, ms", "in each 5 seconds", of("cycle_cpu_s", 1e3)),
         ]
     }
+
+
+def delay(figures: dict[str, evidence.Figures]) -> Spec:
+    """How soon the end of a run is noticed on a busy machine, as a share of all runs."""
+    x = quantity("seconds", scale={"domain": [0, 16]}, axis={"values": [0, 5, 10, 15], "grid": True})
+    y = quantity("share", scale={"domain": [0, 1]}, axis={"values": [0, 0.5, 1], "format": ".0%"})
+    layers = []
+    for number, row in enumerate(reversed(evidence.of_each(figures["triggerer_busy"], 1000))):
+        times, trigger = row["delays_s"], row["trigger"]
+        mark = {"type": "line", "strokeWidth": 2.5, "color": colour(TRIGGERS[trigger])}
+        points = [{"seconds": time, "share": step / (len(times) - 1)} for step, time in enumerate(times)]
+        layers.append({"data": {"values": points}, "mark": mark, "encoding": {"x": x, "y": y}})
+        place = [{"seconds": times[10], "share": 0.5, "text": trigger}]
+        layers.append(text(place, x=x, y=y, ink=TRIGGERS[trigger], fontWeight=600, dx=10, dy=12 + 2 * number))
+    title = "Ends of runs, noticed within … seconds"
+    note = "1,000 waits, on a machine that does other work"
+    return {"vconcat": [panel(title, 190, layers, left=LEFT_OF_LINES, right=20, note=note)]}
 
 
 # --- bars -------------------------------------------------------------------------------------------------------------
@@ -278,6 +299,7 @@ DRAWN: dict[str, tuple[str, Callable[[dict[str, evidence.Figures]], Spec], int]]
         waiting,
         LEFT_OF_LINES,
     ),
+    "delay": ("How soon the end of a run is noticed", delay, LEFT_OF_LINES),
     "wrong": ("Tasks that succeeded wrongly, the documented loop beside this provider", wrong, LEFT_OF_BARS),
     "reported": ("Whose run the tasks report", reported, LEFT_OF_BARS),
     "slots": ("How long each way of waiting takes a worker's slot", slots, LEFT_OF_BARS),
