@@ -1,0 +1,161 @@
+"""Several actors on one virtual time, one of which acts at a time: when it pauses, the next one is chosen."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import math
+import selectors
+from asyncio import _get_running_loop, _set_running_loop
+from datetime import UTC, datetime, timedelta
+
+from greenlet import getcurrent, greenlet
+
+from airflow_provider_agents import clock
+
+START = datetime(2026, 1, 1, 9, tzinfo=UTC)
+
+
+class StageEnds(BaseException):
+    """The play is over: every actor ends."""
+
+
+class Actor:
+    """One of the actors.
+
+    Attributes:
+        wake_at: when its pause ends, in seconds.
+    """
+
+    def __init__(self, name, act, wake_at):
+        self.name, self.act, self.wake_at = name, act, wake_at
+        self.forget()
+
+    def forget(self):
+        """From here on, what it does depends only on what it sees next."""
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def saw(self, text):
+        """It has seen something that what it does may depend on."""
+        self._digest.update(text.encode())
+        self._digest.update(b"\n")
+
+    @property
+    def seen(self):
+        """All that it has seen, in short."""
+        return self._digest.hexdigest()
+
+
+class Stage:
+    """The time in seconds, the actors, and whose turn it is.
+
+    Args:
+        choose: from a label and options to one of them.
+    """
+
+    def __init__(self, choose):
+        self._choose, self._director = choose, getcurrent()
+        self.now, self.actors, self.current, self.is_ending = 0.0, [], None, False
+
+    def clock(self):
+        """The time of day."""
+        return START + timedelta(seconds=self.now)
+
+    def add(self, name, act, *, after=0.0):
+        """Let another actor begin."""
+        actor = Actor(name, greenlet(act, parent=self._director), self.now + after)
+        self.actors.append(actor)
+        return actor
+
+    def play(self, until):
+        """Let them act until a condition holds, or none has anything left to do.
+
+        Raises:
+            BaseException: what one of them has raised.
+        """
+        try:
+            while not until() and self._next():
+                self.current.act.switch()
+                self.actors = [actor for actor in self.actors if not actor.act.dead]
+        finally:
+            self.is_ending = True
+            for actor in self.actors:
+                self.current = actor
+                if actor.act:
+                    with contextlib.suppress(StageEnds):
+                        actor.act.throw(StageEnds)
+
+    def _next(self):
+        soonest = min((actor.wake_at for actor in self.actors), default=math.inf)
+        if soonest == math.inf:
+            return False
+        self.now = max(self.now, soonest)
+        self.current = None
+        ready = {actor.name: actor for actor in self.actors if actor.wake_at <= self.now}
+        self.current = ready[self._choose("turn", list(ready))]
+        return True
+
+    def pause(self, seconds):
+        """Let time pass for the actor whose turn it is; others act meanwhile. `wake` may end it early."""
+        me = self.current
+        me.wake_at = self.now + seconds
+        # An event loop that pauses is not the one that the next actor runs on.
+        loop = _get_running_loop()
+        _set_running_loop(None)
+        try:
+            self._director.switch()
+        finally:
+            _set_running_loop(loop)
+        me.wake_at = self.now
+
+    def wake(self, actor):
+        """End an actor's pause."""
+        actor.wake_at = min(actor.wake_at, self.now)
+
+
+class StageTime(clock.SystemClock):
+    """The provider's time on a stage."""
+
+    def __init__(self, stage):
+        self._stage = stage
+        self.now = stage.clock
+
+    def sleep(self, seconds):
+        # A pause that is shorter than the clock's resolution would never end.
+        self._stage.pause(max(seconds, 1e-6))
+
+    def monotonic(self):
+        return self._stage.now
+
+
+class _Selector(selectors.DefaultSelector):
+    loop: StageLoop
+
+    def select(self, timeout=None):
+        ready = super().select(0)
+        if not ready and timeout != 0 and not self.loop.stage.is_ending:
+            self.loop.stage.pause(math.inf if timeout is None else max(timeout, 1e-6))
+        return ready
+
+
+class StageLoop(asyncio.SelectorEventLoop):
+    """An event loop whose actor pauses while everything on the loop waits. It has no threads."""
+
+    def __init__(self, stage):
+        self.stage = stage
+        selector = _Selector()
+        selector.loop = self
+        super().__init__(selector)
+
+    def time(self):
+        return self.stage.now
+
+    def run_in_executor(self, executor, func, *args):
+        """The call at once, as if a thread had been quick."""
+        future = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:  # noqa: BLE001 - as a thread does
+            future.set_exception(error)
+        return future
