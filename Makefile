@@ -5,6 +5,8 @@ PYTHON ?= python3
 PORT ?= 8080
 # Arguments of the cluster test: CLUSTER=--short, CLUSTER="--tasks 400 --seed 1".
 CLUSTER ?=
+# Arguments of the exploration: EXPLORE="--wait worker --company alone".
+EXPLORE ?=
 VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := constraints/airflow-3.3.txt
@@ -120,6 +122,9 @@ faults: $(READY) ## kill everything at random moments in a real Airflow on Postg
 cluster-test: $(READY) ## two thousand tasks on a cluster (Celery, Redis, PostgreSQL) while it is killed part by part
 	@$(call install,cluster)
 	@$(BIN)/python dev/cluster.py $(CLUSTER)
+
+explore: $(READY) ## every order of kills, lost answers, clears and other runs in a task's life, at a small scope
+	@$(BIN)/python dev/explore.py $(EXPLORE)
 
 fuzz: $(READY) ## a million hostile answers and inputs through all that reads them (ANSWERS=1000000, SEED=)
 	@$(BIN)/python tests/support/fuzzing.py $(if $(ANSWERS),--answers $(ANSWERS)) $(if $(SEED),--seed $(SEED))
