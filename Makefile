@@ -107,8 +107,9 @@ trials: $(READY) ## tasks that start one agent side by side, in a real Airflow w
 properties: $(READY) ## the tests with drawn examples, with ten times as many (TIMES=10)
 	TEST_TIMES=$(or $(TIMES),10) $(BIN)/python -m pytest --numprocesses 2 tests/runs tests/polling
 
-matrix: ## the tests and the examples on every Airflow and Python (CELLS="3.0-py3.11 newest next", EXAMPLES=no)
-	@$(PYTHON) dev/matrix.py $(addprefix --python ,$(PYTHONS)) $(if $(filter no,$(EXAMPLES)),--no-examples) $(CELLS)
+matrix: ## the tests and the examples on every Airflow and Python (CELLS="3.0-py3.11 newest next", TESTS=tests/ui, EXAMPLES=no)
+	@$(PYTHON) dev/matrix.py $(CELLS) $(addprefix --python ,$(PYTHONS)) $(if $(TESTS),--tests $(TESTS)) \
+		$(if $(filter no,$(EXAMPLES)),--no-examples)
 
 upgrade: $(READY) ## upgrade a real Airflow from 3.3 to 3.4 while tasks wait, and count the runs that they start
 	@$(BIN)/python dev/upgrade.py

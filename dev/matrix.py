@@ -124,7 +124,8 @@ def chosen_cells(names: Iterable[str], found: Iterable[str]) -> list[Cell]:
 
     Args:
         names: of cells; `lowest` and `newest` stand for the oldest of both and for the newest of both among `found`.
-            `next` is the Airflow that is coming on the newest of `found`: no cell while there is no pre-release.
+            `between` stands for every Airflow between these two, each on the oldest Python among `found`. `next` is the
+            Airflow that is coming on the newest of `found`: no cell while there is no pre-release.
         found: the Pythons on this machine.
 
     Raises:
@@ -142,7 +143,8 @@ def chosen_cells(names: Iterable[str], found: Iterable[str]) -> list[Cell]:
     of_here = [cell for cell in possible.values() if cell.python in here]
     coming = [cell for cell in of_here if cell.airflow in coming_airflows()]
     released = [cell for cell in of_here if cell not in coming]
-    stands_for = {"lowest": released[:1], "newest": released[-1:], "next": coming[-1:]}
+    between = [cell for cell in released if cell.airflow in airflows()[1:-1] and cell.python == released[0].python]
+    stands_for = {"lowest": released[:1], "between": between, "newest": released[-1:], "next": coming[-1:]}
     stands_for |= {name: [cell] for name, cell in possible.items()}
     unknown = [name for name in wanted if name not in stands_for]
     if unknown:
@@ -218,9 +220,14 @@ class CellEnvironment:
         self.python = self.venv / "bin" / "python"
         self.result = Result(cell)
 
-    def run(self, *, with_examples: bool) -> Result:
-        """Do all of it; a step that fails does not keep the others from being tried, unless they need it."""
-        steps = [(self._test, "the tests")]
+    def run(self, tests: Sequence[str], *, with_examples: bool) -> Result:
+        """Do all of it; a step that fails does not keep the others from being tried, unless they need it.
+
+        Args:
+            tests: files and folders of tests; all tests if none is named.
+            with_examples: whether the examples run, too.
+        """
+        steps = [(lambda: self._test(tests), "the tests")]
         if with_examples:
             steps.append((self._examples, "the examples in a real Airflow"))
         began_at = time.monotonic()
@@ -302,14 +309,14 @@ class CellEnvironment:
         log = self._do("versions", [self.python, "-c", script, *AIRFLOW], 60)
         return {name: version for name, _, version in (line.partition(" ") for line in log.read_text().splitlines())}
 
-    def _test(self) -> None:
+    def _test(self, tests: Sequence[str]) -> None:
         report = self.folder / "tests.xml"
         report.unlink(missing_ok=True)
         options = ["-q", "-m", "not system", "--numprocesses=2", "--dist=loadgroup", f"--junitxml={report}"]
         allowed = [option for warning in _ALLOWED_WARNINGS for option in ("-W", f"ignore:{warning}:DeprecationWarning")]
         # An older anyio brings a plugin at which a newer pytest warns before it has read any option; no test uses it.
         allowed += ["-p", "no:anyio"]
-        command = [self.python, "-m", "pytest", *allowed, *options]
+        command = [self.python, "-m", "pytest", *allowed, *options, *tests]
         try:
             self._do("tests", command, _UNIT_SECONDS)
         finally:
@@ -406,8 +413,11 @@ def table_of(results: Iterable[Result], missing: Iterable[Cell]) -> str:
 def main(given: Sequence[str] | None = None) -> int:
     """Run the cells; the exit status: 0, 1 if something failed, 2 if what was asked for is not there."""
     parser = argparse.ArgumentParser(prog="dev/matrix.py", description=__doc__.partition("\n")[0])
-    parser.add_argument("cells", nargs="*", help="such as 3.0-py3.11, or lowest, newest, next; all if none is named")
+    parser.add_argument(
+        "cells", nargs="*", help="such as 3.0-py3.11, or lowest, between, newest, next; all if none is named"
+    )
     parser.add_argument("--no-examples", action="store_true", help="run the tests, and not the examples")
+    parser.add_argument("--tests", nargs="+", default=[], help="such as tests/ui; all if none is named")
     parser.add_argument("--python", action="append", default=[], help="an interpreter; repeatable")
     parser.add_argument("--list", action="store_true", help="say which cells there are, and run none")
     arguments = parser.parse_args(given)
@@ -433,7 +443,7 @@ def main(given: Sequence[str] | None = None) -> int:
     WORK.mkdir(parents=True, exist_ok=True)
     wheel = build_wheel()
     results = [
-        CellEnvironment(cell, found[cell.python], wheel).run(with_examples=not arguments.no_examples)
+        CellEnvironment(cell, found[cell.python], wheel).run(arguments.tests, with_examples=not arguments.no_examples)
         for cell in cells
         if cell not in missing
     ]

@@ -45,9 +45,15 @@ def test_lowest_and_newest_stand_for_the_ends_of_what_this_machine_has():
     assert chosen_cells(["newest", "3.3-py3.12"], ["3.12"]) == [Cell("3.3", "3.12")]
 
 
+def test_between_stands_for_each_airflow_but_the_ends_on_the_oldest_python_here():
+    assert [cell.name for cell in chosen_cells(["between"], ["3.11", "3.13"])] == ["3.1-py3.11", "3.2-py3.11"]
+
+
 @pytest.mark.parametrize("name", ["3.0-py3.13", "2.11-py3.11", "nonsense"])
 def test_a_cell_that_is_not_there_is_refused_with_those_that_are(name):
-    with pytest.raises(ValueError, match=rf"no cell '{re.escape(name)}': there are lowest, newest, next, 3\.0-py3\.11"):
+    with pytest.raises(
+        ValueError, match=rf"no cell '{re.escape(name)}': there are lowest, between, newest, next, 3\.0-py3\.11"
+    ):
         chosen_cells([name], ["3.11"])
 
 
