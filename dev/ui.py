@@ -120,7 +120,7 @@ class Person:
         self.open_connections()
         self.row(conn_id).get_by_role("button", name="Test Connection").click()
         said = self.page.locator("[data-scope=toast][data-part=root]").filter(has_text=title)
-        expect(said).to_be_visible(timeout=40 * SECONDS)
+        expect(said).to_be_visible(timeout=90 * SECONDS)
         words: str = said.inner_text()
         return words
 
@@ -262,7 +262,7 @@ def _shown_link(person: Person, dag_id: str, task_id: str, map_index: int | None
     def shown() -> bool:
         person.open_task(dag_id, task_id, map_index, tab="/details")
         try:
-            expect(person.link()).to_be_visible(timeout=5 * SECONDS)
+            expect(person.link()).to_be_visible(timeout=10 * SECONDS)
         except AssertionError:
             return False
         return True
@@ -303,7 +303,7 @@ def the_logs_tell_what_happened(person: Person) -> None:
         ended = person.airflow.wait_for_dag_run(dag_id, person.runs[dag_id], 180)
         check(ended == state, f"{dag_id} is {ended}")
         person.open_task(dag_id, "run_agent")
-        expect(person.page.get_by_text(words).first).to_be_visible(timeout=30 * SECONDS)
+        expect(person.page.get_by_text(words).first).to_be_visible(timeout=90 * SECONDS)
         for key in keys:
             person.page.keyboard.press(key)
         shown: Any = person.page.get_by_role("dialog") if "f" in keys else person.page
@@ -346,8 +346,8 @@ def main() -> int:
         with airflow_up(home, home / "dags") as (airflow, simulator), sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
             page = browser.new_page(viewport=SIZE)
-            page.set_default_timeout(30 * SECONDS)
-            expect.set_options(timeout=15 * SECONDS)
+            page.set_default_timeout(90 * SECONDS)
+            expect.set_options(timeout=45 * SECONDS)
             person = Person(page, airflow, simulator)
             for scene in SCENES:
                 name = scene.__name__.replace("_", " ")

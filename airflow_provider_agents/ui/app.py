@@ -130,11 +130,10 @@ async def questions_about(conn_id: str, user: User, request: Request) -> Questio
     if not await run_in_threadpool(access.may_read_connection, user, conn_id):
         raise HTTPException(403, "You may not read this connection.")
     known: dict[str, Questions] = request.app.state.questions
-    if conn_id not in known:
-        if conn_id not in await run_in_threadpool(access.agents_connections):
-            raise HTTPException(404, "There is no such connection of the type Agents.")
-        known[conn_id] = Questions(conn_id)
-    return known[conn_id]
+    if conn_id not in known and conn_id not in await run_in_threadpool(access.agents_connections):
+        raise HTTPException(404, "There is no such connection of the type Agents.")
+    # Other pages may have asked at the same time; all share what the first one has made.
+    return known.setdefault(conn_id, Questions(conn_id))
 
 
 AboutConnection = Annotated[Questions, Depends(questions_about)]

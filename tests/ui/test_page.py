@@ -129,6 +129,16 @@ def test_only_reading_is_asked_of_the_platform(page, platform):
         assert asyncio.run(page.send(method, "/connections/agents_test", "admin")).status_code == 405
 
 
+def test_pages_that_are_opened_together_ask_the_platform_once(page, platform, monkeypatch):
+    monkeypatch.setattr("airflow_provider_agents.ui.app.FRESH_SECONDS", 600.0)
+
+    async def open_all():
+        return await asyncio.gather(*(page.get("/connections/agents_test", "admin") for _ in range(20)))
+
+    assert {answer.status_code for answer in asyncio.run(open_all())} == {200}
+    assert len(platform.requests) == 4  # agents, PENDING, RUNNING, and the newest runs
+
+
 def test_a_platform_that_hangs_keeps_no_other_question_waiting(page, platform, monkeypatch):
     # 60 pages are open. The platform takes their questions, and answers none.
     async def steps():
