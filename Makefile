@@ -128,7 +128,7 @@ explore: $(READY) ## every order of kills, lost answers, clears and other runs i
 	@$(BIN)/python dev/explore.py $(EXPLORE)
 
 fuzz: $(READY) ## a million hostile answers and inputs through all that reads them (ANSWERS=1000000, SEED=)
-	@$(BIN)/python tests/support/fuzzing.py $(if $(ANSWERS),--answers $(ANSWERS)) $(if $(SEED),--seed $(SEED))
+	@AIRFLOW__LOGGING__LOGGING_LEVEL=CRITICAL $(BIN)/python -u tests/support/fuzzing.py $(if $(ANSWERS),--answers $(ANSWERS)) $(if $(SEED),--seed $(SEED))
 
 soak: $(READY) ## a month of waiting on virtual time: are the verdicts right, and does anything leak
 	@$(BIN)/python benchmarks/soak.py

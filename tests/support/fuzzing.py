@@ -1,4 +1,4 @@
-"""Hostile answers by the million, through everything that reads them: `make fuzz`.
+"""Hostile answers and inputs by the million, through everything that reads them: `make fuzz`.
 
 Some go to tasks that are played from their start to their end, with a judge who knows the truth: `episodes`.
 
@@ -15,7 +15,6 @@ import gzip
 import itertools
 import json
 import logging
-import os
 import random
 import resource
 import sys
@@ -324,8 +323,6 @@ def main():
     parser.add_argument("--answers", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     arguments = parser.parse_args()
-    # Airflow tells of each connection that it cannot read.
-    os.environ["AIRFLOW__LOGGING__LOGGING_LEVEL"] = "CRITICAL"
     print(f"seed {arguments.seed}")
     total, after_a_tenth = 0, 0
     outcomes = Counter()
