@@ -152,6 +152,9 @@ plots: $(READY) ## draw the plots and tables of the documentation again, from th
 	@$(call install,bench)
 	@$(BIN)/python dev/plots.py
 
+side-by-side: $(READY) ## what a thousand tasks that wait for one agent cost, and the longest step
+	@$(BIN)/python benchmarks/side_by_side.py
+
 deployment: $(READY) ## a thousand deferred tasks in a real triggerer
 	@$(call install,bench)
 	@$(BIN)/python benchmarks/deployment.py

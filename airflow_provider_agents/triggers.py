@@ -168,14 +168,14 @@ class AgentRunTrigger(_TaskTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event."""
-        submission = Submission(agent_id="unknown", taken_at=now())
+        submission: Submission | None = None
         early_xcoms = EarlyXComs(self, self.show)
         try:
             if self._unchecked:
                 # Templates are rendered by now, so this is the earliest that they can be read.
                 RUN_ARGUMENTS.check(self)
             selector = selectors.select(self.agent_id, {name: getattr(self, name) for name in self._selecting})
-            submission = selector.known(now()) or submission.changed(agent_id=selector.agent_id)
+            submission = selector.known(now()) or Submission(agent_id=selector.agent_id, taken_at=now())
             async with poller_of(self.agents_conn_id) as poller:
 
                 def on_known(event: ExecutionEvent) -> None:
@@ -196,6 +196,7 @@ class AgentRunTrigger(_TaskTrigger):
                 own = own_event(verdict, submission)
                 link = link_to(poller, submission.agent_id, own.id if own is not None else None)
         except (PermanentError, InvalidConnectionError, InvalidArgumentError, TemporaryError) as error:
+            submission = submission or Submission(agent_id="unknown", taken_at=now())
             self.log.error("The wait for the run has failed: %s %s", error, format_ids(submission))  # noqa: TRY400
             yield TriggerEvent(
                 RunEnded(

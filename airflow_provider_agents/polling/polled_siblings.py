@@ -56,7 +56,7 @@ class PolledSiblings:
             self.searching += self._siblings.add_starts(agent_id, starts, now())
         if self.searching:
             self._search(run_flow)
-        decided = dict(self._siblings.decide(now()))
+        decided = dict(filter(None, self._siblings.decide(now())))
         return decided.get(self._tracker)
 
     def _search(self, run_flow: Callable[[Flow[Listing]], Listing]) -> None:

@@ -79,11 +79,15 @@ def read_mapping(value: object) -> dict[str, Any]:
 def read_submission(value: object) -> dict[str, Any]:
     """A submission as a dict, or as the text that a template makes of one."""
     found = read_mapping(value)
+    _parse_submission(found)
+    return found
+
+
+def _parse_submission(value: object) -> Submission:
     try:
-        Submission.from_json(found)
+        return Submission.from_json(read_mapping(value))
     except UnusableDataError as error:
         raise ValueError(f"is none. {error}") from None
-    return found
 
 
 # --- the selectors -------------------------------------------------------------------------------------------------
@@ -194,7 +198,10 @@ class BySubmission(RunSelector):
         Raises:
             InvalidArgumentError: saying what to give instead.
         """
-        submission = Submission.from_json(cls._check(arguments)["submission"])
+        try:
+            submission = _parse_submission(arguments["submission"])
+        except ValueError as error:
+            raise InvalidArgumentError(f"submission {error}") from None
         if agent_id is not None and submission.agent_id != agent_id:
             raise InvalidArgumentError(
                 f"The submission is one of agent {submission.agent_id}, not of {one_line(str(agent_id), 100)}. "

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from airflow_provider_agents.runs.tracker import RunTracker
 
 
+#: To match this many submissions of one agent together takes several milliseconds, some tens at a thousand.
+_MANY = 200
+
+
 @dataclass(frozen=True, slots=True)
 class _Ended:
     """A submission that no task waits for any more: others must still know which event was its own."""
@@ -66,8 +70,11 @@ class AgentSiblings:
     @property
     def are_alone(self) -> bool:
         """Whether there is one submission."""
-        keys = {key_of(tracker.submission) for tracker in self.trackers}
-        return len(self.trackers) == 1 and self.ended.keys() <= keys
+        # In one go for a thousand of them, since each event that changes asks this for each of them.
+        if len(self.trackers) != 1:
+            return False
+        (tracker,) = self.trackers
+        return self.ended.keys() <= {key_of(tracker.submission)}
 
     def decides(self, tracker: RunTracker, changed: Iterable[ExecutionEvent]) -> bool:
         """Whether a tracker has siblings, so that it must not decide alone.
@@ -230,10 +237,11 @@ class Siblings:
         agent.is_due = True
         return new
 
-    def decide(self, now: datetime) -> Iterator[tuple[RunTracker, Verdict | None]]:
+    def decide(self, now: datetime) -> Iterator[tuple[RunTracker, Verdict | None] | None]:
         """The trackers whose siblings have changed, each with its verdict.
 
-        Without a verdict, the tracker waits on, perhaps with fewer events.
+        Without a verdict, the tracker waits on, perhaps with fewer events. None is a pause for the caller: the next
+        item takes long.
         """
         for agent in list(self._agents.values()):
             if agent.is_due:
@@ -257,14 +265,20 @@ class Siblings:
                 del self._agents[agent_id]
 
 
-def _decide(agent: AgentSiblings, now: datetime) -> Iterator[tuple[RunTracker, Verdict | None]]:
+def _decide(agent: AgentSiblings, now: datetime) -> Iterator[tuple[RunTracker, Verdict | None] | None]:
     if agent.are_alone and not agent.given:
         (tracker,) = agent.trackers
         if tracker.is_settled and not (tracker.is_open and agent.lacks_starts(tracker)):
             yield tracker, tracker.decide_alone()
         return
+    deciding = sorted(agent.trackers, key=lambda tracker: (tracker.claim.accepted_at, tracker.claim.key))
+    are_many = len(deciding) + len(agent.ended) >= _MANY
+    if are_many:
+        yield None
     decision = _Decision(agent, now)
-    for tracker in sorted(agent.trackers, key=lambda tracker: (tracker.claim.accepted_at, tracker.claim.key)):
+    if are_many:
+        yield None
+    for tracker in deciding:
         if not tracker.is_settled or tracker not in agent.trackers:
             continue
         verdict = decision.verdict(tracker)
@@ -282,7 +296,7 @@ class _Decision:
         self._match = JointMatch(agent.claims, agent.events.values())
         self._events, self._given = agent.events, agent.given
         self._taken = set(agent.given.values())
-        self._shared = self._match.share(agent.given)
+        self._shared: dict[str, str] | None = None
         self._certain: dict[tuple[str, ...], dict[str, str]] = {}
         self.is_awaited = False
 
@@ -383,7 +397,7 @@ class _Decision:
 
     def _share_of(self, key: str) -> str | None:
         """The event that a submission gets; none that was given to another."""
-        if self._shared.get(key) in self._taken:
+        if self._shared is None or self._shared.get(key) in self._taken:
             self._shared = self._match.share(self._given)
         return self._shared.get(key)
 

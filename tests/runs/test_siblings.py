@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 
 import pytest
-from driving import examples
+from driving import Driver, examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sibling_strategies import configs, tasks_in
 from sibling_worlds import Task, World, config_of
 
+from airflow_provider_agents.api.flow import through
+from airflow_provider_agents.runs import siblings
 from airflow_provider_agents.runs.joint import JointMatch
 from airflow_provider_agents.runs.tracker import WaitPolicy
 
@@ -120,3 +122,42 @@ def test_tasks_wait_for_a_sibling_whose_window_only_the_tolerance_lets_reach_the
         tasks = [Task(number * 5.0, policy=policy) for number in range(8)]
         config = config_of(random.Random(seed), lag=2.0, run_seconds=1.0, failing=0.5)
         assert set(World(config, tasks, seed=seed).play().outcomes()) <= {"completed", "failed"}
+
+
+class CountingDriver(Driver):
+    """A driver that counts how many waits end between two turns of the event loop."""
+
+    ended = ()
+
+    def follow_all(self, batch):
+        super().follow_all([self._counted(flow) for flow in batch])
+
+    def _counted(self, flow):
+        def perform(step):
+            nonlocal waits
+            self.ended += (waits - self.plan.stats().waits,)
+            answer = yield step
+            waits = self.plan.stats().waits
+            return answer
+
+        waits = self.plan.stats().waits
+        yield from through(flow, perform)
+        self.ended += (waits - self.plan.stats().waits,)
+
+
+def test_many_siblings_that_end_together_end_in_small_steps():
+    config = config_of(random.Random(1), lag=0.0, run_seconds=1.0)
+    world = World(config, [Task(0.0) for _ in range(80)], driver=CountingDriver).play()
+    assert set(world.handed_on) == {task.own for task in world.tasks}
+    assert sum(world.drivers[0].ended) == 80
+    assert max(world.drivers[0].ended) <= 25
+
+
+def test_a_change_of_one_event_does_not_read_the_submissions_of_all_siblings(mocker):
+    keys = mocker.spy(siblings, "key_of")
+    read = []
+    for count in (20, 40):
+        keys.reset_mock()
+        World(config_of(random.Random(1), run_seconds=60.0), [Task(0.0) for _ in range(count)]).play()
+        read.append(keys.call_count / count)
+    assert read[1] < 1.5 * read[0]

@@ -86,6 +86,7 @@ class World:
         skew: seconds that the clock of the machine that waits is ahead of the one that starts the runs.
         processes: how many processes wait, each with a poller.
         read_starts: what a process reads of all starts that are written down; None if starts are not shared.
+        driver: drives the plan of each process.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class World:
         skew=0.0,
         processes=1,
         read_starts=None,
+        driver=Driver,
     ):
         self.clock = ManualClock()
         keep_time(self.clock)
@@ -115,6 +117,7 @@ class World:
         self.began = self.clock.now
         self.waiting = {}
         self.skew = timedelta(seconds=skew)
+        self.new_driver = driver
         self.drivers = self._new_drivers()
         self.actions = [(task.starts_at, self._start, task) for task in self.tasks]
         self.actions += [(moment, self._stranger, None) for moment in strangers]
@@ -125,7 +128,7 @@ class World:
             Plan(siblings=siblings, jitter=lambda: 1.0, reads_starts=self.read_starts is not None)
             for siblings in self.siblings
         ]
-        return [Driver(self.client, self._waiting_clock, self.clock.advance, plan=plan) for plan in plans]
+        return [self.new_driver(self.client, self._waiting_clock, self.clock.advance, plan=plan) for plan in plans]
 
     def _waiting_clock(self):
         return self.clock.now + self.skew
@@ -156,7 +159,7 @@ class World:
 
     def _wait(self, task_and_submission):
         task, submission = task_and_submission
-        task.tracker = tracker = RunTracker(submission, task.policy)
+        task.tracker = tracker = RunTracker(submission, task.policy, self._waiting_clock())
         if task.pokes is not None:
             self._poke((task, submission, SinglePolls()))
             return
