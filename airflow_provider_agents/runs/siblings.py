@@ -70,7 +70,7 @@ class AgentSiblings:
     @property
     def are_alone(self) -> bool:
         """Whether there is one submission."""
-        # In one go for a thousand of them, since each event that changes asks this for each of them.
+        # Asked for each change of each event, so it must not collect the keys of a thousand.
         if len(self.trackers) != 1:
             return False
         (tracker,) = self.trackers
