@@ -53,7 +53,7 @@ from airflow_provider_agents.tasks import (
 from airflow_provider_agents.triggers import AgentRunTrigger
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
 
     from airflow_provider_agents.runs.selector import RunSelector
     from airflow_provider_agents.runs.submission import Submission
@@ -161,7 +161,7 @@ class AgentRunSensor(ReportsRun, BaseSensorOperator):
         self,
         *,
         agent_id: str | None = None,
-        submission: dict[str, Any] | str | None = None,
+        submission: dict[str, Any] | str | XComArg | None = None,
         event_id: str | None = None,
         started_after: datetime | str | None = None,
         started_before: datetime | str | None = None,

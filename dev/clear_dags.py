@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from itertools import product
+from typing import Any
 
 from airflow.sdk import DAG, task_group
 
@@ -14,7 +15,7 @@ AGENT = "{{ dag_run.conf['agent'] }}"
 TIMEOUT = 25.0
 
 
-def operator(agent_id: str, **arguments: object) -> ExecuteAgentOperator:
+def operator(agent_id: str, **arguments: Any) -> ExecuteAgentOperator:
     """The task."""
     return ExecuteAgentOperator(task_id="run", agent_id=agent_id, poll_interval=1.0, settle=5.0, **arguments)
 
@@ -50,5 +51,5 @@ for shape, waits, retried in product(SHAPES, ("triggerer", "worker"), (False, Tr
                 """One iteration: a task of a loop has a record for each."""
                 operator(AGENT + "-{{ loop.index }}", **arguments)
 
-            again.loop(max_iterations=1)
+            again.loop(max_iterations=1)  # type: ignore[attr-defined]  # from Airflow 3.4 on
     globals()[dag.dag_id] = dag

@@ -28,7 +28,7 @@ from real_airflow import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 KEY = "sk-clears-0123456789"
 #: The oldest Airflow that keeps a record: before, each new try is a new run.
@@ -142,7 +142,7 @@ class Result:
         return words if self.is_right else f"**{words}**"
 
 
-def table_of(results: dict[str, Sequence[Result]]) -> str:
+def table_of(results: Mapping[str, Sequence[Result]]) -> str:
     """All rows as a Markdown table.
 
     Args:

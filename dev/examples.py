@@ -230,7 +230,8 @@ def run_all(show: Show) -> dict[str, str]:
                 show.run_ids[dag_id] = show.first_run(dag_id)
             state = airflow.wait_for_dag_run(dag_id, show.run_ids[dag_id], _END_SECONDS)
             _must(state == ENDS.get(dag_id, "success"), f"the DAG run is {state}")
-            LOOKS.get(dag_id, lambda _: None)(show)
+            if look := LOOKS.get(dag_id):
+                look(show)
             print(f"{dag_id}: as it should be ({time.monotonic() - began_at:.0f} s more)", flush=True)
         except (RealAirflowError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             wrong[dag_id] = f"{type(error).__name__}: {error}"

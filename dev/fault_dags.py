@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 
 from airflow.sdk import DAG, Asset, AssetWatcher, task
 from airflow.sdk.exceptions import AirflowFailException
@@ -15,7 +16,7 @@ from airflow_provider_agents.watchers import AgentRunEventTrigger
 class OneRunOperator(ExecuteAgentOperator):
     """Waits where the DAG run's configuration says, and has no retries left once its run has failed."""
 
-    def execute(self, context):  # noqa: ANN001, ANN201
+    def execute(self, context: Any) -> Any:
         """Set the way of waiting, then do what the operator does."""
         self.deferrable = bool(context["dag_run"].conf["deferrable"])
         try:
@@ -23,7 +24,7 @@ class OneRunOperator(ExecuteAgentOperator):
         except AgentRunFailedError as error:
             raise AirflowFailException(str(error)) from error
 
-    def execute_complete(self, context, event=None):  # noqa: ANN001, ANN201
+    def execute_complete(self, context: Any, event: Any = None) -> Any:
         """Do what the operator does."""
         try:
             return super().execute_complete(context, event)
@@ -34,7 +35,7 @@ class OneRunOperator(ExecuteAgentOperator):
 with DAG("fault_runs", start_date=datetime(2026, 1, 1), schedule=None, max_active_tasks=200):  # noqa: DTZ001
 
     @task(retries=5, retry_delay=timedelta(seconds=1))
-    def agents(dag_run=None):  # noqa: ANN001, ANN201
+    def agents(dag_run: Any = None) -> Any:
         """The agents of this DAG run."""
         return dag_run.conf["agents"]
 
@@ -64,7 +65,7 @@ ENDED = Asset(
 with DAG("fault_watcher", start_date=datetime(2026, 1, 1), schedule=[ENDED], catchup=False):  # noqa: DTZ001
 
     @task
-    def note():  # noqa: ANN201
+    def note() -> None:
         """Take the event."""
 
     note()

@@ -282,7 +282,7 @@ class CellEnvironment:
         pins.write_text("\n".join(lines))
         airflow = [f"apache-airflow=={self.cell.version}", "-c", str(pins)]
         if uv:
-            command = [uv, "pip", "install", "--quiet", "--python", self.python, *airflow]
+            command: list[str | Path] = [uv, "pip", "install", "--quiet", "--python", self.python, *airflow]
             self._do("install-airflow", command, _INSTALL_SECONDS)
         else:
             self._pip("install-airflow", *airflow)
@@ -316,7 +316,7 @@ class CellEnvironment:
         allowed = [option for warning in _ALLOWED_WARNINGS for option in ("-W", f"ignore:{warning}:DeprecationWarning")]
         # An older anyio brings a plugin at which a newer pytest warns before it has read any option; no test uses it.
         allowed += ["-p", "no:anyio"]
-        command = [self.python, "-m", "pytest", *allowed, *options, *tests]
+        command: list[str | Path] = [self.python, "-m", "pytest", *allowed, *options, *tests]
         try:
             self._do("tests", command, _UNIT_SECONDS)
         finally:
@@ -388,7 +388,8 @@ def build_wheel() -> Path:
     else:
         venv = WORK / "build"
         do("venv", [sys.executable, "-m", "venv", venv], WORK / "build.log", 120, {})
-        command = [venv / "bin" / "python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", dist, ROOT]
+        python = venv / "bin" / "python"
+        command: list[str | Path] = [python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", dist, ROOT]
         do("build", command, WORK / "build.log", 300, {})
     (wheel,) = dist.glob("*.whl")
     return wheel

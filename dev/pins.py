@@ -15,7 +15,8 @@ import sys
 import tempfile
 from collections import defaultdict
 
-from matrix import COMPAT, IMPOSSIBLE, PINS, ROOT, by_number, is_pre_release, pythons
+from command import ROOT
+from matrix import COMPAT, IMPOSSIBLE, PINS, by_number, is_pre_release, pythons
 
 
 def compiled(python: str, requirements: list[str], *options: str) -> dict[str, str]:

@@ -203,12 +203,13 @@ def opening_and_saving_again_changes_nothing(person: Person) -> None:
 
 def the_test_button_tells_a_good_connection_from_bad_ones(person: Person) -> None:
     made = {"conn_type": "agents", "host": "http://127.0.0.1", "port": person.simulator.port, "password": KEY}
-    for conn_id, changed in {
+    changes: dict[str, dict[str, object]] = {
         "agents_wrong": {"password": "a-wrong-key"},
         "agents_nowhere": {"host": "https://gateway.invalid", "port": 443},
         "agents_masked": {"password": "******"},
         "agents_script": {"extra": json.dumps({"run_url": "javascript:alert(1)"})},
-    }.items():
+    }
+    for conn_id, changed in changes.items():
         person.airflow.api("POST", "/api/v2/connections", {**made, "connection_id": conn_id, **changed})
     for conn_id, title, words, picture in (
         ("agents_ui", "Test Connection Successful", "accepts the API key", "connection-test-good"),

@@ -129,7 +129,7 @@ def each_user_sees_what_airflow_allows(person: Person) -> None:
         for user in ("admin", "op", "viewer"):
             answer = httpx.post(f"{url}/auth/token", json={"username": user, "password": f"{user}-word"})
             answer.raise_for_status()
-            context = person.page.context.browser.new_context()  # type: ignore[union-attr]  # it has one
+            context = person.page.context.browser.new_context()
             context.add_cookies([{"name": "_token", "value": answer.json()["access_token"], "url": url}])
             page = context.new_page()
             page.goto(f"{url}{PATH}", wait_until="domcontentloaded")

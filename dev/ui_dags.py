@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from airflow.sdk import DAG
 
@@ -10,7 +11,7 @@ from airflow_provider_agents.operators import ExecuteAgentOperator
 
 START = datetime(2026, 1, 1)  # noqa: DTZ001 - Airflow adds UTC
 #: The simulator shows records at once, so a run is told from others after so little.
-QUICK = {"settle": 3.0, "appear_within": 20.0, "poll_interval": 1.0, "agents_conn_id": "agents_ui"}
+QUICK: dict[str, Any] = {"settle": 3.0, "appear_within": 20.0, "poll_interval": 1.0, "agents_conn_id": "agents_ui"}
 
 with DAG("price_report", start_date=START, schedule=None):
     ExecuteAgentOperator(task_id="run_agent", agent_id="agent-prices", **QUICK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from airflow.sdk import DAG, task
 
@@ -11,7 +12,7 @@ from airflow_provider_agents.operators import ExecuteAgentOperator
 with DAG("upgrade_runs", start_date=datetime(2026, 1, 1), schedule=None):  # noqa: DTZ001
 
     @task
-    def agents(dag_run=None):  # noqa: ANN001, ANN201
+    def agents(dag_run: Any = None) -> Any:
         """The agents of the mapped task."""
         return dag_run.conf["mapped"]
 
