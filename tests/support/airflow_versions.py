@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from airflow.triggers.base import BaseTrigger
 
+if TYPE_CHECKING:
+    import pytest
 
-def let_clears_discard_state(patch, discard=True):
+
+def let_clears_discard_state(patch: pytest.MonkeyPatch, discard: bool = True) -> None:
     """Give triggers the attribute by which Airflow 3.4 is known, or take it away.
 
     Args:
-        patch: a `pytest.MonkeyPatch`.
+        patch: undoes it at the end of the test.
         discard: whether a clear discards a task's state, as from 3.4 on.
     """
     if discard:

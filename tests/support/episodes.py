@@ -16,6 +16,7 @@ import time
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from typing import Any
 from unittest import mock
 
 import httpx
@@ -61,7 +62,7 @@ def _inside(value):
     return value.values() if isinstance(value, dict) else value
 
 
-class AssetState(dict):
+class AssetState(dict[str, Any]):
     """The state of an asset as a trigger sees it."""
 
     async def aget(self, key, default=None):
@@ -77,7 +78,11 @@ class Attempted:
     def __init__(self, agent_id, *, deferrable, on_ambiguous):
         self.agent_id, self.deferrable, self.on_ambiguous = agent_id, deferrable, on_ambiguous
         self.task = Task()
-        self.state, self.deferred, self.payload, self.result, self.error = "none", None, None, None, None
+        self.state = "none"
+        self.deferred: Any = None
+        self.payload: Any = None
+        self.result: Any = None
+        self.error: Any = None
 
     def operator(self):
         return ExecuteAgentOperator(
@@ -137,7 +142,9 @@ class Episode:
         self.clock = ManualClock(START)
         self.sim = Simulator(self.clock, config=self.config, api_keys=(key,), seed=rng.randrange(10**6))
         self.deleted, self.output = set(), io.StringIO()
-        self.is_watched, self.watched, self.reported = not self.alone and rng.random() < 0.5, None, set()
+        self.is_watched = not self.alone and rng.random() < 0.5
+        self.watched: Any = None
+        self.reported: set[Any] = set()
         self._planned = []
 
     # --- time ---
@@ -195,6 +202,10 @@ class Episode:
                 row, without = self._oddity()
                 self.sim.add_row(agent.agent_id, row, without=without, age=self.rng.uniform(600, 90000))
 
+    def _restore_own(self):
+        for execution in self.sim.executions:
+            self.sim.restore(execution.event_id)
+
     def _corrupt_own(self):
         """Odd values where no verdict needs the field; and for a while a status that is none."""
         rng = self.rng
@@ -233,7 +244,7 @@ class Episode:
                 self._plan(rng.uniform(10, 200), lambda event_id=event_id: self.sim.restore(event_id))
         if rng.random() < 0.5:
             self._plan(rng.uniform(10, 120), self._corrupt_own)
-            self._plan(rng.uniform(120, 200), lambda: [self.sim.restore(d.event_id) for d in self.sim.executions])
+            self._plan(rng.uniform(120, 200), self._restore_own)
         if rng.random() < 0.7:
             for _ in range(rng.randrange(1, 5)):
                 self._plan(rng.uniform(20, 150), self._refuse)
@@ -305,8 +316,8 @@ class Episode:
 
     async def _watch(self):
         trigger = AgentRunEventTrigger(statuses=["COMPLETED", "FAILED"], settle=5.0)
-        trigger.asset_state_store = AssetState()
-        async with aclosing(trigger.run()) as events:
+        trigger.asset_state_store = AssetState()  # type: ignore[assignment]  # as much of one as it needs
+        async with aclosing(trigger.run()) as events:  # type: ignore[type-var]  # a generator
             async for event in events:
                 self.reported.update(run["id"] for run in event.payload["runs"])
 

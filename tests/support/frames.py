@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TESTS = str(Path(__file__).parents[1])
 
 
-def variables(error):
+def variables(error: BaseException) -> Iterator[str]:
     """`module.function: name = value` for each variable, except those of the tests' own frames."""
-    todo, seen = [error], set()
+    todo: list[BaseException | None] = [error]
+    seen: set[int] = set()
     while todo:
         one = todo.pop()
         if one is None or id(one) in seen:
@@ -27,7 +32,7 @@ def variables(error):
             trace = trace.tb_next
 
 
-def shown(value):
+def shown(value: object) -> str:
     try:
         return repr(value)
     except Exception:  # noqa: BLE001 - half-made objects have no repr; error trackers go on, too

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from airflow_provider_agents.api.errors import (
     AuthenticationError,
@@ -11,6 +12,9 @@ from airflow_provider_agents.api.errors import (
     RequestRejectedError,
 )
 from airflow_provider_agents.simulator import Fault
+
+if TYPE_CHECKING:
+    from conftest import Platform
 
 #: The error of each refusal, by its status.
 ERROR_OF = {
@@ -24,7 +28,7 @@ ERROR_OF = {
 REFUSALS = [kind(f"{status}: refused.", status_code=status) for status, kind in ERROR_OF.items()]
 
 
-def refuse(platform, status, after, seconds):
+def refuse(platform: Platform, status: int, after: float, seconds: float) -> None:
     """Refuse every request for a time that begins after some seconds."""
     begin = platform.sim.clock() + timedelta(seconds=after)
     end = begin + timedelta(seconds=seconds)

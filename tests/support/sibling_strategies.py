@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 from sibling_worlds import Task, config_of
 
 from airflow_provider_agents.runs.tracker import WaitPolicy
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 _seconds = st.floats(0, 90)
 _maybe_seconds = st.none() | _seconds
 
 
-def tasks_in(processes, *, pokes=(None,)):
+def tasks_in(processes: int, *, pokes: Sequence[Any] = (None,)) -> st.SearchStrategy[list[Task]]:
     """Two to seven tasks, each in one of N processes or, if it pokes, on a worker."""
     return st.lists(
         st.builds(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from driving import Driver
 from own_time import keep_time
@@ -70,7 +70,7 @@ class Task:
     @property
     def handed_on(self):
         """The events that it was given: at most one, however many sensors wait for it."""
-        return {verdict.event.id for verdict in self.verdicts if verdict.is_end}
+        return {verdict.event.id for verdict in self.verdicts if verdict.is_end and verdict.event}
 
 
 class World:
@@ -112,10 +112,11 @@ class World:
         transport = mock_transport(self.sim)
         self.client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=transport)
         self.siblings = [siblings if siblings is not None else Siblings() for _ in range(processes)]
-        self.starts, self.read_starts, self.readings = {}, read_starts, 0
+        self.starts: dict[Any, Any] = {}
+        self.read_starts, self.readings = read_starts, 0
         self.tasks = sorted(tasks, key=lambda task: task.starts_at)
         self.began = self.clock.now
-        self.waiting = {}
+        self.waiting: dict[Any, Any] = {}
         self.skew = timedelta(seconds=skew)
         self.new_driver = driver
         self.drivers = self._new_drivers()
