@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 from unittest import mock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 
 @contextmanager
-def metadata_database_in(folder):
+def metadata_database_in(folder: Path) -> Iterator[None]:
     """Airflow's models use it for the length of a block.
 
     Args:
