@@ -37,7 +37,8 @@ def explore(mode: tuple[str, bool, str]) -> tuple[tuple[str, bool, str], int, in
 
     wait, copies, company = mode
     began = time.monotonic()
-    found = Exploration(Scope(wait=wait, copies=copies, **BUDGETS[company]))
+    budget: dict[str, Any] = {**BUDGETS[company]}
+    found = Exploration(Scope(wait=wait, copies=copies, **budget))
     counted = found.explorer
     seconds = time.monotonic() - began
     print(f"{wait}, copies={copies}, {company}: {counted.runs:,} runs in {seconds:.0f} s", file=sys.stderr, flush=True)
@@ -62,7 +63,7 @@ def main() -> int:
     print(table(["waits", "copy of the record", "company", "states", "orders", "runs", "faults"], rows))
     ends: Counter[str] = sum((one[5] for one in found), Counter())
     print("\n" + table(["end of a task", "runs"], [(end, f"{count:,}") for end, count in ends.most_common()]))
-    states, orders, runs = (sum(one[number] for one in found) for number in (1, 2, 3))
+    states, orders, runs = (sum(one[1] for one in found), sum(one[2] for one in found), sum(one[3] for one in found))
     print(f"\n{states:,} states, {orders:,} orders, {runs:,} runs")
     return status_of(
         f"{'; '.join(map(str, mode))}: {fault}: {' > '.join(order)}"
