@@ -147,30 +147,26 @@ def main():
         print(f"all over: {dict(states(airflow, runs))}", flush=True)
         log = airflow.log_file("triggerer").read_text(errors="replace")
         blocked = [float(seconds) for seconds in re.findall(r"thread was blocked for ([0-9.]+) seconds", log)]
-        print("loop blocked:", blocked)
     delays = [seconds / 1e3 for seconds in monitor.timings["airflow.agents.run.notice_delay"]]
     cycles = monitor.timings["airflow.agents.poll.cycle"]
-    print(f"notice delay of {len(delays):,}: mean {statistics.fmean(delays):.2f} s, worst {max(delays):.2f} s")
-    print(f"{len(cycles):,} cycles: mean {statistics.fmean(cycles):.0f} ms, worst {max(cycles):.0f} ms")
-    counts = {name.removeprefix("airflow."): count for name, count in monitor.counts.items() if ".agents." in name}
-    print(counts)
+    row = {
+        "tasks": tasks,
+        "deferred_after_s": deferred_after,
+        **{f"idle_{name}": value for name, value in idle.items()},
+        **waiting,
+        "mean_delay_s": statistics.fmean(delays),
+        "worst_delay_s": max(delays),
+        "delays_s": evidence.spread(delays),
+        "cycles": len(cycles),
+        "mean_cycle_ms": statistics.fmean(cycles),
+        "worst_cycle_ms": max(cycles),
+        "blocked_s": blocked,
+        **{name.removeprefix("airflow."): count for name, count in monitor.counts.items() if ".agents." in name},
+    }
+    print(f"{row}\n\n{evidence.deployment({'rows': [row]})}")
     extra = waiting["cpu_percent"] - idle["cpu_percent"]
-    print(f"waiting takes {extra:.1f} % of a core and {waiting['requests_per_minute']:.0f} requests a minute")
+    print(f"\nWaiting takes {extra:.1f} % of a core and {waiting['requests_per_minute']:.0f} requests a minute.")
     if tasks == ALL_TASKS:
-        row = {
-            "tasks": tasks,
-            "deferred_after_s": deferred_after,
-            **{f"idle_{name}": value for name, value in idle.items()},
-            **waiting,
-            "mean_delay_s": statistics.fmean(delays),
-            "worst_delay_s": max(delays),
-            "delays_s": evidence.spread(delays),
-            "cycles": len(cycles),
-            "mean_cycle_ms": statistics.fmean(cycles),
-            "worst_cycle_ms": max(cycles),
-            "blocked_s": blocked,
-            **counts,
-        }
         evidence.save("deployment", command="make deployment", rows=[row])
 
 
