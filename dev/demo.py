@@ -62,11 +62,11 @@ def main() -> int:
                 return 1
             event = airflow.xcom(DAG, run_id, TASK)
             event = json.loads(event) if isinstance(event, str) else event
-            say(f"The task {NEXT} received this final event from XCom, and made of it: ")
+            say(f"The task {NEXT} received this final event from XCom, and returned: ")
             print(f"\n    {airflow.xcom(DAG, run_id, NEXT)}\n")
             print(json.dumps(event, indent=2))
             print(
-                "\nThe agent's run was started once, waited for in the triggerer, and told apart from other runs.\n"
+                "\nThe agent's run was started once. The task waited in the triggerer, and returned the event of its own run.\n"
                 "Next:  make up     Airflow's UI with the simulator and all example DAGs\n"
                 "       make test   every check and test\n"
                 "       README.md, docs/operator.md and docs/what-happens-when.md"
