@@ -66,7 +66,7 @@ def main() -> int:
             print(f"\n    {airflow.xcom(DAG, run_id, NEXT)}\n")
             print(json.dumps(event, indent=2))
             print(
-                "\nThe agent's run was started once. The task waited in the triggerer, and returned the event of its own run.\n"
+                "\nThe agent's run was started once. Its task waited in the triggerer and returned its event.\n"
                 "Next:  make up     Airflow's UI with the simulator and all example DAGs\n"
                 "       make test   every check and test\n"
                 "       README.md, docs/operator.md and docs/what-happens-when.md"
