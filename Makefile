@@ -5,7 +5,7 @@ PYTHON ?= python3
 PORT ?= 8080
 # Arguments of the cluster test: CLUSTER=--short, CLUSTER="--tasks 400 --seed 1".
 CLUSTER ?=
-# Arguments of the exploration: EXPLORE="--wait worker --company alone".
+# Arguments of the exploration: EXPLORE=--narrow, EXPLORE="--wait worker --scope 'a clear'".
 EXPLORE ?=
 VENV := .venv
 BIN := $(VENV)/bin

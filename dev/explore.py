@@ -19,13 +19,21 @@ from command import ROOT, run_command, status_of, table
 
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "support")]
 
-#: What goes wrong beside each company: a sibling or another party multiplies the orders.
-BUDGETS = {
-    "alone": {"faults": 2, "clears": 0, "odd_runs": 1},
-    "alone, cleared": {"faults": 1, "clears": 1, "odd_runs": 1},
-    "a sibling": {"sibling": True, "faults": 1, "clears": 0, "odd_runs": 0},
-    "another party": {"stranger": True, "faults": 1, "clears": 0, "odd_runs": 1},
-    "both": {"sibling": True, "stranger": True, "faults": 0, "clears": 0, "odd_runs": 1},
+#: What can happen in each scope, beside runs that are short or long. Each is played for every way to wait.
+NARROW = {
+    "a fault": {"faults": 1, "clears": 0},
+    "a fault in the only try": {"faults": 1, "clears": 0, "tries": 1},
+    "a clear": {"faults": 0, "clears": 1},
+    "a sibling": {"sibling": True, "faults": 0, "clears": 0, "odd_runs": 0},
+    "another party": {"stranger": True, "faults": 0, "clears": 0},
+}
+WIDE = {
+    "two faults": {"faults": 2, "clears": 0, "odd_runs": 0},
+    "a fault and a clear": {"faults": 1, "clears": 1},
+    "a sibling and an odd run": {"sibling": True, "faults": 0, "clears": 0},
+    "a sibling and a fault": {"sibling": True, "faults": 1, "clears": 0, "odd_runs": 0},
+    "another party and a fault": {"stranger": True, "faults": 1, "clears": 0, "odd_runs": 0},
+    "a sibling and another party": {"sibling": True, "stranger": True, "faults": 0, "clears": 0, "odd_runs": 0},
 }
 WAITS = ("worker", "deferred", "trigger")
 
@@ -35,13 +43,15 @@ def explore(mode: tuple[str, bool, str]) -> tuple[tuple[str, bool, str], int, in
     from life_judge import Exploration
     from lives import Scope
 
-    wait, copies, company = mode
-    began = time.monotonic()
-    budget: dict[str, Any] = {**BUDGETS[company]}
-    found = Exploration(Scope(wait=wait, copies=copies, **budget))
+    wait, copies, scope = mode
+    began = time.process_time()
+    what: dict[str, Any] = {**(NARROW | WIDE)[scope]}
+    found = Exploration(Scope(wait=wait, copies=copies, **what))
     counted = found.explorer
-    seconds = time.monotonic() - began
-    print(f"{wait}, copies={copies}, {company}: {counted.runs:,} runs in {seconds:.0f} s", file=sys.stderr, flush=True)
+    seconds = time.process_time() - began
+    print(
+        f"{scope}, {wait}, copies={copies}: {counted.runs:,} runs, {seconds:.0f} s of CPU", file=sys.stderr, flush=True
+    )
     return mode, counted.states, counted.count_orders(), counted.runs, seconds, found.ends, found.faults
 
 
@@ -49,22 +59,24 @@ def main() -> int:
     """Explore all modes on all cores, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wait", choices=WAITS, action="append", help="only this way to wait; may be repeated")
-    parser.add_argument("--company", choices=list(BUDGETS), action="append", help="only this company; may be repeated")
-    parser.add_argument("--copies", choices=["yes", "no"], help="only with, or only without, the copy of the record")
+    parser.add_argument("--scope", choices=list(NARROW | WIDE), action="append", help="only this; may be repeated")
+    parser.add_argument("--narrow", action="store_true", help="only the scopes of a few minutes")
+    parser.add_argument("--processes", type=int, help="how many at once; by default, one for each core")
     options = parser.parse_args()
-    copies = [options.copies == "yes"] if options.copies else [False, True]
-    modes = list(product(options.wait or WAITS, copies, options.company or BUDGETS))
-    with multiprocessing.get_context("spawn").Pool() as pool:
-        found = sorted(pool.imap_unordered(explore, modes), key=lambda one: modes.index(one[0]))
+    scopes = options.scope or list(NARROW if options.narrow else NARROW | WIDE)
+    modes = list(product(options.wait or WAITS, [False, True], scopes))
+    with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
+        found = sorted(pool.imap_unordered(explore, modes, chunksize=1), key=lambda one: modes.index(one[0]))
     rows = [
-        (wait, "with" if copies else "without", company, f"{states:,}", f"{orders:,}", f"{runs:,}", len(faults))
-        for (wait, copies, company), states, orders, runs, _, _, faults in found
+        (scope, wait, "with" if copies else "without", f"{states:,}", f"{orders:,}", f"{runs:,}", len(faults))
+        for (wait, copies, scope), states, orders, runs, _, _, faults in found
     ]
-    print(table(["waits", "copy of the record", "company", "states", "orders", "runs", "faults"], rows))
+    print(table(["scope", "waits", "copy of the record", "states", "orders", "runs", "faults"], sorted(rows)))
     ends: Counter[str] = sum((one[5] for one in found), Counter())
     print("\n" + table(["end of a task", "runs"], [(end, f"{count:,}") for end, count in ends.most_common()]))
     states, orders, runs = (sum(one[1] for one in found), sum(one[2] for one in found), sum(one[3] for one in found))
-    print(f"\n{states:,} states, {orders:,} orders, {runs:,} runs")
+    seconds = sum(one[4] for one in found)
+    print(f"\n{states:,} states, {orders:,} orders, {runs:,} runs, {seconds:.0f} seconds of CPU")
     return status_of(
         f"{'; '.join(map(str, mode))}: {fault}: {' > '.join(order)}"
         for mode, *_, faults in found

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import structlog
 from exploring import MOST_RUNS, Explorer
-from lives import World
+from life_world import World
 
 from airflow_provider_agents.api.errors import AgentRunFailedError, AmbiguousAgentRunError, TemporaryError
 

@@ -26,6 +26,7 @@ class Actor:
 
     Attributes:
         wake_at: when its pause ends, in seconds.
+        asked: what it has asked the platform.
     """
 
     def __init__(self, name, act, wake_at):
@@ -34,6 +35,7 @@ class Actor:
 
     def forget(self):
         """From here on, what it does depends only on what it sees next."""
+        self.asked = set()
         self._digest = hashlib.blake2b(digest_size=16)
 
     def saw(self, text):
