@@ -2,10 +2,11 @@
 
 A cluster on this machine: PostgreSQL, Redis, CeleryExecutor with two schedulers and two workers, three triggerers, API
 server and dag-processor, and the platform's simulator behind HTTP. Its agents fail now and then, their records appear
-late, they run on schedules of their own, and the platform limits the rate of requests.
+late, they run on schedules of their own, and the platform limits the rate of requests. A quarter of the tasks share
+agents: they start their runs in the same seconds, and triggerers and workers read each other's starts.
 
 It prints what happened to the tasks and to the runs. Exit status 1 if a run was doubled or lost, a task told wrong, or
-not ended. `--short` is for CI. `--tasks`, `--agents`, `--rounds` and `--minutes` choose another size.
+not ended. `--short` is for CI. `--tasks`, `--width`, `--rounds` and `--minutes` choose another size.
 """
 
 from __future__ import annotations
@@ -17,33 +18,27 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import psycopg2
-from audit import Audit, Run, Task, audit
+from audit import Audit, Task, audit
+from cluster_platform import KEY, SHARED_KIND, SIBLINGS, Place, places, platform, side_by_side, started_runs
 from command import ROOT, run_command
 from real_airflow import RealAirflow, RealAirflowError, connection_to
 
-from airflow_provider_agents.simulator import Simulator, SimulatorConfig, running_server
+from airflow_provider_agents.simulator import Simulator, running_server
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 DAG = "cluster_runs"
-KEY = "sk-cluster-0123456789"
-#: The agents take turns with these, in seconds: what a wait costs the workers must not depend on it.
-RUN_SECONDS = (5.0, 45.0)
-FAILS = 0.05
-#: Every how many seconds the platform starts a run of each agent by itself.
-SCHEDULE_SECONDS = 240.0
-#: What the platform allows in a second, and what each triggerer allows itself.
-PLATFORM_RATE, TRIGGERER_RATE = 15, 5
+#: What each triggerer allows itself in a second.
+TRIGGERER_RATE = 5
 PARTS = (
     "worker-1", "scheduler-1", "triggerer-1", "redis", "api-server", "postgres", "dag-processor", "worker-2",
     "triggerer-2", "scheduler-2", "triggerer-3",
@@ -56,8 +51,8 @@ class Form:
     """How large a test is.
 
     Attributes:
-        tasks: in all; as many in each DAG run as there are agents.
-        agents: whose runs they want.
+        tasks: in all.
+        width: tasks in each DAG run.
         slots: of each worker.
         parts: what is killed, in this order.
         rounds: how often that is repeated, as long as tasks go on.
@@ -66,7 +61,7 @@ class Form:
     """
 
     tasks: int = 2000
-    agents: int = 200
+    width: int = 200
     slots: int = 6
     parts: tuple[str, ...] = PARTS
     rounds: int = 3
@@ -74,7 +69,7 @@ class Form:
     minutes: float = 60.0
 
 
-SHORT = Form(tasks=60, agents=30, slots=4, parts=SHORT_PARTS, rounds=1, pause=(8.0, 16.0), minutes=5.0)
+SHORT = Form(tasks=60, width=30, slots=4, parts=SHORT_PARTS, rounds=1, pause=(8.0, 16.0), minutes=5.0)
 
 
 def commands(slots: int) -> dict[str, list[str]]:
@@ -95,6 +90,7 @@ END_SECONDS = 600.0
 NOT_BEGUN = {"none", "scheduled", "queued"}
 #: What a deployment notices after minutes, noticed after seconds: a test has no minutes.
 ENV = {
+    "AIRFLOW__AGENTS__SHARE_STARTS": "True",
     "AIRFLOW__CORE__PARALLELISM": "32",
     "AIRFLOW__CELERY__SYNC_PARALLELISM": "1",
     # What a killed worker had taken from Redis, another one is given after this time.
@@ -109,26 +105,6 @@ ENV = {
     "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "15",
     "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
 }
-
-
-def platform(agents: Sequence[str], seed: int) -> Simulator:
-    """The platform at its most awkward, as far as its page allows."""
-    config = SimulatorConfig(
-        record_lag=lambda rng: rng.uniform(0, 3),
-        replica_lag=lambda rng: rng.uniform(0, 0.5),
-        end_status=lambda rng: "FAILED" if rng.random() < FAILS else "COMPLETED",
-        rate_limit=(PLATFORM_RATE, 1.0),
-    )
-    simulator = Simulator(lambda: datetime.now(UTC), config=config, api_keys=(KEY,), seed=seed)
-    rng = random.Random(seed)
-    for number, agent in enumerate(agents):
-        simulator.add_agent(
-            agent,
-            run_seconds=RUN_SECONDS[number % len(RUN_SECONDS)],
-            schedule_every=SCHEDULE_SECONDS,
-            schedule_offset=rng.uniform(0, SCHEDULE_SECONDS),
-        )
-    return simulator
 
 
 #: The start of a query. `tasks (id, dag_id, run_id, task_id, map_index, state)` is the current try of each task
@@ -178,29 +154,29 @@ class States:
     Attributes:
         now: how many are in a state.
         most: how many were in it at once.
-        seconds: how long all tasks together were in it, by the length of their agents' runs.
+        seconds: how long all tasks of a kind together were in it.
     """
 
     now: Counter[str] = field(default_factory=Counter)
     most: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[tuple[float, str]] = field(default_factory=Counter)
+    seconds: defaultdict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
 
-    def add(self, rows: Sequence[tuple[Any, ...]], seconds: float) -> None:
-        """So many tasks were in those states for so long."""
+    def add(self, rows: Iterable[tuple[str, str, int]], seconds: float) -> None:
+        """So many tasks of a kind were in those states for so long."""
         self.now.clear()
-        for turn, state, count in rows:
+        for kind, state, count in rows:
             self.now[state] += count
-            self.seconds[RUN_SECONDS[turn], state] += count * seconds
+            self.seconds[kind, state] += count * seconds
         self.most |= self.now
 
 
 class Cluster:
     """A running cluster and the platform, and what happens to them."""
 
-    def __init__(self, airflow: RealAirflow, form: Form, agents: Sequence[str], rng: random.Random) -> None:
+    def __init__(self, airflow: RealAirflow, form: Form, wanted: Sequence[Place], rng: random.Random) -> None:
         if airflow.postgres is None or airflow.redis is None:
             raise ValueError("a cluster has PostgreSQL and Redis")
-        self.airflow, self.form, self.agents, self.rng = airflow, form, list(agents), rng
+        self.airflow, self.form, self.places, self.rng = airflow, form, wanted, rng
         self.postgres, self.redis = airflow.postgres, airflow.redis
         self.database = Database(self.postgres.port, TABLES if airflow.release >= (3, 4) else TABLES_BEFORE_34)
         self.struck: Counter[str] = Counter()
@@ -234,10 +210,10 @@ class Cluster:
             with suppress(psycopg2.OperationalError):
                 self.states.add(self._listing(), now - seen_at)
                 seen_at = now
-                is_all = self._dag_runs * len(self.agents) >= self.form.tasks or now - began_at > self.form.minutes * 60
+                is_all = self._dag_runs * self.form.width >= self.form.tasks or now - began_at > self.form.minutes * 60
                 if is_all and self._is_over():
                     return
-                if not is_all and self._not_begun() < len(self.agents):
+                if not is_all and self._not_begun() < self.form.width:
                     self._start_dag_run()
             if now - said_at >= say_every:
                 said_at = now
@@ -252,21 +228,22 @@ class Cluster:
             self.airflow.revive()
             time.sleep(0.5)
 
-    def _listing(self) -> list[tuple[Any, ...]]:
-        return self.database.rows(
-            "select map_index %% 2, coalesce(state, 'none'), count(*) from tasks "
+    def _listing(self) -> list[tuple[str, str, int]]:
+        rows = self.database.rows(
+            "select map_index, coalesce(state, 'none'), count(*) from tasks "
             "where dag_id = %s and task_id = 'run' and map_index >= 0 group by 1, 2",
             DAG,
         )
+        return [(self.places[map_index].kind, state, count) for map_index, state, count in rows]
 
     def _not_begun(self) -> int:
         begun = sum(count for state, count in self.states.now.items() if state not in NOT_BEGUN)
-        return self._dag_runs * len(self.agents) - begun
+        return self._dag_runs * self.form.width - begun
 
     def _start_dag_run(self) -> None:
-        """Start a DAG run with a task for every agent, if the API server is there just then."""
+        """Start a DAG run, if the API server is there just then."""
         with suppress(RealAirflowError, httpx.HTTPError):
-            self.airflow.trigger(DAG, {"agents": self.agents})
+            self.airflow.trigger(DAG, {"tasks": [place.arguments for place in self.places]})
             self._dag_runs += 1
 
     def _is_over(self) -> bool:
@@ -286,7 +263,7 @@ class Cluster:
             event = json.loads(value) if isinstance(value, str) else value
             task = Task(
                 name=f"{run_id}[{map_index}]",
-                agent_id=self.agents[map_index],
+                agent_id=self.places[map_index].agent_id,
                 state=state,
                 returned=event["id"] if event else None,
             )
@@ -306,60 +283,56 @@ class Cluster:
         return Counter(dict(rows))
 
 
-def started_runs(simulator: Simulator) -> list[Run]:
-    """What the platform was asked for and has started."""
-    return [
-        Run(
-            agent_id=done.agent_id,
-            request_id=done.request_id,
-            event_id=done.event_id,
-            accepted_at=done.accepted_at,
-            ended_at=simulator.truth(done.event_id).ended_at,
-            end_status=simulator.final_status(done.event_id),
-        )
-        for done in simulator.executions
-    ]
-
-
-def report(form: Form, cluster: Cluster, simulator: Simulator, result: Audit, seconds: float) -> str:
+def report(cluster: Cluster, simulator: Simulator, result: Audit, seconds: float) -> str:
     """What happened, as a table."""
     per_second = Counter(int(request.at.timestamp()) for request in simulator.requests)
     refused = sum(request.status == 429 for request in simulator.requests)
     scheduled = len(simulator.runs()) - result.executes
+    rounds = result.tasks // cluster.form.width
+    kinds = {kind: count * rounds for kind, count in Counter(place.kind for place in cluster.places).items()}
+    shared = {place.agent_id for place in cluster.places if place.is_shared}
+    ambiguous = sum(map(len, result.ambiguous.values()))
     rows = [
-        ("tasks", f"{result.tasks:,} on {form.agents} agents"),
+        ("tasks", f"{result.tasks:,} on {len({place.agent_id for place in cluster.places})} agents"),
+        ("of them, tasks that share agents", f"{kinds[SHARED_KIND]:,} on {len(shared)} agents"),
         ("struck", ", ".join(f"{part} {count}" for part, count in sorted(cluster.struck.items())) or "nothing"),
         ("runs that the platform started for them", f"{result.executes:,}"),
-        ("of them, after a run of the same task that had failed", f"{result.after_failure:,}"),
+        ("of them, less than a second from another run of the same agent", f"{side_by_side(simulator)}"),
+        ("of them, after a run of the same task or agent that had failed", f"{result.after_failure:,}"),
         ("runs of the same agents that the platform started by itself", f"{scheduled:,}"),
         ("runs doubled", f"{len(result.doubled)}"),
         ("runs lost: no task knows of them", f"{len(result.lost)}"),
-        ("tasks that ended as their own run did, with its event", f"{result.right:,}"),
+        ("tasks that ended as their own run did, or as the run that was shared out to them", f"{result.right:,}"),
         ("of them, with one of several events that all COMPLETED, and said so", f"{result.several}"),
-        ("tasks that said that they could not tell how their run ended", f"{len(result.undecided)}"),
-        ("tasks killed before their POST that took another's run for theirs, and said so", f"{len(result.assumed)}"),
+        ("of them, with the event of a run that another task had started, and said so", f"{result.shared}"),
+        (
+            "tasks that said that they could not tell how their run ended",
+            f"{ambiguous} ({ambiguous / max(1, result.tasks):.1%})",
+        ),
+        *((f"of them, where {cause}", f"{len(found)}") for cause, found in result.ambiguous.items()),
+        (
+            "tasks without an answer to their POST that took another's run for theirs, and said so",
+            f"{len(result.assumed)}",
+        ),
         ("tasks told wrong", f"{len(result.wrong)}"),
+        ("events handed to two tasks", f"{len(result.twice)}"),
         ("tasks not ended", f"{len(result.unfinished)}"),
         ("their XComs", ", ".join(f"{key} {count:,}" for key, count in cluster.xcoms().items())),
         ("tasks that waited at once, at most", f"{cluster.states.most['deferred']:,}"),
         ("requests a second, mean and highest", f"{len(simulator.requests) / seconds:.1f}, {max(per_second.values())}"),
         ("requests in all, and refused with 429", f"{len(simulator.requests):,}, {refused}"),
     ]
-    for length in RUN_SECONDS:
-        of_these = max(1, result.tasks // len(RUN_SECONDS))
-        running = cluster.states.seconds[length, "running"] / of_these
-        deferred = cluster.states.seconds[length, "deferred"] / of_these
-        rows.append(
-            (f"seconds of a worker's slot a task, runs of {length:g} s", f"{running:.1f} (deferred {deferred:.0f})")
-        )
+    for kind, count in kinds.items():
+        running, deferred = (cluster.states.seconds[kind, state] / max(1, count) for state in ("running", "deferred"))
+        rows.append((f"seconds of a worker's slot a task, {kind}", f"{running:.1f} (deferred {deferred:.0f})"))
     rows.append(("seconds in all", f"{seconds:.0f}"))
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 
 
 def run(form: Form, seed: int, home: Path) -> Audit:
     """Try it, print the report, and return what was found."""
-    agents = [f"agent-{number}" for number in range(form.agents)]
-    simulator = platform(agents, seed)
+    wanted = places(form.width)
+    simulator = platform(wanted, seed)
     airflows = commands(form.slots)
     with (
         running_server(simulator) as url,
@@ -375,24 +348,24 @@ def run(form: Form, seed: int, home: Path) -> Audit:
     ):
         connection = connection_to(url, KEY, max_requests_per_second=str(TRIGGERER_RATE))
         airflow.api("POST", "/api/v2/connections", {"connection_id": "agents_default", **connection})
-        cluster = Cluster(airflow, form, agents, random.Random(seed))
+        cluster = Cluster(airflow, form, wanted, random.Random(seed))
         began_at = time.monotonic()
         cluster.run()
         seconds = time.monotonic() - began_at
         result = audit(cluster.tasks(), started_runs(simulator))
-        print(report(form, cluster, simulator, result, seconds), flush=True)
+        print(report(cluster, simulator, result, seconds), flush=True)
     return result
 
 
-_CHOICES = ("tasks", "agents", "rounds", "minutes")
+_CHOICES = ("tasks", "width", "rounds", "minutes")
 
 
 def main() -> int:
     """Run it from the command line; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="a form of some minutes, for CI")
-    parser.add_argument("--tasks", type=int, help="in all, a multiple of the agents")
-    parser.add_argument("--agents", type=int)
+    parser.add_argument("--tasks", type=int, help="in all, a multiple of the width")
+    parser.add_argument("--width", type=int, help="tasks in each DAG run")
     parser.add_argument("--rounds", type=int, help="of kills, at most")
     parser.add_argument("--minutes", type=float, help="start no more tasks after so many")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="of everything that is drawn")
@@ -400,8 +373,8 @@ def main() -> int:
     given = parser.parse_args()
     chosen = {name: getattr(given, name) for name in _CHOICES if getattr(given, name) is not None}
     form = Form(**{**vars(SHORT if given.short else Form()), **chosen})
-    if form.agents < 1 or form.tasks % form.agents:
-        parser.error("the tasks must be a multiple of the agents")
+    if form.width < SIBLINGS or form.tasks % form.width:
+        parser.error(f"the width must be {SIBLINGS} or more, and the tasks a multiple of it")
     print(f"seed {given.seed}", flush=True)
     home = Path(tempfile.mkdtemp(prefix=".airflow-cluster-", dir=ROOT))
     try:
@@ -413,8 +386,9 @@ def main() -> int:
             shutil.rmtree(home, ignore_errors=True)
     for line in result.findings:
         print(f"    {line}")
-    for line in result.undecided:
-        print(f"    undecided {line}")
+    for cause, lines in result.ambiguous.items():
+        for line in lines:
+            print(f"    ambiguous, {cause}: {line}")
     for line in result.assumed:
         print(f"    assumed {line}")
     return int(bool(result.findings))

@@ -1,0 +1,37 @@
+"""The tasks and the platform of `make cluster-test`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cluster_platform import SIBLINGS, places, platform, side_by_side, started_runs
+
+from airflow_provider_agents.simulator import Simulator
+
+
+@pytest.mark.parametrize("count", [SIBLINGS, 30, 200])
+def test_about_a_quarter_of_the_tasks_share_agents_and_no_other_task_does(count):
+    made = places(count)
+    assert len(made) == count
+    of_agents = Counter(place.agent_id for place in made)
+    assert {(place.is_shared, of_agents[place.agent_id]) for place in made} <= {(True, SIBLINGS), (False, 1)}
+    assert abs(sum(place.is_shared for place in made) - count / 4) <= SIBLINGS
+
+
+def test_the_platform_has_the_agents_that_the_tasks_want():
+    made = places(30)
+    assert {agent.id for agent in platform(made, seed=1).agents()} == {place.agent_id for place in made}
+
+
+def test_runs_of_one_agent_within_a_second_are_counted():
+    now = start = datetime(2026, 1, 1, tzinfo=UTC)
+    simulator = Simulator(lambda: now, api_keys=("key",))
+    simulator.add_agent("a")
+    simulator.add_agent("b")
+    for seconds, agent_id in [(0, "a"), (5, "a"), (5.5, "a"), (5.5, "b"), (9, "b")]:
+        now = start + timedelta(seconds=seconds)
+        simulator.handle("POST", f"/v1/agents/{agent_id}/execute", {}, {"Authorization": "Bearer key"})
+    assert len(started_runs(simulator)) == 5
+    assert side_by_side(simulator) == 2
