@@ -6,7 +6,8 @@ late, they run on schedules of their own, and the platform limits the rate of re
 agents: they start their runs in the same seconds, and triggerers and workers read each other's starts.
 
 It prints what happened to the tasks and to the runs. Exit status 1 if a run was doubled or lost, a task told wrong, or
-not ended. `--short` is for CI. `--tasks`, `--width`, `--rounds` and `--minutes` choose another size.
+not ended. `--short` is for CI. `--tasks`, `--width`, `--rounds`, `--minutes` and `--shared`
+choose another size.
 """
 
 from __future__ import annotations
@@ -27,7 +28,17 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psycopg2
 from audit import Audit, Task, audit
-from cluster_platform import KEY, SHARED_KIND, SIBLINGS, Place, places, platform, side_by_side, started_runs
+from cluster_platform import (
+    KEY,
+    SHARED_KIND,
+    SHARED_PART,
+    SIBLINGS,
+    Place,
+    places,
+    platform,
+    side_by_side,
+    started_runs,
+)
 from command import ROOT, run_command
 from real_airflow import RealAirflow, RealAirflowError, connection_to
 
@@ -58,6 +69,7 @@ class Form:
         rounds: how often that is repeated, as long as tasks go on.
         pause: seconds between two kills, from and to.
         minutes: start no more tasks after so many; those that were started may still end.
+        shared: the part of the tasks that share agents.
     """
 
     tasks: int = 2000
@@ -67,6 +79,7 @@ class Form:
     rounds: int = 3
     pause: tuple[float, float] = (30.0, 70.0)
     minutes: float = 60.0
+    shared: float = SHARED_PART
 
 
 SHORT = Form(tasks=60, width=30, slots=4, parts=SHORT_PARTS, rounds=1, pause=(8.0, 16.0), minutes=5.0)
@@ -331,7 +344,7 @@ def report(cluster: Cluster, simulator: Simulator, result: Audit, seconds: float
 
 def run(form: Form, seed: int, home: Path) -> Audit:
     """Try it, print the report, and return what was found."""
-    wanted = places(form.width)
+    wanted = places(form.width, form.shared)
     simulator = platform(wanted, seed)
     airflows = commands(form.slots)
     with (
@@ -357,7 +370,7 @@ def run(form: Form, seed: int, home: Path) -> Audit:
     return result
 
 
-_CHOICES = ("tasks", "width", "rounds", "minutes")
+_CHOICES = ("tasks", "width", "rounds", "minutes", "shared")
 
 
 def main() -> int:
@@ -368,6 +381,7 @@ def main() -> int:
     parser.add_argument("--width", type=int, help="tasks in each DAG run")
     parser.add_argument("--rounds", type=int, help="of kills, at most")
     parser.add_argument("--minutes", type=float, help="start no more tasks after so many")
+    parser.add_argument("--shared", type=float, help="the part of the tasks that share agents, from 0 to 1")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="of everything that is drawn")
     parser.add_argument("--keep", action="store_true", help="keep Airflow's logs")
     given = parser.parse_args()

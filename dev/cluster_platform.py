@@ -25,7 +25,7 @@ FAILS = 0.05
 SCHEDULE_SECONDS = 240.0
 #: What the platform allows in a second.
 PLATFORM_RATE = 15
-#: A quarter of the tasks share agents, so many tasks each.
+#: The part of the tasks that share agents, and how many tasks share one.
 SHARED_PART, SIBLINGS = 0.25, 4
 SHARED_KIND = "shared agents"
 #: Tasks of a shared agent begin at full multiples of so many seconds.
@@ -63,9 +63,9 @@ class Place:
         return {"agent_id": self.agent_id, "settle": SETTLE, "start_every": 0}
 
 
-def places(count: int) -> list[Place]:
+def places(count: int, shared_part: float = SHARED_PART) -> list[Place]:
     """The tasks of a DAG run: first those that have an agent to themselves, then those that share one."""
-    shared = max(1, round(count * SHARED_PART / SIBLINGS))
+    shared = min(max(1, round(count * shared_part / SIBLINGS)), count // SIBLINGS)
     turns = len(RUN_SECONDS)
     alone = [
         Place(agent_id=f"agent-{number}", run_seconds=RUN_SECONDS[number % turns], is_shared=False)

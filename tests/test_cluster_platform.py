@@ -11,13 +11,14 @@ from cluster_platform import SIBLINGS, places, platform, side_by_side, started_r
 from airflow_provider_agents.simulator import Simulator
 
 
+@pytest.mark.parametrize("part", [0.25, 0.75, 1.0])
 @pytest.mark.parametrize("count", [SIBLINGS, 30, 200])
-def test_about_a_quarter_of_the_tasks_share_agents_and_no_other_task_does(count):
-    made = places(count)
+def test_a_part_of_the_tasks_share_agents_and_no_other_task_does(count, part):
+    made = places(count, part)
     assert len(made) == count
     of_agents = Counter(place.agent_id for place in made)
     assert {(place.is_shared, of_agents[place.agent_id]) for place in made} <= {(True, SIBLINGS), (False, 1)}
-    assert abs(sum(place.is_shared for place in made) - count / 4) <= SIBLINGS
+    assert abs(sum(place.is_shared for place in made) - count * part) <= SIBLINGS
 
 
 def test_the_platform_has_the_agents_that_the_tasks_want():
