@@ -183,6 +183,12 @@ SIDE_BY_SIDE = (
     beside("2 to 5, 0 to 10 s apart", mixed, failing=0.2, on_ambiguous="all", strangers=now_and_then),
     beside("2 to 5, 0 to 10 s apart", mixed, failing=0.2, on_ambiguous="fail", strangers=now_and_then),
 )
+#: Chance decides which of the triggerers waits for a task.
+SPREAD = (
+    *(beside(name, starts, failing=0.2) for name, starts in GROUPS),
+    *(beside(name, starts, failing=0.2, strangers=now_and_then) for name, starts in GROUPS[-1:]),
+)
+TRIGGERERS, READABLE_AFTER = 3, 1.0
 #: The limit: a group closes only when no task starts any more.
 CHAINS = (
     beside("30, 10 s apart", spaced(30, 10.0), failing=0.1),
@@ -194,17 +200,21 @@ CHAINS = (
 # --- the loops --------------------------------------------------------------------------------------------------------
 
 
-def deferred(setting, seed, siblings=None):
+def deferred(setting, seed, siblings=None, **more):
     """This provider's way in a triggerer, where the tasks share a poll."""
     rng = random.Random(seed)
     tasks = [Task(start, policy=WaitPolicy(on_ambiguous=setting.on_ambiguous)) for start in setting.starts(rng)]
+    strangers, offset = setting.strangers(rng), rng.uniform(0, setting.every or 1)
+    for task in tasks:
+        task.process = rng.randrange(more.get("processes", 1))
     world = World(
         setting.config,
         tasks,
-        strangers=setting.strangers(rng),
+        strangers=strangers,
         seed=seed,
         siblings=siblings,
-        more={"schedule_every": setting.every, "schedule_offset": rng.uniform(0, setting.every or 1)},
+        more={"schedule_every": setting.every, "schedule_offset": offset},
+        **more,
     ).play()
     for task in world.tasks:
         verdict = task.verdict
@@ -215,6 +225,16 @@ def deferred(setting, seed, siblings=None):
 def alone(setting, seed):
     """The same, with each task looked at alone."""
     return deferred(setting, seed, NoSiblings())
+
+
+def not_shared(setting, seed):
+    """The same in several triggerers, which know nothing of each other."""
+    return deferred(setting, seed, processes=TRIGGERERS)
+
+
+def shared(setting, seed):
+    """The same in several triggerers, which read each other's starts."""
+    return deferred(setting, seed, processes=TRIGGERERS, read_starts=list, readable_after=READABLE_AFTER)
 
 
 def on_a_worker(setting, seed):
@@ -344,6 +364,7 @@ def main():
     wrong, rows = [], []
     lone_ways = ((documented, "documented"), (on_a_worker, "ours, on a worker"), (deferred, "ours, deferred"))
     sibling_ways = ((documented, "documented"), (alone, "each alone"), (deferred, "ours, deferred"))
+    spread_ways = ((not_shared, "ours, not shared"), (shared, "ours, shared starts"))
     for part, title, settings, ways in (
         ("one task", f"One task at a time, {LONE_TASKS} tasks in each world", LONE, lone_ways),
         (
@@ -352,13 +373,14 @@ def main():
             SIDE_BY_SIDE,
             sibling_ways,
         ),
+        ("spread", f"The same, over {TRIGGERERS} triggerers, {SIBLING_TASKS} tasks in each world", SPREAD, spread_ways),
         ("chains", f"Long chains, {SIBLING_TASKS} tasks in each world", CHAINS, sibling_ways),
     ):
         for setting, way, row in report(title, settings, ways):
             rows.append({"part": part, "world": setting.name, "loop": dict(ways)[way], **row})
-            if way not in (on_a_worker, deferred):
+            if way not in (on_a_worker, deferred, shared):
                 continue
-            is_ours_alone = settings is SIDE_BY_SIDE and "strangers" not in setting.name
+            is_ours_alone = settings in (SIDE_BY_SIDE, SPREAD) and "strangers" not in setting.name
             if row["wrong success"] or row["event to two"] or (is_ours_alone and row["another party's"]):
                 wrong.append(setting.name)
             if is_ours_alone and setting.on_ambiguous == "share" and row["ambiguous"]:

@@ -272,6 +272,7 @@ TABLES: dict[str, tuple[str, Callable[[Figures], str]]] = {
     "deployment": ("deployment", deployment),
     "one task": ("soundness", soundness("one task")),
     "side by side": ("soundness", soundness("side by side")),
+    "spread": ("soundness", soundness("spread")),
     "chains": ("soundness", soundness("chains")),
     "watcher": ("watcher", watcher),
     "workers": ("worker_time", workers),

@@ -68,7 +68,8 @@ class RunTracker:
         broke_exclusive: the task is exclusive, but something else has started the agent too. From then on, the task
             waits as any other.
         siblings: the other submissions of ours to the same agent; None if they are not known to this process.
-        knows_starts: the starts of other processes were read since it is known which events can be the run's.
+        knows_starts: the starts of other processes were read since it is known which events can be the run's, and no
+            further ones are to be read.
     """
 
     __slots__ = (
@@ -77,6 +78,7 @@ class RunTracker:
         "_chosen",
         "_claim",
         "_criteria",
+        "_has_read_starts",
         "_is_exclusive",
         "_possible",
         "_seen",
@@ -114,7 +116,7 @@ class RunTracker:
         self._appearance = Appearance(policy.settle) if is_accepted else None
         self._was_empty = self.is_late = False
         self.siblings: AgentSiblings | None = None
-        self.knows_starts = False
+        self.knows_starts = self._has_read_starts = False
 
     @property
     def agent_id(self) -> str:
@@ -204,10 +206,14 @@ class RunTracker:
         return self._settled_at is not None and now - self._settled_at >= enough
 
     def take_in_starts(self, now: datetime, *, are_new: bool) -> None:
-        """The starts of other processes were read. If there are new ones, they have as long to settle as siblings."""
-        self.knows_starts = True
-        if are_new:
+        """The starts of other processes were read. If there are new ones, they have as long to settle as siblings.
+
+        Meanwhile, further tasks may start beside them. So the starts are read again then, until none is new.
+        """
+        if are_new and not self._has_read_starts:
             self._settled_at = now
+        self._has_read_starts = True
+        self.knows_starts = not are_new or self.has_waited_for_siblings(now)
 
     def narrow(self, event_ids: tuple[str, ...], events: Mapping[str, ExecutionEvent]) -> None:
         """Its siblings leave these events to it.
@@ -229,7 +235,8 @@ class RunTracker:
         """All chosen events are its siblings' runs, so its own is late: search for an event that is not theirs."""
         self._chosen = ()
         self._possible = self._settled_at = self._claim = None
-        self._was_empty, self.knows_starts = True, False
+        self._was_empty = True
+        self.knows_starts = self._has_read_starts = False
         self._appearance = None
         self._seek(self._new_criteria())
 

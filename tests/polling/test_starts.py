@@ -51,6 +51,21 @@ def test_tasks_that_are_polled_on_workers_each_get_one_of_their_runs(pokes, gap)
         assert set(world.handed_on) == {task.own for task in world.tasks}
 
 
+def test_a_start_that_is_written_down_after_the_first_reading_is_read_too():
+    for seed in range(10):
+        # When the first task has settled, the last one has not started. Only its start shows whose the second event is.
+        tasks = [Task(0.0, process=0), Task(15.0, process=1), Task(40.0, process=2)]
+        world = World(config_of(random.Random(seed)), tasks, seed=seed, processes=3, read_starts=everything).play()
+        assert world.outcomes()["ambiguous"] == 0
+
+
+def test_a_chain_of_starts_makes_a_task_wait_no_longer_than_two_settlings():
+    tasks = spread(30, 10.0, processes=3)
+    world = World(config_of(random.Random(1), lag=0.0), tasks, processes=3, read_starts=everything).play()
+    assert max(task.ended_after for task in world.tasks) <= 30 + 2 * 70 + 5
+    assert world.readings <= 3 * len(tasks)
+
+
 def test_without_the_starts_of_others_such_tasks_end_as_ambiguous():
     ambiguous = 0
     for seed in range(10):

@@ -87,6 +87,7 @@ class World:
         processes: how many processes wait, each with a poller.
         read_starts: what a process reads of all starts that are written down; None if starts are not shared.
         driver: drives the plan of each process.
+        readable_after: seconds until what was written down can be read.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class World:
         processes=1,
         read_starts=None,
         driver=Driver,
+        readable_after=0.0,
     ):
         self.clock = ManualClock()
         keep_time(self.clock)
@@ -114,6 +116,7 @@ class World:
         self.siblings = [siblings if siblings is not None else Siblings() for _ in range(processes)]
         self.starts: dict[Any, Any] = {}
         self.read_starts, self.readings = read_starts, 0
+        self.readable_after = readable_after
         self.tasks = sorted(tasks, key=lambda task: task.starts_at)
         self.began = self.clock.now
         self.waiting: dict[Any, Any] = {}
@@ -148,7 +151,7 @@ class World:
         if len(self.sim.executions) > started:
             task.own = self.sim.executions[-1].event_id
         if not submission.in_doubt:
-            self.starts[id(task)] = Start(submission, task.policy.settle, task.policy.appear_within)
+            self._write(task, Start(submission, task.policy.settle, task.policy.appear_within))
         joins_at = self.passed + task.joins_after
         self.actions.append((joins_at, self._join, (task, submission)))
         if task.leaves_after is not None:
@@ -231,8 +234,8 @@ class World:
                 assert subscription.error is None, subscription.error
                 task.verdicts.append(subscription.result)
                 if subscription.result.is_end and id(task) in self.starts:
-                    given = subscription.result.event.id
-                    self.starts[id(task)] = replace(self.starts[id(task)], given_event_id=given)
+                    _, start = self.starts[id(task)][-1]
+                    self._write(task, replace(start, given_event_id=subscription.result.event.id))
                 task.ended_after = task.ended_after or self.passed - task.starts_at
         return self
 
@@ -252,7 +255,11 @@ class World:
 
     def _read(self):
         self.readings += 1
-        return self.read_starts(list(self.starts.values()))
+        readable = [[start for at, start in written if at <= self.passed] for written in self.starts.values()]
+        return self.read_starts([versions[-1] for versions in readable if versions])
+
+    def _write(self, task, start):
+        self.starts.setdefault(id(task), []).append((self.passed + self.readable_after, start))
 
     # --- what came of it ---
 
