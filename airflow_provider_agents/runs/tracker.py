@@ -232,7 +232,11 @@ class RunTracker:
                 self._claim, self.has_changed = None, True
 
     def search_again(self) -> None:
-        """All chosen events are its siblings' runs, so its own is late: search for an event that is not theirs."""
+        """All chosen events are its siblings' runs, so its own is late: search for an event that is not theirs.
+
+        A task in doubt can have been given this task's own run. What is found then counts as late, and so is never
+        reported as certainly this task's own. The verdict needs no further mark.
+        """
         self._chosen = ()
         self._possible = self._settled_at = self._claim = None
         self._was_empty = True

@@ -271,11 +271,6 @@ class World:
         return [task for task in self.tasks if task.handed_on]
 
     @property
-    def given_in_doubt(self):
-        """The events that went to tasks without an answer to their POST."""
-        return {event_id for task in self.tasks if task.tracker.submission.in_doubt for event_id in task.handed_on}
-
-    @property
     def handed_on(self):
         """How many tasks were given each event."""
         return Counter(event_id for task in self.tasks for event_id in task.handed_on)
