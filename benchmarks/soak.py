@@ -102,8 +102,8 @@ class Soak:
         self.weather = Weather(self.sim, self.rng, days)
         self.opened, self.open_transports = 0, 0
         self.locks, self.deleted, self.together = defaultdict(asyncio.Lock), set(), 0
-        #: The events of the runs that tasks have started, and of them those that a task was given.
-        self.own, self.given = set(), set()
+        #: The events of the runs that tasks have started, with the connection; and those that tasks of one were given.
+        self.own, self.given = {}, set()
         self.verdicts, self.wrong, self.wanted, self.executed = Counter(), [], 0, 0
         self.emitted, self.tellings, self.scheduled, self.untold = set(), 0, 0, []
         self.pollers_made, self.long_lived, self.problems = 0, None, []
@@ -165,8 +165,7 @@ class Soak:
         submission = await self.submitted(agent_id)
         self.executed += 1
         event_id = self.sim.event_of(submission.request_id)
-        self.own.add(event_id)
-        name = name or (OTHER if rng.random() < ELSEWHERE else WATCHED)
+        name = self.own[event_id] = name or (OTHER if rng.random() < ELSEWHERE else WATCHED)
         hasty = rng.random() < HASTY
         deadline_at = self.clock.now + timedelta(seconds=rng.uniform(60, 600) if hasty else DAY)
         tracker = RunTracker(submission, WaitPolicy(settle=SETTLE, exclusive=exclusive))
@@ -202,11 +201,11 @@ class Soak:
             self.verdicts["deleted"] += 1
             return
         self.verdicts["shared out" if verdict.is_shared else str(verdict.outcome)] += 1
-        if not self.is_right(verdict, event_id, deadline_at):
+        if not self.is_right(verdict, event_id, deadline_at, name):
             emitted = ", ".join(f"{event.id} {event.status}" for event in verdict.events)
             self.wrong.append(f"{submission.name}: {verdict.outcome} ({emitted}), but {self.sim.truth(event_id)}")
 
-    def is_right(self, verdict, event_id, deadline_at):
+    def is_right(self, verdict, event_id, deadline_at, name):
         truth = self.sim.truth(event_id)
         if verdict.outcome == Outcome.TIMED_OUT:
             # The last look at the deadline may be an outage late, but never early.
@@ -215,17 +214,23 @@ class Soak:
         if verdict.outcome == Outcome.AMBIGUOUS:
             # Of three, two others can end differently before ours does: from then on nothing can be told.
             return event_id in ids and {"COMPLETED", "FAILED"} <= {event.status for event in verdict.events}
-        if len(ids) == 1:
-            # Each event goes to one task.
-            if ids & self.given:
-                return False
-            self.given |= ids
+        given = verdict.event.id
+        if (name, given) in self.given:
+            return False
+        self.given.add((name, given))
+        if event_id in ids and truth.ended_at <= self.sim.now() and verdict.outcome.upper() == truth.end_status:
+            return True
         if verdict.is_shared:
             # Nothing distinguishes the runs that our tasks have started together.
-            (shared,) = ids
-            truth = self.sim.truth(shared)
-            return shared in self.own and truth.ended_at <= self.sim.now() and self.is_end(verdict.event)
-        return event_id in ids and truth.ended_at <= self.sim.now() and verdict.outcome.upper() == truth.end_status
+            return given in self.own and self.is_end(verdict.event)
+        # Beside another party's run: as many of our tasks may succeed as runs of ours have COMPLETED for certain.
+        completed = {one for one in ids if self.has_completed(one)}
+        successes = {one for one in completed if (name, one) in self.given}
+        return given in completed and len(successes) <= sum(self.own.get(one) == name for one in completed)
+
+    def has_completed(self, event_id):
+        truth = self.sim.truth(event_id)
+        return truth.ended_at <= self.sim.now() and truth.end_status == "COMPLETED"
 
     def arrivals(self, later):
         """One task, or some that start an agent together; the others are taken from the later ones."""
@@ -292,8 +297,9 @@ class Soak:
                 self.scheduled += run.started_by == "schedule"
                 if run.event_id not in self.emitted and run.agent_id not in self.deleted:
                     self.untold.append(run.event_id)
-                for known in (self.emitted, self.own, self.given):
-                    known.discard(run.event_id)
+                self.own.pop(run.event_id, None)
+                self.emitted.discard(run.event_id)
+                self.given -= {(WATCHED, run.event_id), (OTHER, run.event_id)}
         self.sim.forget(before)
 
     def sample(self):

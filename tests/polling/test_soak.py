@@ -32,3 +32,14 @@ def test_an_event_that_is_told_twice_and_a_descriptor_that_stays_open_are_seen()
     failures = soak.run()
     os.close(soak.kept)
     assert ["told again" in failures[0], "file descriptors" in failures[-1], len(failures)] == [True, True, 2]
+
+
+def test_an_event_that_is_given_to_two_tasks_is_seen():
+    class Careless(Soak):
+        def is_right(self, *verdict):
+            # As if another task had been given its event before.
+            super().is_right(*verdict)
+            return super().is_right(*verdict)
+
+    failures = Careless(runs=20, days=0.1, agents=20, seed=7, samples=1).run()
+    assert any("a wrong verdict" in words for words in failures)
