@@ -71,6 +71,10 @@ format: $(READY) ## write the code as the formatter wants it
 unit: $(READY) ## the tests without a real Airflow, in about four minutes
 	$(BIN)/python -m pytest -m "not system" --numprocesses 2
 
+coverage: $(READY) ## the same, and which lines and branches of the package they do not reach (at least 98 % must be)
+	@$(call install,coverage)
+	$(BIN)/python -m pytest -m "not system" --numprocesses 2 --cov
+
 system: $(READY) ## the tests with a real Airflow
 	$(BIN)/python -m pytest -m "system and not trial"
 
@@ -82,7 +86,7 @@ test: lint ## every check and test, in about eight minutes
 	wait $$unit; status=$$?; cat .cache/unit.log; exit $$((system | status))
 
 clean: ## remove what these commands made
-	rm -rf $(VENV) .cache .airflow-* .pytest_cache .mypy_cache .ruff_cache .hypothesis mutants dist site
+	rm -rf $(VENV) .cache .airflow-* .pytest_cache .mypy_cache .ruff_cache .hypothesis mutants dist site .coverage*
 
 ##@ Documentation
 
