@@ -50,7 +50,9 @@ def explore(mode: tuple[str, bool, str]) -> tuple[tuple[str, bool, str], int, in
     counted = found.explorer
     seconds = time.process_time() - began
     print(
-        f"{scope}, {wait}, copies={copies}: {counted.runs:,} runs, {seconds:.0f} s of CPU", file=sys.stderr, flush=True
+        f"{scope}, {wait}, copies={copies}: {counted.runs:,} runs, {len(found.faults)} faults, {seconds:.0f} s of CPU",
+        file=sys.stderr,
+        flush=True,
     )
     return mode, counted.states, counted.count_orders(), counted.runs, seconds, found.ends, found.faults
 

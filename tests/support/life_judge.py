@@ -18,6 +18,7 @@ USUAL = {"go on", "resume", "done"}
 #: Why a task ended without a verdict on its run. Any other undecided end is a fault.
 CAUSES = {
     "killed": "its last process was killed",
+    "ended": "its last process was killed after its run had ended, and before Airflow knew",
     "lost": "the API could not be read after an answer was lost",
     "stranger": "a run of another party can be its own",
     "unseen": "a task of ours on another worker started the agent, and no copies show its start",
@@ -85,7 +86,7 @@ class Judged:
     def _cause(self, life):
         scope = self.world.scope
         if life.error is None:
-            return "killed"
+            return "ended" if life.has_recorded_end else "killed"
         if not isinstance(life.error, AmbiguousAgentRunError):
             had_losses = scope.faults > self.world.faults_left
             return "lost" if had_losses and isinstance(life.error, TemporaryError) else None
@@ -152,7 +153,8 @@ class Judged:
 
     def _judge_memory(self, life):
         """A clear of the task finds its run again."""
-        if not life.posts or isinstance(life.error, AmbiguousAgentRunError):
+        # A clear after a recorded end looks like one of a task that has succeeded: it asks for a new run.
+        if not life.posts or isinstance(life.error, AmbiguousAgentRunError) or life.has_recorded_end:
             return
         last = self._truth(life.posts[-1])
         if last.end_status == "FAILED":

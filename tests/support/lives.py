@@ -94,6 +94,7 @@ class Life:
         posts: the event of each run that it has started.
         clears: of each clear: how many runs were started by then, how the task had ended, and the way of the clear.
         told: of each error of a process: how many runs were started by then, the error, and whether it was in doubt.
+        has_recorded_end: its record says that its run has ended, although Airflow knows no verdict.
         started_again: after its end, a clear started another run rather than finding its last one.
     """
 
@@ -103,7 +104,7 @@ class Life:
         self.task.store = world.scope.store()
         self.state, self.result, self.error, self.deferred, self.event = "none", None, None, None, None
         self.posts, self.clears, self.told, self.actor, self.cleared = [], [], [], None, None
-        self.is_over = self.is_judgeable = self.started_again = False
+        self.is_over = self.is_judgeable = self.started_again = self.has_recorded_end = False
 
     def operator(self):
         wait = self.world.scope.wait
@@ -161,6 +162,7 @@ class Life:
             return
         end, runs = (self.state, self.error, self.result), len(self.posts)
         runs_on = bool(self.posts) and self.world.sim.truth(self.posts[-1]).ended_at > self.world.stage.clock()
+        self.has_recorded_end = self.task.store.get("agent_run", {}).get("phase") == "ended"
         self.task.clear(keep_state=not (self.world.scope.copies and runs_on))
         self._do_try()
         self.started_again = len(self.posts) > runs
