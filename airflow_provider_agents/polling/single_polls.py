@@ -109,7 +109,7 @@ class SinglePolls:
             one.criteria is not None and (listing.server_time is None or one.submission.server_after is None)
             for one in searching
         )
-        self.lacks_only_time = is_timeless and bool(tracker.events) and all(map(is_terminal, tracker.events))
+        self.lacks_only_time = is_timeless and all(map(is_terminal, tracker.events))
         self._log_warnings(say, verdict is None and is_followed)
         self._report(state_of(tracker), say)
         return verdict, submission
