@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,9 @@ START_BY_THEMSELVES = {
     "agent_finished_starts_dag",
     "agent_on_its_own_schedule",
 }
+#: What the callback of the page on deadlines logs, and where that page has it.
+DEADLINE_WORDS = "The briefing is late."
+DEADLINE_PAGE = ROOT / "docs" / "how-to" / "deadline.md"
 _END_SECONDS = 240.0
 _READING_SECONDS = 5.0
 _BACKFILLED_DAYS = 3
@@ -59,6 +63,24 @@ def examples() -> dict[str, Path]:
     """The examples that this Airflow can run, by the id of their DAG."""
     files = {file.stem: file for file in sorted((ROOT / "example_dags").glob("*.py"))}
     return {dag_id: file for dag_id, file in files.items() if this_airflow() >= NEEDS.get(dag_id, (3, 0))}
+
+
+def files_of(home: Path) -> list[Path]:
+    """The examples as they run here: a deadline passes after seconds, and its callback is in the plugins folder."""
+    files = examples()
+    (home / "plugins").mkdir(parents=True)
+    callback = re.search(
+        r'^```python title="plugins/agent_alerts.py"\n(.*?)^```', DEADLINE_PAGE.read_text(), re.DOTALL | re.MULTILINE
+    )
+    if callback is None:
+        raise RealAirflowError(f"{DEADLINE_PAGE.name} has no callback")
+    (home / "plugins" / "agent_alerts.py").write_text(callback[1])
+    if "agent_deadline" in files:
+        text = files["agent_deadline"].read_text()
+        _must("interval=timedelta(hours=1)" in text, "the deadline of agent_deadline is not an hour")
+        files["agent_deadline"] = home / "agent_deadline.py"
+        files["agent_deadline"].write_text(text.replace("interval=timedelta(hours=1)", "interval=timedelta(seconds=5)"))
+    return list(files.values())
 
 
 class Show:
@@ -120,6 +142,15 @@ def _must(holds: bool, words: str) -> None:
 
 def _deferred(show: Show) -> None:
     show.must_be_of(show.xcom("agent_deferred", "run_agent"), "agent_deferred", "run_agent")
+
+
+def _deadline(show: Show) -> None:
+    log = show.airflow.log_file("triggerer")
+
+    def called() -> bool:
+        return DEADLINE_WORDS in log.read_text(errors="replace")
+
+    until(called, _END_SECONDS, "the callback of a deadline", pause=1.0)
 
 
 def _budget(show: Show) -> None:
@@ -203,6 +234,7 @@ LOOKS: dict[str, Callable[[Show], None]] = {
     "agent_budget": _budget,
     "agent_asset_consumer": _asset_consumer,
     "agent_backfill": _backfill,
+    "agent_deadline": _deadline,
     "agent_deferred": _deferred,
     "agent_failed_is_final": _failed_is_final,
     "agent_finished_starts_dag": _finished_starts_dag,
@@ -264,7 +296,7 @@ def main() -> int:
         simulator_server(home, "--key", KEY) as simulator,
         RealAirflow(
             home,
-            dags=examples().values(),
+            dags=files_of(home),
             env=env,
             database="postgres",
             connections={"agents_default": connection_to(simulator.url, KEY)},
