@@ -23,7 +23,7 @@ def simulator(tmp_path_factory, api_key):
     agents = (
         *("agent-123:15", "agent-prices:5", "agent-news:6", "agent-failing:6:FAILED", "agent-worker:5"),
         *("agent-cleanup:5", "agent-draft:5", "agent-invoices:5", "agent-orders:5", "agent-shop:5", "agent-weather:6"),
-        "agent-research:5",
+        *("agent-research:5", "agent-fragile:5:FAILED", "agent-east:5", "agent-west:6"),
         *("agent-hourly:2:COMPLETED:20", "agent-nightly:2:COMPLETED:20"),
     )
     options = [option for agent in agents for option in ("--agent", agent)]
@@ -38,6 +38,7 @@ def airflow(tmp_path_factory, simulator, api_key):
         "AIRFLOW_CONN_AGENTS_DEFAULT": connection_json(
             simulator.url, api_key, run_url="https://app.example/{agent_id}/runs/{event_id}"
         ),
+        "AIRFLOW_CONN_AGENTS_DOWN": connection_json("http://127.0.0.1:1", api_key),
         "AIRFLOW_CONN_AGENTS_WRONG_KEY": connection_json(simulator.url, f"wrong-{api_key}"),
     }
     dags = [ROOT / "example_dags", Path(__file__).parent / "dags"]

@@ -65,6 +65,8 @@ def started(airflow, simulator):
         "system_missing_connection": None,
         "system_timeout": None,
         "system_budget": None,
+        "system_failed_is_final": None,
+        "system_mapped_outlets": None,
         "system_wait_until_idle": {"agent": "agent-busy"},
     }
     return {dag_id: airflow.trigger(dag_id, conf) for dag_id, conf in dag_ids.items()}
@@ -470,6 +472,25 @@ def test_each_run_reaches_one_dag_run_however_many_are_active_at_once(airflow):
 
     for lists in until(all_given, 180, "a DAG run for each run", pause=5.0):
         assert sorted(chain(*lists)) == wanted
+
+
+def test_each_mapped_task_names_its_own_run_in_its_asset_event(airflow, started):
+    run_id = started["system_mapped_outlets"]
+    assert airflow.wait_for_dag_run("system_mapped_outlets", run_id) == "success"
+    emitted = airflow.api("GET", "/api/v2/assets/events?source_dag_id=system_mapped_outlets")["asset_events"]
+    named = {one["source_map_index"]: one["extra"]["agent_run"]["event_id"] for one in emitted}
+    returned = [decoded(airflow.xcom("system_mapped_outlets", run_id, "run", map_index=index)) for index in (0, 1)]
+    assert named == {index: event["id"] for index, event in enumerate(returned)}
+    assert [event["agentId"] for event in returned] == ["agent-east", "agent-west"]
+
+
+def test_a_retry_policy_ends_a_task_whose_run_failed_and_retries_an_outage(airflow, simulator, started):
+    run_id = started["system_failed_is_final"]
+    # Without the policy, it would be up for retry for an hour.
+    airflow.wait_for_task("system_failed_is_final", run_id, "failed", "failed")
+    # The try waits two minutes for the platform to come back; most of them have passed by now.
+    airflow.wait_for_task("system_failed_is_final", run_id, "outage", "up_for_retry", seconds=180)
+    assert len(simulator.executions("agent-fragile")) == 1
 
 
 # Last in this file: by now there have been successes, failures, refusals and retries.

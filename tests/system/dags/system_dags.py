@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from airflow.sdk import DAG
+from airflow.sdk import DAG, Asset, ExceptionRetryPolicy, RetryAction, RetryRule
 
+from airflow_provider_agents.api.errors import AgentRunFailedError
 from airflow_provider_agents.budget import Budget
 from airflow_provider_agents.operators import CheckAgentBudgetOperator, ExecuteAgentOperator
 
@@ -15,6 +16,20 @@ QUICK = {"settle": 2.0, "appear_within": 20.0, "poll_interval": 1.0}
 
 with DAG("system_failed_run", start_date=START, schedule=None):
     ExecuteAgentOperator(task_id="run", agent_id="agent-failing", retries=1, retry_delay=timedelta(seconds=1), **QUICK)
+
+with DAG("system_failed_is_final", start_date=START, schedule=None):
+    final = {
+        "retries": 1,
+        "retry_delay": timedelta(hours=1),
+        "retry_policy": ExceptionRetryPolicy(rules=[RetryRule(AgentRunFailedError, RetryAction.FAIL, reason="Final.")]),
+    }
+    ExecuteAgentOperator(task_id="failed", agent_id="agent-fragile", **final, **QUICK)
+    ExecuteAgentOperator(task_id="outage", agent_id="agent-123", agents_conn_id="agents_down", **final, **QUICK)
+
+with DAG("system_mapped_outlets", start_date=START, schedule=None):
+    ExecuteAgentOperator.partial(task_id="run", outlets=[Asset("system_reports")], **QUICK).expand(
+        agent_id=["agent-east", "agent-west"]
+    )
 
 with DAG("system_on_worker", start_date=START, schedule=None):
     ExecuteAgentOperator(task_id="run", agent_id="agent-worker", deferrable=False, **QUICK)
