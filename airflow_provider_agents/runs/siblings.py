@@ -11,6 +11,7 @@ processes. `Siblings` says of which agents it wants them (`wanted_starts`), and 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -142,7 +143,7 @@ class Siblings:
 
     def __init__(self, *, reads_starts: bool = False) -> None:
         self.reads_starts = reads_starts
-        self._agents: dict[str, AgentSiblings] = {}
+        self._agents: defaultdict[str, AgentSiblings] = defaultdict(AgentSiblings)
         self._forget_at: datetime | None = None
 
     @property
@@ -164,7 +165,7 @@ class Siblings:
         self._forget(now)
         if tracker.submission.event_id is not None:
             return
-        agent = self._agents.setdefault(tracker.agent_id, AgentSiblings())
+        agent = self._agents[tracker.agent_id]
         agent.trackers[tracker] = None
         agent.reads_starts = self.reads_starts
         # Its submission does not bind yet. If it had an event before, it gets the same event again.
