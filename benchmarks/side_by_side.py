@@ -53,9 +53,9 @@ class MeasuringDriver(Driver):
                 error = failure
 
 
-def measure(gap: float, strangers: int) -> None:
+def measure(gap: float, others: int) -> None:
     """Play one world and print its row."""
-    starts = [number * TASKS * gap / strangers for number in range(strangers)]
+    starts = [number * TASKS * gap / others for number in range(others)]
     config = config_of(random.Random(1), failing=0.1, run_seconds=60.0)
     world = World(config, [Task(number * gap) for number in range(TASKS)], strangers=starts, driver=MeasuringDriver)
     gc.disable()
@@ -65,7 +65,7 @@ def measure(gap: float, strangers: int) -> None:
     twice = sum(times - 1 for times in world.handed_on.values())
     ended = ", ".join(f"{number} {outcome}" for outcome, number in sorted(Counter(world.outcomes()).items()))
     print(
-        f"| {gap:g} | {strangers} | {sum(steps):.1f} | {1000 * sum(steps) / TASKS:.1f} | {1000 * max(steps):.0f} "
+        f"| {gap:g} | {others} | {sum(steps):.1f} | {1000 * sum(steps) / TASKS:.1f} | {1000 * max(steps):.0f} "
         f"| {ended} | {twice} |"
     )
 
@@ -73,5 +73,5 @@ def measure(gap: float, strangers: int) -> None:
 if __name__ == "__main__":
     print("| s from start to start | runs of others | CPU s | ms a task | longest step, ms | ended | event to two |")
     print("| --: | --: | --: | --: | --: | --- | --: |")
-    for gap, strangers in WORLDS:
-        measure(gap, strangers)
+    for gap, others in WORLDS:
+        measure(gap, others)

@@ -184,7 +184,7 @@ class Soak:
         if deleted_after is not None:
             self.loop.call_later(deleted_after, self.delete, agent_id)
         elif rng.random() < CANCELLED and not exclusive:
-            # Another task could not know of the run that goes on.
+            # Another task could not know of the run that is still running.
             self.loop.call_later(rng.uniform(0, 600), waiting.cancel)
         try:
             verdict = await waiting

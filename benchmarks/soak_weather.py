@@ -55,7 +55,7 @@ class Weather:
             return
         kinds = [Fault(kind="status", status=429, headers={"Retry-After": "240"})]
         if method == "GET":
-            # A POST that is lost is another test's concern: a stranger's run can be taken for the one it did not start.
+            # A lost POST is another test's concern: another party's run can be taken for the run that it did not start.
             kinds += [Fault(kind="status", status=500), Fault(kind="status", status=503)]
             kinds += [Fault(kind=kind) for kind in ("reset_before", "reset_after", "hang_after", "html", "truncated")]
         fault = self.rng.choice(kinds)

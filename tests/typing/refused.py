@@ -36,6 +36,6 @@ def with_the_hook(hook: AgentsHook) -> None:
     hook.usage("agent-1")  # type: ignore[call-arg]  # since when
 
 
-def test_of_a_dag(agents_simulator: AgentsSimulator) -> None:
+def with_the_fixture(agents_simulator: AgentsSimulator) -> None:
     """The fixture."""
     agents_simulator.add_agent("agent-1", run_second=1200)  # type: ignore[call-arg]
