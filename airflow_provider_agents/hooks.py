@@ -83,11 +83,11 @@ async def open_client(conn_id: str) -> AsyncClient:
 
 def poller_of(conn_id: str) -> AbstractAsyncContextManager[SharedPoller]:
     """The one poller of this event loop and connection, shared by all who hold it at the same time."""
-    from airflow.providers.common.compat.sdk import Stats
-
     from airflow_provider_agents.polling.poller import SharedPoller, shared_poller, siblings_of
 
     def make() -> SharedPoller:
+        from airflow.providers.common.compat.sdk import Stats
+
         return SharedPoller(
             conn_id,
             lambda: open_client(conn_id),

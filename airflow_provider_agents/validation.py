@@ -293,13 +293,15 @@ def policy_of(owner: Any, settings: Settings | None = None, *, needs_verdict: bo
     Raises:
         InvalidArgumentError: the values do not fit together.
     """
-    found: dict[str, Any] = {}
-    for source in (owner, settings):
-        for name in (*PLATFORM, "on_ambiguous"):
-            value = getattr(source, name, None)
-            if value is not None:
-                found.setdefault(name, value)
-    policy = WaitPolicy(**found)
+    sources = (owner,) if settings is None else (settings, owner)
+    policy = WaitPolicy(
+        **{
+            name: value
+            for source in sources
+            for name in (*PLATFORM, "on_ambiguous")
+            if (value := getattr(source, name, None)) is not None
+        }
+    )
     fault = lost_after_settling(policy) or (ends_after_settling(owner, policy) if needs_verdict else None)
     if fault is not None:
         raise InvalidArgumentError(

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from airflow_provider_agents.api.errors import AgentsError, first_error
-from airflow_provider_agents.api.models import is_plausible
+from airflow_provider_agents.api.models import END_OF_TIME, FIRST_MOMENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
 
 #: A hundred years, in seconds. A deadline some thousands of years away has no place in the calendar.
 MAX_SECONDS = 100 * 365.25 * 86400
 
 
-def _plausible(moment: datetime) -> datetime:
-    if not is_plausible(moment):
-        raise ValueError("the year must be from 1970 to 2999")
-    return moment
-
-
 #: A moment and a length of time that can be added and compared without leaving the calendar.
-Moment = Annotated[AwareDatetime, AfterValidator(_plausible)]
+Moment = Annotated[AwareDatetime, Field(ge=FIRST_MOMENT, lt=END_OF_TIME)]
 Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
 
 

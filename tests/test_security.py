@@ -650,24 +650,24 @@ NASTY = "x\n[2026-01-01] ERROR forged\r\x1b[31m\x1b]0;title\x07\n::group::\n[bol
 
 @pytest.mark.parametrize("field", ["id", "status"])
 def test_a_name_that_is_not_printable_is_no_name(field):
-    ExecutionEvent.model_validate({"id": "e", "status": "PENDING", field: "Ünusual name ✓"})
+    ExecutionEvent.read({"id": "e", "status": "PENDING", field: "Ünusual name ✓"})
     for character in NASTY:
         if not character.isprintable():
             with pytest.raises(ValidationError):
-                ExecutionEvent.model_validate({"id": "e", "status": "PENDING", field: f"a{character}b"})
+                ExecutionEvent.read({"id": "e", "status": "PENDING", field: f"a{character}b"})
 
 
 @pytest.mark.parametrize("field", ["agentId", "requestId"])
 def test_a_name_that_is_not_printable_and_not_needed_is_absent(field):
     for character in NASTY:
         if not character.isprintable():
-            event = ExecutionEvent.model_validate({"id": "e", "status": "PENDING", field: f"a{character}b"})
+            event = ExecutionEvent.read({"id": "e", "status": "PENDING", field: f"a{character}b"})
             assert getattr(event, field) is None
 
 
 @given(st.text() | st.just(NASTY) | st.recursive(st.text(), st.lists))
 def test_what_an_agent_says_of_its_failure_stays_in_its_line(said):
-    event = ExecutionEvent.model_validate({"id": "e-1", "status": "FAILED", "error": said, "agentId": "agent-1"})
+    event = ExecutionEvent.read({"id": "e-1", "status": "FAILED", "error": said, "agentId": "agent-1"})
     submission = Submission(agent_id="agent-1", taken_at=datetime(2026, 1, 1, tzinfo=UTC), event_id="e-1")
     message = str(to_error(Verdict(Outcome.FAILED, (event,)), submission, what_now="A retry starts a new run."))
     assert message.isprintable()
@@ -677,7 +677,7 @@ def test_what_an_agent_says_of_its_failure_stays_in_its_line(said):
 @given(st.text(min_size=1) | st.just(NASTY), st.text(min_size=1) | st.just(NASTY))
 def test_what_is_logged_of_a_run_stays_in_its_line(event_id, status):
     try:
-        event = ExecutionEvent.model_validate({"id": event_id, "status": status, "agentId": "agent-1"})
+        event = ExecutionEvent.read({"id": event_id, "status": status, "agentId": "agent-1"})
     except ValidationError:
         return
     tracker = RunTracker(
@@ -717,7 +717,7 @@ def test_the_xcoms_of_a_run_hold_what_airflow_can_keep():
         "browserStepCount": 10**400,
         "error": ["\0", 2**70],
     }
-    event = ExecutionEvent.model_validate(sent)
+    event = ExecutionEvent.read(sent)
     assert event.to_json() == {
         "id": "e-1",
         "status": "COMPLETED",

@@ -245,7 +245,7 @@ def to_storable(value: Any, depth: int = 0) -> Any:
     """
     match value:
         case str():
-            return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+            return _storable_text(value)
         case bool() | None:
             return value
         case int() | float():
@@ -256,11 +256,15 @@ def to_storable(value: Any, depth: int = 0) -> Any:
             return [to_storable(one, depth + 1) for one in value]
         case dict():
             return {
-                to_storable(name): to_storable(one, depth + 1)
+                _storable_text(name): to_storable(one, depth + 1)
                 for name, one in value.items()
                 if not name.startswith("__")
             }
     raise TypeError(f"{type(value).__name__} does not come from JSON")
+
+
+def _storable_text(value: str) -> str:
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _storable_number(value: float) -> float | None:

@@ -86,7 +86,7 @@ def get_agent(agent_id: str) -> ApiCall[Agent]:
 
     def read(value: Any) -> Agent:
         wrapped = isinstance(value, dict) and "id" not in value and "data" in value
-        return Agent.model_validate(value["data"] if wrapped else value)
+        return Agent.read(value["data"] if wrapped else value)
 
     return ApiCall("GET", _agent_path(agent_id), read, f"reading agent {agent_id}")
 
@@ -96,7 +96,7 @@ def execute_agent(agent_id: str) -> ApiCall[Accepted]:
     return ApiCall(
         "POST",
         f"{_agent_path(agent_id)}/execute",
-        lambda value: Accepted.model_validate(value["data"]),
+        lambda value: Accepted.read(value["data"]),
         f"executing agent {agent_id}",
         idempotent=False,
     )

@@ -20,21 +20,20 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    ModelWrapValidatorHandler,
     PrivateAttr,
     StrictStr,
     StringConstraints,
     ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    model_validator,
 )
+from pydantic_core import core_schema
 
 from airflow_provider_agents.api.body import rows_of, to_storable
 from airflow_provider_agents.api.errors import first_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from pydantic import GetCoreSchemaHandler
 
 T = TypeVar("T")
 
@@ -56,7 +55,7 @@ def _iso_timestamp(value: object) -> object:
 
 
 #: Far enough from the ends of the calendar that no sum or difference of two moments in between leaves it.
-_FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(3000, 1, 1, tzinfo=UTC)
+FIRST_MOMENT, END_OF_TIME = datetime(1970, 1, 1, tzinfo=UTC), datetime(3000, 1, 1, tzinfo=UTC)
 
 
 def is_plausible(moment: datetime) -> bool:
@@ -64,13 +63,17 @@ def is_plausible(moment: datetime) -> bool:
 
     A time without an offset is UTC. The year in UTC counts: an offset can move a time into another year.
     """
-    return _FIRST <= (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)) < _LAST
+    return FIRST_MOMENT <= (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)) < END_OF_TIME
 
 
 def _in_utc(value: datetime | None) -> datetime | None:
-    if value is None or not is_plausible(value):
+    if value is None:
         return None
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    try:
+        moment = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except OverflowError:  # at an end of the calendar
+        return None
+    return moment if is_plausible(moment) else None
 
 
 def _printable(value: str) -> str:
@@ -80,11 +83,11 @@ def _printable(value: str) -> str:
     return value
 
 
-def _none_if_unreadable(value: object, handler: ValidatorFunctionWrapHandler) -> Any:
-    try:
-        return handler(value)
-    except ValidationError:
-        return None
+class _NoneIfUnreadable:
+    """Marks a field whose invalid value counts as absent."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.with_default_schema(handler(source), default=None, on_error="default")
 
 
 def _usable_number(value: object) -> object:
@@ -106,9 +109,9 @@ Timestamp = Annotated[datetime | None, BeforeValidator(_iso_timestamp), AfterVal
 LONGEST_ID = 1024
 Identifier = Annotated[StrictStr, StringConstraints(min_length=1, max_length=LONGEST_ID), AfterValidator(_printable)]
 #: The types below are for fields that no verdict needs: an invalid value counts as absent.
-OptionalTimestamp = Annotated[Timestamp, WrapValidator(_none_if_unreadable)]
-OptionalIdentifier = Annotated[Identifier | None, WrapValidator(_none_if_unreadable)]
-OptionalText = Annotated[StrictStr | None, WrapValidator(_none_if_unreadable)]
+OptionalTimestamp = Annotated[Timestamp, _NoneIfUnreadable()]
+OptionalIdentifier = Annotated[Identifier | None, _NoneIfUnreadable()]
+OptionalText = Annotated[StrictStr | None, _NoneIfUnreadable()]
 Number = Annotated[int | float | None, BeforeValidator(_usable_number)]
 #: A token becomes part of the next URL: gateways refuse longer URLs.
 Token = Annotated[Annotated[StrictStr, StringConstraints(max_length=4096)] | None, BeforeValidator(_token)]
@@ -118,6 +121,15 @@ class Wire(BaseModel):
     """Base of the wire models: immutable, unknown fields kept."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+
+    @classmethod
+    def read(cls, value: object) -> Self:
+        """Read decoded JSON.
+
+        Raises:
+            ValidationError: it is unreadable.
+        """
+        return cls.model_validate(value)
 
     def to_json(self) -> dict[str, Any]:
         """The fields that were sent, under the API's names, as JSON types that a task may return to XCom.
@@ -134,10 +146,14 @@ class Row(Wire):
 
     _sent: dict[str, Any] | None = PrivateAttr(default=None)
 
-    @model_validator(mode="wrap")
     @classmethod
-    def _keep_raw(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        row = handler(value)
+    def read(cls, value: object) -> Self:
+        """Read a row of decoded JSON, and keep it as it was sent.
+
+        Raises:
+            ValidationError: it is unreadable.
+        """
+        row = super().read(value)
         if isinstance(value, dict):
             row._sent = value  # noqa: SLF001 - our own, in our own class method
         return row
@@ -161,7 +177,8 @@ class Row(Wire):
 
         Only what Airflow could not store, or would not read as data, is changed or left out (`body.to_storable`).
         """
-        return super().to_json() if self._sent is None else to_storable(self._sent)
+        sent = self._sent
+        return super().to_json() if sent is None else to_storable(sent)
 
 
 class Agent(Row):
@@ -306,7 +323,7 @@ class UnreadableEvent(_StandIn, ExecutionEvent):
 def read_agent(row: object) -> Agent:
     """Read a row of decoded JSON; a stand-in if it is unreadable. Raises nothing."""
     try:
-        return Agent.model_validate(row)
+        return Agent.read(row)
     except ValidationError as error:
         return UnreadableAgent.of(row, error)
 
@@ -314,7 +331,7 @@ def read_agent(row: object) -> Agent:
 def read_event(row: object) -> ExecutionEvent:
     """Read a row of decoded JSON; a stand-in if it is unreadable. Raises nothing."""
     try:
-        return ExecutionEvent.model_validate(row)
+        return ExecutionEvent.read(row)
     except ValidationError as error:
         return UnreadableEvent.of(row, error)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from airflow_provider_agents.runs.outcome import Outcome, format_ids, is_certain
+from airflow_provider_agents.runs.outcome import Outcome, format_ids
 from airflow_provider_agents.runs.patience import REFUSED_SECONDS, is_refusal
 from airflow_provider_agents.runs.status import describe_state, is_terminal
 
@@ -183,7 +183,7 @@ def state_of(tracker: RunTracker) -> str:
         words = "No event of the run has appeared yet."
     elif len(events) > 1:
         words = f"{len(events)} runs could be this task's: {states}{', ...' if len(events) > _NAMED else ''}."
-    elif is_certain(tracker.submission, events):
+    elif tracker.is_named:
         words = f"The run is {states}."
     else:
         words = f"The run that fits is {states}."

@@ -301,6 +301,9 @@ AnySelector = BySubmission | ByEvent | FirstRunSince
 _SELECTORS: tuple[type[AnySelector], ...] = get_args(AnySelector)
 #: What users may give to any selector, with a check each.
 ARGUMENTS: dict[str, Check] = {name: check for kind in _SELECTORS for name, check in kind.arguments.items()}
+#: The argument that chooses each selector; and by each argument, the one that chooses its selector.
+_CHOOSERS = {next(iter(kind.arguments)): kind for kind in _SELECTORS}
+_CHOOSER_OF = {name: chooser for chooser, kind in _CHOOSERS.items() for name in kind.arguments}
 
 
 def selector_class(given: Mapping[str, object]) -> type[AnySelector]:
@@ -312,19 +315,18 @@ def selector_class(given: Mapping[str, object]) -> type[AnySelector]:
     Raises:
         InvalidArgumentError: they do not ask for one selector. The text says what to give instead.
     """
-    choosers = {next(iter(kind.arguments)): kind for kind in _SELECTORS}
-    for chooser, kind in choosers.items():
-        for name in kind.arguments:
-            if name in given and chooser not in given:
-                raise InvalidArgumentError(f"{name} only goes with {chooser}. Give {chooser}, or leave {name} out.")
-    chosen = [name for name in choosers if name in given]
+    chosen = [name for name in _CHOOSERS if name in given]
+    for name in given:
+        chooser = _CHOOSER_OF[name]
+        if chooser not in chosen:
+            raise InvalidArgumentError(f"{name} only goes with {chooser}. Give {chooser}, or leave {name} out.")
     if len(chosen) != 1:
-        *names, last = choosers
+        *names, last = _CHOOSERS
         raise InvalidArgumentError(
             f"Name the run by exactly one of {', '.join(names)} and {last}; "
             f"{'none is given' if not chosen else 'given are ' + ', '.join(chosen)}."
         )
-    return choosers[chosen[0]]
+    return _CHOOSERS[chosen[0]]
 
 
 def select(agent_id: object, given: Mapping[str, object]) -> AnySelector:

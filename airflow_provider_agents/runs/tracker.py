@@ -64,6 +64,7 @@ class RunTracker:
             the clock of another machine showed at the acceptance is never compared with it.
 
     Attributes:
+        agent_id: whose run it is.
         is_late: no event had appeared within `settle`, so what appeared later may be another run's.
         broke_exclusive: the task is exclusive, but something else has started the agent too. From then on, the task
             waits as any other.
@@ -85,6 +86,7 @@ class RunTracker:
         "_settled_at",
         "_was_empty",
         "_window",
+        "agent_id",
         "broke_exclusive",
         "has_changed",
         "is_late",
@@ -100,6 +102,7 @@ class RunTracker:
             within = search_seconds(policy.settle)
             policy = replace(policy, settle=within, appear_within=max(policy.appear_within, within))
         self.submission, self.policy = submission, policy
+        self.agent_id = submission.agent_id
         self._began_at = began_at
         self._window = submission.window
         self._is_exclusive = policy.exclusive and not submission.in_doubt and submission.event_id is None
@@ -117,11 +120,6 @@ class RunTracker:
         self._was_empty = self.is_late = False
         self.siblings: AgentSiblings | None = None
         self.knows_starts = self._has_read_starts = False
-
-    @property
-    def agent_id(self) -> str:
-        """Whose run it is."""
-        return self.submission.agent_id
 
     @property
     def criteria(self) -> matching.SearchCriteria | None:

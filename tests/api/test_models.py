@@ -52,11 +52,11 @@ def test_an_event_that_was_not_read_from_json_hands_on_what_was_set():
 
 
 def test_a_status_that_the_page_does_not_know_is_read():
-    assert ExecutionEvent.model_validate({"id": "e", "status": "TIMED_OUT"}).status == "TIMED_OUT"
+    assert ExecutionEvent.read({"id": "e", "status": "TIMED_OUT"}).status == "TIMED_OUT"
 
 
 def test_times_are_aware_and_in_utc():
-    event = ExecutionEvent.model_validate(
+    event = ExecutionEvent.read(
         {"id": "e", "status": "RUNNING", "createdAt": "2026-01-01T10:00:00+02:00", "startedAt": "2026-01-01T09:00:00"}
     )
     assert event.createdAt == datetime(2026, 1, 1, 8, tzinfo=UTC)
@@ -67,12 +67,12 @@ def test_times_are_aware_and_in_utc():
 @pytest.mark.parametrize("value", [1767225600, True, [], {}, "tomorrow", ""])
 def test_what_is_no_time_is_refused(value):
     with pytest.raises(ValidationError):
-        ExecutionEvent.model_validate({"id": "e", "status": "RUNNING", "createdAt": value})
+        ExecutionEvent.read({"id": "e", "status": "RUNNING", "createdAt": value})
 
 
 def test_an_agents_schedule_stays_the_text_that_it_is():
     schedule = '{"tasksPerDay":1,"times":["09:00"]}'
-    assert Agent.model_validate({"id": "a", "schedule": schedule}).schedule == schedule
+    assert Agent.read({"id": "a", "schedule": schedule}).schedule == schedule
 
 
 MOMENTS = st.one_of(st.none(), st.datetimes(min_value=datetime(1971, 1, 1), max_value=datetime(2900, 1, 1)))  # noqa: DTZ001 - as sent
@@ -104,18 +104,18 @@ def test_what_the_hook_returns_passes_an_xcom_as_json_and_comes_back(model, data
     not_documented = TEXTS.filter(lambda name: name not in model.model_fields)
     sent = data.draw(st.dictionaries(not_documented, JSON, max_size=2))
     sent |= with_times_as_text(data.draw(st.fixed_dictionaries(required, optional=optional)))
-    plain = model.model_validate(sent).to_json()
+    plain = model.read(sent).to_json()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain == to_storable(plain)
     read = XCom.deserialize_value(SimpleNamespace(value=XCom.serialize_value(plain)))
     assert read == plain
-    assert model.model_validate(read).to_json() == plain
+    assert model.read(read).to_json() == plain
 
 
 def test_an_agent_and_an_acceptance_keep_the_apis_names_and_what_is_not_documented():
     agent = {"id": "a", "baseUrl": "https://x", "createdAt": "2026-01-01T09:00:00Z", "newField": [1, None]}
-    assert Agent.model_validate(agent).to_json() == agent
+    assert Agent.read(agent).to_json() == agent
     accepted = {"requestId": "r", "agentId": "a", "message": "started"}
-    assert Accepted.model_validate(accepted).to_json() == accepted
+    assert Accepted.read(accepted).to_json() == accepted
 
 
 # --- odd values -------------------------------------------------------------------------------------------------------
