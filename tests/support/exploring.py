@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 #: The most orders that are run, so that a scope that is too wide ends.
 MOST_RUNS = 2_000_000
+
+#: What is counted of an end; hashable.
+End = TypeVar("End")
 
 
 class KnownState(BaseException):
@@ -25,14 +32,14 @@ class Order:
         taken: the label and the option of each choice so far.
     """
 
-    explorer: Explorer
+    explorer: Explorer[Any]
     prefix: tuple[int, ...] = ()
     parent: tuple[bytes, int] | None = None
     taken: list[tuple[str, str]] = field(default_factory=list)
     picks: list[int] = field(default_factory=list)
     is_over: bool = False
 
-    def choose(self, label, options, state):
+    def choose(self, label: str, options: Sequence[str], state: Callable[[], str]) -> str:
         """One of the options.
 
         Args:
@@ -57,7 +64,7 @@ class Order:
         self.taken.append((label, options[pick]))
         return options[pick]
 
-    def _arrive(self, key, count):
+    def _arrive(self, key: bytes, count: int) -> None:
         if not self.explorer.arrive(key, self.parent):
             self.is_over = True
             raise KnownState
@@ -65,7 +72,7 @@ class Order:
         self.explorer.plan(key, tuple(self.picks), count)
 
 
-class Explorer:
+class Explorer(Generic[End]):
     """Runs a program for all orders.
 
     Args:
@@ -76,19 +83,20 @@ class Explorer:
         runs: how often the program was run.
     """
 
-    def __init__(self, play):
+    def __init__(self, play: Callable[[Order], End]) -> None:
         self._play = play
-        self._planned = [((), None)]
+        self._planned: list[tuple[tuple[int, ...], tuple[bytes, int] | None]] = [((), None)]
         #: By state: the state after each of its options; None is an end.
-        self._after = {}
-        self.ends, self.runs = {}, 0
+        self._after: dict[bytes | None, dict[int, bytes | None]] = {}
+        self.ends: dict[End, int] = {}
+        self.runs = 0
 
     @property
-    def states(self):
+    def states(self) -> int:
         """How many states were reached."""
         return len(self._after)
 
-    def arrive(self, key, parent):
+    def arrive(self, key: bytes, parent: tuple[bytes, int] | None) -> bool:
         """Take note of a state. Returns whether it is new."""
         is_new = key not in self._after
         if is_new:
@@ -97,11 +105,11 @@ class Explorer:
             self._after[parent[0]][parent[1]] = key
         return is_new
 
-    def plan(self, key, picks, count):
+    def plan(self, key: bytes, picks: tuple[int, ...], count: int) -> None:
         """Plan a run for each option but the first."""
         self._planned.extend(((*picks, pick), (key, pick)) for pick in range(count - 1, 0, -1))
 
-    def explore(self, most_runs=MOST_RUNS):
+    def explore(self, most_runs: int = MOST_RUNS) -> None:
         """Run all orders.
 
         Raises:
@@ -121,14 +129,16 @@ class Explorer:
                 self._after[order.parent[0]][order.parent[1]] = None
             self.ends[end] = self.ends.get(end, 0) + 1
 
-    def count_orders(self):
+    def count_orders(self) -> int:
         """How many orders there are: paths from the first state to an end.
 
         Raises:
             RuntimeError: a state follows from itself, so it does not say all that the future depends on.
         """
         first = next(iter(self._after), None)
-        counts, stack, open_states = {None: 1}, [first], set()
+        counts: dict[bytes | None, int] = {None: 1}
+        open_states: set[bytes | None] = set()
+        stack = [first]
         while stack:
             key = stack[-1]
             missing = [] if key in counts else [after for after in self._after[key].values() if after not in counts]
