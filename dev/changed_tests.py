@@ -64,6 +64,8 @@ def changed_files() -> list[str]:
     Raises:
         CommandError: this is no Git repository.
     """
+    # Outside of a repository, `git diff` explains its options rather than what is wrong.
+    _git("rev-parse", "--git-dir")
     base = _git("merge-base", "HEAD", "main", or_else="HEAD").strip()
     return [*_git("diff", "--name-only", base).split(), *_git("ls-files", "--others", "--exclude-standard").split()]
 
@@ -73,7 +75,8 @@ def _git(*arguments: str, or_else: str | None = None) -> str:
     if done.returncode == 0:
         return done.stdout
     if or_else is None:
-        raise CommandError(f"Git cannot say what was changed: {done.stderr.strip()}. Run make unit instead.")
+        why = done.stderr.partition("\n")[0].removeprefix("fatal: ")
+        raise CommandError(f'Git cannot say what was changed ("{why}"): run make unit instead.')
     return or_else
 
 
@@ -86,8 +89,13 @@ def chosen(changed: Iterable[str]) -> list[str]:
 
 
 def main() -> int:
-    """Run the tests; the exit status of pytest, or 0 if there are none."""
-    tests = chosen(changed_files())
+    """Run the tests; the exit status of pytest, 0 if there are none, or 2 if Git cannot say what was changed."""
+    try:
+        changed = changed_files()
+    except CommandError as error:
+        print(error, file=sys.stderr)
+        return 2
+    tests = chosen(changed)
     if not tests:
         print("No test belongs to what was changed.")
         return 0
