@@ -6,12 +6,21 @@ import contextlib
 import logging
 from collections import Counter
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import structlog
 from exploring import MOST_RUNS, Explorer
 from life_world import World
 
 from airflow_provider_agents.api.errors import AgentRunFailedError, AmbiguousAgentRunError, TemporaryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from exploring import Order
+    from lives import Clear, Life, Scope
+
+    from airflow_provider_agents.simulator import Run
 
 #: Options that are not worth a word in the report of a fault.
 USUAL = {"go on", "resume", "done"}
@@ -37,26 +46,27 @@ class Judged:
         ends: the end of each life in a few words.
     """
 
-    def __init__(self, world):
-        self.world, self.faults = world, []
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.faults: list[str] = []
         self.ends = [self._end(life) for life in world.lives]
         for life in world.lives:
             self._judge_runs(life)
             self._judge_failures(life)
         self._judge_events()
 
-    def _truth(self, event_id):
+    def _truth(self, event_id: str) -> Run:
         return self.world.sim.truth(event_id)
 
-    def _name(self, event_id):
+    def _name(self, event_id: str) -> str:
         return self.world.names.get(event_id, event_id)
 
-    def _wrong(self, words):
+    def _wrong(self, words: str) -> None:
         self.faults.append(words)
 
     # --- the end ---
 
-    def _end(self, life):
+    def _end(self, life: Life) -> str:
         if life.state == "success":
             return self._success(life)
         if isinstance(life.error, AgentRunFailedError):
@@ -67,7 +77,7 @@ class Judged:
         self._judge_memory(life)
         return f"undecided: {cause}"
 
-    def _success(self, life):
+    def _success(self, life: Life) -> str:
         event_id = life.result["id"]
         if self._truth(event_id).end_status != "COMPLETED":
             self._wrong(f"wrong: {life.name} succeeded with {self._name(event_id)}, which did not complete")
@@ -83,7 +93,7 @@ class Judged:
         self._wrong(f"wrong: {life.name} succeeded with {self._name(event_id)}, a run of another party")
         return "succeeded wrongly"
 
-    def _cause(self, life):
+    def _cause(self, life: Life) -> str | None:
         scope = self.world.scope
         if life.error is None:
             return "ended" if life.has_recorded_end else "killed"
@@ -97,14 +107,14 @@ class Judged:
         return "unseen" if self._is_sibling_unseen else None
 
     @property
-    def _is_sibling_unseen(self):
+    def _is_sibling_unseen(self) -> bool:
         """Whether tasks wait in processes that know nothing of each other."""
         scope = self.world.scope
         return scope.sibling and scope.wait == "worker" and not scope.copies
 
     # --- the runs ---
 
-    def _judge_runs(self, life):
+    def _judge_runs(self, life: Life) -> None:
         clears = list(life.clears)
         for number, (before, after) in enumerate(pairwise(life.posts), start=1):
             run, started_at = self._truth(before), self._truth(after).accepted_at
@@ -120,14 +130,14 @@ class Judged:
             else:
                 clears.remove(clear)
 
-    def _wants_run(self, clear, run, after):
+    def _wants_run(self, clear: Clear, run: Run, after: str) -> bool:
         """Whether a clear asks for a new run after this one."""
         has_ended = run.ended_at <= self._truth(after).accepted_at
         ended_it = clear.state == "success" or clear.error in {"AmbiguousAgentRunError", "AgentRunFailedError"}
         # A trigger cannot write the record, so a clear of a waiting task looks like one after the end.
         return ended_it or ((clear.discards or self.world.scope.wait == "trigger") and has_ended)
 
-    def _judge_failures(self, life):
+    def _judge_failures(self, life: Life) -> None:
         for runs, error, in_doubt in life.told:
             if not isinstance(error, AgentRunFailedError):
                 continue
@@ -138,7 +148,7 @@ class Judged:
             if not given and not in_doubt:
                 self._wrong(f"wrong: {life.name} failed with {error.event_ids}, and its own run did not fail")
 
-    def _judge_events(self):
+    def _judge_events(self) -> None:
         if len(self.world.lives) < 2:
             return
         first, second = (life.result["id"] if life.state == "success" else None for life in self.world.lives)
@@ -151,7 +161,7 @@ class Judged:
 
     # --- what is remembered ---
 
-    def _judge_memory(self, life):
+    def _judge_memory(self, life: Life) -> None:
         """A clear of the task finds its run again."""
         # A clear after a recorded end looks like one of a task that has succeeded: it asks for a new run.
         if not life.posts or isinstance(life.error, AmbiguousAgentRunError) or life.has_recorded_end:
@@ -164,7 +174,7 @@ class Judged:
 
 
 @contextlib.contextmanager
-def _silence():
+def _silence() -> Iterator[None]:
     """Without the log of each step: nobody reads thousands of them, and they take a third of the time."""
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
@@ -187,13 +197,14 @@ class Exploration:
         faults: by each fault, the shortest order that led to it: what was chosen, without the usual.
     """
 
-    def __init__(self, scope, most_runs=MOST_RUNS):
-        self.scope, self.faults = scope, {}
+    def __init__(self, scope: Scope, most_runs: int = MOST_RUNS) -> None:
+        self.scope = scope
+        self.faults: dict[str, list[str]] = {}
         self.explorer = Explorer(self._play)
         with _silence():
             self.explorer.explore(most_runs)
 
-    def _play(self, order):
+    def _play(self, order: Order) -> tuple[str, ...]:
         world = World(self.scope, order)
         world.play()
         judged = Judged(world)
@@ -203,9 +214,9 @@ class Exploration:
         return tuple(judged.ends)
 
     @property
-    def ends(self):
+    def ends(self) -> Counter[str]:
         """How often a task ended in each way."""
-        counts = Counter()
+        counts: Counter[str] = Counter()
         for ends, count in self.explorer.ends.items():
             for end in ends:
                 counts[end] += count

@@ -11,6 +11,7 @@ import os
 import random
 import re
 import threading
+from typing import TYPE_CHECKING, NoReturn
 from unittest import mock
 
 import httpx
@@ -26,6 +27,12 @@ from stage import Stage, StageTime
 from airflow_provider_agents import clock
 from airflow_provider_agents.simulator import Simulator, SimulatorConfig, mock_transport
 from airflow_provider_agents.testing.variables import copies_kept_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from exploring import Order
+    from lives import Scope, Shape
 
 #: Seconds after which the sibling and the other party start.
 STARTS = {"at once": 0.0, "10 s later": 10.0, "100 s later": 100.0}
@@ -43,10 +50,12 @@ class World:
         order: chooses.
     """
 
-    def __init__(self, scope, order):
+    _shape: Shape
+
+    def __init__(self, scope: Scope, order: Order) -> None:
         self.scope, self.order = scope, order
         self.faults_left, self.clears_left, self.odd_left = scope.faults, scope.clears, scope.odd_runs
-        self.names, self._shape = {}, None
+        self.names: dict[str, str] = {}
         self.stage = Stage(self.choose)
         self.sim = Simulator(
             self.stage.clock,
@@ -65,40 +74,40 @@ class World:
     # --- choices ---
 
     @property
-    def is_over(self):
+    def is_over(self) -> bool:
         """Whether all tasks have ended. What comes then has one order only."""
         return all(life.is_over for life in self.lives)
 
-    def choose(self, label, options):
+    def choose(self, label: str, options: Sequence[str]) -> str:
         """One of the options."""
         if self.is_over:
             return options[0]
         return self.order.choose(label, options, self._state)
 
-    def clears(self):
+    def clears(self) -> list[str]:
         """The ways to clear a task that there are now."""
         if not self.clears_left:
             return []
         return ["clear", "clear, keep the state"] if self.scope.copies else ["clear"]
 
-    def may_die(self, life, what):
+    def may_die(self, life: Life, what: str) -> None:
         """Here a process can be killed."""
         self.saw(what)
         if self.faults_left and self.choose(f"{life.name}: {what}", ["go on", "killed"]) == "killed":
             self._kill()
 
-    def _kill(self):
+    def _kill(self) -> NoReturn:
         self.faults_left -= 1
         raise Killed
 
-    def _draw_shape(self):
+    def _draw_shape(self) -> Shape:
         odd = self.scope.odd_shapes if self.odd_left else ()
         shapes = {str(shape): shape for shape in (*self.scope.shapes, *odd)}
         self._shape = shapes[self.choose("the run", list(shapes))]
         self.odd_left -= self._shape in odd
         return self._shape
 
-    def _state(self):
+    def _state(self) -> str:
         """All that the future depends on, with runs by their names."""
         stage = self.stage
         actors = [(actor.name, round(actor.wake_at, 6), actor.seen) for actor in stage.actors]
@@ -113,30 +122,31 @@ class World:
         )
         return self._named(json.dumps([left, actors, runs, lives, dict(self.copies)], default=str, sort_keys=True))
 
-    def _named(self, text):
+    def _named(self, text: str) -> str:
         return re.sub(r"(?:event|req)-[0-9a-f]+", lambda match: self.names.get(match[0], match[0]), text)
 
-    def saw(self, text):
+    def saw(self, text: str) -> None:
         """The actor whose turn it is has seen something."""
-        self.stage.current.saw(self._named(text))
+        self.stage.acting.saw(self._named(text))
 
     @property
-    def life(self):
+    def life(self) -> Life | None:
         """The task whose turn it is; None for the triggerer."""
         return next((life for life in self.lives if life.actor is self.stage.current), None)
 
     # --- the platform ---
 
-    def name_run(self, event_id, owner):
+    def name_run(self, event_id: str, owner: str) -> None:
         """Give a run a name that does not depend on the order in which runs were started."""
         run = self.sim.truth(event_id)
         number = 1 + sum(name.startswith(owner) and name.endswith("event") for name in self.names.values())
         self.names |= {event_id: f"{owner}{number}event", run.request_id: f"{owner}{number}request"}
         self.stage.now += TICK
 
-    def on_worker(self, request, respond):
+    def on_worker(self, request: httpx.Request, respond: Callable[[], httpx.Response]) -> httpx.Response:
         """A request of a task's process."""
         life = self.life
+        assert life is not None, "no worker's request"
         what = f"{request.method} {request.url.raw_path.decode()}"
         self.saw(f"asks {what}")
         if len(self.lives) > 1 or self.scope.stranger:
@@ -168,14 +178,14 @@ class World:
         self.saw(f"{response.status_code} {response.headers.get('date')} {response.text}")
         return response
 
-    def _is_first(self, what):
+    def _is_first(self, what: str) -> bool:
         """Whether the actor has not asked this before: the same loss again, or a clear at the same time, is not new."""
-        asked = self.stage.current.asked
+        asked = self.stage.acting.asked
         is_first = what not in asked
         asked.add(what)
         return is_first
 
-    def _act(self, life, respond):
+    def _act(self, life: Life, respond: Callable[[], httpx.Response]) -> httpx.Response:
         before = len(self.sim.executions)
         response = respond()
         for done in self.sim.executions[before:]:
@@ -183,7 +193,7 @@ class World:
             life.posts.append(done.event_id)
         return response
 
-    def in_triggerer(self, request, respond):
+    def in_triggerer(self, request: httpx.Request, respond: Callable[[], httpx.Response]) -> httpx.Response:
         """A request of the triggerer's poll."""
         options = ["go on"]
         if self._is_first(f"GET {request.url.raw_path.decode()}") and self.faults_left:
@@ -194,7 +204,8 @@ class World:
         pick = self.choose(f"triggerer: GET {request.url.raw_path.decode()}", [*options, *ways])
         self.saw(pick)
         if pick in ways:
-            life, life.cleared = ways[pick]
+            life, how = ways[pick]
+            life.cleared = how
             self.stage.wake(life.actor)
         elif pick != "go on":
             self.faults_left -= 1
@@ -205,19 +216,19 @@ class World:
         self.saw(f"{request.url} {response.headers.get('date')} {response.text}")
         return response
 
-    def _other_party(self):
+    def _other_party(self) -> None:
         self.wait_to_start()
         self.name_run(self.sim.start_scheduled_run(AGENT), "S")
 
-    def wait_to_start(self):
+    def wait_to_start(self) -> None:
         """Wait before an actor begins: not at all, within `settle`, or longer."""
-        pick = self.choose(f"{self.stage.current.name} starts", list(STARTS))
+        pick = self.choose(f"{self.stage.acting.name} starts", list(STARTS))
         self.saw(pick)
         self.stage.pause(STARTS[pick])
 
     # --- the play ---
 
-    def play(self):
+    def play(self) -> None:
         """Play it to its end.
 
         Raises:
@@ -237,7 +248,7 @@ class World:
             raise KnownState
 
     @contextlib.contextmanager
-    def _seams(self):
+    def _seams(self) -> Iterator[None]:
         """httpx, the clock, chance, timers and Airflow's Variables; nothing of this package is replaced."""
         with contextlib.ExitStack() as seams:
             enter = seams.enter_context
@@ -255,6 +266,8 @@ class World:
             let_clears_discard_state(enter(pytest.MonkeyPatch.context()), self.scope.copies)
             yield
 
-    def _transport(self, handle):
+    def _transport(
+        self, handle: Callable[[httpx.Request, Callable[[], httpx.Response]], httpx.Response]
+    ) -> httpx.MockTransport:
         platform = mock_transport(self.sim)
         return httpx.MockTransport(lambda request: handle(request, lambda: platform.handle_request(request)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 from conftest import Killed, Store, Task
@@ -13,7 +13,13 @@ from life_stores import WatchedStore
 
 from airflow_provider_agents.api.errors import AgentRunError, AgentsError
 from airflow_provider_agents.operators import ExecuteAgentOperator
-from airflow_provider_agents.validation import TRIGGERS_END_TASKS
+from airflow_provider_agents.version_compat import TRIGGERS_END_TASKS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from life_world import World
+    from stage import Actor
 
 AGENT = "agent-1"
 #: The next try after a process that died starts at a multiple of these seconds: while a long run may still be running,
@@ -29,7 +35,7 @@ class Shape:
     seconds: float
     lag: float = 0.0
 
-    def __str__(self):
+    def __str__(self) -> str:
         shown = f", shown after {self.lag:g} s" if self.lag else ""
         return f"{self.end} after {self.seconds:g} s{shown}"
 
@@ -67,10 +73,10 @@ class Scope:
     odd_shapes: tuple[Shape, ...] = (BAD, HIDDEN)
     odd_runs: int = 1
     tries: int = 3
-    operator: type = ExecuteAgentOperator
-    store: type = Store
+    operator: type[ExecuteAgentOperator] = ExecuteAgentOperator
+    store: type[Store] = Store
 
-    def __str__(self):
+    def __str__(self) -> str:
         company = " and ".join([*["a sibling"] * self.sibling, *["another party"] * self.stranger]) or "alone"
         return f"{self.wait}, {'with' if self.copies else 'without'} copy, {company}"
 
@@ -88,6 +94,7 @@ class Life:
     """One task, from its first try to its end.
 
     Attributes:
+        actor: acts it; set when the play begins.
         state: as Airflow has it.
         result: what the last process that ended well returned.
         error: what the last process that failed raised; None if it was killed.
@@ -98,15 +105,24 @@ class Life:
         started_again: after its end, a clear started another run rather than finding its last one.
     """
 
-    def __init__(self, world, name, map_index):
+    actor: Actor
+
+    def __init__(self, world: World, name: str, map_index: int) -> None:
         self.world, self.name = world, name
         self.task = Task(retries=world.scope.tries - 1, map_index=map_index)
-        self.task.store = world.scope.store()
-        self.state, self.result, self.error, self.deferred, self.event = "none", None, None, None, None
-        self.posts, self.clears, self.told, self.actor, self.cleared = [], [], [], None, None
+        self.store = self.task.store = world.scope.store()
+        self.state = "none"
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.deferred: TaskDeferred | None = None
+        self.event: Any = None
+        self.posts: list[str] = []
+        self.clears: list[Clear] = []
+        self.told: list[tuple[int, BaseException, bool]] = []
+        self.cleared: str | None = None
         self.is_over = self.is_judgeable = self.started_again = self.has_recorded_end = False
 
-    def operator(self):
+    def operator(self) -> ExecuteAgentOperator:
         wait = self.world.scope.wait
         return self.world.scope.operator(
             task_id="run",
@@ -119,26 +135,26 @@ class Life:
         )
 
     @property
-    def is_in_doubt(self):
+    def is_in_doubt(self) -> bool:
         """Whether its record is of a run that it cannot be sure to have started."""
-        return self.task.store.get("agent_run", {}).get("submission", {}).get("in_doubt", False)
+        return bool(self.store.get("agent_run", {}).get("submission", {}).get("in_doubt", False))
 
     @property
-    def is_waiting(self):
+    def is_waiting(self) -> bool:
         """Whether it waits in the triggerer for what is still to happen."""
         return self.state == "deferred" and self.event is None and self.cleared is None
 
-    def snapshot(self):
+    def snapshot(self) -> list[object]:
         """All that the next steps of this task depend on, outside of its process."""
         task, event = self.task, getattr(self.event, "payload", None)
         deferred = self.deferred.trigger.serialize() if self.deferred is not None and self.state == "deferred" else None
         tries = (self.state, task.try_number, task.max_tries, task.clear_number, self.is_over, self.cleared)
         told = [(runs, type(error).__name__, in_doubt) for runs, error, in_doubt in self.told]
-        return [tries, dict(task.store), deferred, event, self.posts, self.clears, told, self.result]
+        return [tries, dict(self.store), deferred, event, self.posts, self.clears, told, self.result]
 
     # --- what Airflow does ---
 
-    def live(self):
+    def live(self) -> None:
         """All tries, and after an end without success one more that shows what is remembered."""
         if self.name != "A":
             self.world.wait_to_start()
@@ -156,25 +172,25 @@ class Life:
         self._look_back()
         self.is_judgeable = True
 
-    def _look_back(self):
+    def _look_back(self) -> None:
         """After the end of all, a user clears the task if it ended without a verdict: does it find its run?"""
         if self.state == "success" or isinstance(self.error, AgentRunError):
             return
         end, runs = (self.state, self.error, self.result), len(self.posts)
         runs_on = bool(self.posts) and self.world.sim.truth(self.posts[-1]).ended_at > self.world.stage.clock()
-        self.has_recorded_end = self.task.store.get("agent_run", {}).get("phase") == "ended"
+        self.has_recorded_end = self.store.get("agent_run", {}).get("phase") == "ended"
         self.task.clear(keep_state=not (self.world.scope.copies and runs_on))
         self._do_try()
         self.started_again = len(self.posts) > runs
         (self.state, self.error, self.result), self.posts = end, self.posts[:runs]
 
-    def _do_try(self):
+    def _do_try(self) -> None:
         context = self._watched(self.task.context())
         self._process(lambda: self.operator().execute(context))
         while self.state == "deferred":
             self._wait_in_triggerer()
 
-    def _has_next_try(self):
+    def _has_next_try(self) -> bool:
         if self.state == "none":
             return True
         usual = list(RETRIES) if self.state == "up_for_retry" else ["done"]
@@ -186,7 +202,7 @@ class Life:
             self.clear(pick)
         return pick != "done"
 
-    def clear(self, how):
+    def clear(self, how: str) -> None:
         """A user clears the task, and its next try starts."""
         discards = how == "clear" and self.world.scope.copies
         self.world.clears_left -= 1
@@ -194,19 +210,19 @@ class Life:
         self.task.clear(self.world.scope.tries - 1, keep_state=not discards)
         self.state, self.error = "none", None
 
-    def _watched(self, context):
+    def _watched(self, context: Any) -> Any:
         """What a process of the task is given, which can be killed before each use of it."""
         context["task_state_store"] = WatchedStore(self.world, self)
         push = context["ti"].xcom_push
 
-        def watched_push(key, value):
+        def watched_push(key: str, value: object) -> None:
             self.world.may_die(self, f"push of {key}")
             push(key, value)
 
         context["ti"].xcom_push = watched_push
         return context
 
-    def _process(self, call):
+    def _process(self, call: Callable[[], object]) -> None:
         self.actor.forget()
         self.world.saw(f"begins at {self.world.stage.now:g}")
         try:
@@ -225,11 +241,11 @@ class Life:
             self._fail("up_for_retry", failure)
         self.actor.forget()
 
-    def _fail(self, state, error):
+    def _fail(self, state: str, error: BaseException) -> None:
         self.state, self.error, self.result = state, error, None
         self.told.append((len(self.posts), error, self.is_in_doubt))
 
-    def _wait_in_triggerer(self):
+    def _wait_in_triggerer(self) -> None:
         world = self.world
         self.event = self.cleared = None
         waiting = world.triggerer.add(self)
@@ -242,6 +258,8 @@ class Life:
             world.triggerer.drop(waiting)
             self.clear(how)
             return
-        kwargs = {"event": json.loads(json.dumps(self.event.payload)), **self.deferred.kwargs}
+        deferred = self.deferred
+        assert deferred is not None
+        kwargs = {"event": json.loads(json.dumps(self.event.payload)), **(deferred.kwargs or {})}
         context = self._watched(self.task.resumed())
-        self._process(lambda: self.operator().resume_execution(self.deferred.method_name, kwargs, context))
+        self._process(lambda: self.operator().resume_execution(deferred.method_name, kwargs, context))
