@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from hostile_answers import KEY, check_error, check_frames
@@ -12,10 +13,15 @@ from airflow_provider_agents.api.client import Client
 from airflow_provider_agents.api.errors import InvalidConnectionError
 from airflow_provider_agents.api.settings import Settings
 
+if TYPE_CHECKING:
+    import random
+    from collections import Counter
+    from collections.abc import Iterator, Sequence
+
 VARIABLE = "AIRFLOW_CONN_AGENTS_DEFAULT"
 
 
-def connections(rng, tally):
+def connections(rng: random.Random, tally: Counter[str]) -> Iterator[None]:
     """Connections as URIs and as JSON, through Airflow's own reading of them."""
     from airflow_provider_agents.hooks import AgentsHook
 
@@ -37,7 +43,7 @@ def connections(rng, tally):
         "\0",
         "]",
     ]
-    extras = {
+    extras: dict[str, list[object]] = {
         "auth_header": ["Authorization", "X-Api-Key", "Cookie", 1, None, []],
         "timeout": [1, "2.5", "x", -1, 0, True, "nan", 1e400, [], "\u0661"],
         "verify": [True, "false", "/no/such", 7, {}, "\0"],
@@ -53,7 +59,7 @@ def connections(rng, tally):
             extra = {name: rng.choice(values) for name, values in extras.items() if rng.random() < 0.12}
             host = rng.choice(hosts[:4] if rng.random() < 0.6 else hosts)
             if rng.random() < 0.5:
-                value = {"conn_type": "agents", "password": KEY, "host": host, "extra": extra}
+                value: dict[str, object] = {"conn_type": "agents", "password": KEY, "host": host, "extra": extra}
                 for name in ("port", "schema", "login", "password", "extra", "host"):
                     if rng.random() < 0.1:
                         value[name] = rng.choice([None, "", 7, "text", [], {}, "***", f"{KEY}\n", 99999, "{", "[1]"])
@@ -93,12 +99,12 @@ NETWORK_VARIABLES = [
 ]  # fmt: skip
 
 
-def environments(rng, tally):
+def environments(rng: random.Random, tally: Counter[str]) -> Iterator[None]:
     """Proxy and TLS settings, of the environment and of a connection, until a client is made of them or refused."""
     before = {name: os.environ.get(name) for name in NETWORK_VARIABLES}
     paths = ["", "/no/such/file", __file__, os.path.dirname(__file__)]  # noqa: PTH120 - a variable's text
 
-    def drawn(values):
+    def drawn(values: Sequence[str]) -> str:
         text = rng.choice(values)
         if text and rng.random() < 0.3:
             at = rng.randrange(len(text))

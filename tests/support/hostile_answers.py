@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import logging
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import msgspec
 from frames import variables
 
 from airflow_provider_agents.api.models import Accepted, Agent, ExecutionEvent, Page
-from airflow_provider_agents.runs.outcome import Verdict, to_error
+from airflow_provider_agents.runs.outcome import Outcome, Verdict, to_error
 from airflow_provider_agents.runs.status import usage_of
 from airflow_provider_agents.runs.submission import Submission
+
+if TYPE_CHECKING:
+    import random
 
 KEY = "sk/fuzz-0123456789+key"
 NOW = datetime(2026, 1, 1, 9, tzinfo=UTC)
@@ -105,7 +109,7 @@ HEADERS = {
 HEADERS["retry-after"] += HEADERS["date"]
 
 
-def any_value(rng, depth=0):  # noqa: C901, PLR0911 - one small case for each kind
+def any_value(rng: random.Random, depth: int = 0) -> Any:  # noqa: C901, PLR0911 - one small case for each kind
     kind = rng.randrange(12 if depth < 4 else 8)
     match kind:
         case 0:
@@ -132,7 +136,7 @@ def any_value(rng, depth=0):  # noqa: C901, PLR0911 - one small case for each ki
     return {rng.choice(NAMES + RESERVED): any_value(rng, depth + 1) for _ in range(rng.randrange(4))}
 
 
-def spoil(rng, value):  # noqa: PLR0911 - the same
+def spoil(rng: random.Random, value: Any) -> Any:  # noqa: PLR0911 - the same
     """One change somewhere inside a decoded value."""
     if isinstance(value, list) and value and rng.random() < 0.85:
         index = rng.randrange(len(value))
@@ -157,7 +161,7 @@ def spoil(rng, value):  # noqa: PLR0911 - the same
     return any_value(rng)
 
 
-def written(rng, value):
+def written(rng: random.Random, value: Any) -> bytes:
     """As JSON, in one of the ways to write it."""
     text = json.dumps(value, ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
     if b"@raw" in text:
@@ -166,7 +170,7 @@ def written(rng, value):
     return text.replace(b"/", rb"\/") if rng.random() < 0.1 else text
 
 
-def spoil_bytes(rng, body):
+def spoil_bytes(rng: random.Random, body: bytes) -> bytes:
     match rng.randrange(7):
         case 0:
             return body[: rng.randrange(len(body) + 1)]
@@ -187,12 +191,12 @@ def spoil_bytes(rng, body):
     return bytes(changed)
 
 
-def any_headers(rng):
+def any_headers(rng: random.Random) -> dict[str, str]:
     names = rng.sample(list(HEADERS), rng.randrange(len(HEADERS)))
     return {name: rng.choice(HEADERS[name]) for name in names if name != "content-encoding"}
 
 
-def hostile(rng, status, headers, body):
+def hostile(rng: random.Random, status: int, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
     """An honest answer, made into another one."""
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
         match rng.randrange(10):
@@ -212,7 +216,7 @@ def hostile(rng, status, headers, body):
     return status, headers, body
 
 
-def honest_event(rng, number):
+def honest_event(rng: random.Random, number: int) -> dict[str, Any]:
     started = NOW + timedelta(seconds=rng.randrange(-3600, 60))
     status = rng.choice(STATUSES[:4])
     over = status in {"COMPLETED", "FAILED"}
@@ -235,7 +239,7 @@ def honest_event(rng, number):
 # --- what is checked ------------------------------------------------------------------------------------------------
 
 
-def check_error(error, *, redacted=True):
+def check_error(error: BaseException, *, redacted: bool = True) -> str:
     text = str(error)
     assert text.isprintable(), text
     assert len(text) < 2000, len(text)
@@ -243,12 +247,12 @@ def check_error(error, *, redacted=True):
     return type(error).__name__
 
 
-def check_frames(error):
+def check_frames(error: BaseException) -> None:
     """That no variable of the package's frames holds the key."""
     assert KEY not in "\n".join(variables(error))
 
 
-def check_kept(value):
+def check_kept(value: Any) -> None:
     """That Airflow can keep it, and finds nothing in it but data."""
     text = json.dumps(value, allow_nan=False)
     assert "\\u0000" not in text
@@ -256,7 +260,7 @@ def check_kept(value):
     assert msgspec.msgpack.encode(value)
 
 
-def _names(value):
+def _names(value: Any) -> list[str]:
     """The names of fields that Airflow would take for an instruction."""
     if isinstance(value, dict):
         own = [name for name in value if name.startswith("__")]
@@ -267,7 +271,7 @@ def _names(value):
 SUBMISSION = Submission(agent_id="agent-0", taken_at=datetime(2026, 1, 1, 9, tzinfo=UTC))
 
 
-def check_value(value):
+def check_value(value: object) -> None:
     """What a readable answer may be used for."""
     for one in value.data if isinstance(value, Page) else (value,):
         match one:
@@ -276,7 +280,7 @@ def check_value(value):
                 check_kept(usage_of(one, try_number=1))
                 assert one.id.isprintable()
                 assert one.status.isprintable()
-                for outcome in ("failed", "timed_out", "ambiguous"):
+                for outcome in (Outcome.FAILED, Outcome.TIMED_OUT, Outcome.AMBIGUOUS):
                     error = to_error(Verdict(outcome, (one,)), SUBMISSION, what_now="")
                     assert str(error).isprintable()
             case Agent():
@@ -288,17 +292,17 @@ def check_value(value):
 class Lines(logging.Handler):
     """What is logged is one line, and without the key."""
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         assert text.isprintable(), text
         assert KEY not in text
 
-    def handle(self, record):
+    def handle(self, record: logging.LogRecord) -> bool:
         # Past logging's own handler of errors, which only prints them.
         self.emit(record)
         return True
 
 
-def check_line(text):
+def check_line(text: str) -> None:
     assert text.isprintable()
     assert KEY not in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from driving import Scene
 from hostile_answers import KEY, check_error, check_value, hostile
 
@@ -10,11 +12,19 @@ from airflow_provider_agents.api.errors import AgentsError
 from airflow_provider_agents.api.settings import Settings
 from airflow_provider_agents.simulator import Reply, SimulatorConfig, mock_transport
 
+if TYPE_CHECKING:
+    import random
+    from collections import Counter
+    from collections.abc import Callable
+
+    from airflow_provider_agents.api.flow import ApiCall, Response
+    from airflow_provider_agents.simulator import IncomingRequest
+
 
 class HostileScene(Scene):
     """The simulator behind somebody who changes what it answers."""
 
-    def __init__(self, rng, tally, share):
+    def __init__(self, rng: random.Random, tally: Counter[str], share: float) -> None:
         super().__init__(
             SimulatorConfig(
                 request_id=rng.choice(["field", "id", "absent"]),
@@ -31,7 +41,7 @@ class HostileScene(Scene):
         )
         self.fuzz, self.tally, self.share, self.answers = rng, tally, share, 0
 
-        def spoilt(_, answer):
+        def spoilt(_: IncomingRequest, answer: Callable[[], Reply]) -> Reply:
             self.answers += 1
             reply = answer()
             if rng.random() >= self.share:
@@ -51,13 +61,15 @@ class HostileScene(Scene):
         self.client = self.driver.client = tallied
 
 
-def printable(headers):
+def printable(headers: dict[str, str]) -> dict[str, str]:
     """As httpx takes them."""
     return {name: value.encode("ascii", "replace").decode() for name, value in headers.items()}
 
 
 class CountingClient(Client):
-    def send_once(self, call):
+    tally: Counter[str]
+
+    def send_once(self, call: ApiCall[Any]) -> Response[Any]:
         try:
             answer = super().send_once(call)
         except AgentsError as error:
