@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 from hostile_answers import (
     NOW,
@@ -26,15 +27,26 @@ from airflow_provider_agents.api.errors import AgentsError
 from airflow_provider_agents.api.models import read_event
 from airflow_provider_agents.budget import Budget
 from airflow_provider_agents.payloads import AgentIdle, RunEnded
-from airflow_provider_agents.runs.completions import Checkpoint, CompletionTracker
+from airflow_provider_agents.runs.completions import Checkpoint, CompletionTracker, OpenRun
 from airflow_provider_agents.runs.copies import RecordCopy, TaskPlace
 from airflow_provider_agents.runs.listing import Listing, RunsSince
-from airflow_provider_agents.runs.record import Attempt, RunRecord
+from airflow_provider_agents.runs.outcome import Outcome
+from airflow_provider_agents.runs.record import Attempt, Phase, RunRecord
 from airflow_provider_agents.runs.selector import ARGUMENTS, select
 from airflow_provider_agents.runs.spending import find_excess
 from airflow_provider_agents.runs.starts import starts_beside
 from airflow_provider_agents.runs.submission import Submission
 from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
+
+if TYPE_CHECKING:
+    import random
+    from collections import Counter
+    from collections.abc import Callable, Generator
+
+    from airflow_provider_agents.versioned_json import VersionedJson
+
+    Make = Callable[[random.Random], VersionedJson]
+    Use = Callable[[Any, random.Random], object]
 
 #: Moments at which a calendar is odd: changes of clocks, the day that Samoa left out, the ends of the range of dates.
 MOMENTS = [
@@ -51,7 +63,7 @@ MOMENTS = [
 # --- JSON of other processes ----------------------------------------------------------------------------------------
 
 
-def _submission(rng):
+def _submission(rng: random.Random) -> Submission:
     return Submission(
         agent_id="agent-0",
         request_id=rng.choice([None, "req-1"]),
@@ -65,9 +77,9 @@ def _submission(rng):
     )
 
 
-def _record(rng):
+def _record(rng: random.Random) -> RunRecord:
     return RunRecord(
-        phase=rng.choice(["submitting", "accepted", "deferred", "ended"]),
+        phase=rng.choice([Phase.SUBMITTING, Phase.ACCEPTED, Phase.DEFERRED, Phase.ENDED]),
         agents_conn_id="agents_default",
         submission=_submission(rng),
         attempt=Attempt(try_number=1, max_tries=4, clear_number=0),
@@ -76,7 +88,7 @@ def _record(rng):
     )
 
 
-def _copy(rng):
+def _copy(rng: random.Random) -> RecordCopy:
     return RecordCopy(
         place=TaskPlace(dag_id="dag", run_id="run", task_id="task", map_index=rng.choice([-1, 3])),
         record=_record(rng),
@@ -88,11 +100,11 @@ def _copy(rng):
     )
 
 
-def _ended(rng):
+def _ended(rng: random.Random) -> RunEnded:
     return RunEnded(
         agents_conn_id="agents_default",
         submission=_submission(rng),
-        outcome=rng.choice(["completed", "failed", "timed_out", "ambiguous", "error"]),
+        outcome=rng.choice([Outcome.COMPLETED, Outcome.FAILED, Outcome.TIMED_OUT, Outcome.AMBIGUOUS, "error"]),
         events=tuple(honest_event(rng, number) for number in range(rng.randrange(3))),
         error=rng.choice([None, "out of luck"]),
         selector=rng.choice(
@@ -101,30 +113,30 @@ def _ended(rng):
     )
 
 
-def _idle(rng):
+def _idle(rng: random.Random) -> AgentIdle:
     return AgentIdle(
         agents_conn_id="agents_default", agent_id="agent-0", deadline_at=NOW, released_at=NOW, hold_seconds=30.0
     )
 
 
-def _checkpoint(rng):
-    known = {"agent_id": "agent-0", "created_at": NOW, "started_at": rng.choice([None, NOW])}
+def _checkpoint(rng: random.Random) -> Checkpoint:
+    known = OpenRun(agent_id="agent-0", created_at=NOW, started_at=rng.choice([None, NOW]))
     return Checkpoint(watermark=NOW, open_runs={"event-1": known}, emitted=("event-2",), since=rng.choice([None, NOW]))
 
 
-def _use_submission(submission, rng):
+def _use_submission(submission: Submission, rng: random.Random) -> None:
     events = [read_event(honest_event(rng, number)) for number in range(3)]
     tracker = RunTracker(submission, WaitPolicy(settle=5.0, appear_within=60.0), NOW)
     tracker.apply_listing(Listing(tuple(events), NOW + timedelta(hours=1)), NOW)
 
 
-def _use_record(record, rng):
+def _use_record(record: RunRecord, rng: random.Random) -> None:
     record.belongs_to("agent-0", "agents_default")
     record.attempt.is_cleared_since(Attempt(try_number=1, max_tries=4, clear_number=0), retries=3)
     _use_submission(record.submission, rng)
 
 
-def _use_copy(copy, rng):
+def _use_copy(copy: RecordCopy, rng: random.Random) -> None:
     """As another task does that waits beside it."""
     _use_record(copy.record, rng)
     assert len(copy.key) <= 250
@@ -137,7 +149,7 @@ def _use_copy(copy, rng):
         NOW + timedelta(seconds=start.settle + start.appear_within)
 
 
-def _use_checkpoint(checkpoint, rng):
+def _use_checkpoint(checkpoint: Checkpoint, rng: random.Random) -> None:
     tracker = CompletionTracker("agent-0", 5.0, checkpoint)
     for ended in tracker.ended():
         check_kept(ended.to_json())
@@ -145,7 +157,7 @@ def _use_checkpoint(checkpoint, rng):
 
 
 #: Each form: an honest one, and what is done with one that can be read.
-FORMS = {
+FORMS: dict[type[VersionedJson], tuple[Make, Use]] = {
     Submission: (_submission, _use_submission),
     RunRecord: (_record, _use_record),
     RecordCopy: (_copy, _use_copy),
@@ -155,27 +167,27 @@ FORMS = {
 }
 
 
-def _spoilt(rng, value):
+def _spoilt(rng: random.Random, value: Any) -> Any:
     for _ in range(rng.choice([0, 1, 1, 1, 2, 5])):
         value = spoil(rng, value)
     return value
 
 
-def _as_text(rng, value):
+def _as_text(rng: random.Random, value: Any) -> str:
     if rng.random() < 0.1:
         return repr(value)
     body = written(rng, value)
     return (spoil_bytes(rng, body) if rng.random() < 0.15 else body).decode("utf-8", "replace")
 
 
-def _read_form(rng):
+def _read_form(rng: random.Random) -> str:
     form = rng.choice(list(FORMS))
     make, use = FORMS[form]
     value = _spoilt(rng, make(rng).to_json())
     if form is RecordCopy:
         text = _as_text(rng, value)
         honest = RecordCopy.from_text(text)
-        found = RecordCopy.kept_under(honest.key, text)
+        found: VersionedJson = RecordCopy.kept_under(honest.key, text)
     else:
         found = form.from_json(value)
     use(found, rng)
@@ -184,7 +196,7 @@ def _read_form(rng):
     return form.__name__
 
 
-def _without_events(found):
+def _without_events(found: VersionedJson) -> VersionedJson:
     """Without what is kept as it was sent: that is made storable before it is written."""
     match found:
         case RunRecord():
@@ -196,10 +208,10 @@ def _without_events(found):
     return found
 
 
-def _select(rng):
+def _select(rng: random.Random) -> str:
     """What users give to a sensor, most of it as templates make it."""
     moments = [NOW + timedelta(minutes=1), (NOW + timedelta(hours=1)).isoformat(), rng.choice(TIMES)]
-    given = {"event_id": "event-1"}
+    given: dict[str, object] = {"event_id": "event-1"}
     if rng.random() < 0.5:
         given = {"started_after": rng.choice([NOW, NOW.isoformat()]), "started_before": rng.choice(moments)}
     if rng.random() < 0.7:
@@ -216,8 +228,8 @@ def _select(rng):
 
 # --- budgets ----------------------------------------------------------------------------------------------------------
 
-LIMITS = [1, 2, 20, 1.5, 0, -1, True, math.nan, math.inf, -math.inf, 1e308, 10**400, "20", None]
-PERIODS = ["day", "hour", "week", "", 0, 1, 86400, 86400.5, -1, 1e-9, 1e308, math.nan, 10**30, True, None]
+LIMITS: list[object] = [1, 2, 20, 1.5, 0, -1, True, math.nan, math.inf, -math.inf, 1e308, 10**400, "20", None]
+PERIODS: list[object] = ["day", "hour", "week", "", 0, 1, 86400, 86400.5, -1, 1e-9, 1e308, math.nan, 10**30, True, None]
 LENGTHS = [
     timedelta(0),
     timedelta(microseconds=1),
@@ -228,7 +240,7 @@ LENGTHS = [
 ]
 
 
-def any_budget(rng):
+def any_budget(rng: random.Random) -> Budget:
     """One that can be used."""
     return Budget(
         runs=rng.choice([1, 20]),
@@ -239,10 +251,10 @@ def any_budget(rng):
     )
 
 
-def any_budget_json(rng):
+def any_budget_json(rng: random.Random) -> Any:
     """The extra of a connection, or something like it."""
-    value = {"runs": 20, "per": "day"}
-    for name, values in {
+    value: Any = {"runs": 20, "per": "day"}
+    choices: dict[str, list[object]] = {
         "runs": LIMITS,
         "browser_seconds": LIMITS,
         "failures": LIMITS,
@@ -250,20 +262,22 @@ def any_budget_json(rng):
         "of": ["agent", "account", "all", 7],
         "over": ["fail", "skip", "", []],
         "limit": [1],
-    }.items():
+    }
+    for name, values in choices.items():
         if rng.random() < 0.25:
             value[name] = any_value(rng) if rng.random() < 0.2 else rng.choice(values)
     value = value if rng.random() < 0.9 else any_value(rng)
     return _as_text(rng, value) if rng.random() < 0.5 else value
 
 
-def _use_budget(rng):
+def _use_budget(rng: random.Random) -> str:
     if rng.random() < 0.5:
         budget = Budget.from_json(any_budget_json(rng))
     else:
         names = rng.sample(["runs", "browser_seconds", "failures", "per", "of", "over"], rng.randrange(1, 4))
         values = [*LIMITS, *PERIODS, *LENGTHS, b"day", object(), [1]]
-        budget = Budget(**{"runs": 20, **{name: rng.choice(values) for name in names}})
+        arguments: dict[str, Any] = {"runs": 20, **{name: rng.choice(values) for name in names}}
+        budget = Budget(**arguments)
     zone, at = rng.choice(ZONES), rng.choice(MOMENTS) + timedelta(seconds=rng.randrange(-90000, 90000))
     since, end = budget.begin_at(at, zone), budget.end_at(at, zone)
     assert since <= at, (budget, zone, at)
@@ -274,7 +288,7 @@ def _use_budget(rng):
     return "Budget"
 
 
-def inputs(rng, tally):
+def inputs(rng: random.Random, tally: Counter[str]) -> Generator[None, None, None]:
     """JSON that another process, another version or a person wrote, and budgets."""
     while True:
         use = rng.choice([_read_form, _read_form, _select, _use_budget])

@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 from urllib.parse import quote
 
@@ -25,14 +26,24 @@ from airflow_provider_agents.cli.exit_codes import ExitCode
 from airflow_provider_agents.clock import replaced_by
 from airflow_provider_agents.simulator import mock_transport
 
+if TYPE_CHECKING:
+    import random
+    from collections import Counter
+    from collections.abc import Callable, Generator, Iterator, Mapping
+
+    from fastapi import FastAPI
+
+    from airflow_provider_agents.clock import Timer
+    from airflow_provider_agents.simulator import ManualClock, Simulator
+
 CONNECTION = json.dumps({"conn_type": "agents", "password": KEY, "host": "http://127.0.0.1"})
 
 
 @contextlib.contextmanager
-def reached_through(sim, **variables):
+def reached_through(sim: Simulator, **variables: str) -> Iterator[None]:
     """Let each client of the process reach a simulator, through a connection in the environment."""
 
-    def transport_of(**settings):
+    def transport_of(**settings: Any) -> Any:
         return settings.get("transport") or mock_transport(sim)
 
     with (
@@ -46,7 +57,7 @@ def reached_through(sim, **variables):
 # --- commands -------------------------------------------------------------------------------------------------------
 
 
-def _arguments(rng, agent_id):
+def _arguments(rng: random.Random, agent_id: str) -> list[str]:
     output = rng.choice(["json", "yaml", "plain", "table"])
     times = rng.choice(["2h", "7d", "90", "2026-01-01T00:00:00", "9999-12-31T23:59:59-23:59", "0001-01-01", "-1s", "x"])
     found = rng.choice(
@@ -66,7 +77,7 @@ def _arguments(rng, agent_id):
     return found
 
 
-def commands(rng, tally):
+def commands(rng: random.Random, tally: Counter[str]) -> Generator[int, None, None]:
     """The commands of `airflow agents`, most of all the probe, while the answers are odd."""
     from airflow_provider_agents.__main__ import main
 
@@ -82,9 +93,10 @@ def commands(rng, tally):
             contextlib.redirect_stderr(err),
         ):
             try:
-                code = main(given)
+                code: object = main(given)
             except SystemExit as ended:
                 code = ended.code
+        assert isinstance(code, int), code
         tally[f"command ended {ExitCode(code)}"] += 1
         _check_output(given, code, out.getvalue(), err.getvalue())
         scene.client.close()
@@ -92,7 +104,7 @@ def commands(rng, tally):
         yield from range(scene.answers)
 
 
-def _check_output(given, code, out, err):
+def _check_output(given: list[str], code: int, out: str, err: str) -> None:
     words = f"{given}: {code}\n{out}\n{err}"
     assert "Traceback" not in out + err, words
     # The arguments are not the platform's: argparse repeats what a person has typed.
@@ -104,7 +116,7 @@ def _check_output(given, code, out, err):
         json.loads(out, parse_constant=_refuse)
 
 
-def _refuse(constant):
+def _refuse(constant: str) -> None:
     raise AssertionError(f"{constant} is no JSON")
 
 
@@ -118,20 +130,20 @@ READERS = ("admin", "op")
 class HurriedTime(OwnTime):
     """Time on an event loop with threads: what is waited for there takes a hundredth, and ends in the same order."""
 
-    def __init__(self, clock):
+    def __init__(self, clock: ManualClock) -> None:
         super().__init__(clock, clock.advance)
 
-    def monotonic(self):
+    def monotonic(self) -> float:
         return self.now().timestamp()
 
-    def loop_time(self):
+    def loop_time(self) -> float:
         return 100 * super().loop_time()
 
-    def call_later(self, seconds, callback):
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
         return super().call_later(seconds / 100, callback)
 
 
-def _tokens():
+def _tokens() -> dict[str, str]:
     from airflow.api_fastapi.app import create_auth_manager
     from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 
@@ -139,7 +151,7 @@ def _tokens():
     return {role: manager.generate_jwt(SimpleAuthManagerUser(username=role, role=role.upper())) for role in ROLES}
 
 
-def _path(rng):
+def _path(rng: random.Random) -> str:
     conn_id = rng.choice(["agents_default"] * 6 + ["shop", "nowhere", rng.choice(TEXTS)])
     path = f"/connections/{quote(conn_id, safe='')}"
     path = rng.choice([path, path, f"{path}/usage", f"{path}/usage", f"{path}/", "/connections", "/page", "/page.js"])
@@ -151,7 +163,7 @@ def _path(rng):
     return path
 
 
-async def _ask(rng, app, tokens):
+async def _ask(rng: random.Random, app: FastAPI, tokens: Mapping[str, str]) -> int:
     role = rng.choice([*ROLES, None, "forged"])
     headers = {"Accept": rng.choice(["*/*", "text/html"]), "X-Other": "x" * rng.choice([1, 3000])}
     if role is not None:
@@ -162,7 +174,10 @@ async def _ask(rng, app, tokens):
     path = _path(rng)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://airflow", timeout=60) as client:
         answer = await client.request(
-            method, path, content=content, headers={name: text.encode("latin-1") for name, text in headers.items()}
+            method,
+            path,
+            content=content,
+            headers={name.encode(): text.encode("latin-1") for name, text in headers.items()},
         )
     words = f"{method} {path[:200]} as {role}: {answer.status_code} {answer.text[:500]}"
     assert answer.status_code < 500, words
@@ -179,7 +194,7 @@ async def _ask(rng, app, tokens):
     return answer.status_code
 
 
-def pages(rng, tally):
+def pages(rng: random.Random, tally: Counter[str]) -> Generator[int, None, None]:
     """The page's routes: odd ids, query strings, methods and tokens, before a platform with odd answers."""
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -190,7 +205,7 @@ def pages(rng, tally):
         yield from steps
 
 
-def _pages(rng, tally):
+def _pages(rng: random.Random, tally: Counter[str]) -> Generator[int, None, None]:
     from airflow_provider_agents.ui.app import create_app
 
     tokens = _tokens()
@@ -201,7 +216,7 @@ def _pages(rng, tally):
             scene.sim.add_history(agent_id, rng.randrange(6), every=700.0)
         app = create_app()
 
-        async def visit(app=app, scene=scene):
+        async def visit(app: FastAPI = app, scene: HostileScene = scene) -> None:
             for _ in range(10):
                 tally[f"the page answered {await _ask(rng, app, tokens)}"] += 1
                 scene.clock.advance(rng.choice([0.0, 1.0, 90.0]))

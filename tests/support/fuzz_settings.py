@@ -16,12 +16,12 @@ from airflow_provider_agents.api.settings import Settings
 if TYPE_CHECKING:
     import random
     from collections import Counter
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
 
 VARIABLE = "AIRFLOW_CONN_AGENTS_DEFAULT"
 
 
-def connections(rng: random.Random, tally: Counter[str]) -> Iterator[None]:
+def connections(rng: random.Random, tally: Counter[str]) -> Generator[None, None, None]:
     """Connections as URIs and as JSON, through Airflow's own reading of them."""
     from airflow_provider_agents.hooks import AgentsHook
 
@@ -99,7 +99,7 @@ NETWORK_VARIABLES = [
 ]  # fmt: skip
 
 
-def environments(rng: random.Random, tally: Counter[str]) -> Iterator[None]:
+def environments(rng: random.Random, tally: Counter[str]) -> Generator[None, None, None]:
     """Proxy and TLS settings, of the environment and of a connection, until a client is made of them or refused."""
     before = {name: os.environ.get(name) for name in NETWORK_VARIABLES}
     paths = ["", "/no/such/file", __file__, os.path.dirname(__file__)]  # noqa: PTH120 - a variable's text

@@ -24,6 +24,7 @@ from collections import Counter
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from fuzz_inputs import any_budget, inputs
@@ -63,6 +64,15 @@ from airflow_provider_agents.runs.submission import Submission, find_unconfirmed
 from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
 from airflow_provider_agents.runs.usage import runs_between
 
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator
+
+    from airflow_provider_agents.api.flow import ApiCall
+    from airflow_provider_agents.polling.subscriptions import AskingSubscriber, Subscriber
+
+    #: Draws from the first, and counts outcomes in the second. Yields once for each answer.
+    Way = Callable[[random.Random, Counter[str]], Generator[object, None, None]]
+
 #: No answer may take longer, in seconds: ten times what the slowest ones take.
 SLOWEST_SECONDS = 2.0
 #: Resident memory may grow by so many bytes from a tenth of the way to the end.
@@ -71,19 +81,18 @@ GROWTH_BYTES = 150 * 1024 * 1024
 # --- through what ---------------------------------------------------------------------------------------------------
 
 
-def reading(rng, tally):
+def reading(rng: random.Random, tally: Counter[str]) -> Generator[None, None, None]:
     """Pure: status, headers and bytes, read as each endpoint's answer. Yields once for each answer."""
     agent = {"id": "agent-0", "name": "one", "status": "ACTIVE", "schedule": '{"times":["09:00"]}', "createdAt": None}
     accepted = {"message": "ok", "requestId": "req-1", "agentId": "agent-0"}
     while True:
-        call, value = rng.choice(
-            [
-                (endpoints.list_events(), {"data": [honest_event(rng, n) for n in range(4)], "nextToken": "t"}),
-                (endpoints.list_agents(), {"data": [agent] * 2, "nextToken": None}),
-                (endpoints.get_agent("agent-0"), {"data": agent} if rng.random() < 0.5 else agent),
-                (endpoints.execute_agent("agent-0"), {"data": accepted}),
-            ]
-        )
+        honest: list[tuple[ApiCall[Any], object]] = [
+            (endpoints.list_events(), {"data": [honest_event(rng, n) for n in range(4)], "nextToken": "t"}),
+            (endpoints.list_agents(), {"data": [agent] * 2, "nextToken": None}),
+            (endpoints.get_agent("agent-0"), {"data": agent} if rng.random() < 0.5 else agent),
+            (endpoints.execute_agent("agent-0"), {"data": accepted}),
+        ]
+        call, value = rng.choice(honest)
         status, headers, body = hostile(rng, 200, {"date": HEADERS["date"][0]}, json.dumps(value).encode())
         try:
             answer = responses.read_response(call, status, headers, body)
@@ -96,7 +105,7 @@ def reading(rng, tally):
         yield
 
 
-def poller(rng, tally):
+def poller(rng: random.Random, tally: Counter[str]) -> Generator[int, None, None]:
     """Everybody who can wait on a poller, whose plan is driven by hand."""
     while True:
         scene = HostileScene(rng, tally, rng.choice([0.1, 0.5, 0.9]))
@@ -114,18 +123,17 @@ def poller(rng, tally):
                     server_before=rng.choice([None, scene.clock.now]),
                 )
                 policy = WaitPolicy(settle=5.0, appear_within=60.0)
-                subscriber = rng.choice(
-                    [
-                        lambda: RunTracker(submission, policy),  # noqa: B023 - called at once
-                        lambda: RunTracker(Submission.for_event(event, agent_id, scene.clock.now), policy),  # noqa: B023
-                        lambda: IdleAgent(agent_id, lambda *_: None),  # noqa: B023
-                        lambda: CompletionTracker(
-                            rng.choice([ACCOUNT, agent_id]),  # noqa: B023
-                            5.0,
-                            Checkpoint(watermark=scene.clock.now),  # noqa: B023
-                        ),
-                    ]
-                )()
+                makers: list[Callable[[], Subscriber[Any] | AskingSubscriber[Any]]] = [
+                    lambda: RunTracker(submission, policy),  # noqa: B023 - called at once
+                    lambda: RunTracker(Submission.for_event(event, agent_id, scene.clock.now), policy),  # noqa: B023
+                    lambda: IdleAgent(agent_id, lambda *_: None),  # noqa: B023
+                    lambda: CompletionTracker(
+                        rng.choice([ACCOUNT, agent_id]),  # noqa: B023
+                        5.0,
+                        Checkpoint(watermark=scene.clock.now),  # noqa: B023
+                    ),
+                ]
+                subscriber = rng.choice(makers)()
                 trackers += [subscriber] if isinstance(subscriber, CompletionTracker) else []
                 scene.driver.subscribe(subscriber, interval=rng.choice([0.5, 5.0, 60.0]), deadline_at=deadline_at)
             before = scene.answers
@@ -141,7 +149,7 @@ def poller(rng, tally):
         scene.client.close()
 
 
-def worker(rng, tally):
+def worker(rng: random.Random, tally: Counter[str]) -> Generator[int, None, None]:
     """The dialogues of a task on a worker."""
     while True:
         scene = HostileScene(rng, tally, rng.choice([0.1, 0.5, 0.9]))
@@ -170,7 +178,7 @@ def worker(rng, tally):
         scene.client.close()
 
 
-def in_chunks(rng, data):
+def in_chunks(rng: random.Random, data: bytes) -> Iterator[bytes]:
     while data:
         size = rng.choice([1, 7, 1000, 65536])
         yield data[:size]
@@ -178,18 +186,18 @@ def in_chunks(rng, data):
 
 
 class Chunks(httpx.SyncByteStream, httpx.AsyncByteStream):
-    def __init__(self, chunks):
+    def __init__(self, chunks: Iterator[bytes]) -> None:
         self.chunks = chunks
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[bytes]:
         yield from self.chunks
 
-    async def __aiter__(self):
+    async def __aiter__(self) -> AsyncIterator[bytes]:
         for chunk in self.chunks:
             yield chunk
 
 
-def compressed(rng, body):
+def compressed(rng: random.Random, body: bytes) -> bytes:
     match rng.randrange(6):
         case 0:
             return gzip.compress(gzip.compress(body))
@@ -207,11 +215,11 @@ def compressed(rng, body):
 BOMB = gzip.compress(bytes(64 * 1024 * 1024))
 
 
-def transport(rng, tally):
+def transport(rng: random.Random, tally: Counter[str]) -> Generator[None, None, None]:
     """Both clients, with the network's part: encodings, chunks, odd headers, broken connections."""
-    prepared = []
+    prepared: list[httpx.Response | Exception] = []
 
-    def answer(request):
+    def answer(request: httpx.Request) -> httpx.Response:
         reply = prepared.pop()
         if isinstance(reply, Exception):
             raise reply
@@ -247,7 +255,7 @@ def transport(rng, tally):
             yield
 
 
-def tasks(rng, tally):
+def tasks(rng: random.Random, tally: Counter[str]) -> Generator[int, None, None]:
     """Tasks from their first try to their end, while the platform and Airflow misbehave for a while."""
     from episodes import Episode
 
@@ -260,7 +268,7 @@ def tasks(rng, tally):
 
 #: Each way with its share of the answers. Airflow masks each secret that it has ever read, by a pattern that grows with
 #: each: so there are few connections.
-WAYS = {
+WAYS: dict[Way, float] = {
     reading: 0.50,
     inputs: 0.15,
     poller: 0.14,
@@ -275,7 +283,7 @@ WAYS = {
 
 
 @contextmanager
-def checked_lines():
+def checked_lines() -> Iterator[None]:
     handler, logger = Lines(), logging.getLogger("airflow_provider_agents")
     level = logger.level
     logger.addHandler(handler)
@@ -287,7 +295,7 @@ def checked_lines():
         logger.setLevel(level)
 
 
-def run(way, answers, seed):
+def run(way: Way, answers: int, seed: object) -> tuple[Counter[str], float, float]:
     """Send so many answers one way.
 
     Returns:
@@ -295,7 +303,8 @@ def run(way, answers, seed):
     """
     # Some ways keep a time of their own, and the next one begins with the system's.
     end_time()
-    tally, slowest, began_at = Counter(), 0.0, time.process_time()
+    tally: Counter[str] = Counter()
+    slowest, began_at = 0.0, time.process_time()
     steps = way(random.Random(f"{way.__name__}-{seed}"), tally)
     before = began_at
     with checked_lines():
@@ -313,19 +322,19 @@ def run(way, answers, seed):
     return tally, time.process_time() - began_at, slowest
 
 
-def memory():
+def memory() -> int:
     """The most that was ever resident, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--answers", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}")
     total, after_a_tenth = 0, 0
-    outcomes = Counter()
+    outcomes: Counter[str] = Counter()
     for part in (0.1, 0.9):
         for way, share in WAYS.items():
             count = max(1, round(arguments.answers * share * part))
