@@ -15,8 +15,9 @@ import os
 import time
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 from unittest import mock
 
 import httpx
@@ -30,6 +31,10 @@ from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, SimulatorConfig, mock_transport
 from airflow_provider_agents.testing.variables import Copies, copies_kept_in
 from airflow_provider_agents.watchers import AgentRunEventTrigger
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Iterable, Sequence
 
 #: No odd timestamp that is drawn falls near it: else an odd row could look like a run of that moment.
 START = datetime(2026, 3, 1, 9, tzinfo=UTC)
@@ -50,41 +55,42 @@ BYSTANDER = "agent-of-others"
 WATCH_SECONDS, REPORT_SECONDS = 400.0, 120.0
 
 
-def _depth(value):
-    levels, inner = 0, [value]
+def _depth(value: object) -> int:
+    levels = 0
+    inner = [value]
     while inner:
         levels += 1
         inner = [one for outer in inner if isinstance(outer, dict | list) for one in _inside(outer)]
     return levels
 
 
-def _inside(value):
+def _inside(value: dict[Any, Any] | list[Any]) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value
 
 
 class AssetState(dict[str, Any]):
     """The state of an asset as a trigger sees it."""
 
-    async def aget(self, key, default=None):
+    async def aget(self, key: str, default: Any = None) -> Any:
         return self.get(key, default)
 
-    async def aset(self, key, value):
+    async def aset(self, key: str, value: Any) -> None:
         self[key] = json.loads(json.dumps(value))
 
 
 class Attempted:
     """A task, and how far Airflow has got with it."""
 
-    def __init__(self, agent_id, *, deferrable, on_ambiguous):
+    def __init__(self, agent_id: str, *, deferrable: bool, on_ambiguous: Literal["all", "fail"]) -> None:
         self.agent_id, self.deferrable, self.on_ambiguous = agent_id, deferrable, on_ambiguous
         self.task = Task()
         self.state = "none"
         self.deferred: Any = None
         self.payload: Any = None
         self.result: Any = None
-        self.error: Any = None
+        self.error: BaseException | None = None
 
-    def operator(self):
+    def operator(self) -> ExecuteAgentOperator:
         return ExecuteAgentOperator(
             task_id="run",
             agent_id=self.agent_id,
@@ -95,14 +101,14 @@ class Attempted:
             on_ambiguous=self.on_ambiguous,
         )
 
-    def start(self):
+    def start(self) -> None:
         self._step(lambda: self.operator().execute(self.task.context()))
 
-    def resume(self):
+    def resume(self) -> None:
         event = self.payload
         self._step(lambda: self.operator().execute_complete(self.task.resumed(), event=event, **self.deferred.kwargs))
 
-    def _step(self, step):
+    def _step(self, step: Callable[[], object]) -> None:
         try:
             self.result = step()
         except TaskDeferred as deferred:
@@ -124,7 +130,7 @@ class Episode:
         key: of the API.
     """
 
-    def __init__(self, rng, any_value, key):
+    def __init__(self, rng: random.Random, any_value: Callable[[random.Random], Any], key: str) -> None:
         self.rng, self.any_value, self.key = rng, any_value, key
         self.alone = rng.random() < 0.3
         self.tasks = [
@@ -141,15 +147,16 @@ class Episode:
         )
         self.clock = ManualClock(START)
         self.sim = Simulator(self.clock, config=self.config, api_keys=(key,), seed=rng.randrange(10**6))
-        self.deleted, self.output = set(), io.StringIO()
+        self.deleted: set[str] = set()
+        self.output = io.StringIO()
         self.is_watched = not self.alone and rng.random() < 0.5
-        self.watched: Any = None
-        self.reported: set[Any] = set()
-        self._planned = []
+        self.watched: tuple[datetime, datetime] | None = None
+        self.reported: set[str] = set()
+        self._planned: list[tuple[datetime, int, Callable[[], object]]] = []
 
     # --- time ---
 
-    def _pass_time(self, seconds):
+    def _pass_time(self, seconds: float) -> None:
         """Let time pass, and do what is planned for meanwhile."""
         ends_at = datetime.now(UTC) + timedelta(seconds=seconds)
         while self._planned and self._planned[0][0] <= ends_at:
@@ -158,26 +165,26 @@ class Episode:
             action()
         self._travel_to(ends_at)
 
-    def _travel_to(self, moment):
+    def _travel_to(self, moment: datetime) -> None:
         now = datetime.now(UTC)
         if moment > now:
             self._traveller.shift(moment - now)
             self.clock.advance((moment - now).total_seconds())
 
-    def _plan(self, seconds, action):
+    def _plan(self, seconds: float, action: Callable[[], object]) -> None:
         self._planned.append((START + timedelta(seconds=seconds), len(self._planned), action))
         self._planned.sort(key=lambda planned: planned[:2])
 
     # --- what goes wrong ---
 
-    def _value(self):
+    def _value(self) -> Any:
         while True:
             value = self.any_value(self.rng)
             # Deeper than this, the whole page is no JSON to its reader.
             if _depth(value) < MOST_LEVELS:
                 return value
 
-    def _oddity(self, *, started=False):
+    def _oddity(self, *, started: bool = False) -> tuple[Any, Sequence[str]]:
         """What a row is changed to, and the fields that it lacks.
 
         Where only time and known ids tell runs apart, a row that loses both while tasks wait could be a new run.
@@ -192,21 +199,21 @@ class Episode:
             return {}, names
         return {name: self._value() for name in names}, ()
 
-    def _corrupt(self, event_id):
+    def _corrupt(self, event_id: str) -> None:
         row, without = self._oddity(started=datetime.now(UTC) > START)
         self.sim.corrupt(event_id, row, without=without)
 
-    def _add_odd_rows(self):
+    def _add_odd_rows(self) -> None:
         for agent in self.tasks:
             for _ in range(self.rng.randrange(6)):
                 row, without = self._oddity()
                 self.sim.add_row(agent.agent_id, row, without=without, age=self.rng.uniform(600, 90000))
 
-    def _restore_own(self):
+    def _restore_own(self) -> None:
         for execution in self.sim.executions:
             self.sim.restore(execution.event_id)
 
-    def _corrupt_own(self):
+    def _corrupt_own(self) -> None:
         """Odd values where no verdict needs the field; and for a while a status that is none."""
         rng = self.rng
         for done in self.sim.executions:
@@ -216,22 +223,22 @@ class Episode:
                 row |= {"status": rng.choice([None, 7, "", [], {}, "RESTING"]), "completedAt": None}
             self.sim.corrupt(done.event_id, row)
 
-    def _all_started(self):
+    def _all_started(self) -> bool:
         """A start that is refused fails for good, and rightly."""
         return {done.agent_id for done in self.sim.executions}.issuperset(one.agent_id for one in self.tasks)
 
-    def _refuse(self):
+    def _refuse(self) -> None:
         if self._all_started():
             fault = Fault(kind="status", status=self.rng.choice(REFUSALS), method="GET", times=None)
             self.sim.add_fault(fault, seconds=self.rng.uniform(0, LONGEST_REFUSAL))
 
-    def _delete(self):
+    def _delete(self) -> None:
         agent_id = self.rng.choice(self.tasks).agent_id
         if self._all_started() and agent_id not in self.deleted:
             self.sim.remove_agent(agent_id, keep_events=self.rng.random() < 0.5)
             self.deleted.add(agent_id)
 
-    def _plan_all(self):
+    def _plan_all(self) -> None:
         rng = self.rng
         self._add_odd_rows()
         history = [run.event_id for run, _ in self.sim.runs()]
@@ -239,9 +246,9 @@ class Episode:
             if rng.random() < 0.3:
                 self._corrupt(event_id)
             if rng.random() < 0.2:
-                self._plan(rng.uniform(10, 200), lambda event_id=event_id: self._corrupt(event_id))
+                self._plan(rng.uniform(10, 200), partial(self._corrupt, event_id))
             if rng.random() < 0.2:
-                self._plan(rng.uniform(10, 200), lambda event_id=event_id: self.sim.restore(event_id))
+                self._plan(rng.uniform(10, 200), partial(self.sim.restore, event_id))
         if rng.random() < 0.5:
             self._plan(rng.uniform(10, 120), self._corrupt_own)
             self._plan(rng.uniform(120, 200), self._restore_own)
@@ -257,7 +264,7 @@ class Episode:
 
     # --- the play ---
 
-    def play(self):
+    def play(self) -> list[str]:
         """Play it to its end, and judge it. Returns how often each end was seen."""
         self.url = connection("http://127.0.0.1:1", password=self.key)
         with (
@@ -285,7 +292,7 @@ class Episode:
                     self._pass_time(RETRY_SECONDS)
         return self.judge()
 
-    def _one_try(self):
+    def _one_try(self) -> None:
         self._pass_time(0)
         for one in self.tasks:
             if one.state in {"none", "up_for_retry"}:
@@ -298,8 +305,8 @@ class Episode:
         for one in waiting:
             one.resume()
 
-    async def _first_events(self, waiting):
-        async def first_event(one):
+    async def _first_events(self, waiting: Iterable[Attempted]) -> None:
+        async def first_event(one: Attempted) -> None:
             async with aclosing(one.deferred.trigger.run()) as events:
                 one.payload = (await anext(events)).payload
 
@@ -308,20 +315,21 @@ class Episode:
             watcher = asyncio.create_task(self._watch())
             self.watched = (datetime.now(UTC), datetime.now(UTC) + timedelta(seconds=WATCH_SECONDS))
         await asyncio.gather(*(first_event(one) for one in waiting))
-        if watcher is not None:
+        if watcher is not None and self.watched is not None:
             await asyncio.sleep(max(0.0, (self.watched[1] - datetime.now(UTC)).total_seconds()))
             watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher
 
-    async def _watch(self):
+    async def _watch(self) -> None:
         trigger = AgentRunEventTrigger(statuses=["COMPLETED", "FAILED"], settle=5.0)
         trigger.asset_state_store = AssetState()  # type: ignore[assignment]  # as much of one as it needs
         async with aclosing(trigger.run()) as events:  # type: ignore[type-var]  # a generator
             async for event in events:
                 self.reported.update(run["id"] for run in event.payload["runs"])
 
-    def _judge_watcher(self):
+    def _judge_watcher(self) -> None:
+        assert self.watched is not None
         first, last = self.watched[0], self.watched[1] - timedelta(seconds=REPORT_SECONDS)
         wanted = {
             run.event_id
@@ -331,7 +339,7 @@ class Episode:
         missed = [self.sim.truth(event_id) for event_id in wanted - self.reported]
         assert not missed, f"the watcher missed {len(missed)} of {len(wanted)} runs: {missed[0]}"
 
-    def judge(self):
+    def judge(self) -> list[str]:
         """Compare each task with the truth. Returns its end: the state, and whether its agent was deleted.
 
         Raises:

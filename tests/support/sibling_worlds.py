@@ -24,6 +24,12 @@ from airflow_provider_agents.simulator import Fault, ManualClock, Simulator, Sim
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
+    from typing import Self
+
+    from airflow_provider_agents.polling.subscriptions import Subscription
+    from airflow_provider_agents.runs.submission import Submission
 
 AGENT = "agent"
 #: A task that is polled on a worker gives up then.
@@ -64,11 +70,11 @@ class Task:
     tracker: RunTracker | None = None
 
     @property
-    def verdict(self):
+    def verdict(self) -> Verdict | None:
         return self.verdicts[0] if self.verdicts else None
 
     @property
-    def handed_on(self):
+    def handed_on(self) -> set[str]:
         """The events that it was given: at most one, however many sensors wait for it."""
         return {verdict.event.id for verdict in self.verdicts if verdict.is_end and verdict.event}
 
@@ -93,19 +99,19 @@ class World:
     def __init__(
         self,
         config: SimulatorConfig,
-        tasks,
+        tasks: Iterable[Task],
         *,
-        strangers=(),
-        restarts=(),
-        seed=7,
-        siblings=None,
-        more=None,
-        skew=0.0,
-        processes=1,
-        read_starts=None,
-        driver=Driver,
-        readable_after=0.0,
-    ):
+        strangers: Iterable[float] = (),
+        restarts: Iterable[float] = (),
+        seed: int = 7,
+        siblings: Siblings | None = None,
+        more: Mapping[str, Any] | None = None,
+        skew: float = 0.0,
+        processes: int = 1,
+        read_starts: Callable[[list[Start]], Sequence[Start]] | None = None,
+        driver: type[Driver] = Driver,
+        readable_after: float = 0.0,
+    ) -> None:
         self.clock = ManualClock()
         keep_time(self.clock)
         self.sim = Simulator(self.clock, config=config, seed=seed)
@@ -114,34 +120,35 @@ class World:
         transport = mock_transport(self.sim)
         self.client = Client(Settings(api_key="test-key", base_url="http://127.0.0.1"), transport=transport)
         self.siblings = [siblings if siblings is not None else Siblings() for _ in range(processes)]
-        self.starts: dict[Any, Any] = {}
+        self.starts: dict[int, list[tuple[float, Start]]] = {}
         self.read_starts, self.readings = read_starts, 0
         self.readable_after = readable_after
         self.tasks = sorted(tasks, key=lambda task: task.starts_at)
         self.began = self.clock.now
-        self.waiting: dict[Any, Any] = {}
+        self.waiting: dict[Subscription[Verdict], tuple[Task, Submission]] = {}
         self.skew = timedelta(seconds=skew)
         self.new_driver = driver
         self.drivers = self._new_drivers()
-        self.actions = [(task.starts_at, self._start, task) for task in self.tasks]
+        self.actions: list[tuple[float, Callable[[Any], None], Any]] = []
+        self.actions += [(task.starts_at, self._start, task) for task in self.tasks]
         self.actions += [(moment, self._stranger, None) for moment in strangers]
         self.actions += [(moment, self._restart, None) for moment in restarts]
 
-    def _new_drivers(self):
+    def _new_drivers(self) -> list[Driver]:
         plans = [
             Plan(siblings=siblings, jitter=lambda: 1.0, reads_starts=self.read_starts is not None)
             for siblings in self.siblings
         ]
         return [self.new_driver(self.client, self._waiting_clock, self.clock.advance, plan=plan) for plan in plans]
 
-    def _waiting_clock(self):
+    def _waiting_clock(self) -> datetime:
         return self.clock.now + self.skew
 
     @property
-    def passed(self):
+    def passed(self) -> float:
         return (self.clock.now - self.began).total_seconds()
 
-    def _start(self, task):
+    def _start(self, task: Task) -> None:
         if task.loses is not None:
             self.sim.add_fault(Fault(kind=task.loses, method="POST"))
         # No two requests are sent at the same microsecond.
@@ -157,11 +164,11 @@ class World:
         if task.leaves_after is not None:
             self.actions.append((joins_at + task.leaves_after, self._leave, task))
 
-    def _join(self, task_and_submission):
+    def _join(self, task_and_submission: tuple[Task, Submission]) -> None:
         for _ in range(task_and_submission[0].sensors):
             self._wait(task_and_submission)
 
-    def _wait(self, task_and_submission):
+    def _wait(self, task_and_submission: tuple[Task, Submission]) -> None:
         task, submission = task_and_submission
         task.tracker = tracker = RunTracker(submission, task.policy, self._waiting_clock())
         if task.pokes is not None:
@@ -171,7 +178,7 @@ class World:
         driver = self.drivers[task.process]
         self.waiting[driver.subscribe(tracker, interval=5.0, deadline_at=deadline_at)] = (task, submission)
 
-    def _poke(self, task_and_polls):
+    def _poke(self, task_and_polls: tuple[Task, Submission, SinglePolls]) -> None:
         task, submission, polls = task_and_polls
         verdict = self._poll_once(task, submission, polls)
         if verdict is None and task.pokes == "reschedule" and polls.lacks_only_time:
@@ -186,7 +193,7 @@ class World:
         following = (5.0, polls) if task.pokes == "poke" else (20.0, SinglePolls())
         self.actions.append((self.passed + following[0], self._poke, (task, submission, following[1])))
 
-    def _poll_once(self, task, submission, polls):
+    def _poll_once(self, task: Task, submission: Submission, polls: SinglePolls) -> Verdict | None:
         verdict, _ = polls.poll(
             self.client,
             BySubmission(agent_id=AGENT, submission=submission),
@@ -198,7 +205,7 @@ class World:
         )
         return verdict
 
-    def _leave(self, task):
+    def _leave(self, task: Task) -> None:
         for subscription, (waiting, submission) in list(self.waiting.items()):
             if waiting is task:
                 del self.waiting[subscription]
@@ -206,18 +213,18 @@ class World:
                 if task.returns_after is not None:
                     self.actions.append((self.passed + task.returns_after, self._wait, (task, submission)))
 
-    def _stranger(self, _):
+    def _stranger(self, _: None) -> None:
         self.sim.start_scheduled_run(AGENT)
 
-    def _restart(self, _):
+    def _restart(self, _: None) -> None:
         left, self.waiting = self.waiting, {}
-        for subscription, (task, _) in left.items():
+        for subscription, (task, _submission) in left.items():
             self.drivers[task.process].plan.unsubscribe(subscription)
         self.drivers = self._new_drivers()
         for task_and_submission in left.values():
             self._wait(task_and_submission)
 
-    def play(self):
+    def play(self) -> Self:
         """Let every task end."""
         while self.actions or self.waiting:
             self.actions.sort(key=lambda action: action[0])
@@ -227,19 +234,23 @@ class World:
                 self.clock.advance(max(moment - self.passed, 0.0))
                 act(what)
             else:
+                assert driver is not None
                 driver.cycle_once()
                 self._read_starts(driver)
             for subscription in [each for each in self.waiting if each.has_ended]:
                 task, _ = self.waiting.pop(subscription)
                 assert subscription.error is None, subscription.error
-                task.verdicts.append(subscription.result)
-                if subscription.result.is_end and id(task) in self.starts:
+                verdict = subscription.result
+                assert verdict is not None
+                task.verdicts.append(verdict)
+                if verdict.is_end and id(task) in self.starts:
+                    assert verdict.event is not None
                     _, start = self.starts[id(task)][-1]
-                    self._write(task, replace(start, given_event_id=subscription.result.event.id))
+                    self._write(task, replace(start, given_event_id=verdict.event.id))
                 task.ended_after = task.ended_after or self.passed - task.starts_at
         return self
 
-    def _due(self):
+    def _due(self) -> tuple[float, Driver] | tuple[None, None]:
         """When the next poll is due, and whose."""
         due = []
         for driver in self.drivers:
@@ -249,45 +260,48 @@ class World:
                 due.append((self.passed + max(next_at - at.monotonic, 0.0), driver))
         return min(due, key=lambda one: one[0], default=(None, None))
 
-    def _read_starts(self, driver):
+    def _read_starts(self, driver: Driver) -> None:
         for agent_id in driver.plan.wanted_starts():
             driver.follow_all([driver.plan.add_starts(agent_id, self._read(), driver.at())])
 
-    def _read(self):
+    def _read(self) -> Sequence[Start]:
+        assert self.read_starts is not None
         self.readings += 1
         readable = [[start for at, start in written if at <= self.passed] for written in self.starts.values()]
         return self.read_starts([versions[-1] for versions in readable if versions])
 
-    def _write(self, task, start):
+    def _write(self, task: Task, start: Start) -> None:
         self.starts.setdefault(id(task), []).append((self.passed + self.readable_after, start))
 
     # --- what came of it ---
 
-    def status(self, event_id):
+    def status(self, event_id: str) -> str:
         return self.sim.final_status(event_id)
 
     @property
-    def ended(self):
+    def ended(self) -> list[Task]:
         return [task for task in self.tasks if task.handed_on]
 
     @property
-    def handed_on(self):
+    def handed_on(self) -> Counter[str]:
         """How many tasks were given each event."""
         return Counter(event_id for task in self.tasks for event_id in task.handed_on)
 
     @property
-    def successes(self):
+    def successes(self) -> list[Task]:
         return [task for task in self.tasks if task.verdict is not None and task.verdict.outcome == "completed"]
 
     @property
-    def completed_of_ours(self):
+    def completed_of_ours(self) -> list[Task]:
         return [task for task in self.tasks if task.own is not None and self.status(task.own) == "COMPLETED"]
 
-    def outcomes(self):
+    def outcomes(self) -> Counter[str]:
         return Counter(str(task.verdict.outcome) for task in self.tasks if task.verdict is not None)
 
 
-def config_of(rng: random.Random, *, lag=5.0, failing=0.3, run_seconds=20.0, **more):
+def config_of(
+    rng: random.Random, *, lag: float = 5.0, failing: float = 0.3, run_seconds: float = 20.0, **more: Any
+) -> SimulatorConfig:
     """A world in which records appear within `lag` seconds and a share of the runs FAIL."""
     return SimulatorConfig(
         queue_seconds=0.0,
