@@ -22,11 +22,18 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dev"))
 
 import evidence
 from real_airflow import RealAirflow, connection_json, simulator_server, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import psutil
+    from real_airflow import SimulatorServer
 
 WINDOW = 60.0
 #: A trigger that starts from the scheduler is handed its whole DAG, so the DAGs are small.
@@ -54,14 +61,16 @@ for number in range({dags}):
 class Monitor:
     """Listens to Airflow's statistics."""
 
-    def __init__(self):
-        self.counts, self.timings, self.gauges = collections.Counter(), collections.defaultdict(list), {}
+    def __init__(self) -> None:
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.timings: collections.defaultdict[str, list[float]] = collections.defaultdict(list)
+        self.gauges: dict[str, float] = {}
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def _listen(self):
+    def _listen(self) -> None:
         while True:
             for line in self._socket.recv(65536).decode().splitlines():
                 name, _, rest = line.partition(":")
@@ -74,7 +83,7 @@ class Monitor:
                     self.gauges[name] = float(value)
 
 
-def cpu(processes):
+def cpu(processes: Iterable[psutil.Process]) -> float:
     total = 0.0
     for process in processes:
         times = process.cpu_times()
@@ -82,7 +91,7 @@ def cpu(processes):
     return total
 
 
-def measure(airflow, simulator):
+def measure(airflow: RealAirflow, simulator: SimulatorServer) -> dict[str, float]:
     """CPU, memory and requests over the window."""
     processes = airflow.family("triggerer")
     requests, before, began = (
@@ -99,13 +108,13 @@ def measure(airflow, simulator):
     }
 
 
-def states(airflow, runs):
+def states(airflow: RealAirflow, runs: Mapping[str, str]) -> collections.Counter[str]:
     return collections.Counter(
         row["state"] for dag_id, run_id in runs.items() for row in airflow.task_instances(dag_id, run_id)
     )
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=ALL_TASKS, help=f"a multiple of {TASKS_A_DAG}")
     dags = parser.parse_args().tasks // TASKS_A_DAG

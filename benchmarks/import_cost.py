@@ -21,14 +21,14 @@ MODULES = ("airflow_provider_agents.operators", "airflow.providers.dbt.cloud.ope
 ROUNDS = 7
 
 
-def cost(module):
+def cost(module: str) -> float:
     command = [sys.executable, "-c", SCRIPT.format(module=module)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - our own script
     return float(done.stdout.splitlines()[-1])
 
 
-def main():
-    costs = {module: [] for module in MODULES}
+def main() -> None:
+    costs: dict[str, list[float]] = {module: [] for module in MODULES}
     for _ in range(ROUNDS):
         for module in MODULES:
             costs[module].append(cost(module))

@@ -12,12 +12,18 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 # Run as a script, so the tests' own modules must be found.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 from driving import Driver
 from sibling_worlds import Task, World, config_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from airflow_provider_agents.api.flow import Flow
 
 TASKS = 1000
 #: Seconds from one start to the next, and how many runs of another party are among them.
@@ -29,15 +35,16 @@ class MeasuringDriver(Driver):
 
     steps: list[float]
 
-    def __init__(self, *args, **more):
+    def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self.steps = []
 
-    def follow_all(self, batch):
+    def follow_all(self, batch: Iterable[Flow[None]]) -> None:
         super().follow_all([self._measured(flow) for flow in batch])
 
-    def _measured(self, flow):
-        answer, error = None, None
+    def _measured(self, flow: Flow[None]) -> Flow[None]:
+        answer: object = None
+        error: Exception | None = None
         while True:
             began = time.process_time()
             try:
@@ -61,7 +68,7 @@ def measure(gap: float, others: int) -> None:
     gc.disable()
     world.play()
     gc.enable()
-    steps = [step for driver in world.drivers for step in driver.steps]
+    steps = [step for driver in world.drivers if isinstance(driver, MeasuringDriver) for step in driver.steps]
     twice = sum(times - 1 for times in world.handed_on.values())
     ended = ", ".join(f"{number} {outcome}" for outcome, number in sorted(Counter(world.outcomes()).items()))
     print(

@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import gc
 import logging
-import os
 import random
 import sys
 import time
@@ -25,6 +24,7 @@ from contextlib import aclosing
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -47,14 +47,25 @@ from airflow_provider_agents.polling.waits import wait_for_end
 from airflow_provider_agents.runs.outcome import Outcome
 from airflow_provider_agents.runs.submission import submit
 from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
-from airflow_provider_agents.simulator import ManualClock, Simulator, SimulatorConfig
-from benchmarks.soak_weather import DAY, OUTAGE_SECONDS, Transport, Weather
+from airflow_provider_agents.simulator import ManualClock, Simulator
+from benchmarks.soak_process import Sample, descriptors, growth, resident_megabytes
+from benchmarks.soak_weather import DAY, FIRST_CONFIG, OUTAGE_SECONDS, RETENTION_SECONDS, Transport, Weather
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from contextlib import AbstractAsyncContextManager
+    from datetime import datetime
+
+    from airflow_provider_agents.api.flow import Response, Step
+    from airflow_provider_agents.api.models import ExecutionEvent
+    from airflow_provider_agents.runs.outcome import Verdict
+    from airflow_provider_agents.runs.submission import Submission
+
+    Say = Callable[[str], object]
 
 SETTLE, POLL_SECONDS = 30.0, 120.0
 #: The watched connection, whose poller lives all month, and one whose poller comes and goes.
 WATCHED, OTHER = "watched", "other"
-#: The platform lists what has ended for this long; the simulator remembers it for twice that.
-RETENTION_SECONDS = 3 * 3600.0
 #: The shares of tasks that are cancelled, that have a deadline too close, and that use the other connection.
 CANCELLED, HASTY, ELSEWHERE = 0.03, 0.02, 0.1
 #: The shares of tasks that start their agent together with one or two others, that wait with `exclusive`, and whose
@@ -77,22 +88,17 @@ class Soak:
         say: called with a line now and then.
     """
 
-    def __init__(self, *, runs, days, agents=100, seed=1, samples=30, say=lambda line: None):
+    long_lived: SharedPoller
+
+    def __init__(
+        self, *, runs: int, days: float, agents: int = 100, seed: int = 1, samples: int = 30, say: Say = lambda _: None
+    ) -> None:
         self.fds = descriptors()
         self.rng = random.Random(seed)
         self.clock, self.runs, self.days, self.say = ManualClock(), runs, days, say
         keep_time(self.clock)
         self.loop = VirtualLoop(self.clock.advance)
-        self.config = SimulatorConfig(
-            request_id="absent",
-            record_lag=lambda rng: rng.uniform(0, 10),
-            queue_seconds=lambda rng: rng.choice([0.0, 2.0, 60.0]),
-            run_seconds=lambda rng: min(rng.expovariate(1 / 600), 4 * 3600.0),
-            end_status=lambda rng: rng.choice(["COMPLETED", "COMPLETED", "COMPLETED", "FAILED"]),
-            retention_seconds=RETENTION_SECONDS,
-            page_rows=25,
-        )
-        self.sim = Simulator(self.clock, config=self.config, api_keys=("key-0",), seed=seed)
+        self.sim = Simulator(self.clock, config=FIRST_CONFIG, api_keys=("key-0",), seed=seed)
         self.agents = [f"agent-{number}" for number in range(agents)]
         for number, agent_id in enumerate(self.agents):
             every = 3 * 3600.0 if number % 5 == 0 else None
@@ -101,23 +107,29 @@ class Soak:
             self.sim.add_agent(f"exclusive-{number}")
         self.weather = Weather(self.sim, self.rng, days)
         self.opened, self.open_transports = 0, 0
-        self.locks, self.deleted, self.together = defaultdict(asyncio.Lock), set(), 0
+        self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self.deleted: set[str] = set()
         #: The events of the runs that tasks have started, with the connection; and those that tasks of one were given.
-        self.own, self.given = {}, set()
-        self.verdicts, self.wrong, self.wanted, self.executed = Counter(), [], 0, 0
-        self.emitted, self.tellings, self.scheduled, self.untold = set(), 0, 0, []
-        self.pollers_made, self.long_lived, self.problems = 0, None, []
-        self.samples, self.sample_count = [], samples
+        self.own: dict[str, str] = {}
+        self.given: set[tuple[str, str]] = set()
+        self.verdicts: Counter[str] = Counter()
+        self.wanted = self.executed = self.together = self.tellings = self.scheduled = self.pollers_made = 0
+        self.emitted: set[str] = set()
+        self.wrong: list[str] = []
+        self.untold: list[str] = []
+        self.problems: list[str] = []
+        self.samples: list[Sample] = []
+        self.sample_count = samples
 
     # --- the connections ---
 
-    async def open_client(self):
+    async def open_client(self) -> AsyncClient:
         await asyncio.sleep(0.05)
         self.opened += 1
         return AsyncClient(Settings(api_key=self.weather.key, base_url="http://127.0.0.1"), transport=Transport(self))
 
-    def poller_of(self, name):
-        def make():
+    def poller_of(self, name: str) -> AbstractAsyncContextManager[SharedPoller]:
+        def make() -> SharedPoller:
             self.pollers_made += 1
             return SharedPoller(name, self.open_client)
 
@@ -125,7 +137,7 @@ class Soak:
 
     # --- tasks ---
 
-    async def submitted(self, agent_id):
+    async def submitted(self, agent_id: str) -> Submission:
         """As a worker does it; a try that fails is repeated, as nothing was started then."""
         while True:
             try:
@@ -133,10 +145,11 @@ class Soak:
             except AgentsError:
                 await asyncio.sleep(600.0)
 
-    async def apply_listing(self, step):
+    async def apply_listing(self, step: Step) -> Response[Any] | None:
         """A worker's request, without an HTTP client: 300,000 of them are not what this is about."""
         if isinstance(step, Sleep):
-            return await asyncio.sleep(step.seconds)
+            await asyncio.sleep(step.seconds)
+            return None
         call = step.call if isinstance(step, NoRetry) else step
         self.weather.spoil(call.method)
         headers = {"authorization": f"Bearer {self.weather.key}"}
@@ -145,32 +158,35 @@ class Soak:
             raise NoAnswerError(f"{call.label}: {reply.broken}")
         return read_response(call, reply.status, httpx.Headers(reply.headers), reply.body)
 
-    async def exclusive_task(self):
+    async def exclusive_task(self) -> None:
         agent_id = f"exclusive-{self.rng.randrange(EXCLUSIVE_AGENTS)}"
         async with self.locks[agent_id]:
             await self.task(agent_id, exclusive=True)
 
-    async def doomed_task(self):
+    async def doomed_task(self) -> None:
         agent_id = f"doomed-{self.wanted}"
         self.sim.add_agent(agent_id)
         await self.task(agent_id, deleted_after=self.rng.uniform(0, 1200))
 
-    def delete(self, agent_id):
+    def delete(self, agent_id: str) -> None:
         self.deleted.add(agent_id)
         self.sim.remove_agent(agent_id, keep_events=self.rng.random() < 0.5)
 
-    async def task(self, agent_id, *, name=None, exclusive=False, deleted_after=None):
+    async def task(
+        self, agent_id: str, *, name: str | None = None, exclusive: bool = False, deleted_after: float | None = None
+    ) -> None:
         rng = self.rng
         self.wanted += 1
         submission = await self.submitted(agent_id)
         self.executed += 1
+        assert submission.request_id is not None
         event_id = self.sim.event_of(submission.request_id)
         name = self.own[event_id] = name or (OTHER if rng.random() < ELSEWHERE else WATCHED)
         hasty = rng.random() < HASTY
         deadline_at = self.clock.now + timedelta(seconds=rng.uniform(60, 600) if hasty else DAY)
         tracker = RunTracker(submission, WaitPolicy(settle=SETTLE, exclusive=exclusive))
 
-        async def wait_on_a_feed():
+        async def wait_on_a_feed() -> Verdict:
             async with self.poller_of(name) as poller:
                 return await wait_for_end(
                     poller,
@@ -205,7 +221,7 @@ class Soak:
             emitted = ", ".join(f"{event.id} {event.status}" for event in verdict.events)
             self.wrong.append(f"{submission.name}: {verdict.outcome} ({emitted}), but {self.sim.truth(event_id)}")
 
-    def is_right(self, verdict, event_id, deadline_at, name):
+    def is_right(self, verdict: Verdict, event_id: str, deadline_at: datetime, name: str) -> bool:
         truth = self.sim.truth(event_id)
         if verdict.outcome == Outcome.TIMED_OUT:
             # The last look at the deadline may be an outage late, but never early.
@@ -214,6 +230,7 @@ class Soak:
         if verdict.outcome == Outcome.AMBIGUOUS:
             # Of three, two others can end differently before ours does: from then on nothing can be told.
             return event_id in ids and {"COMPLETED", "FAILED"} <= {event.status for event in verdict.events}
+        assert verdict.event is not None
         given = verdict.event.id
         if (name, given) in self.given:
             return False
@@ -228,11 +245,11 @@ class Soak:
         successes = {one for one in completed if (name, one) in self.given}
         return given in completed and len(successes) <= sum(self.own.get(one) == name for one in completed)
 
-    def has_completed(self, event_id):
+    def has_completed(self, event_id: str) -> bool:
         truth = self.sim.truth(event_id)
         return truth.ended_at <= self.sim.now() and truth.end_status == "COMPLETED"
 
-    def arrivals(self, later):
+    def arrivals(self, later: list[float]) -> list[Coroutine[Any, Any, None]]:
         """One task, or some that start an agent together; the others are taken from the later ones."""
         drawn, agent_id = self.rng.random(), self.rng.choice(self.agents)
         if drawn < EXCLUSIVE:
@@ -246,8 +263,8 @@ class Soak:
             return [self.task(agent_id, name=WATCHED) for _ in range(1 + len(others))]
         return [self.task(agent_id)]
 
-    async def arrive(self):
-        tasks = set()
+    async def arrive(self) -> None:
+        tasks: set[asyncio.Future[None]] = set()
         moments = sorted(self.rng.uniform(0, self.days * DAY) for _ in range(self.runs))
         while moments:
             await asyncio.sleep(max(0.0, moments.pop(0) + self.began - self.loop.time()))
@@ -260,7 +277,7 @@ class Soak:
 
     # --- the watcher ---
 
-    async def watch(self):
+    async def watch(self) -> None:
         async with self.poller_of(WATCHED) as poller:
             self.long_lived = poller
             tracker = await open_tracker(poller, ACCOUNT, settle=SETTLE, checkpoint=None)
@@ -270,13 +287,13 @@ class Soak:
                     for event in ended:
                         self.tell(event)
 
-    def tell(self, event):
+    def tell(self, event: ExecutionEvent) -> None:
         self.tellings += 1
         if event.id in self.emitted or not self.is_end(event):
             self.wrong.append(f"told again, or wrongly: {event}")
         self.emitted.add(event.id)
 
-    def is_end(self, event):
+    def is_end(self, event: ExecutionEvent) -> bool:
         try:
             return event.status == self.sim.final_status(event.id)
         except KeyError:
@@ -284,14 +301,14 @@ class Soak:
 
     # --- what is left ---
 
-    async def keep_house(self):
+    async def keep_house(self) -> None:
         """Forget what is long over, once it is known to have been told, and take samples."""
         while True:
             await asyncio.sleep(self.days * DAY / self.sample_count)
             self.forget(self.sim.now() - timedelta(seconds=2 * RETENTION_SECONDS))
             self.sample()
 
-    def forget(self, before):
+    def forget(self, before: datetime) -> None:
         for run, _ in self.sim.runs():
             if run.ended_at < before:
                 self.scheduled += run.started_by == "schedule"
@@ -302,18 +319,18 @@ class Soak:
                 self.given -= {(WATCHED, run.event_id), (OTHER, run.event_id)}
         self.sim.forget(before)
 
-    def sample(self):
+    def sample(self) -> None:
         gc.collect()
         days = (self.loop.time() - self.began) / DAY
         waits = self.long_lived.stats().waits
-        self.samples.append((days, resident_megabytes(), len(gc.get_objects()), waits, descriptors()))
+        self.samples.append(Sample(days, resident_megabytes(), len(gc.get_objects()), waits, descriptors()))
         self.say(
             f"day {days:4.1f}: {self.wanted:7,} runs, {self.weather.requests:8,} requests, {waits:3} wait, "
             f"{len(asyncio.all_tasks(self.loop)):4} asyncio tasks, {descriptors()} file descriptors, "
             f"{resident_megabytes():6.1f} MB, {len(gc.get_objects()):7,} objects"
         )
 
-    async def main(self):
+    async def main(self) -> dict[str, int]:
         self.began = self.loop.time()
         around = [*self.weather.all(), asyncio.ensure_future(self.keep_house())]
         watcher = asyncio.ensure_future(self.watch())
@@ -330,7 +347,7 @@ class Soak:
         self.forget(before)
         return left
 
-    def left_in_feed(self):
+    def left_in_feed(self) -> dict[str, int]:
         """What the poller that the watcher keeps alive still holds of those who have gone."""
         stats = asdict(self.long_lived.stats())
         # What it follows, and what it remembers, may still be listed.
@@ -338,7 +355,7 @@ class Soak:
         own = {"waits": 1, "agents": 1, "clients": 1, "scheduled": 50, "followed": listed, "rows": listed}
         return {name: count - own.get(name, 0) for name, count in stats.items() if count > own.get(name, 0)}
 
-    def run(self):
+    def run(self) -> list[str]:
         """Live through it; what went wrong, in sentences."""
         self.loop.set_exception_handler(lambda _, context: self.problems.append(str(context)))
         try:
@@ -365,19 +382,8 @@ class Soak:
             failures.append(f"{descriptors() - self.fds} file descriptors left")
         return failures
 
-    def growth(self):
-        """Megabytes and objects at the end, beyond those after the first tenth; each the median of some samples."""
-        if len(self.samples) < 9:
-            return 0.0, 0
-        first, last = self.samples[2:7], self.samples[-5:]
-
-        def median(samples, column):
-            return sorted(sample[column] for sample in samples)[len(samples) // 2]
-
-        return median(last, 1) - median(first, 1), median(last, 2) - median(first, 2)
-
-    def report(self):
-        megabytes, objects = self.growth()
+    def report(self) -> str:
+        megabytes, objects = growth(self.samples)
         verdicts = ", ".join(f"{count:,} {name}" for name, count in self.verdicts.most_common())
         faults = ", ".join(f"{count:,} {name}" for name, count in self.weather.faults.most_common())
         left = ", ".join(f"{count} {name}" for name, count in self.left.items() if count)
@@ -396,16 +402,7 @@ class Soak:
         return "\n".join(lines)
 
 
-def resident_megabytes():
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def descriptors():
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=100_000)
     parser.add_argument("--days", type=int, default=30)
@@ -416,7 +413,7 @@ def main():
     began = time.process_time()
     soak = Soak(runs=options.runs, days=options.days, seed=options.seed, say=lambda line: print(line, flush=True))
     failures = soak.run()
-    megabytes, _ = soak.growth()
+    megabytes, _ = growth(soak.samples)
     if megabytes > LEAK_MEGABYTES:
         failures.append(f"the process grew by {megabytes:.1f} MB")
     print(soak.report())

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -37,7 +37,20 @@ from airflow_provider_agents.runs.tracker import RunTracker, WaitPolicy
 from airflow_provider_agents.simulator import ManualClock, Simulator, SimulatorConfig, mock_transport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from datetime import datetime
+
+    from airflow_provider_agents.runs.outcome import Verdict
+    from airflow_provider_agents.runs.tracker import OnAmbiguous
+
+    #: Seconds at which something happens in a world, drawn with its random generator.
+    Moments = Callable[[random.Random], list[float]]
+    #: The result of each task of a world, with the world's platform.
+    Results = Iterator[tuple["Result", Simulator]]
+    #: A loop: plays a world of a setting, from a seed.
+    Way = Callable[["Setting", int], Results]
+    #: Loops with their names.
+    Ways = Sequence[tuple[Way, str]]
 
 #: The documented loop is given short runs, so it polls often; ours polls as its operator does by default.
 NAIVE_POLL_SECONDS, OUR_POLL_SECONDS = 0.5, 5.0
@@ -81,10 +94,10 @@ class Setting:
 
     name: str
     config: SimulatorConfig
-    starts: Callable[[random.Random], list[float]] = lambda rng: [rng.uniform(0, 10)]
-    strangers: Callable[[random.Random], list[float]] = lambda rng: []
+    starts: Moments = lambda rng: [rng.uniform(0, 10)]
+    strangers: Moments = lambda rng: []
     every: float | None = None
-    on_ambiguous: str = "share"
+    on_ambiguous: OnAmbiguous = "share"
     tasks: int = SIBLING_TASKS
     with_documented: bool = True
 
@@ -92,14 +105,14 @@ class Setting:
 class NoSiblings(Siblings):
     """Each task is looked at alone."""
 
-    def join(self, tracker, now):
+    def join(self, tracker: RunTracker, now: datetime) -> None:
         pass
 
 
 # --- the worlds -------------------------------------------------------------------------------------------------------
 
 
-def config(*, failing=0.1, run_seconds=(0.5, 20.0), **more):
+def config(*, failing: float = 0.1, run_seconds: tuple[float, float] = (0.5, 20.0), **more: Any) -> SimulatorConfig:
     return SimulatorConfig(
         queue_seconds=0.0,
         run_seconds=lambda rng: rng.uniform(*run_seconds),
@@ -108,11 +121,11 @@ def config(*, failing=0.1, run_seconds=(0.5, 20.0), **more):
     )
 
 
-def up_to(seconds):
+def up_to(seconds: float) -> Callable[[random.Random], float]:
     return lambda rng: rng.uniform(0, seconds)
 
 
-def lone(name, every=None, **more):
+def lone(name: str, every: float | None = None, **more: Any) -> Setting:
     return Setting(name, config(run_seconds=(0.5, 1.0), **more), every=every, tasks=LONE_TASKS)
 
 
@@ -135,19 +148,19 @@ LONE = (
 )
 
 
-def at_once(number):
+def at_once(number: int) -> Moments:
     return lambda rng: [0.0] * number
 
 
-def spaced(number, seconds):
+def spaced(number: int, seconds: float) -> Moments:
     return lambda rng: [seconds * index for index in range(number)]
 
 
-def mixed(rng):
+def mixed(rng: random.Random) -> list[float]:
     return [rng.choice([0.0, 1.0, 5.0, 10.0]) * index for index in range(rng.randint(2, 5))]
 
 
-def now_and_then(rng):
+def now_and_then(rng: random.Random) -> list[float]:
     """Another party's run in every third world."""
     return [rng.uniform(0, 30)] if rng.random() < 1 / 3 else []
 
@@ -161,8 +174,15 @@ GROUPS = (
 )
 
 
-def beside(name, starts, *, failing, on_ambiguous="share", strangers=None):
-    more = {} if strangers is None else {"strangers": strangers}
+def beside(
+    name: str,
+    starts: Moments,
+    *,
+    failing: float,
+    on_ambiguous: OnAmbiguous = "share",
+    strangers: Moments | None = None,
+) -> Setting:
+    more: dict[str, Any] = {} if strangers is None else {"strangers": strangers}
     words = f"{name}, {failing:.0%} fail" + (", strangers" if strangers else "")
     if on_ambiguous != "share":
         words += f", {on_ambiguous}"
@@ -200,7 +220,7 @@ CHAINS = (
 # --- the loops --------------------------------------------------------------------------------------------------------
 
 
-def deferred(setting, seed, siblings=None, **more):
+def deferred(setting: Setting, seed: int, siblings: Siblings | None = None, **more: Any) -> Results:
     """This provider's way in a triggerer, where the tasks share a poll."""
     rng = random.Random(seed)
     tasks = [Task(start, policy=WaitPolicy(on_ambiguous=setting.on_ambiguous)) for start in setting.starts(rng)]
@@ -218,26 +238,29 @@ def deferred(setting, seed, siblings=None, **more):
     ).play()
     for task in world.tasks:
         verdict = task.verdict
+        assert verdict is not None
+        assert task.own is not None
+        assert task.ended_after is not None
         ended_at = world.began + timedelta(seconds=task.starts_at + task.ended_after)
         yield _result(world.sim, task.own, verdict, ended_at)
 
 
-def alone(setting, seed):
+def alone(setting: Setting, seed: int) -> Results:
     """The same, with each task looked at alone."""
     return deferred(setting, seed, NoSiblings())
 
 
-def not_shared(setting, seed):
+def not_shared(setting: Setting, seed: int) -> Results:
     """The same in several triggerers, which know nothing of each other."""
     return deferred(setting, seed, processes=TRIGGERERS)
 
 
-def shared(setting, seed):
+def shared(setting: Setting, seed: int) -> Results:
     """The same in several triggerers, which read each other's starts."""
     return deferred(setting, seed, processes=TRIGGERERS, read_starts=list, readable_after=READABLE_AFTER)
 
 
-def on_a_worker(setting, seed):
+def on_a_worker(setting: Setting, seed: int) -> Results:
     """This provider's way in a task that waits by itself."""
     clock, sim, rng = _platform(setting, seed)
     client = Client(Settings(api_key="test-key", base_url=URL), transport=mock_transport(sim))
@@ -253,12 +276,12 @@ def on_a_worker(setting, seed):
         yield _result(sim, own, verdict, clock.now)
 
 
-def documented(setting, seed):
+def documented(setting: Setting, seed: int) -> Results:
     """The polling pattern of the API's page, in Python: what its last line would see."""
     clock, sim, rng = _platform(setting, seed)
     http = httpx.Client(base_url=URL, headers={"X-Api-Key": "test-key"}, transport=mock_transport(sim))
     began, order = clock.now, count()
-    due = [(start, next(order), None) for start in setting.starts(rng)]
+    due: list[tuple[float, int, str | None]] = [(start, next(order), None) for start in setting.starts(rng)]
     due += [(moment, next(order), "stranger") for moment in setting.strangers(rng)]
     heapq.heapify(due)
     while due:
@@ -278,7 +301,7 @@ def documented(setting, seed):
             heapq.heappush(due, (moment + NAIVE_POLL_SECONDS, next(order), own))
 
 
-def _platform(setting, seed):
+def _platform(setting: Setting, seed: int) -> tuple[ManualClock, Simulator, random.Random]:
     clock, rng = ManualClock(), random.Random(seed)
     keep_time(clock)
     sim = Simulator(clock, config=setting.config, seed=seed)
@@ -287,7 +310,7 @@ def _platform(setting, seed):
     return clock, sim, rng
 
 
-def _result(sim, own, verdict, ended_at):
+def _result(sim: Simulator, own: str, verdict: Verdict, ended_at: datetime) -> tuple[Result, Simulator]:
     event = verdict.event if verdict.is_end else None
     return Result(
         own,
@@ -298,7 +321,7 @@ def _result(sim, own, verdict, ended_at):
     ), sim
 
 
-def _beyond(sim, own, ended_at):
+def _beyond(sim: Simulator, own: str, ended_at: datetime) -> float:
     return (ended_at - sim.truth(own).ended_at).total_seconds() + sim.config.clock_skew
 
 
@@ -307,15 +330,15 @@ def _beyond(sim, own, ended_at):
 COLUMNS = ("own event", "a sibling's", "another party's", "event to two", "ambiguous", "wrong success", "delay (s)")
 
 
-def measure(way, setting):
+def measure(way: Way, setting: Setting) -> dict[str, float]:
     """The row of a loop in a kind of world, as shares of the tasks; the delay is a mean."""
     totals, tasks, delay = dict.fromkeys(COLUMNS, 0), 0, 0.0
     for seed in count(7):
         if tasks >= setting.tasks:
             break
-        results, sim = [], None
-        for result, sim in way(setting, seed):  # noqa: B007
-            results.append(result)
+        found = list(way(setting, seed))
+        results = [result for result, _ in found]
+        sim = found[-1][1]
         tasks += len(results)
         delay += sum(result.seconds for result in results)
         for column, number in tally(results, sim.final_status).items():
@@ -324,7 +347,7 @@ def measure(way, setting):
     return {**shares, "delay (s)": delay / tasks}
 
 
-def tally(results, status):
+def tally(results: Sequence[Result], status: Callable[[str], str]) -> dict[str, int]:
     """How many tasks of one world fall under each column."""
     ours = {result.own for result in results}
     handed_on = [result.handed_on for result in results if result.handed_on is not None]
@@ -342,11 +365,11 @@ def tally(results, status):
     }
 
 
-def cell(column, value):
+def cell(column: str, value: float) -> str:
     return f"{value:{len(column)}.1f}" if column == "delay (s)" else f"{value:{len(column)}.1%}"
 
 
-def report(title, settings: Iterable[Setting], ways):
+def report(title: str, settings: Iterable[Setting], ways: Ways) -> Iterator[tuple[Setting, Way, dict[str, float]]]:
     print(f"\n{title}\n")
     print(f"| {'world':48} | {'loop':17} | " + " | ".join(COLUMNS) + " |")
     print("|---" * (len(COLUMNS) + 2) + "|")
@@ -360,11 +383,12 @@ def report(title, settings: Iterable[Setting], ways):
             yield setting, way, row
 
 
-def main():
-    wrong, rows = [], []
-    lone_ways = ((documented, "documented"), (on_a_worker, "ours, on a worker"), (deferred, "ours, deferred"))
-    sibling_ways = ((documented, "documented"), (alone, "each alone"), (deferred, "ours, deferred"))
-    spread_ways = ((not_shared, "ours, not shared"), (shared, "ours, shared starts"))
+def main() -> int:
+    wrong: list[str] = []
+    rows: list[evidence.Row] = []
+    lone_ways: Ways = ((documented, "documented"), (on_a_worker, "ours, on a worker"), (deferred, "ours, deferred"))
+    sibling_ways: Ways = ((documented, "documented"), (alone, "each alone"), (deferred, "ours, deferred"))
+    spread_ways: Ways = ((not_shared, "ours, not shared"), (shared, "ours, shared starts"))
     for part, title, settings, ways in (
         ("one task", f"One task at a time, {LONE_TASKS} tasks in each world", LONE, lone_ways),
         (

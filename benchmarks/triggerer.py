@@ -26,11 +26,19 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dev"))
 
 import evidence
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from multiprocessing.connection import Connection
+
+    from airflow.triggers.base import BaseTrigger, TriggerEvent
+    from starlette.requests import Request
 
 INTERVAL = 5.0
 FIRST_END, LAST_END = 30.0, 40.0
@@ -45,7 +53,7 @@ ALL_RUNS = [100, 1000, 10000]
 # --- the servers, in a process of their own ---------------------------------------------------------------------------
 
 
-def serve_agents(scene, pipe):
+def serve_agents(scene: evidence.Figures, pipe: Connection[Any, Any]) -> None:
     """The simulated platform, with runs that end as told; sends its address and the runs' submissions."""
     from airflow_provider_agents.simulator import Simulator, SimulatorConfig, running_server
 
@@ -57,7 +65,7 @@ def serve_agents(scene, pipe):
     sim = Simulator(lambda: datetime.now(UTC) + timedelta(seconds=shift[0]), config=config)
     began_ago = sorted((rng.uniform(*scene["began_within"]) for _ in range(scene["runs"])), reverse=True)
     shift[0] = -max(began_ago[0], scene["others"] and EIGHT_HOURS) - 1
-    durations = {}
+    durations: dict[str, float] = {}
     for number in range(scene["agents"]):
         sim.add_agent(f"agent-{number}", run_seconds=lambda _: durations["next"])
     for number in range(scene["others"] // 2000):
@@ -95,7 +103,7 @@ def serve_agents(scene, pipe):
         pipe.recv()
 
 
-def serve_dbt(scene, pipe):
+def serve_dbt(scene: evidence.Figures, pipe: Connection[Any, Any]) -> None:
     """One endpoint of dbt Cloud's: how a run is."""
     import uvicorn
     from starlette.applications import Starlette
@@ -106,7 +114,7 @@ def serve_dbt(scene, pipe):
 
     counts = {"requests": 0, "go": time.time()}
 
-    async def run(request):
+    async def run(request: Request) -> JSONResponse:
         counts["requests"] += 1
         over = time.time() - counts["go"] >= scene["ends"][int(request.path_params["run"])]
         return JSONResponse({"data": {"status": 10 if over else 3}})
@@ -115,7 +123,7 @@ def serve_dbt(scene, pipe):
     app = Starlette(routes=[Route("/api/v2/accounts/1/runs/{run}/", run)])
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, lifespan="off"))
 
-    async def main():
+    async def main() -> None:
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         pipe.send((url_of(listening), None))
         counts["go"] = await asyncio.to_thread(pipe.recv)
@@ -130,7 +138,7 @@ def serve_dbt(scene, pipe):
 # --- the triggerer, in a fresh process --------------------------------------------------------------------------------
 
 
-def our_triggers(scene, url, submissions):
+def our_triggers(scene: evidence.Figures, url: str, submissions: Sequence[dict[str, str]]) -> Sequence[BaseTrigger]:
     # A triggerer lives for weeks, so what is imported once is no cost of waiting. dbt Cloud's comes with its trigger.
     from airflow.providers.common.compat.connection import get_async_connection  # noqa: F401
     from airflow.providers.common.compat.sdk import Stats  # noqa: F401
@@ -156,26 +164,26 @@ def our_triggers(scene, url, submissions):
     ]
 
 
-def idle_triggers(scene, url, submissions):
+def idle_triggers(scene: evidence.Figures, url: str, submissions: Sequence[dict[str, str]]) -> Sequence[BaseTrigger]:
     """Ours, but all they do is wait: what a trigger and its task take by themselves."""
     from airflow_provider_agents.triggers import AgentRunTrigger
 
     class IdleTrigger(AgentRunTrigger):
-        async def run(self):
+        async def run(self) -> AsyncIterator[TriggerEvent]:
             await asyncio.Event().wait()
-            yield None
+            yield None  # type: ignore[misc]  # never reached: only for a generator
 
     with mock.patch("airflow_provider_agents.triggers.AgentRunTrigger", IdleTrigger):
         return our_triggers(scene, url, submissions)
 
 
-def dbt_triggers(scene, url, _):
+def dbt_triggers(scene: evidence.Figures, url: str, _: object) -> Sequence[BaseTrigger]:
     from airflow.providers.dbt.cloud.hooks.dbt import DbtCloudHook
     from airflow.providers.dbt.cloud.triggers.dbt import DbtCloudRunJobTrigger
 
     as_it_is = DbtCloudHook.get_request_url_params
 
-    def plain_http(tenant, endpoint, *args, **kwargs):
+    def plain_http(tenant: str, endpoint: str | None, *args: Any, **kwargs: Any) -> tuple[str, Any]:
         address, params = as_it_is(tenant, endpoint, *args, **kwargs)
         return address.replace("https://", "http://"), params
 
@@ -195,7 +203,7 @@ def dbt_triggers(scene, url, _):
     ]
 
 
-def resident():
+def resident() -> int:
     with open("/proc/self/statm") as file:  # noqa: PTH123 - one read
         return int(file.read().split()[1]) * resource.getpagesize()
 
@@ -203,11 +211,11 @@ def resident():
 class Collector:
     """The CPU seconds of the garbage collector: a full collection falls into one window and not into another."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.cpu = self._began = 0.0
         gc.callbacks.append(self._collect)
 
-    def _collect(self, phase, _):
+    def _collect(self, phase: str, _: object) -> None:
         if phase == "start":
             self._began = time.process_time()
         else:
@@ -217,33 +225,35 @@ class Collector:
 class Flow:
     """How long the steps on a loop take: the longest one, and the longest without the garbage collector's part."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.longest = self.own = self._collecting = self._began = 0.0
 
-    def _collect(self, phase, _):
+    def _collect(self, phase: str, _: object) -> None:
         if phase == "start":
             self._began = time.perf_counter()
         else:
             self._collecting += time.perf_counter() - self._began
 
-    def listen(self):
+    def listen(self) -> None:
         step = asyncio.Handle._run  # noqa: SLF001 - asyncio has no other place to time each step
         gc.callbacks.append(self._collect)
 
-        def timed(handle):
+        def timed(handle: asyncio.Handle) -> None:
             collected, began = self._collecting, time.perf_counter()
             step(handle)
             took = time.perf_counter() - began
             self.longest = max(self.longest, took)
             self.own = max(self.own, took - (self._collecting - collected))
 
-        asyncio.Handle._run = timed  # noqa: SLF001 - as above
+        asyncio.Handle._run = timed  # type: ignore[assignment,method-assign]  # noqa: SLF001 - as above
 
 
-def wait_for_all(triggers, go, ends, steps, listen, idle):
+def wait_for_all(
+    triggers: Sequence[BaseTrigger], go: float, ends: Sequence[float], steps: Flow, listen: bool, idle: bool
+) -> tuple[list[float | None], int, float, float, float]:
     """Run triggers as a triggerer does; when each event came, and what it took."""
 
-    async def one(number, trigger):
+    async def one(number: int, trigger: BaseTrigger) -> float | None:
         async for event in trigger.run():
             if event.payload.get("status") == "error":
                 # dbt Cloud's trigger gives up at once if a request of its times out.
@@ -252,7 +262,7 @@ def wait_for_all(triggers, go, ends, steps, listen, idle):
             return time.time() - go - ends[number]
         raise AssertionError("the trigger ended without an event")
 
-    async def main():
+    async def main() -> tuple[list[float | None], int, float, float, float]:
         if listen:
             # To time each step costs more CPU than our cycles do, so it is a run of its own.
             steps.listen()
@@ -275,7 +285,7 @@ def wait_for_all(triggers, go, ends, steps, listen, idle):
     return asyncio.run(main())
 
 
-def child(side, scene):
+def child(side: str, scene: evidence.Figures) -> None:
     """One measurement; prints it as JSON."""
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
@@ -289,11 +299,11 @@ def child(side, scene):
     go = time.time()
     pipe.send(go)
     steps = Flow()
-    delays, waiting, cpu, cycle_cpu, cycle_gc = wait_for_all(
+    found, waiting, cpu, cycle_cpu, cycle_gc = wait_for_all(
         triggers, go, scene["ends"], steps, listen=scene["listen"], idle=side == "idle"
     )
-    failed = delays.count(None)
-    delays = [delay for delay in delays if delay is not None]
+    failed = found.count(None)
+    delays = [delay for delay in found if delay is not None]
     pipe.send(None)
     requests = pipe.recv()
     pipe.send(None)
@@ -318,16 +328,17 @@ def child(side, scene):
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def measure(side, scene, *, listen=False):
+def measure(side: str, scene: evidence.Figures, *, listen: bool = False) -> evidence.Row:
     command = [sys.executable, __file__, "--child", side]
     scene = {**scene, "listen": listen}
     done = subprocess.run(command, input=json.dumps(scene), capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
         sys.exit(done.stderr[-3000:])
-    return json.loads(done.stdout.splitlines()[-1])
+    found: evidence.Row = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def scene_of(runs, agents, *, others=0):
+def scene_of(runs: int, agents: int, *, others: int = 0) -> evidence.Figures:
     rng = random.Random(runs)
     return {
         "runs": runs,
@@ -341,7 +352,7 @@ def scene_of(runs, agents, *, others=0):
 STEPS = ("step_ms", "step_gc_ms")
 
 
-def measure_row(trigger, runs, agents, *, others=0):
+def measure_row(trigger: str, runs: int, agents: int, *, others: int = 0) -> evidence.Row:
     """One row of the figures; prints the line of its table."""
     side = "dbt" if trigger == "dbt Cloud" else "ours"
     found = measure(side, scene_of(runs, agents, others=others))
@@ -350,7 +361,7 @@ def measure_row(trigger, runs, agents, *, others=0):
     return {name: value for name, value in row.items() if name not in STEPS}
 
 
-def further(runs, row, first_run_kb):
+def further(runs: int, row: evidence.Row, first_run_kb: float) -> evidence.Row:
     """What the runs take beyond triggers that only wait."""
     scene = scene_of(runs, runs)
     idle, listened = measure("idle", scene, listen=True), measure("ours", scene, listen=True)
@@ -362,7 +373,7 @@ def further(runs, row, first_run_kb):
     }
 
 
-def growth(ours):
+def growth(ours: Mapping[tuple[int, int], evidence.Row]) -> dict[str, float]:
     """The CPU of a run and poll cycle, without the garbage collector: 10,000 runs over 1,000."""
     ratios = {}
     for name, *agents in (("one agent", 1, 1), ("100 agents", 100, 100), ("an agent each", 10000, 1000)):
@@ -372,7 +383,7 @@ def growth(ours):
     return ratios
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--child", choices=("ours", "idle", "dbt"), help=argparse.SUPPRESS)
     parser.add_argument("--runs", type=int, nargs="*", default=ALL_RUNS, help="how many runs to wait for")
@@ -385,10 +396,10 @@ def main():
     if not options.without_dbt and importlib.util.find_spec("airflow.providers.dbt") is None:
         sys.exit("dbt Cloud's provider is missing: run `make benchmark`, or give --without-dbt.")
     print(f"Every {INTERVAL:g} s, runs that end {FIRST_END:g} to {LAST_END:g} s after they are first waited for.\n")
-    rows = []
+    rows: list[evidence.Row] = []
 
-    def add(*scene, **others):
-        rows.append(measure_row(*scene, **others))
+    def add(trigger: str, runs: int, agents: int, *, others: int = 0) -> None:
+        rows.append(measure_row(trigger, runs, agents, others=others))
         print(evidence.waits({"rows": rows}).splitlines()[-1], flush=True)
 
     print(evidence.waits({"rows": []}))
@@ -404,7 +415,10 @@ def main():
         return
 
     alone = measure("ours", scene_of(1, 1))["memory_kb"] - measure("idle", scene_of(1, 1))["memory_kb"]
-    more = {"first_run_kb": alone, "further": [further(runs, ours[runs, runs], alone) for runs in options.runs]}
+    more: evidence.Figures = {
+        "first_run_kb": alone,
+        "further": [further(runs, ours[runs, runs], alone) for runs in options.runs],
+    }
     more["growth"] = growth(ours) if {1000, 10000} <= set(options.runs) else {}
     print(f"\n{evidence.growth(more)}")
     if options.runs == ALL_RUNS and not options.without_dbt:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dev"))
 
@@ -30,29 +31,30 @@ AGENTS = 20
 ALL_RUNS, ALL_KILLS = 1000, 10
 
 
-def rows(airflow, query):
+def rows(airflow: RealAirflow, query: str) -> Any:
+    assert airflow.postgres is not None
     address = {"host": "127.0.0.1", "port": airflow.postgres.port, "user": "airflow", "dbname": "postgres"}
     with contextlib.closing(psycopg2.connect(**address)) as database, database.cursor() as cursor:
         cursor.execute(query)
         return cursor.fetchall()
 
 
-def told(airflow):
+def told(airflow: RealAirflow) -> tuple[collections.Counter[str], int]:
     """Each run's event id, as often as it was in the triggering events of a DAG run."""
     found = rows(
         airflow,
         "select e.extra from asset_event e join dagrun_asset_event d on d.event_id = e.id",
     )
-    counts = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     for (value,) in found:
         extra = json.loads(value) if isinstance(value, str) else value
         counts.update(run["id"] for run in extra["payload"]["runs"])
     return counts, len(found)
 
 
-def noted(airflow):
+def noted(airflow: RealAirflow) -> tuple[collections.Counter[str], int]:
     """What the DAG's task returned, over all its DAG runs."""
-    counts = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     offset = 0
     while True:
         runs = airflow.api("GET", f"/api/v2/dags/{DAG}/dagRuns?limit=100&offset={offset}")["dag_runs"]
@@ -64,7 +66,7 @@ def noted(airflow):
             return counts, offset
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=ALL_RUNS)
     parser.add_argument("--kills", type=int, default=ALL_KILLS)

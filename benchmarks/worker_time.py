@@ -22,12 +22,16 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dev"))
 
 import evidence
 import psutil
 from real_airflow import RealAirflow, connection_json, free_port, simulator_server, until
+
+if TYPE_CHECKING:
+    from real_airflow import SimulatorServer
 
 DAGS = """
 from datetime import datetime
@@ -106,7 +110,7 @@ uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), ssl_certfile=sys.argv[
 """
 
 
-def certificate(folder):
+def certificate(folder: Path) -> tuple[Path, Path]:
     """A certificate for this machine, and its key."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
@@ -142,27 +146,32 @@ class Slots(threading.Thread):
     Airflow names the first `...LocalExecutor: <instance>` for as long as it is taken, the second `... -- <instance>`.
     """
 
-    def __init__(self, airflow):
+    held: float
+    used: dict[int, float]
+    _holding: dict[int, float]
+    _spent: dict[int, float]
+
+    def __init__(self, airflow: RealAirflow) -> None:
         super().__init__(daemon=True)
         self.airflow, self.wanted, self.stopped = airflow, "", False
         self.held, self.used, self._holding, self._spent = 0.0, {}, {}, {}
 
-    def watch(self, task_instance_id):
+    def watch(self, task_instance_id: str) -> None:
         self.held, self.used, self._holding, self._spent = 0.0, {}, {}, {}
         self.wanted = task_instance_id
 
-    def stop(self):
+    def stop(self) -> None:
         self.stopped = True
         self.join()
 
-    def run(self):
+    def run(self) -> None:
         while not self.stopped:
             if self.wanted:
                 self._listing(time.monotonic())
             time.sleep(0.02)
 
-    def _listing(self, now):
-        holding = {}
+    def _listing(self, now: float) -> None:
+        holding: dict[int, float] = {}
         for process in self.airflow.family("scheduler"):
             with contextlib.suppress(psutil.Error):
                 title = " ".join(process.cmdline())
@@ -184,7 +193,15 @@ class Slots(threading.Thread):
         self._holding = holding
 
 
-def measure(airflow, simulator, slots, dag_id, seconds, dbt_url, verify):
+def measure(
+    airflow: RealAirflow,
+    simulator: SimulatorServer,
+    slots: Slots,
+    dag_id: str,
+    seconds: float,
+    dbt_url: str,
+    verify: str,
+) -> dict[str, float]:
     """One task, from its DAG run's trigger to its success."""
     import httpx
 
@@ -209,7 +226,7 @@ def measure(airflow, simulator, slots, dag_id, seconds, dbt_url, verify):
     }
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, nargs="*", default=[10.0, 40.0], help="how long a run takes")
     parser.add_argument("--repeat", type=int, default=2)
@@ -245,7 +262,7 @@ def main():
         url = f"https://localhost:{port}"
         for dag_id in ("operator_deferred", "dbt_deferred"):
             measure(airflow, simulator, slots, dag_id, 8.0, url, str(cert))
-        rows = []
+        rows: list[evidence.Row] = []
         print(evidence.workers({"rows": rows}))
         for name, dag_id in ways:
             for seconds in options.seconds:
