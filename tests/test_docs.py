@@ -6,9 +6,13 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
 from drawings import DRAWINGS, IMAGES
 
+from airflow_provider_agents import get_provider_info
 from airflow_provider_agents.api import errors
+from airflow_provider_agents.payloads import XCOM_KEYS
+from airflow_provider_agents.simulator.__main__ import main as simulate
 
 ROOT = Path(__file__).parents[1]
 #: These are files at the root, for the code host; `dev/docs_site.py` puts them into the site.
@@ -78,14 +82,23 @@ def words_of(node):
     return None
 
 
+def text_in(call):
+    """The longest text in a call's arguments, None if all are short."""
+    texts = [text for arg in call.args for node in ast.walk(arg) if (text := words_of(node)) is not None]
+    longest = max(texts, key=len, default="")
+    return longest if len(longest.replace("…", "")) >= FEWEST_LETTERS else None
+
+
+def calls_in(tree, functions):
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return [call for call in calls if re.search(functions, ast.unparse(call.func))]
+
+
 def warnings_of(tree):
-    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-        if not re.search(r"log\.(warning|error|exception)$|(^|\b_?)say$", ast.unparse(call.func)):
-            continue
-        texts = [text for arg in call.args[:2] if (text := words_of(arg)) is not None]
+    for call in calls_in(tree, r"log\.(warning|error|exception)$|(^|\b_?)(say|warn)$"):
         level = ast.unparse(call.args[0]) if call.args else ""
-        if texts and level != "logging.INFO" and len(texts[0].replace("…", "")) >= FEWEST_LETTERS:
-            yield texts[0]
+        if level != "logging.INFO" and (text := text_in(call)) is not None:
+            yield text
 
 
 def texts_on_the_page():
@@ -106,12 +119,37 @@ def test_each_warning_in_a_log_is_on_the_troubleshooting_page():
     assert sorted(text for text in warnings if not any(entry in text for entry in page)) == []
 
 
+def test_an_error_that_the_page_tells_apart_by_words_is_there_with_all_its_texts():
+    rows = re.findall(r"^\| (.+?) \|", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
+    kinds = {kind for row in rows for kind in re.findall(r"`(\w+Error)`(?: \(\w+\))?: `", row)}
+    calls = [call for tree in TREES for call in calls_in(tree, rf"^(\w+\.)?({'|'.join(kinds)})$")]
+    texts = {text for call in calls if (text := text_in(call)) is not None}
+    page = texts_on_the_page()
+    assert sorted(text for text in texts if not any(entry in text for entry in page)) == []
+
+
 def test_the_troubleshooting_page_quotes_only_what_the_code_says():
     code = [text for tree in TREES for node in ast.walk(tree) if (text := words_of(node))]
     airflow_says = {"Listeners are not supported"}
     commands = {entry for entry in texts_on_the_page() if entry.startswith("airflow ")}
     page = texts_on_the_page() - airflow_says - commands
     assert sorted(entry for entry in page if not any(entry in text for text in code)) == []
+
+
+def test_each_xcom_key_and_option_of_airflows_is_on_the_page_of_what_is_public():
+    page = (ROOT / "docs/public-names.md").read_text()
+    options = get_provider_info()["config"]["agents"]["options"]
+    assert [name for name in (*XCOM_KEYS, *options) if f"`{name}`" not in page] == []
+
+
+def test_the_pages_show_the_agents_that_the_simulator_has(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "10000")  # no line of the help is broken
+    with pytest.raises(SystemExit):
+        simulate(["--help"])
+    agents = re.findall(r"(agent-[\w-]+):\d", capsys.readouterr().out)
+    assert re.search(r"^Its agents are (.+)\.$", text_of("tutorial.md"), re.MULTILINE)[1].split(", ") == agents
+    # The newest first.
+    assert re.findall(r"^(agent-[\w-]+) .+ACTIVE", text_of("command-line.md"), re.MULTILINE) == agents[::-1]
 
 
 #: Words of text, at about 180 a minute; code is not counted.
