@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from episodes import BYSTANDER, Episode
@@ -32,6 +33,16 @@ def test_each_way_begins_with_the_systems_time():
     before = clock.now()
     run(worker, 20, 1)
     assert abs((clock.now() - before).total_seconds()) < 3600
+
+
+def test_a_log_of_tls_keys_is_written_to_no_folder_of_the_clone():
+    def files():
+        return {file for file in Path(__file__).parent.rglob("*") if "__pycache__" not in file.parts}
+
+    before = files()
+    for seed in range(6):
+        run(environments, 100, seed)
+    assert files() <= before
 
 
 def start_again(episode):

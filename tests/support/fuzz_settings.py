@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -102,7 +104,12 @@ NETWORK_VARIABLES = [
 def environments(rng: random.Random, tally: Counter[str]) -> Generator[None, None, None]:
     """Proxy and TLS settings, of the environment and of a connection, until a client is made of them or refused."""
     before = {name: os.environ.get(name) for name in NETWORK_VARIABLES}
-    paths = ["", "/no/such/file", __file__, os.path.dirname(__file__)]  # noqa: PTH120 - a variable's text
+    # A log of TLS keys is a file that is made: wherever a path is changed, it leads here or to no folder at all.
+    folder = tempfile.TemporaryDirectory()
+    inner = Path(folder.name, "in", "within")
+    inner.mkdir(parents=True)
+    (inner / "file").write_text("no certificate")
+    paths = ["", "/no/such/file", str(inner / "file"), str(inner)]
 
     def drawn(values: Sequence[str]) -> str:
         text = rng.choice(values)
@@ -146,3 +153,4 @@ def environments(rng: random.Random, tally: Counter[str]) -> Generator[None, Non
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+        folder.cleanup()
