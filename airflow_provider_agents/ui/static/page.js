@@ -125,7 +125,7 @@ function runRow(run, names, several) {
   cell(row, "Steps", "number", run.steps ?? "");
   cell(row, "Browser", "number", duration(run.browser_seconds));
   cell(row, "Model", "short", run.model).title = run.model;
-  const task = cell(row, "Task", "short");
+  const task = cell(row, "Task", "task");
   if (run.task) task.append(taskLink(run.task));
   cell(row, "Error", "error", run.error);
   return row;
