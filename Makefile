@@ -79,8 +79,9 @@ system: $(READY) ## the tests with a real Airflow
 	$(BIN)/python -m pytest -m "system and not trial"
 
 # The system tests mostly wait, so the other tests run beside them, give way to them, and are printed after them.
-test: lint ## every check and test, in about eight minutes
-	@mkdir -p .cache; nice $(MAKE) --no-print-directory unit >.cache/unit.log 2>&1 & unit=$$!; \
+UNIT ?= unit
+test: lint ## every check and test, in about eight minutes (UNIT=coverage)
+	@mkdir -p .cache; nice $(MAKE) --no-print-directory $(UNIT) >.cache/unit.log 2>&1 & unit=$$!; \
 	trap 'kill $$unit 2>/dev/null; exit 130' INT TERM; \
 	$(MAKE) --no-print-directory system; system=$$?; \
 	wait $$unit; status=$$?; cat .cache/unit.log; exit $$((system | status))
