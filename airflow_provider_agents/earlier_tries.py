@@ -14,7 +14,7 @@ from airflow_provider_agents.polling.blocking import run_flow_until
 from airflow_provider_agents.runs.outcome import Outcome, Verdict, format_ids, to_error
 from airflow_provider_agents.runs.record import Phase
 from airflow_provider_agents.runs.status import is_active
-from airflow_provider_agents.runs.submission import adopted_run_warning, find_unconfirmed, interrupted
+from airflow_provider_agents.runs.submission import adopted_run_warning, find_unconfirmed, interrupted, search_seconds
 from airflow_provider_agents.runs.tracker import RunTracker
 from airflow_provider_agents.tasks import deadline_of
 
@@ -105,11 +105,13 @@ class EarlierTry:
         if submission.sent_at is None:
             return None  # what was asked for was refused, or never left
         log.warning(
-            "An earlier try died while it was starting a run of agent %s. Searching for that run first.",
+            "An earlier try died while it was starting a run of agent %s. Searching for that run first, for at most "
+            "%.0f seconds.",
             self.task.agent_id,
+            self.request_seconds + search_seconds(self.policy.settle),
         )
         lost = interrupted(submission, request_seconds=self.request_seconds)
-        found = self.client.run_flow(find_unconfirmed(lost, settle=self.policy.settle))
+        found = self.client.run_flow(find_unconfirmed(lost, settle=self.policy.settle, under_way=self.request_seconds))
         if found is None:
             # Else the next try would search again, and take a run that another party has started meanwhile.
             self.task_state.note_nothing_started(submission)

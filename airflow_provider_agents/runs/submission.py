@@ -242,10 +242,14 @@ def interrupted(intent: Submission, *, request_seconds: float) -> Submission:
     return _unconfirmed(intent, sent_at + timedelta(seconds=request_seconds))
 
 
-def find_unconfirmed(unconfirmed: Submission, *, settle: float) -> Flow[Submission | None]:
-    """Look for the run of a POST whose answer was lost, for at most `search_seconds(settle)` seconds.
+def find_unconfirmed(unconfirmed: Submission, *, settle: float, under_way: float = 0.0) -> Flow[Submission | None]:
+    """Look for the run of a POST whose answer was lost, until `search_seconds(settle)` seconds after it was given up.
 
-    They pass on the server's clock, or on ours since this was called: the POST was given up before that.
+    Args:
+        unconfirmed: its record. On the server's clock, the POST was given up at `server_after`.
+        settle: seconds within which an accepted run's event appears.
+        under_way: for how many seconds from now the POST can still be under way. Without the server's clock, ours
+            counts, from then on. A POST that this process has given up is not under way.
 
     Returns:
         The record, as `in_doubt`, if there is a candidate; None if none has appeared in time.
@@ -254,7 +258,8 @@ def find_unconfirmed(unconfirmed: Submission, *, settle: float) -> Flow[Submissi
         TemporaryError: the API could not be read after that time: nothing is known.
         PermanentError: the API cannot be read.
     """
-    within, window, since = timedelta(seconds=search_seconds(settle)), unconfirmed.window, now()
+    within, window = timedelta(seconds=search_seconds(settle)), unconfirmed.window
+    since = now() + timedelta(seconds=under_way)
     while True:
         began_at, pause = now(), UNCONFIRMED_POLL_SECONDS
         try:

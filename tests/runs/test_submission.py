@@ -331,6 +331,34 @@ def test_a_request_that_died_was_under_way_no_longer_than_it_could_be():
     assert unsent.server_after is None
 
 
+@pytest.mark.parametrize("has_clock", [True, False])
+@pytest.mark.parametrize(("acts_after", "record_lag"), [(0.0, 25.0), (10.0, 25.0), (55.0, 29.0)])
+def test_the_post_of_a_process_that_has_just_died_may_still_start_a_run(has_clock, acts_after, record_lag):
+    scene = Scene(record_lag=record_lag, date_header=has_clock)
+    intent = scene.client.run_flow(take_snapshot("a")).changed(sent_at=scene.clock.now)
+    acts_at = scene.clock.now + timedelta(seconds=acts_after)
+
+    def act():
+        if scene.clock.now >= acts_at and not scene.sim.executions:
+            scene.sim.handle("POST", "/v1/agents/a/execute", {}, {"authorization": "Bearer test-key"})
+
+    scene.meanwhile = act
+    found = scene.client.run_flow(
+        find_unconfirmed(interrupted(intent, request_seconds=60.0), settle=SETTLE, under_way=60.0)
+    )
+    assert found is not None
+    assert found.in_doubt
+
+
+def test_the_post_of_a_process_that_died_long_ago_is_not_waited_for_on_the_servers_clock():
+    scene = Scene()
+    intent = scene.client.run_flow(take_snapshot("a")).changed(sent_at=scene.clock.now)
+    scene.clock.advance(3600.0)
+    unconfirmed = interrupted(intent, request_seconds=60.0)
+    assert scene.client.run_flow(find_unconfirmed(unconfirmed, settle=SETTLE, under_way=60.0)) is None
+    assert sum(scene.slept) <= 4.0
+
+
 def test_a_lost_run_is_looked_for_until_settle_has_passed():
     scene = Scene()
     assert scene.find(scene.unconfirmed()) is None

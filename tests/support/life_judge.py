@@ -135,7 +135,8 @@ class Judged:
         has_ended = run.ended_at <= self._truth(after).accepted_at
         ended_it = clear.state == "success" or clear.error in {"AmbiguousAgentRunError", "AgentRunFailedError"}
         # A trigger cannot write the record, so a clear of a waiting task looks like one after the end.
-        return ended_it or ((clear.discards or self.world.scope.wait == "trigger") and has_ended)
+        is_like_after_the_end = (clear.discards or self.world.scope.wait == "trigger") and has_ended
+        return ended_it or clear.has_recorded_end or is_like_after_the_end
 
     def _judge_failures(self, life: Life) -> None:
         for runs, error, in_doubt in life.told:

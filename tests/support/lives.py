@@ -82,12 +82,21 @@ class Scope:
 
 
 class Clear(NamedTuple):
-    """What a task was like when a user cleared it, and whether its state was discarded."""
+    """What a task was like when a user cleared it, and whether its state was discarded.
+
+    Attributes:
+        runs: how many it had started.
+        state: as Airflow has it.
+        error: what its last process raised.
+        discards: whether the clear discarded the task's state.
+        has_recorded_end: its record said that its run had ended, so the clear looks like one after a success.
+    """
 
     runs: int
     state: str
     error: str
     discards: bool
+    has_recorded_end: bool
 
 
 class Life:
@@ -178,11 +187,14 @@ class Life:
             return
         end, runs = (self.state, self.error, self.result), len(self.posts)
         runs_on = bool(self.posts) and self.world.sim.truth(self.posts[-1]).ended_at > self.world.stage.clock()
-        self.has_recorded_end = self.store.get("agent_run", {}).get("phase") == "ended"
+        self.has_recorded_end = self._record_says_ended()
         self.task.clear(keep_state=not (self.world.scope.copies and runs_on))
         self._do_try()
         self.started_again = len(self.posts) > runs
         (self.state, self.error, self.result), self.posts = end, self.posts[:runs]
+
+    def _record_says_ended(self) -> bool:
+        return self.store.get("agent_run", {}).get("phase") == "ended"
 
     def _do_try(self) -> None:
         context = self._watched(self.task.context())
@@ -206,7 +218,8 @@ class Life:
         """A user clears the task, and its next try starts."""
         discards = how == "clear" and self.world.scope.copies
         self.world.clears_left -= 1
-        self.clears.append(Clear(len(self.posts), self.state, type(self.error).__name__, discards))
+        error, has_ended = type(self.error).__name__, self._record_says_ended()
+        self.clears.append(Clear(len(self.posts), self.state, error, discards, has_ended))
         self.task.clear(self.world.scope.tries - 1, keep_state=not discards)
         self.state, self.error = "none", None
 
