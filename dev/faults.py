@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 from command import new_home, run_command
+from fault_groups import kill_tasks_of_groups, kill_triggerer_of_groups
 from real_airflow import RealAirflow, RealAirflowError, SimulatorServer, connection_to, simulator_server, until
 
 if TYPE_CHECKING:
@@ -70,12 +71,18 @@ class Bench:
         self.airflow, self.simulator, self.rng = airflow, simulator, rng
         self._batches = 0
 
-    def add_agents(self, count: int, run_seconds: float = RUN_SECONDS) -> list[str]:
-        """New agents, one for each task, so that each task's executes can be counted. Every fourth one's runs fail."""
+    def add_agents(self, count: int, run_seconds: float = RUN_SECONDS, *, failing: bool = True) -> list[str]:
+        """New agents, one for each task, so that each task's executes can be counted. Every fourth one's runs fail.
+
+        Args:
+            count: how many.
+            run_seconds: how long their runs take.
+            failing: whether any of them fail.
+        """
         self._batches += 1
         agents = [f"agent-{self._batches}-{number}" for number in range(count)]
         for number, agent in enumerate(agents):
-            end_status = "FAILED" if number % 4 == 3 else "COMPLETED"
+            end_status = "FAILED" if failing and number % 4 == 3 else "COMPLETED"
             self.simulator.control(
                 "POST", "agents", {"agent_id": agent, "run_seconds": run_seconds, "end_status": end_status}
             )
@@ -129,6 +136,14 @@ class Bench:
         connection = {"connection_id": "agents_default", **connection_to(self.simulator.url, KEY)}
         self.airflow.api("POST", "/api/v2/connections", connection)
 
+    def wait_for_end(self, run_id: str, seconds: float) -> None:
+        """Wait for the DAG run to end; give up after so many seconds."""
+        ends_at = time.monotonic() + seconds
+        while self.airflow.dag_run_state(DAG, run_id) not in {"success", "failed"} and time.monotonic() < ends_at:
+            # Some components end when the database goes away, minutes later even; a deployment starts them again.
+            self.airflow.revive()
+            time.sleep(0.5)
+
     def finish(
         self,
         tally: Tally,
@@ -149,11 +164,7 @@ class Bench:
             prompt: whether all other tasks must end within `PROMPT_SECONDS` of their run.
             seconds: how long the DAG run may take.
         """
-        ends_at = time.monotonic() + seconds
-        while self.airflow.dag_run_state(DAG, run_id) not in {"success", "failed"} and time.monotonic() < ends_at:
-            # Some components end when the database goes away, minutes later even; a deployment starts them again.
-            self.airflow.revive()
-            time.sleep(0.5)
+        self.wait_for_end(run_id, seconds)
         truth = {run["eventId"]: run for run in self.simulator.runs().values()}
         for instance in self.instances(run_id):
             agent = agents[instance["map_index"]]
@@ -185,14 +196,14 @@ class Bench:
                     f"{agent}: {instance['state']} after {instance['try_number']} tries, "
                     f"{late} s after the end of its run; {len(executions)} executes that ended {ends}"
                 )
-                self._print_logs(agent, run_id, instance)
+                self.print_logs(agent, run_id, instance)
 
     def _says_that_it_is_deleted(self, agent: str, run_id: str, instance: dict[str, Any]) -> bool:
         """Whether the log of a task names its agent and what has become of it."""
         text = self.airflow.log_text(DAG, run_id, "run", instance["try_number"], instance["map_index"])
         return any(agent in line and re.search(r"404|deleted|does not exist", line) for line in _errors(text))
 
-    def _print_logs(self, agent: str, run_id: str, instance: dict[str, Any]) -> None:
+    def print_logs(self, agent: str, run_id: str, instance: dict[str, Any]) -> None:
         """Print what each try warned of: the deployment is deleted at the end."""
         for number in range(1, instance["try_number"] + 1):
             with suppress(RealAirflowError):
@@ -563,6 +574,8 @@ FAULTS: dict[str, tuple[str, Callable[[Bench, Tally, int], None]]] = {
     "connection-start": ("connection not found while tasks start", lose_connection_at_start),
     "connection-triggers": ("connection not found while triggers start", lose_connection_of_triggers),
     "unavailable": ("503 for 20 s while tasks start", unavailable_before_start),
+    "groups-triggerer": ("triggerer killed while runs wait to be shared out", kill_triggerer_of_groups),
+    "groups-tasks": ("one of three tasks that share an agent killed", kill_tasks_of_groups),
 }
 
 
@@ -576,6 +589,7 @@ def bench(home: Path, seed: int) -> Iterator[Bench]:
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
             "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
+            "AIRFLOW__AGENTS__SHARE_STARTS": "True",
         }
         with RealAirflow(home, dags=[Path(__file__).parent / "fault_dags.py"], env=env, database="postgres") as airflow:
             made = Bench(airflow, simulator, random.Random(seed))
