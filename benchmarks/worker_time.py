@@ -5,7 +5,8 @@ real Airflow with LocalExecutor on PostgreSQL runs one DAG for each way, one aft
 lengths. dbt Cloud's operator does the same against a local stand-in of its endpoints, over TLS, as it insists on that.
 
 Counted for each task, from its DAG run's trigger to its success: the worker processes that Airflow started, their CPU
-and how long they held a slot, and the time beyond the run's own.
+and how long they held a slot, and the time beyond the run's own. Then the seconds from the run's end to the task's
+success, and from there to the start of the next task.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 DAGS = """
 from datetime import datetime
-from airflow.sdk import DAG
+from airflow.sdk import DAG, task
 from airflow.providers.dbt.cloud.operators.dbt import DbtCloudRunJobOperator
 from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.sensors import AgentRunSensor
@@ -44,31 +45,37 @@ START = datetime(2026, 1, 1)
 RULES = {"agent_id": "agent-timed", "settle": 2.0}
 EVENT = {**RULES, "event_id": "{{ dag_run.conf.event }}", "poke_interval": 2.0}
 OPERATOR = {**RULES, "poll_interval": 2.0}
-
-with DAG("operator_on_worker", start_date=START, schedule=None):
-    ExecuteAgentOperator(task_id="wait", deferrable=False, **OPERATOR)
-with DAG("operator_deferred", start_date=START, schedule=None):
-    ExecuteAgentOperator(task_id="wait", **OPERATOR)
-with DAG("operator_end_from_trigger", start_date=START, schedule=None):
-    ExecuteAgentOperator(task_id="wait", end_from_trigger=True, **OPERATOR)
-with DAG("sensor_poke", start_date=START, schedule=None):
-    AgentRunSensor(task_id="wait", mode="poke", **EVENT)
-with DAG("sensor_reschedule", start_date=START, schedule=None):
+DBT = {"job_id": 1, "account_id": 1, "check_interval": 2}
+WAYS = {
+    "operator_on_worker": (ExecuteAgentOperator, {"deferrable": False, **OPERATOR}),
+    "operator_deferred": (ExecuteAgentOperator, OPERATOR),
+    "operator_end_from_trigger": (ExecuteAgentOperator, {"end_from_trigger": True, **OPERATOR}),
+    "operator_exclusive": (ExecuteAgentOperator, {**OPERATOR, "exclusive": True, "settle": 30.0}),
+    "sensor_poke": (AgentRunSensor, {"mode": "poke", **EVENT}),
     # Airflow's scheduler takes a task that is due again within a few seconds for one that was killed.
-    AgentRunSensor(task_id="wait", mode="reschedule", **{**EVENT, "poke_interval": 10.0})
-with DAG("sensor_deferred", start_date=START, schedule=None):
-    AgentRunSensor(task_id="wait", **EVENT)
-with DAG("sensor_start_from_trigger", start_date=START, schedule=None):
-    AgentRunSensor(task_id="wait", start_from_trigger=True, **EVENT)
-with DAG("dbt_on_worker", start_date=START, schedule=None):
-    DbtCloudRunJobOperator(task_id="wait", job_id=1, account_id=1, check_interval=2, deferrable=False)
-with DAG("dbt_deferred", start_date=START, schedule=None):
-    DbtCloudRunJobOperator(task_id="wait", job_id=1, account_id=1, check_interval=2, deferrable=True)
+    "sensor_reschedule": (AgentRunSensor, {"mode": "reschedule", **EVENT, "poke_interval": 10.0}),
+    "sensor_deferred": (AgentRunSensor, EVENT),
+    "sensor_start_from_trigger": (AgentRunSensor, {"start_from_trigger": True, **EVENT}),
+    "dbt_on_worker": (DbtCloudRunJobOperator, {"deferrable": False, **DBT}),
+    "dbt_deferred": (DbtCloudRunJobOperator, {"deferrable": True, **DBT}),
+}
+
+
+@task(task_id="next")
+def next_task():
+    pass
+
+
+for name, (operator, arguments) in WAYS.items():
+    with DAG(name, start_date=START, schedule=None) as dag:
+        operator(task_id="wait", **arguments) >> next_task()
+    globals()[name] = dag
 """
 WAYS = (
     ("ours: operator on the worker", "operator_on_worker"),
     ("ours: operator, deferred", "operator_deferred"),
     ("ours: operator, `end_from_trigger`", "operator_end_from_trigger"),
+    ("ours: operator, deferred, `exclusive`", "operator_exclusive"),
     ("ours: sensor, `poke`", "sensor_poke"),
     ("ours: sensor, `reschedule`", "sensor_reschedule"),
     ("ours: sensor, deferred", "sensor_deferred"),
@@ -95,6 +102,9 @@ async def run(request):
 async def job(request):
     return JSONResponse({"data": {"id": 1, "project_id": 1, "environment_id": 1}})
 
+async def last_end(request):
+    return JSONResponse({"ended": runs[-1]})
+
 async def set_seconds(request):
     seconds[0] = float(request.path_params["seconds"])
     return JSONResponse({})
@@ -103,6 +113,7 @@ app = Starlette(routes=[
     Route("/api/v2/accounts/1/jobs/1/run/", start, methods=["POST"]),
     Route("/api/v2/accounts/1/runs/{run:int}/", run),
     Route("/api/v2/accounts/1/jobs/1/", job),
+    Route("/last_end", last_end),
     Route("/seconds/{seconds}", set_seconds),
 ])
 uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), ssl_certfile=sys.argv[2], ssl_keyfile=sys.argv[3],
@@ -210,20 +221,33 @@ def measure(
     event = simulator.control("POST", "runs", {"agentId": "agent-timed"})["eventId"] if "sensor" in dag_id else None
     began = time.time()
     run_id = airflow.trigger(dag_id, {"event": event})
-    (instance,) = until(lambda: airflow.task_instances(dag_id, run_id), 30, "a task instance", pause=0.05)
-    slots.watch(instance["id"])
+
+    def instance(task_id):
+        found = (one for one in airflow.task_instances(dag_id, run_id) if one["task_id"] == task_id)
+        return next(found, None)
+
+    slots.watch(until(lambda: instance("wait"), 30, "a task instance", pause=0.05)["id"])
     state = airflow.wait_for_dag_run(dag_id, run_id, seconds=seconds + 120)
     if state != "success":
         sys.exit(f"{dag_id}: {state}\n{airflow.log_text(dag_id, run_id, 'wait')}")
-    (instance,) = airflow.task_instances(dag_id, run_id)
-    ended = dt.datetime.fromisoformat(instance["end_date"]).timestamp()
+    if dag_id.startswith("dbt"):
+        run_ended = httpx.get(f"{dbt_url}/last_end", verify=verify).json()["ended"]
+    else:
+        run_ended = seconds_of(max(run["endsAt"] for run in simulator.runs().values()))
+    succeeded = seconds_of(instance("wait")["end_date"])
     log = airflow.log_text(dag_id, run_id, "wait")
     return {
         "starts": log.count("::group::Pre Execute"),
         "cpu_s": sum(slots.used.values()),
         "slot_s": slots.held,
-        "beyond_s": ended - began - seconds,
+        "beyond_s": succeeded - began - seconds,
+        "to_success_s": succeeded - run_ended,
+        "to_next_s": seconds_of(instance("next")["start_date"]) - succeeded,
     }
+
+
+def seconds_of(moment: str) -> float:
+    return dt.datetime.fromisoformat(moment).timestamp()
 
 
 def main() -> None:

@@ -239,10 +239,13 @@ def workers(figures: Figures) -> str:
             f"{row['cpu_s']:.2f}",
             f"{row['slot_s']:.1f}",
             f"{row['beyond_s']:.1f}",
+            f"{row['to_success_s']:.1f}",
+            f"{row['to_next_s']:.1f}",
         ]
         for row in figures["rows"]
     )
-    return table(("way", "run, s", "worker starts", "worker CPU s", "slot s", "s beyond the run"), lines)
+    titles = ("way", "run, s", "worker starts", "worker CPU s", "slot s", "s beyond the run")
+    return table((*titles, "run's end to success, s", "success to next task, s"), lines)
 
 
 def watcher(figures: Figures) -> str:
