@@ -90,6 +90,8 @@ class EarlyXComs:
         keys: what to push, of `event_id` and `run_url`.
     """
 
+    __slots__ = ("_keys", "_log", "_stopped", "_task")
+
     def __init__(self, trigger: BaseTrigger, keys: Collection[str]) -> None:
         self._keys, self._log = keys, trigger.log
         self._task: Any = getattr(trigger, "task_instance", None) if TRIGGERS_END_TASKS else None

@@ -74,6 +74,19 @@ class RunProgress:
         on_appeared: called at most once, when it is known how soon the run's event appeared.
     """
 
+    __slots__ = (
+        "_exclusive_warning",
+        "_has_appeared",
+        "_is_known",
+        "_late_warning",
+        "_logger",
+        "_on_appeared",
+        "_on_known",
+        "_outage",
+        "_say",
+        "_tracker",
+    )
+
     def __init__(
         self,
         tracker: RunTracker,
@@ -117,6 +130,8 @@ class RunProgress:
 class LateWarning:
     """Logs once that the event of a run appeared late and was taken all the same."""
 
+    __slots__ = ("_is_due", "_tracker")
+
     def __init__(self, tracker: RunTracker) -> None:
         self._tracker, self._is_due = tracker, tracker.policy.on_ambiguous != "fail"
 
@@ -142,6 +157,8 @@ class ExclusiveWarning:
         search: what the task waits for.
         agent_id: the agent.
     """
+
+    __slots__ = ("_agent_id", "_is_due", "_search")
 
     def __init__(self, search: RunTracker | FirstRunSearch, agent_id: str) -> None:
         self._search, self._agent_id, self._is_due = search, agent_id, True
