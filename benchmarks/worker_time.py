@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dev"))
 
@@ -222,11 +222,10 @@ def measure(
     began = time.time()
     run_id = airflow.trigger(dag_id, {"event": event})
 
-    def instance(task_id):
-        found = (one for one in airflow.task_instances(dag_id, run_id) if one["task_id"] == task_id)
-        return next(found, None)
+    def instances() -> dict[str, dict[str, Any]]:
+        return {one["task_id"]: one for one in airflow.task_instances(dag_id, run_id)}
 
-    slots.watch(until(lambda: instance("wait"), 30, "a task instance", pause=0.05)["id"])
+    slots.watch(until(instances, 30, "a task instance", pause=0.05)["wait"]["id"])
     state = airflow.wait_for_dag_run(dag_id, run_id, seconds=seconds + 120)
     if state != "success":
         sys.exit(f"{dag_id}: {state}\n{airflow.log_text(dag_id, run_id, 'wait')}")
@@ -235,7 +234,8 @@ def measure(
     else:
         ends = [run["endsAt"] for run in simulator.runs().values() if run["agentId"] == "agent-timed"]
         run_ended = seconds_of(max(ends))
-    succeeded = seconds_of(instance("wait")["end_date"])
+    ended = instances()
+    succeeded = seconds_of(ended["wait"]["end_date"])
     log = airflow.log_text(dag_id, run_id, "wait")
     return {
         "starts": log.count("::group::Pre Execute"),
@@ -243,7 +243,7 @@ def measure(
         "slot_s": slots.held,
         "beyond_s": succeeded - began - seconds,
         "to_success_s": succeeded - run_ended,
-        "to_next_s": seconds_of(instance("next")["start_date"]) - succeeded,
+        "to_next_s": seconds_of(ended["next"]["start_date"]) - succeeded,
     }
 
 

@@ -194,7 +194,7 @@ class Life:
         (self.state, self.error, self.result), self.posts = end, self.posts[:runs]
 
     def _record_says_ended(self) -> bool:
-        return self.store.get("agent_run", {}).get("phase") == "ended"
+        return bool(self.store.get("agent_run", {}).get("phase") == "ended")
 
     def _do_try(self) -> None:
         context = self._watched(self.task.context())
