@@ -167,7 +167,7 @@ def test_an_answer_that_never_ends_is_given_up_in_bounded_time(hostile, send, sc
     server = hostile(script)
     # On a machine that is busy, a single read may take too long, too.
     with pytest.raises(NoAnswerError, match="too slowly|No response from"):
-        send(server.url, EXECUTE, timeout_seconds=0.03)
+        send(server.url, EXECUTE, timeout_seconds=0.1)
 
 
 def test_a_client_that_has_given_up_once_goes_on_with_a_new_connection(hostile):
@@ -175,7 +175,7 @@ def test_a_client_that_has_given_up_once_goes_on_with_a_new_connection(hostile):
         (answering(response()) if server.requests[1:] else dripping_headers)(server, connection, request)
 
     server = hostile(script)
-    settings = Settings(api_key=KEY, base_url=server.url, timeout_seconds=0.03)
+    settings = Settings(api_key=KEY, base_url=server.url, timeout_seconds=0.25)
     with Client(settings) as client:
         with pytest.raises(NoAnswerError):
             client.send_once(READ)
@@ -636,7 +636,7 @@ def test_a_blocking_answer_over_tls_is_given_up_in_bounded_time(hostile, tmp_pat
     context.load_cert_chain(bundle)
     server = hostile(dripping_headers, tls=context)
     settings = Settings(
-        api_key=KEY, base_url=f"https://localhost:{server.port}", verify=str(bundle), timeout_seconds=0.04
+        api_key=KEY, base_url=f"https://localhost:{server.port}", verify=str(bundle), timeout_seconds=0.1
     )
     with Client(settings) as client, pytest.raises(NoAnswerError, match="too slowly|No response from"):
         client.send_once(READ)
