@@ -116,10 +116,15 @@ matrix: ## the tests and the examples on every Airflow and Python (CELLS="3.0-py
 	@$(PYTHON) dev/matrix.py $(CELLS) $(addprefix --python ,$(PYTHONS)) $(if $(TESTS),--tests $(TESTS)) \
 		$(if $(filter no,$(EXAMPLES)),--no-examples)
 
+# Both need the newest Airflow and the one that is coming beside each other.
+both = test -d .cache/matrix || $(MAKE) --no-print-directory matrix CELLS="newest next" TESTS=tests/test_package.py EXAMPLES=no
+
 upgrade: $(READY) ## upgrade a real Airflow from 3.3 to 3.4 while tasks wait, and count the runs that they start
+	@$(both)
 	@$(BIN)/python dev/upgrade.py
 
 clears: $(READY) ## what each way to clear, mark or retry a task costs, on each Airflow (PYTHONS="/path/to/bin/python")
+	@$(if $(PYTHONS),,$(both))
 	@$(BIN)/python dev/clears.py $(addprefix --python ,$(PYTHONS))
 
 faults: $(READY) ## kill everything at random moments in a real Airflow on PostgreSQL, and count
