@@ -64,7 +64,7 @@ def measure(gap: float, others: int) -> None:
     """Play one world and print its row."""
     starts = [number * TASKS * gap / others for number in range(others)]
     config = config_of(random.Random(1), failing=0.1, run_seconds=60.0)
-    world = World(config, [Task(number * gap) for number in range(TASKS)], strangers=starts, driver=MeasuringDriver)
+    world = World(config, [Task(number * gap) for number in range(TASKS)], other_starts=starts, driver=MeasuringDriver)
     gc.disable()
     world.play()
     gc.enable()

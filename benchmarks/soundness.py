@@ -85,7 +85,7 @@ class Setting:
         name: in words.
         config: of the simulator, from a random generator.
         starts: when tasks start the agent, in seconds; drawn for each world.
-        strangers: seconds at which another party starts the agent.
+        other_starts: seconds at which another party starts the agent.
         every: seconds between two runs of the platform's own schedule.
         on_ambiguous: of the tasks.
         tasks: how many in all, at least.
@@ -95,7 +95,7 @@ class Setting:
     name: str
     config: SimulatorConfig
     starts: Moments = lambda rng: [rng.uniform(0, 10)]
-    strangers: Moments = lambda rng: []
+    other_starts: Moments = lambda rng: []
     every: float | None = None
     on_ambiguous: OnAmbiguous = "share"
     tasks: int = SIBLING_TASKS
@@ -180,33 +180,33 @@ def beside(
     *,
     failing: float,
     on_ambiguous: OnAmbiguous = "share",
-    strangers: Moments | None = None,
+    other_starts: Moments | None = None,
 ) -> Setting:
-    more: dict[str, Any] = {} if strangers is None else {"strangers": strangers}
-    words = f"{name}, {failing:.0%} fail" + (", strangers" if strangers else "")
+    more: dict[str, Any] = {} if other_starts is None else {"other_starts": other_starts}
+    words = f"{name}, {failing:.0%} fail" + (", others' runs" if other_starts else "")
     if on_ambiguous != "share":
         words += f", {on_ambiguous}"
     # The harder reading: an event is created when it appears, so events of one moment have no order.
     platform = config(failing=failing, record_lag=up_to(5), created_at="appeared")
-    with_documented = on_ambiguous == "share" and strangers is None and failing == 0.2
+    with_documented = on_ambiguous == "share" and other_starts is None and failing == 0.2
     return Setting(words, platform, starts, on_ambiguous=on_ambiguous, with_documented=with_documented, **more)
 
 
 SIDE_BY_SIDE = (
     beside("1 alone", at_once(1), failing=0.2),
     *(beside(name, starts, failing=failing) for name, starts in GROUPS for failing in (0.1, 0.2)),
-    *(beside(name, starts, failing=0.2, strangers=now_and_then) for name, starts in GROUPS),
+    *(beside(name, starts, failing=0.2, other_starts=now_and_then) for name, starts in GROUPS),
     beside("5, 5 s apart", spaced(5, 5.0), failing=0.2, on_ambiguous="all"),
     beside("2 at once", at_once(2), failing=0.2, on_ambiguous="all"),
     beside("5, 5 s apart", spaced(5, 5.0), failing=0.2, on_ambiguous="fail"),
     beside("2 at once", at_once(2), failing=0.2, on_ambiguous="fail"),
-    beside("2 to 5, 0 to 10 s apart", mixed, failing=0.2, on_ambiguous="all", strangers=now_and_then),
-    beside("2 to 5, 0 to 10 s apart", mixed, failing=0.2, on_ambiguous="fail", strangers=now_and_then),
+    beside("2 to 5, 0 to 10 s apart", mixed, failing=0.2, on_ambiguous="all", other_starts=now_and_then),
+    beside("2 to 5, 0 to 10 s apart", mixed, failing=0.2, on_ambiguous="fail", other_starts=now_and_then),
 )
 #: Chance decides which of the triggerers waits for a task.
 SPREAD = (
     *(beside(name, starts, failing=0.2) for name, starts in GROUPS),
-    *(beside(name, starts, failing=0.2, strangers=now_and_then) for name, starts in GROUPS[-1:]),
+    *(beside(name, starts, failing=0.2, other_starts=now_and_then) for name, starts in GROUPS[-1:]),
 )
 TRIGGERERS, READABLE_AFTER = 3, 1.0
 #: The limit: a group closes only when no task starts any more.
@@ -224,13 +224,13 @@ def deferred(setting: Setting, seed: int, siblings: Siblings | None = None, **mo
     """This provider's way in a triggerer, where the tasks share a poll."""
     rng = random.Random(seed)
     tasks = [Task(start, policy=WaitPolicy(on_ambiguous=setting.on_ambiguous)) for start in setting.starts(rng)]
-    strangers, offset = setting.strangers(rng), rng.uniform(0, setting.every or 1)
+    other_starts, offset = setting.other_starts(rng), rng.uniform(0, setting.every or 1)
     for task in tasks:
         task.process = rng.randrange(more.get("processes", 1))
     world = World(
         setting.config,
         tasks,
-        strangers=strangers,
+        other_starts=other_starts,
         seed=seed,
         siblings=siblings,
         more={"schedule_every": setting.every, "schedule_offset": offset},
@@ -282,7 +282,7 @@ def documented(setting: Setting, seed: int) -> Results:
     http = httpx.Client(base_url=URL, headers={"X-Api-Key": "test-key"}, transport=mock_transport(sim))
     began, order = clock.now, count()
     due: list[tuple[float, int, str | None]] = [(start, next(order), None) for start in setting.starts(rng)]
-    due += [(moment, next(order), "stranger") for moment in setting.strangers(rng)]
+    due += [(moment, next(order), "stranger") for moment in setting.other_starts(rng)]
     heapq.heapify(due)
     while due:
         moment, _, own = heapq.heappop(due)
@@ -404,7 +404,7 @@ def main() -> int:
             rows.append({"part": part, "world": setting.name, "loop": dict(ways)[way], **row})
             if way not in (on_a_worker, deferred, shared):
                 continue
-            is_ours_alone = settings in (SIDE_BY_SIDE, SPREAD) and "strangers" not in setting.name
+            is_ours_alone = settings in (SIDE_BY_SIDE, SPREAD) and "others' runs" not in setting.name
             if row["wrong success"] or row["event to two"] or (is_ours_alone and row["another party's"]):
                 wrong.append(setting.name)
             if is_ours_alone and setting.on_ambiguous == "share" and row["ambiguous"]:

@@ -194,8 +194,8 @@ BESIDE = {
     "2 to 5, 0 to 10 s apart, 20% fail": "2 to 5, 0 to 10 s apart",
 }
 STRANGERS = {
-    "5 at once, 20% fail, strangers": "5 at once",
-    "2 to 5, 0 to 10 s apart, 20% fail, strangers": "2 to 5, 0 to 10 s apart",
+    "5 at once, 20% fail, others' runs": "5 at once",
+    "2 to 5, 0 to 10 s apart, 20% fail, others' runs": "2 to 5, 0 to 10 s apart",
 }
 LOOPS = {"documented": DOCUMENTED, "ours, deferred": OURS}
 

@@ -76,7 +76,7 @@ def test_without_the_starts_of_others_such_tasks_end_as_ambiguous():
 
 tasks = tasks_in(processes=3, pokes=[None, None, "poke", "reschedule"])
 others = {
-    "strangers": st.lists(st.floats(0, 120), max_size=3),
+    "other_starts": st.lists(st.floats(0, 120), max_size=3),
     "restarts": st.lists(st.floats(0, 120), max_size=2),
     "skew": st.sampled_from([0.0, -600.0, 240.0]),
     "seed": st.integers(0, 10**6),

@@ -148,21 +148,21 @@ def test_while_nothing_else_starts_the_agent_an_exclusive_success_is_never_wrong
 @given(
     seed=st.integers(0, 10**6),
     starts=st.lists(st.floats(0, 60), min_size=1, max_size=5),
-    strangers=st.lists(st.floats(0, 80), max_size=4),
+    other_starts=st.lists(st.floats(0, 80), max_size=4),
     restarts=st.lists(st.floats(0, 80), max_size=2),
     exclusive=st.lists(st.booleans(), min_size=5, max_size=5),
     late=st.lists(st.floats(0, 20), min_size=5, max_size=5),
     lag=st.sampled_from([0.0, 5.0, 25.0]),
 )
 def test_a_broken_promise_makes_no_success_wrong_that_did_not_rely_on_it(
-    seed, starts, strangers, restarts, exclusive, late, lag
+    seed, starts, other_starts, restarts, exclusive, late, lag
 ):
     tasks = [
         Task(start, joins_after=delay, policy=WaitPolicy(exclusive=is_exclusive))
         for start, is_exclusive, delay in zip(starts, exclusive, late, strict=False)
     ]
     config = config_of(random.Random(seed), lag=lag, failing=0.4, run_seconds=60.0)
-    world = World(config, tasks, strangers=strangers, restarts=restarts, seed=seed).play()
+    world = World(config, tasks, other_starts=other_starts, restarts=restarts, seed=seed).play()
     assert max(world.handed_on.values(), default=1) == 1
     # An exclusive task whose tracker has noticed nothing may have relied on the promise.
     careful = [task for task in tasks if not task.policy.exclusive or task.tracker.broke_exclusive]

@@ -162,20 +162,20 @@ def check(world, tasks, given_before):
     config=configs(),
     seed=st.integers(0, 2**32),
     every=st.sampled_from([None, None, 7.0, 45.0]),
-    strangers=st.floats(0, 0.5),
+    other_starts=st.floats(0, 0.5),
     spacing=st.sampled_from([0.3, 3.0, 15.0]),
     lost=st.lists(st.sampled_from([None, None, None, "reset_before", "reset_after"]), min_size=2, max_size=6),
     skews=st.lists(st.sampled_from([0.0, -60.0, 60.0]), min_size=6, max_size=6),
     joins_after=st.lists(st.sampled_from([0.0, 0.0, 20.0, 70.0]), min_size=6, max_size=6),
 )
 def test_together_the_right_event_is_never_ruled_out_nor_one_given_twice(
-    config, seed, every, strangers, spacing, lost, skews, joins_after
+    config, seed, every, other_starts, spacing, lost, skews, joins_after
 ):
     world = World(config, seed=seed, every=every)
     given_before, given_without_one = {}, {}
     for number, kind in enumerate(lost):
         world.submit(kind, joins_after=joins_after[number], skew=skews[number])
-        if world.rng.random() < strangers:
+        if world.rng.random() < other_starts:
             world.sim.start_scheduled_run("agent")
         world.clock.advance(spacing * world.rng.uniform(0.5, 1.5))
         world.listing()

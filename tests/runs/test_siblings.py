@@ -31,7 +31,7 @@ def test_side_by_side_tasks_without_other_parties_each_get_one_of_their_runs(cou
 
 tasks = tasks_in(processes=1)
 others = {
-    "strangers": st.lists(st.floats(0, 120), max_size=4),
+    "other_starts": st.lists(st.floats(0, 120), max_size=4),
     "restarts": st.lists(st.floats(0, 120), max_size=3),
     "skew": st.sampled_from([0.0, -600.0, 240.0]),
     "seed": st.integers(0, 10**6),
@@ -69,7 +69,7 @@ def test_records_that_come_too_late_give_no_event_to_two(tasks, lag, others):
 
 
 def test_a_task_beside_another_partys_run_succeeds_if_both_completed():
-    world = World(config_of(random.Random(1), lag=0.0, failing=0.0), [Task(0.0)], strangers=[1.0]).play()
+    world = World(config_of(random.Random(1), lag=0.0, failing=0.0), [Task(0.0)], other_starts=[1.0]).play()
     assert world.outcomes() == {"completed": 1}
 
 
@@ -77,7 +77,7 @@ def test_with_fail_no_event_of_several_is_taken_unless_the_siblings_take_the_oth
     policy = WaitPolicy(on_ambiguous="fail")
     apart = World(config_of(random.Random(1), lag=0.0), [Task(0.0, policy=policy), Task(8.0, policy=policy)]).play()
     assert "ambiguous" not in apart.outcomes()
-    beside = World(config_of(random.Random(1), lag=0.0), [Task(0.0, policy=policy)], strangers=[1.0]).play()
+    beside = World(config_of(random.Random(1), lag=0.0), [Task(0.0, policy=policy)], other_starts=[1.0]).play()
     assert beside.outcomes() == {"ambiguous": 1}
 
 

@@ -70,7 +70,7 @@ def run_once(
     seed,
     every=None,
     offset=0.0,
-    strangers=(),
+    other_starts=(),
     faults=(),
     on_ambiguous="all",
     deferred=False,
@@ -89,7 +89,7 @@ def run_once(
     sim.add_agent("agent", schedule_every=every, schedule_offset=offset)
     sim.add_history("agent", 5, every=40.0, run_seconds=30.0)
     rng = random.Random(seed)
-    pending = sorted(strangers)
+    pending = sorted(other_starts)
 
     def sleep(seconds):
         end = clock.now + timedelta(seconds=seconds)
@@ -145,18 +145,18 @@ def run_once(
     seed=st.integers(0, 2**32),
     every=st.sampled_from([None, 7.0, 45.0, 300.0]),
     offset=st.floats(0, 60),
-    strangers=st.lists(st.floats(0, 150), max_size=3),
+    other_starts=st.lists(st.floats(0, 150), max_size=3),
     on_ambiguous=st.sampled_from(["all", "fail"]),
     deferred=st.sampled_from([0, 1, 2, 5]),
     skew=st.sampled_from(SKEWS),
 )
-def test_a_success_is_never_wrong(config, seed, every, offset, strangers, on_ambiguous, deferred, skew):
+def test_a_success_is_never_wrong(config, seed, every, offset, other_starts, on_ambiguous, deferred, skew):
     sim, submission, verdict = run_once(
         config,
         seed=seed,
         every=every,
         offset=offset,
-        strangers=strangers,
+        other_starts=other_starts,
         on_ambiguous=on_ambiguous,
         deferred=deferred,
         skew=skew,
@@ -199,21 +199,21 @@ def test_blips_neither_change_a_verdict_nor_start_a_second_run(config, seed, kin
     config=worlds(),
     seed=st.integers(0, 2**32),
     every=st.sampled_from([None, None, 45.0]),
-    strangers=st.lists(st.floats(0, 130), max_size=3),
+    other_starts=st.lists(st.floats(0, 130), max_size=3),
     lost=st.lists(
         st.sampled_from(["reset_before", "reset_after", "hang_before", "hang_after", "garbage", "refused"]), max_size=2
     ),
     on_ambiguous=st.sampled_from(["all", "fail"]),
 )
 def test_a_success_is_never_wrong_unless_the_task_accepts_a_run_without_an_answer(
-    config, seed, every, strangers, lost, on_ambiguous
+    config, seed, every, other_starts, lost, on_ambiguous
 ):
     faults = [
         Fault(kind="status", status=429, method="POST") if kind == "refused" else Fault(kind=kind, method="POST")
         for kind in lost
     ]
     sim, submission, verdict = run_once(
-        config, seed=seed, every=every, strangers=strangers, faults=faults, on_ambiguous=on_ambiguous
+        config, seed=seed, every=every, other_starts=other_starts, faults=faults, on_ambiguous=on_ambiguous
     )
     assert len(sim.executions) <= 1
     if verdict.outcome == Outcome.COMPLETED and not (submission.in_doubt and on_ambiguous == "all"):
@@ -360,12 +360,12 @@ def test_odd_rows_of_the_history_neither_keep_a_run_from_starting_nor_from_endin
 @given(
     config=worlds(),
     seed=st.integers(0, 2**32),
-    strangers=st.lists(st.floats(0, 150), max_size=3),
+    other_starts=st.lists(st.floats(0, 150), max_size=3),
     odd_ones=st.lists(st.none() | changes, min_size=1, max_size=8),
     until=st.none() | st.floats(0, 400),
     deferred=st.sampled_from([0, 1, 2]),
 )
-def test_odd_rows_of_any_run_never_make_a_verdict_wrong(config, seed, strangers, odd_ones, until, deferred):
+def test_odd_rows_of_any_run_never_make_a_verdict_wrong(config, seed, other_starts, odd_ones, until, deferred):
     began = []
 
     def odd(sim, row):
@@ -375,7 +375,7 @@ def test_odd_rows_of_any_run_never_make_a_verdict_wrong(config, seed, strangers,
         return row if change is None or is_over else changed(row, change)
 
     sim, submission, verdict = run_once(
-        config, seed=seed, strangers=strangers, deferred=deferred, odd=odd, is_delayed=True
+        config, seed=seed, other_starts=other_starts, deferred=deferred, odd=odd, is_delayed=True
     )
     mine = sim.event_of(submission.request_id)
     if verdict.outcome == Outcome.COMPLETED:

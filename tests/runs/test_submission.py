@@ -166,10 +166,10 @@ def test_a_pause_too_long_for_a_worker_ends_the_submission():
 def test_what_began_while_a_refused_post_was_paused_is_not_mistaken_for_its_run():
     scene = Scene()
     scene.fault("status", status=429, headers={"Retry-After": "40"})
-    strangers = []
-    scene.meanwhile = lambda: strangers.append(scene.sim.start_scheduled_run("a"))
+    other_starts = []
+    scene.meanwhile = lambda: other_starts.append(scene.sim.start_scheduled_run("a"))
     submission = scene.submit()
-    assert len(strangers) == 1
+    assert len(other_starts) == 1
     listing = scene.client.run_flow(read_listing("a", submission.window))
     (mine,) = scene.sim.executions
     assert [event.id for event in matching.candidates(submission.window, listing.events, within=SETTLE)] == [

@@ -85,7 +85,7 @@ class World:
     Args:
         config: of the simulator.
         tasks: in any order.
-        strangers: seconds at which another party starts the agent.
+        other_starts: seconds at which another party starts the agent.
         restarts: seconds at which the poller closes and comes again; what it knows of siblings stays.
         siblings: what the poller knows of siblings.
         more: arguments of the simulator's `add_agent`.
@@ -101,7 +101,7 @@ class World:
         config: SimulatorConfig,
         tasks: Iterable[Task],
         *,
-        strangers: Iterable[float] = (),
+        other_starts: Iterable[float] = (),
         restarts: Iterable[float] = (),
         seed: int = 7,
         siblings: Siblings | None = None,
@@ -131,7 +131,7 @@ class World:
         self.drivers = self._new_drivers()
         self.actions: list[tuple[float, Callable[[Any], None], Any]] = []
         self.actions += [(task.starts_at, self._start, task) for task in self.tasks]
-        self.actions += [(moment, self._stranger, None) for moment in strangers]
+        self.actions += [(moment, self._stranger, None) for moment in other_starts]
         self.actions += [(moment, self._restart, None) for moment in restarts]
 
     def _new_drivers(self) -> list[Driver]:
