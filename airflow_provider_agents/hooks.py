@@ -83,20 +83,23 @@ async def open_client(conn_id: str) -> AsyncClient:
 
 def poller_of(conn_id: str) -> AbstractAsyncContextManager[SharedPoller]:
     """The one poller of this event loop and connection, shared by all who hold it at the same time."""
-    from airflow_provider_agents.polling.poller import SharedPoller, shared_poller, siblings_of
+    from airflow_provider_agents.polling.poller import shared_poller
 
-    def make() -> SharedPoller:
-        from airflow.providers.common.compat.sdk import Stats
+    return shared_poller(conn_id, _make_poller)
 
-        return SharedPoller(
-            conn_id,
-            lambda: open_client(conn_id),
-            stats=Stats,
-            siblings=siblings_of(conn_id),
-            read_starts=async_reader(conn_id),
-        )
 
-    return shared_poller(conn_id, make)
+def _make_poller(conn_id: str) -> SharedPoller:
+    from airflow.providers.common.compat.sdk import Stats
+
+    from airflow_provider_agents.polling.poller import SharedPoller, siblings_of
+
+    return SharedPoller(
+        conn_id,
+        lambda: open_client(conn_id),
+        stats=Stats,
+        siblings=siblings_of(conn_id),
+        read_starts=async_reader(conn_id),
+    )
 
 
 # --- a run that no operator starts ------------------------------------------------------------------------------------

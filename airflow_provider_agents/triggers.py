@@ -24,7 +24,7 @@ from airflow_provider_agents.clock import now
 from airflow_provider_agents.hooks import poller_of
 from airflow_provider_agents.payloads import EARLY_KEYS, END_KEYS, AgentIdle, RunEnded
 from airflow_provider_agents.polling.idle import wait_until_idle
-from airflow_provider_agents.polling.waits import find_and_wait_for_end
+from airflow_provider_agents.polling.waits import find_run, wait_for_end
 from airflow_provider_agents.runs import selector as selectors
 from airflow_provider_agents.runs.outcome import Outcome, candidate_event_ids, describe_completed, format_ids, own_event
 from airflow_provider_agents.runs.status import usage_of
@@ -182,17 +182,28 @@ class AgentRunTrigger(_TaskTrigger):
                     self._known_event = event
                     early_xcoms.publish(poller, selector.agent_id, event)
 
-                submission, verdict = await find_and_wait_for_end(
+                # A worker has asked before it deferred the task. Without a worker, the first refusal is believed.
+                answered, deadline_at = self.deadline_at is not None, self._deadline()
+                tracker, verdict = await find_run(
                     poller,
                     selector,
                     await self._policy(poller, selector),
                     poll_interval=self.poll_interval,
-                    deadline_at=self._deadline(),
+                    deadline_at=deadline_at,
                     say=self.log.log,
-                    on_known=on_known,
-                    # A worker has looked before it deferred the task. Without a worker, the first refusal is believed.
-                    answered=self.deadline_at is not None,
+                    answered=answered,
                 )
+                submission = tracker.submission
+                if verdict is None:
+                    verdict = await wait_for_end(
+                        poller,
+                        tracker,
+                        poll_interval=self.poll_interval,
+                        deadline_at=deadline_at,
+                        say=self.log.log,
+                        on_known=on_known,
+                        answered=answered or bool(tracker.events),
+                    )
                 own = own_event(verdict, submission)
                 link = link_to(poller, submission.agent_id, own.id if own is not None else None)
         except (PermanentError, InvalidConnectionError, InvalidArgumentError, TemporaryError) as error:

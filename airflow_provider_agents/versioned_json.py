@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from airflow_provider_agents.api.errors import AgentsError, first_error
-from airflow_provider_agents.api.models import END_OF_TIME, FIRST_MOMENT
+from airflow_provider_agents.api.models import END_OF_TIME, FIRST_MOMENT, without_given_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,10 +65,12 @@ class VersionedJson(BaseModel):
     @classmethod
     def _read(cls, read: Callable[..., Self], value: object) -> Self:
         try:
-            return read(value)
+            data = read(value)
         except ValidationError as error:
             words = f"{cls._called} cannot be read by this version of the provider ({first_error(error)})."
             raise UnusableDataError(f"{words} {cls._what_to_do}".rstrip()) from None
+        without_given_fields(data)
+        return data
 
     def changed(self, **fields: Any) -> Self:
         """A copy with other values."""

@@ -129,7 +129,7 @@ class Soak:
         return AsyncClient(Settings(api_key=self.weather.key, base_url="http://127.0.0.1"), transport=Transport(self))
 
     def poller_of(self, name: str) -> AbstractAsyncContextManager[SharedPoller]:
-        def make() -> SharedPoller:
+        def make(name: str) -> SharedPoller:
             self.pollers_made += 1
             return SharedPoller(name, self.open_client)
 

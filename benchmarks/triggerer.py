@@ -292,6 +292,9 @@ def child(side: str, scene: evidence.Figures) -> None:
     server = context.Process(target=serve_dbt if side == "dbt" else serve_agents, args=(scene, theirs), daemon=True)
     server.start()
     url, submissions = pipe.recv()
+    # What a triggerer has imported before its first trigger.
+    import airflow.jobs.triggerer_job_runner  # noqa: F401
+
     output = os.dup(1)
     # Both log to the standard output, as a triggerer does to a file.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

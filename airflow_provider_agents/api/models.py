@@ -117,6 +117,16 @@ Number = Annotated[int | float | None, BeforeValidator(_usable_number)]
 Token = Annotated[Annotated[StrictStr, StringConstraints(max_length=4096)] | None, BeforeValidator(_token)]
 
 
+#: In place of the set, of 700 bytes, in which pydantic notes which fields of a model were given. Thousands of models
+#: are held in memory at once, and their JSON does not depend on it.
+_NOT_NOTED: set[str] = set()
+
+
+def without_given_fields(model: BaseModel) -> None:
+    """Let a model forget which of its fields were given. Its values stay. May be repeated."""
+    object.__setattr__(model, "__pydantic_fields_set__", _NOT_NOTED)
+
+
 class Wire(BaseModel):
     """Base of the wire models: immutable, unknown fields kept."""
 
@@ -156,6 +166,7 @@ class Row(Wire):
         row = super().read(value)
         if isinstance(value, dict):
             row._sent = value  # noqa: SLF001 - our own, in our own class method
+            without_given_fields(row)
         return row
 
     @property

@@ -56,7 +56,7 @@ def wait_for_end(
 ) -> Verdict:
     """As `waits.wait_for_end`, on a worker. `read_starts` may fail."""
 
-    def on_appeared(appearance: Appearance) -> None:
+    def on_appeared(tracker: RunTracker, appearance: Appearance) -> None:
         if appearance.is_slow and not tracker.is_late:  # a late event has a warning of its own
             say(logging.WARNING, slow_appearance(tracker, appearance))
 

@@ -19,11 +19,9 @@ the first task, which it would inherit otherwise.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import logging
 import math
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -48,7 +46,8 @@ from airflow_provider_agents.runs.siblings import Siblings
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Task
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from airflow_provider_agents.api.client import AsyncClient
     from airflow_provider_agents.api.settings import Settings
@@ -191,7 +190,9 @@ class SharedPoller:
         Raises:
             AgentsError: the subscriber cannot get a result.
         """
-        with self._subscribed(subscriber, interval, deadline_at, answered=answered) as (subscription, news):
+        news = TimedEvent(asyncio.get_running_loop())
+        subscription = self._subscribe(subscriber, interval, deadline_at, news, answered=answered)
+        try:
             while not subscription.has_ended:
                 left = (deadline_at - our_clock.now()).total_seconds() + LAST_POLL_SECONDS
                 if left <= 0.0:
@@ -202,6 +203,8 @@ class SharedPoller:
                 # One error may end thousands of waits: each raises it with a traceback of its own.
                 raise subscription.error.with_traceback(None)
             return subscription.result  # type: ignore[return-value]  # ended without an error, so there is a result
+        finally:
+            self._plan.unsubscribe(subscription)
 
     async def stream(self, subscriber: Subscriber[Any], *, interval: float) -> AsyncGenerator[Subscription[Any]]:
         """Follow a subscriber that has no end: yields after each change, and every few minutes without one.
@@ -213,28 +216,32 @@ class SharedPoller:
         Raises:
             AgentsError: the subscriber cannot be followed.
         """
-        with self._subscribed(subscriber, interval, _NEVER) as (subscription, news):
+        news = TimedEvent(asyncio.get_running_loop())
+        subscription = self._subscribe(subscriber, interval, _NEVER, news)
+        try:
             while not subscription.has_ended:
                 await news.wait(SIGN_OF_LIFE_SECONDS)
                 if not subscription.has_ended:
                     yield subscription
             if subscription.error is not None:
                 raise subscription.error.with_traceback(None)
+        finally:
+            self._plan.unsubscribe(subscription)
 
-    @contextlib.contextmanager
-    def _subscribed(
-        self, subscriber: Subscriber[R], interval: float, deadline_at: datetime, *, answered: bool = True
-    ) -> Iterator[tuple[Subscription[R], TimedEvent]]:
-        """A subscription for the length of a block."""
-        news = TimedEvent(asyncio.get_running_loop())
+    def _subscribe(
+        self,
+        subscriber: Subscriber[R],
+        interval: float,
+        deadline_at: datetime,
+        news: TimedEvent,
+        *,
+        answered: bool = True,
+    ) -> Subscription[R]:
         subscription = self._plan.subscribe(
             subscriber, interval=interval, deadline_at=deadline_at, wake=news.set, at=self._at(), answered=answered
         )
-        try:
-            self._start()
-            yield subscription, news
-        finally:
-            self._plan.unsubscribe(subscription)
+        self._start()
+        return subscription
 
     async def run_flow(self, steps: Flow[R]) -> R:
         """Run a request flow through the shared client."""
@@ -375,24 +382,36 @@ def count_shared(loop: AbstractEventLoop) -> int:
     return len(_pollers.get(loop, {}))
 
 
-@asynccontextmanager
-async def shared_poller(name: str, make: Callable[[], SharedPoller]) -> AsyncIterator[SharedPoller]:
+def shared_poller(name: str, make: Callable[[str], SharedPoller]) -> AbstractAsyncContextManager[SharedPoller]:
     """The one poller of this event loop and connection, for the length of a block.
 
     Args:
         name: the connection's.
-        make: makes the poller if there is none.
+        make: makes the poller of a connection if there is none.
     """
-    of_loop = _pollers.setdefault(asyncio.get_running_loop(), {})
-    poller = of_loop.get(name)
-    if poller is None:
-        poller = of_loop[name] = make()
-    poller.holders += 1
-    try:
-        yield poller
-    finally:
+    return _Held(name, make)
+
+
+class _Held:
+    # There are thousands: a generator would take 500 bytes more.
+    __slots__ = ("_make", "_name")
+
+    def __init__(self, name: str, make: Callable[[str], SharedPoller]) -> None:
+        self._name, self._make = name, make
+
+    async def __aenter__(self) -> SharedPoller:
+        of_loop = _pollers.setdefault(asyncio.get_running_loop(), {})
+        poller = of_loop.get(self._name)
+        if poller is None:
+            poller = of_loop[self._name] = self._make(self._name)
+        poller.holders += 1
+        return poller
+
+    async def __aexit__(self, *_: object) -> None:
+        of_loop = _pollers[asyncio.get_running_loop()]
+        poller = of_loop[self._name]
         poller.holders -= 1
         if not poller.holders:
-            del of_loop[name]
+            del of_loop[self._name]
             # Shielded: a holder that is cancelled once more must not leave a client open.
             await asyncio.shield(asyncio.ensure_future(poller.aclose()))

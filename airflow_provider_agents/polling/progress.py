@@ -92,7 +92,7 @@ class RunProgress:
         tracker: RunTracker,
         say: Say,
         on_known: Callable[[ExecutionEvent], None],
-        on_appeared: Callable[[Appearance], None],
+        on_appeared: Callable[[RunTracker, Appearance], None],
     ) -> None:
         self._tracker, self._say, self._on_known, self._on_appeared = tracker, say, on_known, on_appeared
         self._logger, self._late_warning = ProgressLogger(say), LateWarning(tracker)
@@ -108,7 +108,7 @@ class RunProgress:
         appearance = self._tracker.appearance
         if appearance is not None and not self._has_appeared:
             self._has_appeared = True
-            self._on_appeared(appearance)
+            self._on_appeared(self._tracker, appearance)
         self._late_warning.log_once(self._say)
         self._exclusive_warning.log_once(self._say)
         self._logger.report(state_of(self._tracker), subscription.outage, is_news=is_news)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.models import ExecutionEvent
     from airflow_provider_agents.polling.poller import SharedPoller
     from airflow_provider_agents.polling.progress import Say
-    from airflow_provider_agents.runs.appearance import Appearance
     from airflow_provider_agents.runs.selector import RunSelector
     from airflow_provider_agents.runs.tracker import WaitPolicy
 
@@ -52,11 +51,7 @@ async def wait_for_end(
         PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
         InvalidConnectionError: the connection cannot be used.
     """
-
-    def on_appeared(appearance: Appearance) -> None:
-        poller.record_appearance(tracker, appearance)
-
-    progress = RunProgress(tracker, say, on_known, on_appeared)
+    progress = RunProgress(tracker, say, on_known, poller.record_appearance)
     verdict = await poller.wait_for(
         tracker, interval=poll_interval, deadline_at=deadline_at, on_wake=progress.on_wake, answered=answered
     )
@@ -65,7 +60,7 @@ async def wait_for_end(
     return progress.complete(verdict)
 
 
-async def find_and_wait_for_end(
+async def find_run(
     poller: SharedPoller,
     selector: RunSelector,
     policy: WaitPolicy,
@@ -73,45 +68,32 @@ async def find_and_wait_for_end(
     poll_interval: float,
     deadline_at: datetime,
     say: Say,
-    on_known: Callable[[ExecutionEvent], None] = lambda _: None,
     answered: bool = True,
-) -> tuple[Submission, Verdict]:
-    """Find the run that is sought, and wait until it ends. The arguments are those of `wait_for_end`.
+) -> tuple[RunTracker, Verdict | None]:
+    """Find the run that is sought. The arguments are those of `wait_for_end`.
 
     Returns:
-        The run, and how it ended. A run that had not started at the deadline is one that has not ended, without events.
-        If no run started in the interval that is sought, and none can appear any more, no run was found.
+        The run, and how it ended if that is known. A run that had not started at the deadline is one that has not
+        ended, without events. If no run started in the interval that is sought, and none can appear any more, no run
+        was found.
 
     Raises:
         PermanentError: the API has refused to answer for `patience.REFUSED_SECONDS`.
         InvalidConnectionError: the connection cannot be used.
     """
-    submission, first = selector.known(now()), None
-    if submission is None:
-        say(logging.INFO, f"Waiting for {selector.words}.")
-        search = RunSearch(selector, policy, say)
-        found = await poller.wait_for(
-            search, interval=poll_interval, deadline_at=deadline_at, on_wake=search.on_wake, answered=answered
-        )
-        answered = True
-        if found is None or isinstance(found, Missing):
-            nothing = Submission(agent_id=selector.agent_id, taken_at=now())
-            return nothing, Verdict(Outcome.TIMED_OUT if found is None else Outcome.NOT_FOUND)
-        first = found
-        submission = Submission.for_event(first, selector.agent_id, now())
-        say(logging.INFO, f"Found {selector.words}: event {first.id}, begun at {first.startedAt}.")
-    tracker = RunTracker(submission, selector.policy_once_known(policy), now())
-    if first is not None:
-        # Its event is known already.
-        verdict = tracker.apply_listing(Listing((first,), None), now())
-        if verdict is not None:
-            return submission, verdict
-    return submission, await wait_for_end(
-        poller,
-        tracker,
-        poll_interval=poll_interval,
-        deadline_at=deadline_at,
-        say=say,
-        on_known=on_known,
-        answered=answered,
+    submission = selector.known(now())
+    if submission is not None:
+        return RunTracker(submission, selector.policy_once_known(policy), now()), None
+    say(logging.INFO, f"Waiting for {selector.words}.")
+    search = RunSearch(selector, policy, say)
+    found = await poller.wait_for(
+        search, interval=poll_interval, deadline_at=deadline_at, on_wake=search.on_wake, answered=answered
     )
+    if found is None or isinstance(found, Missing):
+        nothing = RunTracker(Submission(agent_id=selector.agent_id, taken_at=now()), policy)
+        return nothing, Verdict(Outcome.TIMED_OUT if found is None else Outcome.NOT_FOUND)
+    say(logging.INFO, f"Found {selector.words}: event {found.id}, begun at {found.startedAt}.")
+    submission = Submission.for_event(found, selector.agent_id, now())
+    tracker = RunTracker(submission, selector.policy_once_known(policy), now())
+    # Its event is known already.
+    return tracker, tracker.apply_listing(Listing((found,), None), now())

@@ -356,7 +356,7 @@ class CompletionTracker:
 
 def _bytes_of(event: ExecutionEvent) -> int:
     """About how many bytes an event takes as JSON. Unlike JSON itself, this cannot fail for odd characters."""
-    return len(ascii(event.model_dump(mode="json", exclude_unset=True)))
+    return len(ascii(event.to_json()))
 
 
 def _passed(events: Iterable[ExecutionEvent], local_now: datetime) -> datetime | None:

@@ -106,8 +106,8 @@ class Scene:
         self.transports.append(Transport(self))
         return AsyncClient(self.settings, transport=self.transports[-1])
 
-    def make(self):
-        self.pollers.append(SharedPoller("agents_default", self.open_client, stats=self.stats, plan=self.plan()))
+    def make(self, name):
+        self.pollers.append(SharedPoller(name, self.open_client, stats=self.stats, plan=self.plan()))
         return self.pollers[-1]
 
     def held(self):
@@ -502,7 +502,7 @@ def test_a_look_up_that_hangs_for_good_ends_the_waits_and_blocks_no_other_connec
     async def main():
         waits = [asyncio.ensure_future(hanging.wait(agent_id)) for agent_id in hanging.agents]
         began = hanging.clock.now
-        async with shared_poller("another", lambda: SharedPoller("another", other.open_client)) as poller:
+        async with shared_poller("another", lambda name: SharedPoller(name, other.open_client)) as poller:
             answer = await poller.run_flow(flow.value_of(endpoints.list_agents()))
         assert hanging.clock.now - began < timedelta(seconds=5)
         return answer, await asyncio.gather(*waits, return_exceptions=True)
