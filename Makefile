@@ -165,9 +165,10 @@ plots: $(READY) ## draw the plots and tables of the documentation again, from th
 side-by-side: $(READY) ## what a thousand tasks that wait for one agent cost, and the longest step
 	@$(BIN)/python benchmarks/side_by_side.py
 
-deployment: $(READY) ## a thousand deferred tasks in a real triggerer
+deployment: $(READY) ## a thousand deferred tasks in a real triggerer, and five thousand in three
 	@$(call install,bench)
 	@$(BIN)/python benchmarks/deployment.py
+	@$(BIN)/python benchmarks/deployment.py --tasks 5000 --triggerers 3
 
 worker-time: $(READY) ## what each way of waiting takes from the workers, in a real Airflow
 	@$(call install,bench)

@@ -1,10 +1,10 @@
-"""A thousand deferred tasks in a real triggerer: what they take, and whether they tell.
+"""A thousand deferred tasks in one real triggerer, five thousand in three: what they take, and how late an end is seen.
 
-Run it with `make deployment` (about eight minutes on two cores). A real Airflow on PostgreSQL waits for runs of a
-thousand agents, with sensors that start in the triggerer, since LocalExecutor would take ten minutes to defer as many;
-the simulator is behind HTTP. While all of them are deferred, the triggerer's processes and the platform's requests are
-measured for a minute, and before that the same of a triggerer that has nothing to do. Airflow's own statistics are
-listened to, so the delays are what a monitor sees. With its thousand tasks it writes its figures to the documentation.
+Run it with `make deployment` (about seven and twelve minutes on two cores). A real Airflow on PostgreSQL waits for runs
+of as many agents, with sensors that start in the triggerer: LocalExecutor would take ten minutes to defer a thousand.
+The simulator is behind HTTP. While all tasks wait, the triggerers' processes and the platform's requests are measured
+for a minute, and before that the same of triggerers that have nothing to do. The delays are those of Airflow's own
+statistics, as a monitor sees them. With its two sizes it writes its figures to the documentation.
 """
 
 from __future__ import annotations
@@ -27,19 +27,29 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dev"))
 
 import evidence
-from real_airflow import RealAirflow, connection_json, simulator_server, until
+import httpx
+from real_airflow import COMPONENTS, RealAirflow, connection_json, simulator_server, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Sequence
 
     import psutil
+    from evidence import Row
     from real_airflow import SimulatorServer
 
 WINDOW = 60.0
 #: A trigger that starts from the scheduler is handed its whole DAG, so the DAGs are small.
 TASKS_A_DAG = 20
-ALL_TASKS = 1000
-RUN_SECONDS = (360.0, 400.0)
+#: The triggerers of each number of tasks whose figures are kept.
+FORMS = {1000: 1, 5000: 3}
+ENV = {
+    # A triggerer holds a thousand triggers by default.
+    "AIRFLOW__TRIGGERER__CAPACITY": "2500",
+    # To parse the tasks again while they are measured would take a core.
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "1800",
+    "AIRFLOW__METRICS__STATSD_ON": "True",
+    "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
+}
 DAG_FILE = """
 from datetime import datetime
 from airflow.sdk import DAG
@@ -64,7 +74,8 @@ class Monitor:
     def __init__(self) -> None:
         self.counts: collections.Counter[str] = collections.Counter()
         self.timings: collections.defaultdict[str, list[float]] = collections.defaultdict(list)
-        self.gauges: dict[str, float] = {}
+        #: The last value of each process, by its address: each triggerer has a poll of its own.
+        self.gauges: collections.defaultdict[str, dict[tuple[str, int], float]] = collections.defaultdict(dict)
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
@@ -72,7 +83,8 @@ class Monitor:
 
     def _listen(self) -> None:
         while True:
-            for line in self._socket.recv(65536).decode().splitlines():
+            lines, address = self._socket.recvfrom(65536)
+            for line in lines.decode().splitlines():
                 name, _, rest = line.partition(":")
                 value, _, kind = rest.partition("|")
                 if kind.startswith("c"):
@@ -80,7 +92,7 @@ class Monitor:
                 elif kind.startswith("ms"):
                     self.timings[name].append(float(value))
                 elif kind.startswith("g"):
-                    self.gauges[name] = float(value)
+                    self.gauges[name][address] = float(value)
 
 
 def cpu(processes: Iterable[psutil.Process]) -> float:
@@ -91,76 +103,84 @@ def cpu(processes: Iterable[psutil.Process]) -> float:
     return total
 
 
-def measure(airflow: RealAirflow, simulator: SimulatorServer) -> dict[str, float]:
-    """CPU, memory and requests over the window."""
-    processes = airflow.family("triggerer")
+def measure(airflow: RealAirflow, simulator: SimulatorServer, triggerers: Sequence[str]) -> dict[str, float]:
+    """Over the window: CPU and memory of the triggerer that takes most, and the requests of all."""
+    families = [airflow.family(name) for name in triggerers]
     requests, before, began = (
         simulator.control("GET", "requests")["total"],
-        cpu(processes),
+        [cpu(family) for family in families],
         time.monotonic(),
     )
     time.sleep(WINDOW)
     seconds = time.monotonic() - began
     return {
-        "cpu_percent": 100 * (cpu(processes) - before) / seconds,
-        "memory_mb": sum(process.memory_full_info().pss for process in processes) / 2**20,
+        "cpu_percent": max(100 * (cpu(family) - busy) / seconds for family, busy in zip(families, before, strict=True)),
+        "memory_mb": max(sum(process.memory_full_info().pss for process in family) for family in families) / 2**20,
         "requests_per_minute": 60 * (simulator.control("GET", "requests")["total"] - requests) / seconds,
     }
 
 
-def states(airflow: RealAirflow, runs: Mapping[str, str]) -> collections.Counter[str]:
-    return collections.Counter(
-        row["state"] for dag_id, run_id in runs.items() for row in airflow.task_instances(dag_id, run_id)
-    )
+def states(airflow: RealAirflow) -> dict[str, int]:
+    """How many tasks are in each state."""
+    assert airflow.postgres is not None
+    return dict(airflow.postgres.rows("select coalesce(state, 'none'), count(*) from task_instance group by 1"))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=int, default=ALL_TASKS, help=f"a multiple of {TASKS_A_DAG}")
-    dags = parser.parse_args().tasks // TASKS_A_DAG
-    rng, monitor = random.Random(1), Monitor()
-    env = {
-        "AIRFLOW__METRICS__STATSD_ON": "True",
-        "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
-        "AIRFLOW__METRICS__STATSD_PORT": str(monitor.port),
-    }
-    with tempfile.TemporaryDirectory(prefix="agents-deployment-") as folder, contextlib.ExitStack() as stack:
-        home = Path(folder)
-        file = home / "waits.py"
-        file.write_text(DAG_FILE.format(dags=dags, tasks=TASKS_A_DAG))
-        simulator = stack.enter_context(simulator_server(home, "--key", "test-key", "--queue-seconds", "0"))
-        env["AIRFLOW_CONN_AGENTS_DEFAULT"] = connection_json(simulator.url, "test-key")
-        airflow = stack.enter_context(RealAirflow(home / "airflow", dags=[file], env=env, database="postgres"))
-        for number in range(dags):
-            airflow.unpause(f"waits_{number}")
-        idle = measure(airflow, simulator)
-        print(f"nothing to do: {json.dumps(idle)}", flush=True)
-        began, runs = time.monotonic(), {}
+def start(airflow: RealAirflow, simulator: SimulatorServer, dags: int) -> None:
+    """Start the runs and the tasks that wait for them.
+
+    The runs last until all tasks wait and a minute has been measured. They end over forty seconds for each thousand.
+    """
+    rng, thousands = random.Random(1), dags * TASKS_A_DAG / 1000
+    shortest = 240 + 30 * thousands
+    with httpx.Client(base_url=f"{simulator.url}/_simulator/", timeout=30) as platform:
         for number in range(dags):
             events = []
             for task in range(TASKS_A_DAG):
-                agent = {"agent_id": f"agent-{number * TASKS_A_DAG + task}", "run_seconds": rng.uniform(*RUN_SECONDS)}
-                simulator.control("POST", "agents", agent)
-                events.append(simulator.control("POST", "runs", {"agentId": agent["agent_id"]})["eventId"])
-            runs[f"waits_{number}"] = airflow.trigger(f"waits_{number}", {"events": events})
-        tasks = dags * TASKS_A_DAG
-        until(lambda: states(airflow, runs)["deferred"] == tasks, 240, "the deferral of all tasks", pause=2.0)
-        deferred_after = time.monotonic() - began
-        print(f"{tasks:,} tasks deferred after {deferred_after:.0f} s", flush=True)
-        # Airflow hands a triggerer fifty triggers a second.
-        until(lambda: (monitor.gauges.get("airflow.agents.poll.subscribers") or 0) == tasks, 120, "all triggers")
-        time.sleep(10)
-        waiting = measure(airflow, simulator)
-        print(f"{states(airflow, runs)['deferred']:,} deferred: {json.dumps(waiting)}", flush=True)
-        until(lambda: states(airflow, runs)["success"] == tasks, 600, "the end of all tasks", pause=5.0)
-        print(f"all over: {dict(states(airflow, runs))}", flush=True)
-        log = airflow.log_file("triggerer").read_text(errors="replace")
-        blocked = [float(seconds) for seconds in re.findall(r"thread was blocked for ([0-9.]+) seconds", log)]
+                agent_id = f"agent-{number * TASKS_A_DAG + task}"
+                run_seconds = rng.uniform(shortest, shortest + 40 * thousands)
+                platform.post("agents", json={"agent_id": agent_id, "run_seconds": run_seconds})
+                events.append(platform.post("runs", json={"agentId": agent_id}).json()["eventId"])
+            airflow.trigger(f"waits_{number}", {"events": events})
+
+
+def run(
+    airflow: RealAirflow, simulator: SimulatorServer, monitor: Monitor, triggerers: Sequence[str], dags: int
+) -> Row:
+    """Let the tasks wait and end, and measure."""
+    tasks = dags * TASKS_A_DAG
+    for number in range(dags):
+        airflow.unpause(f"waits_{number}")
+    idle = measure(airflow, simulator, triggerers)
+    print(f"nothing to do: {json.dumps(idle)}", flush=True)
+    began = time.monotonic()
+    start(airflow, simulator, dags)
+    until(lambda: states(airflow).get("deferred") == tasks, 600, "the deferral of all tasks", pause=2.0)
+    deferred_after = time.monotonic() - began
+    print(f"{tasks:,} tasks deferred after {deferred_after:.0f} s", flush=True)
+    # Airflow hands a triggerer fifty triggers a second.
+    subscribers = monitor.gauges["airflow.agents.poll.subscribers"]
+    until(lambda: sum(subscribers.values()) >= tasks, 300, "all triggers")
+    waiting_after, arrival = time.monotonic() - began, simulator.control("GET", "requests")
+    kinds: collections.Counter[str] = collections.Counter()
+    for path, count in arrival["paths"].items():
+        kinds[re.sub(r"agent-\d+", "{agent}", path)] += count
+    waits = sorted(int(count) for count in subscribers.values())
+    print(f"all wait after {waiting_after:.0f} s: {waits}, {dict(kinds)}", flush=True)
+    time.sleep(10)
+    waiting = measure(airflow, simulator, triggerers)
+    print(f"{states(airflow)}: {json.dumps(waiting)}", flush=True)
+    until(lambda: states(airflow).get("success") == tasks, 1200, "the end of all tasks", pause=5.0)
+    logs = "\n".join(airflow.log_file(name).read_text(errors="replace") for name in triggerers)
     delays = [seconds / 1e3 for seconds in monitor.timings["airflow.agents.run.notice_delay"]]
     cycles = monitor.timings["airflow.agents.poll.cycle"]
-    row = {
+    return {
         "tasks": tasks,
+        "triggerers": len(triggerers),
+        "waits": waits,
         "deferred_after_s": deferred_after,
+        "waiting_after_s": waiting_after,
+        "arrival_requests": arrival["total"],
         **{f"idle_{name}": value for name, value in idle.items()},
         **waiting,
         "mean_delay_s": statistics.fmean(delays),
@@ -169,14 +189,42 @@ def main() -> None:
         "cycles": len(cycles),
         "mean_cycle_ms": statistics.fmean(cycles),
         "worst_cycle_ms": max(cycles),
-        "blocked_s": blocked,
+        "blocked_s": [float(seconds) for seconds in re.findall(r"thread was blocked for ([0-9.]+) seconds", logs)],
         **{name.removeprefix("airflow."): count for name, count in monitor.counts.items() if ".agents." in name},
     }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", type=int, default=1000, help=f"a multiple of {TASKS_A_DAG}")
+    parser.add_argument("--triggerers", type=int, default=1)
+    options = parser.parse_args()
+    dags, monitor = options.tasks // TASKS_A_DAG, Monitor()
+    # One triggerer of a machine can serve its logs.
+    others = [f"triggerer-{number}" for number in range(2, options.triggerers + 1)]
+    with tempfile.TemporaryDirectory(prefix="agents-deployment-") as folder, contextlib.ExitStack() as stack:
+        home = Path(folder)
+        file = home / "waits.py"
+        file.write_text(DAG_FILE.format(dags=dags, tasks=TASKS_A_DAG))
+        simulator = stack.enter_context(simulator_server(home, "--key", "test-key", "--queue-seconds", "0"))
+        airflow = RealAirflow(
+            home / "airflow",
+            dags=[file],
+            env={
+                **ENV,
+                "AIRFLOW__METRICS__STATSD_PORT": str(monitor.port),
+                "AIRFLOW_CONN_AGENTS_DEFAULT": connection_json(simulator.url, "test-key"),
+            },
+            database="postgres",
+            components=[*COMPONENTS, *others],
+            commands={name: ["triggerer", "--skip-serve-logs"] for name in others},
+        )
+        row = run(stack.enter_context(airflow), simulator, monitor, ["triggerer", *others], dags)
     print(f"{row}\n\n{evidence.deployment({'rows': [row]})}")
-    extra = waiting["cpu_percent"] - idle["cpu_percent"]
-    print(f"\nWaiting takes {extra:.1f} % of a core and {waiting['requests_per_minute']:.0f} requests a minute.")
-    if tasks == ALL_TASKS:
-        evidence.save("deployment", command="make deployment", rows=[row])
+    if FORMS.get(options.tasks) == options.triggerers:
+        kept = [other for other in evidence.load()["deployment"]["rows"] if other["tasks"] != row["tasks"]]
+        rows = sorted([*kept, row], key=lambda each: each["tasks"])
+        evidence.save("deployment", command="make deployment", rows=rows)
 
 
 if __name__ == "__main__":

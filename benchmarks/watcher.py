@@ -17,12 +17,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dev"))
 
 import evidence
-import psycopg2
 from real_airflow import RealAirflow, connection_json, simulator_server, until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,18 +29,10 @@ AGENTS = 20
 ALL_RUNS, ALL_KILLS = 1000, 10
 
 
-def rows(airflow: RealAirflow, query: str) -> Any:
-    assert airflow.postgres is not None
-    address = {"host": "127.0.0.1", "port": airflow.postgres.port, "user": "airflow", "dbname": "postgres"}
-    with contextlib.closing(psycopg2.connect(**address)) as database, database.cursor() as cursor:
-        cursor.execute(query)
-        return cursor.fetchall()
-
-
 def told(airflow: RealAirflow) -> tuple[collections.Counter[str], int]:
     """Each run's event id, as often as it was in the triggering events of a DAG run."""
-    found = rows(
-        airflow,
+    assert airflow.postgres is not None
+    found = airflow.postgres.rows(
         "select e.extra from asset_event e join dagrun_asset_event d on d.event_id = e.id",
     )
     counts: collections.Counter[str] = collections.Counter()

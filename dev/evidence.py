@@ -191,27 +191,31 @@ def goals(figures: Figures) -> str:
 
 
 def deployment(figures: Figures) -> str:
-    """What `make deployment` says of a real triggerer."""
-    (row,) = figures["rows"]
-    lines = [
-        (name, unit, f"{row[f'idle_{key}']:.1f}", f"{row[key]:.1f}")
-        for name, unit, key in (
-            ("CPU", "% of a core", "cpu_percent"),
-            ("memory", "MB", "memory_mb"),
-            ("requests", "a minute", "requests_per_minute"),
-        )
-    ]
-    mean, worst = row["mean_cycle_ms"], row["worst_cycle_ms"]
-    blocked = ", ".join(f"{seconds:g}" for seconds in row["blocked_s"]) or "never"
-    facts = (
-        f"All {row['tasks']:,} tasks were deferred after {row['deferred_after_s']:.0f} s.",
-        f"Ends were noticed after {row['mean_delay_s']:.2f} s on average and {row['worst_delay_s']:.2f} s at most.",
-        f"{row['cycles']} poll cycles took {mean:.0f} ms on average and {worst:.0f} ms at most.",
-        f"{row['agents.poll.requests']:,} requests in all, from the first task's start to the last one's end.",
-        f"Airflow reported that the triggerer's loop was blocked, in seconds: {blocked}.",
+    """What `make deployment` says of real triggerers."""
+    lines: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
+        ("waits of each triggerer", "", lambda row: ", ".join(f"{count:,}" for count in row["waits"])),
+        ("CPU of a triggerer that has nothing to do", "% of a core", lambda row: f"{row['idle_cpu_percent']:.1f}"),
+        ("CPU of a triggerer while all wait", "% of a core", lambda row: f"{row['cpu_percent']:.1f}"),
+        ("memory of a triggerer that has nothing to do", "MB", lambda row: f"{row['idle_memory_mb']:.0f}"),
+        ("memory of a triggerer while all wait", "MB", lambda row: f"{row['memory_mb']:.0f}"),
+        ("until all are deferred", "s", lambda row: f"{row['deferred_after_s']:.0f}"),
+        ("until all triggers wait", "s", lambda row: f"{row['waiting_after_s']:.0f}"),
+        (
+            "requests until then, for a thousand tasks",
+            "",
+            lambda row: f"{row['arrival_requests'] * 1e3 / row['tasks']:.0f}",
+        ),
+        ("requests while all wait", "a minute", lambda row: f"{row['requests_per_minute']:.0f}"),
+        ("requests from the first start to the last end", "", lambda row: f"{row['agents.poll.requests']:,}"),
+        ("an end is noticed after, on average", "s", lambda row: f"{row['mean_delay_s']:.2f}"),
+        ("an end is noticed after, at most", "s", lambda row: f"{row['worst_delay_s']:.2f}"),
+        ("a poll cycle, on average", "ms", lambda row: f"{row['mean_cycle_ms']:.0f}"),
+        ("a poll cycle, at most", "ms", lambda row: f"{row['worst_cycle_ms']:,.0f}"),
+        ("Airflow's warnings that a triggerer's loop is blocked", "", lambda row: f"{len(row['blocked_s'])}"),
+        ("the longest of them", "s", lambda row: f"{max(row['blocked_s'], default=0.0):.1f}"),
     )
-    columns = ("the triggerer's processes", "", "nothing to do", f"{row['tasks']:,} tasks wait")
-    return table(columns, lines) + "\n\n" + "\n".join(f"- {fact}" for fact in facts)
+    columns = [f"{row['tasks']:,} tasks, triggerers: {row['triggerers']}" for row in figures["rows"]]
+    return table(("", "", *columns), ([what, unit, *map(show, figures["rows"])] for what, unit, show in lines))
 
 
 def soundness(part: str) -> Callable[[Figures], str]:

@@ -190,6 +190,16 @@ class Postgres:
 
         until(answers, 30, "the start of PostgreSQL", pause=0.05)
 
+    def rows(self, query: str) -> list[Any]:
+        """The rows of a query."""
+        import psycopg2
+
+        address = {"host": "127.0.0.1", "port": self.port, "user": "airflow", "dbname": "postgres"}
+        with contextlib.closing(psycopg2.connect(**address)) as database, database.cursor() as cursor:
+            cursor.execute(query)
+            rows: list[Any] = cursor.fetchall()
+            return rows
+
     def stop(self) -> None:
         """Stop it as an operator would who does not wait for clients. May be repeated."""
         if self._process is not None:
