@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 SECONDS = 1000.0
 #: Milliseconds for what takes a second on a machine that does nothing else.
 PATIENCE = 90 * SECONDS
-PHONE = {"width": 420, "height": 860}
+#: A phone, and a window that is too small for all columns.
+PHONE, SMALL = {"width": 420, "height": 860}, {"width": 800, "height": 860}
 #: Text that would run a script if any part of the page took it for markup.
 HOSTILE = '<img src=x onerror="parent.hacked=1"><script>parent.hacked=1</script>'
 PATH = "/plugin/agents"
@@ -84,9 +85,11 @@ def the_page_is_readable_in_light_and_dark_and_on_a_phone(person: Person) -> Non
     page.goto(f"{person.airflow.url}/agents/page")
     page.locator("#connection").select_option("agents_ui", timeout=PATIENCE)
     expect(page.locator("#runs tbody tr").nth(1)).to_be_visible(timeout=PATIENCE)
-    wide = page.evaluate("document.documentElement.scrollWidth")
-    _is_so(wide <= PHONE["width"], f"on a phone the page is {wide} pixels wide")
     person.picture("agents-page-phone")
+    for window in (PHONE, SMALL):
+        page.set_viewport_size(window)
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        _is_so(wide <= window["width"], f"in a window of {window['width']} pixels the page is {wide} pixels wide")
     page.set_viewport_size(size)
     _open(page, person.airflow.url, "light")
 
