@@ -253,19 +253,19 @@ def workers(figures: Figures) -> str:
 
 
 def watcher(figures: Figures) -> str:
-    """How many of the runs that ended reached a DAG run, over kills of the triggerer."""
-    (row,) = figures["rows"]
+    """How many of the runs that ended reached each DAG, over kills of the triggerer."""
     lines = (
-        ("runs that ended", f"{row['runs']:,} in {row['bursts']} bursts within {row['seconds']:.0f} s"),
-        ("kills of the triggerer", f"{row['kills']}"),
-        ("runs in the triggering events of a DAG run", f"{row['in_events']:,}"),
-        ("missing", f"{row['missing']}"),
-        ("asset events, DAG runs", f"{row['asset_events']}, {row['dag_runs']}"),
-        ("reported again after a kill", f"{row['again']:,}"),
-        ("runs returned by the DAG's task", f"{row['returned']:,}"),
-        ("of them twice", f"{row['twice']}"),
+        (
+            f"`{row['dag']}`",
+            f"{row['in_events']:,}",
+            *(f"{row[name]:,}" for name in ("returned", "missing", "twice", "dag_runs", "again", "retried", "changed")),
+        )
+        for row in figures["rows"]
     )
-    return table(("", ""), lines)
+    titles = ("DAG", "runs in its triggering events", "returned by its tasks", "missing", "returned twice")
+    more = ("DAG runs", "reported again after a kill", "tasks tried again", "of them, given other runs")
+    ran = f"{figures['runs']:,} runs ended, in {figures['bursts']} bursts within {figures['seconds']:.0f} s"
+    return f"{ran}; {figures['kills']} kills of the triggerer.\n\n{table((*titles, *more), lines)}"
 
 
 #: By the marker on the page: the figures, and what shows them.
