@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import random
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -88,6 +88,7 @@ class Setting:
         other_starts: seconds at which another party starts the agent.
         every: seconds between two runs of the platform's own schedule.
         on_ambiguous: of the tasks.
+        exclusive: of the tasks.
         tasks: how many in all, at least.
         with_documented: whether the documented loop is measured too. Policies do not matter to it.
     """
@@ -98,6 +99,7 @@ class Setting:
     other_starts: Moments = lambda rng: []
     every: float | None = None
     on_ambiguous: OnAmbiguous = "share"
+    exclusive: bool = False
     tasks: int = SIBLING_TASKS
     with_documented: bool = True
 
@@ -203,6 +205,16 @@ SIDE_BY_SIDE = (
     beside("2 to 5, 0 to 10 s apart", mixed, failing=0.2, on_ambiguous="all", other_starts=now_and_then),
     beside("2 to 5, 0 to 10 s apart", mixed, failing=0.2, on_ambiguous="fail", other_starts=now_and_then),
 )
+#: The promise of `exclusive`, kept and broken.
+EXCLUSIVE = tuple(
+    replace(setting, exclusive=True)
+    for setting in (
+        lone("record at once"),
+        lone("record up to 20 s after the 202", record_lag=up_to(20)),
+        lone("late, lagging replicas, skewed clocks", record_lag=up_to(5), replica_lag=up_to(5), clock_skew=240.0),
+        replace(lone("record up to 5 s, others' runs", record_lag=up_to(5)), other_starts=now_and_then),
+    )
+)
 #: Chance decides which of the triggerers waits for a task.
 SPREAD = (
     *(beside(name, starts, failing=0.2) for name, starts in GROUPS),
@@ -223,7 +235,8 @@ CHAINS = (
 def deferred(setting: Setting, seed: int, siblings: Siblings | None = None, **more: Any) -> Results:
     """This provider's way in a triggerer, where the tasks share a poll."""
     rng = random.Random(seed)
-    tasks = [Task(start, policy=WaitPolicy(on_ambiguous=setting.on_ambiguous)) for start in setting.starts(rng)]
+    policy = WaitPolicy(on_ambiguous=setting.on_ambiguous, exclusive=setting.exclusive)
+    tasks = [Task(start, policy=policy) for start in setting.starts(rng)]
     other_starts, offset = setting.other_starts(rng), rng.uniform(0, setting.every or 1)
     for task in tasks:
         task.process = rng.randrange(more.get("processes", 1))
@@ -248,6 +261,11 @@ def deferred(setting: Setting, seed: int, siblings: Siblings | None = None, **mo
 def alone(setting: Setting, seed: int) -> Results:
     """The same, with each task looked at alone."""
     return deferred(setting, seed, NoSiblings())
+
+
+def not_exclusive(setting: Setting, seed: int) -> Results:
+    """The same without a promise."""
+    return deferred(replace(setting, exclusive=False), seed)
 
 
 def not_shared(setting: Setting, seed: int) -> Results:
@@ -388,6 +406,7 @@ def main() -> int:
     rows: list[evidence.Row] = []
     lone_ways: Ways = ((documented, "documented"), (on_a_worker, "ours, on a worker"), (deferred, "ours, deferred"))
     sibling_ways: Ways = ((documented, "documented"), (alone, "each alone"), (deferred, "ours, deferred"))
+    exclusive_ways: Ways = ((not_exclusive, "without `exclusive`"), (deferred, "with `exclusive`"))
     spread_ways: Ways = ((not_shared, "ours, not shared"), (shared, "ours, shared starts"))
     for part, title, settings, ways in (
         ("one task", f"One task at a time, {LONE_TASKS} tasks in each world", LONE, lone_ways),
@@ -397,6 +416,7 @@ def main() -> int:
             SIDE_BY_SIDE,
             sibling_ways,
         ),
+        ("exclusive", f"One task with `exclusive`, {LONE_TASKS} tasks in each world", EXCLUSIVE, exclusive_ways),
         ("spread", f"The same, over {TRIGGERERS} triggerers, {SIBLING_TASKS} tasks in each world", SPREAD, spread_ways),
         ("chains", f"Long chains, {SIBLING_TASKS} tasks in each world", CHAINS, sibling_ways),
     ):
@@ -404,7 +424,11 @@ def main() -> int:
             rows.append({"part": part, "world": setting.name, "loop": dict(ways)[way], **row})
             if way not in (on_a_worker, deferred, shared):
                 continue
-            is_ours_alone = settings in (SIDE_BY_SIDE, SPREAD) and "others' runs" not in setting.name
+            has_others = "others' runs" in setting.name
+            if settings is EXCLUSIVE and has_others:
+                # The promise is broken, and nothing can detect that in time.
+                continue
+            is_ours_alone = settings in (SIDE_BY_SIDE, EXCLUSIVE, SPREAD) and not has_others
             if row["wrong success"] or row["event to two"] or (is_ours_alone and row["another party's"]):
                 wrong.append(setting.name)
             if is_ours_alone and setting.on_ambiguous == "share" and row["ambiguous"]:

@@ -279,6 +279,7 @@ TABLES: dict[str, tuple[str, Callable[[Figures], str]]] = {
     "deployment": ("deployment", deployment),
     "one task": ("soundness", soundness("one task")),
     "side by side": ("soundness", soundness("side by side")),
+    "exclusive": ("soundness", soundness("exclusive")),
     "spread": ("soundness", soundness("spread")),
     "chains": ("soundness", soundness("chains")),
     "watcher": ("watcher", watcher),
