@@ -69,6 +69,8 @@ class Bench:
 
     def __init__(self, airflow: RealAirflow, simulator: SimulatorServer, rng: random.Random) -> None:
         self.airflow, self.simulator, self.rng = airflow, simulator, rng
+        #: The key that the platform takes now.
+        self.key = KEY
         self._batches = 0
 
     def add_agents(self, count: int, run_seconds: float = RUN_SECONDS, *, failing: bool = True) -> list[str]:
@@ -133,7 +135,7 @@ class Bench:
 
     def add_connection(self) -> None:
         """Create the connection in the database, where it can be changed while tasks wait."""
-        connection = {"connection_id": "agents_default", **connection_to(self.simulator.url, KEY)}
+        connection = {"connection_id": "agents_default", **connection_to(self.simulator.url, self.key)}
         self.airflow.api("POST", "/api/v2/connections", connection)
 
     def wait_for_end(self, run_id: str, seconds: float) -> None:
@@ -397,13 +399,13 @@ def rotate_key(bench: Bench, tally: Tally, tries: int) -> None:
     """The platform takes a new key and refuses the old one; the connection in the database is changed first."""
 
     def strike() -> None:
-        key = f"sk-rotated-{bench.rng.getrandbits(64):x}"
+        bench.key = f"sk-rotated-{bench.rng.getrandbits(64):x}"
         bench.airflow.api(
             "PATCH",
             "/api/v2/connections/agents_default?update_mask=password",
-            {"connection_id": "agents_default", "conn_type": "agents", "password": key},
+            {"connection_id": "agents_default", "conn_type": "agents", "password": bench.key},
         )
-        bench.simulator.control("PUT", "keys", [key])
+        bench.simulator.control("PUT", "keys", [bench.key])
 
     _strike_while_deferred(bench, tally, max(1, tries // 4), strike)
 
