@@ -13,6 +13,7 @@ import argparse
 import collections
 import contextlib
 import json
+import os
 import random
 import re
 import socket
@@ -177,6 +178,7 @@ def run(
     return {
         "tasks": tasks,
         "triggerers": len(triggerers),
+        "load": os.getloadavg()[2],
         "waits": waits,
         "deferred_after_s": deferred_after,
         "waiting_after_s": waiting_after,

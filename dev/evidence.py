@@ -193,6 +193,7 @@ def goals(figures: Figures) -> str:
 def deployment(figures: Figures) -> str:
     """What `make deployment` says of real triggerers."""
     lines: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
+        ("load of the machine", "processes", lambda row: f"{row['load']:.1f}"),
         ("waits of each triggerer", "", lambda row: ", ".join(f"{count:,}" for count in row["waits"])),
         ("CPU of a triggerer that has nothing to do", "% of a core", lambda row: f"{row['idle_cpu_percent']:.1f}"),
         ("CPU of a triggerer while all wait", "% of a core", lambda row: f"{row['cpu_percent']:.1f}"),
@@ -216,6 +217,24 @@ def deployment(figures: Figures) -> str:
     )
     columns = [f"{row['tasks']:,} tasks, triggerers: {row['triggerers']}" for row in figures["rows"]]
     return table(("", "", *columns), ([what, unit, *map(show, figures["rows"])] for what, unit, show in lines))
+
+
+def deployment_goals(figures: Figures) -> str:
+    """What `make deployment` is to show with the most tasks, and what it shows."""
+    row = figures["rows"][-1]
+    lines = (
+        ("requests until all wait, for a thousand tasks", row["arrival_requests"] * 1e3 / row["tasks"], 250, ".0f"),
+        ("% of a core, more than with nothing to do", row["cpu_percent"] - row["idle_cpu_percent"], 2, ".1f"),
+        ("s until an end is noticed, at most", row["worst_delay_s"], 10, ".1f"),
+    )
+    columns = (f"{row['tasks']:,} tasks, triggerers: {row['triggerers']}", "goal", "measured", "")
+    return table(
+        columns,
+        (
+            [what, f"at most {goal}", f"{it:{shown}}", "met" if it <= goal else "missed"]
+            for what, it, goal, shown in lines
+        ),
+    )
 
 
 def soundness(part: str) -> Callable[[Figures], str]:
@@ -277,6 +296,7 @@ TABLES: dict[str, tuple[str, Callable[[Figures], str]]] = {
     "growth": ("triggerer", growth),
     "goals": ("triggerer", goals),
     "deployment": ("deployment", deployment),
+    "goals of a deployment": ("deployment", deployment_goals),
     "one task": ("soundness", soundness("one task")),
     "side by side": ("soundness", soundness("side by side")),
     "exclusive": ("soundness", soundness("exclusive")),

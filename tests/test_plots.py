@@ -59,13 +59,17 @@ def test_the_page_on_performance_has_the_numbers_of_the_figures():
     assert f"wait, {whole} times less from start to end" in page
     (further,) = (one for one in FIGURES["triggerer"]["further"] if one["runs"] == 1000)
     assert f"takes {further['kb']:.1f} KB beyond the trigger itself" in page
-    row = FIGURES["deployment"]["rows"][0]
+    row, many = FIGURES["deployment"]["rows"]
     assert (
         f"{row['cpu_percent'] - row['idle_cpu_percent']:.1f} % of a core and {row['requests_per_minute']:.0f} requests"
         in page
     )
     assert f"after {row['mean_delay_s']:.1f} s on average" in page
     assert f"the worst delay is {row['worst_delay_s']:.1f} s" in page
+    assert f"takes {many['cpu_percent'] - many['idle_cpu_percent']:.1f} % of a core for its" in page
+    assert f"all three send {many['requests_per_minute']:.0f} requests a minute" in page
+    assert f"{many['arrival_requests'] * 1000 / many['tasks']:.0f} requests are sent for each thousand" in page
+    assert f"after {many['mean_delay_s']:.1f} s on average and {many['worst_delay_s']:.1f} s at most" in page
 
 
 def test_the_front_page_has_the_numbers_of_the_figures():
