@@ -30,6 +30,7 @@ _AMBIGUOUS = re.compile(r"cannot be told apart from other runs of the agent.*?\b
 _ASSUMED = "it is taken as the one that was asked for"
 _SEVERAL = "COMPLETED, so this task's run did"
 _SHARED = "Each task gets one of these runs"
+_OVER_BUDGET = "leaves no room for another run"
 _ENOUGH = "more of them COMPLETED than other tasks can claim"
 
 
@@ -285,6 +286,50 @@ class _Agent:
         if any(owners[event_id].unnamed for event_id in task.ambiguous):
             return Cause.NO_ANSWER
         return Cause.SIBLING_UNKNOWN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusals:
+    """What became of tasks whose budget is used up.
+
+    Attributes:
+        tasks: how many there were.
+        refused: of them, those that failed and said so.
+        others: those that did not, each as a sentence.
+        started: runs that the platform started for them.
+    """
+
+    tasks: int
+    refused: int
+    others: list[str]
+    started: list[str]
+
+    @property
+    def findings(self) -> list[str]:
+        """Everything that must not be."""
+        missing = [] if self.tasks else ["there were no tasks without a budget left"]
+        return [f"NOT REFUSED {line}" for line in [*missing, *self.others, *self.started]]
+
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """The rows of the report."""
+        return [
+            ("tasks over their budget, and those that were refused", f"{self.tasks}, {self.refused}"),
+            ("runs started for tasks over their budget", f"{len(self.started)}"),
+        ]
+
+
+def audit_refusals(tasks: Iterable[tuple[str, str | None, str]], runs: Iterable[Run]) -> Refusals:
+    """Judge tasks whose budget is used up: each must fail, say so, and start nothing.
+
+    Args:
+        tasks: the name, the state and the logs of each.
+        runs: that the platform started for their agent.
+    """
+    tasks = list(tasks)
+    others = [f"{name} is {state}" for name, state, log in tasks if state != "failed" or _OVER_BUDGET not in log]
+    started = [f"{run.request_id} of {run.agent_id}, {run.event_id}" for run in runs]
+    return Refusals(tasks=len(tasks), refused=len(tasks) - len(others), others=others, started=started)
 
 
 def _told(runs: Sequence[Run]) -> str:

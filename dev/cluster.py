@@ -3,11 +3,12 @@
 A cluster on this machine: PostgreSQL, Redis, CeleryExecutor with two schedulers and two workers, three triggerers, API
 server and dag-processor, and the platform's simulator behind HTTP. Its agents fail now and then, their records appear
 late, they run on schedules of their own, and the platform limits the rate of requests. A quarter of the tasks share
-agents: they start their runs in the same seconds, and triggerers and workers read each other's starts.
+agents: they start their runs in the same seconds, and triggerers and workers read each other's starts. Each start reads
+a budget, and some tasks have used theirs up. A watcher reports each run that ends to a DAG whose task is tried again.
 
-It prints what happened to the tasks and to the runs. Exit status 1 if a run was doubled or lost, a task told wrong, or
-not ended. `--short` is for CI. `--tasks`, `--width`, `--rounds`, `--minutes` and `--shared`
-choose another size.
+It prints what happened to the tasks and to the runs. Exit status 1 if a run was doubled or lost, a task told wrong, not
+ended, or not refused, or if a run did not reach the watcher's DAG. `--short` is for CI. `--tasks`, `--width`,
+`--rounds`, `--minutes` and `--shared` choose another size.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import psycopg2
-from audit import Audit, Task, audit
+from audit import Audit, Refusals, Task, audit, audit_refusals
+from cluster_consumer import Consumer, consumer_rows
+from cluster_database import Database
 from cluster_platform import (
     KEY,
     SHARED_KIND,
     SHARED_PART,
     SIBLINGS,
+    SPENT_AGENT,
     Place,
     places,
     platform,
@@ -50,6 +54,9 @@ if TYPE_CHECKING:
 DAG = "cluster_runs"
 #: What each triggerer allows itself in a second.
 TRIGGERER_RATE = 5
+#: The connection's budget: every start reads it, and no agent of these tests has so many runs in an hour.
+BUDGET = {"runs": 1000, "per": 3600}
+WATCHER_CONNECTION = "agents_watcher"
 PARTS = (
     "worker-1", "scheduler-1", "triggerer-1", "redis", "api-server", "postgres", "dag-processor", "worker-2",
     "triggerer-2", "scheduler-2", "triggerer-3",
@@ -117,47 +124,11 @@ ENV = {
     "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "20",
     "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "15",
     "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
+    # Each asset event starts a DAG run, and its two tries take a worker some seconds. On a connection that tasks wait
+    # on, too, the watcher would report as often as they poll.
+    "CONSUMER_CONNECTION": WATCHER_CONNECTION,
+    "CONSUMER_POLL_SECONDS": "20",
 }
-
-
-#: The start of a query. `tasks (id, dag_id, run_id, task_id, map_index, state)` is the current try of each task
-#: instance, and `xcoms (id, key, value)` are the XComs of the same ids. Airflow 3.4 has renamed its tables and columns.
-TABLES_BEFORE_34 = """
-    with tasks as (select id, dag_id, run_id, task_id, map_index, state from task_instance),
-    xcoms as (select tasks.id, xcom.key, xcom.value from xcom join tasks using (dag_id, run_id, task_id, map_index))
-"""
-TABLES = """
-    with tasks as (select id, dag_id, run_id, task_id, region_index as map_index, state from task_instance
-        where working_set),
-    xcoms as (select task_instance_id as id, key, value from xcom_v2)
-"""
-
-
-class Database:
-    """Airflow's metadata database, read past Airflow: whatever of it is dead just then."""
-
-    def __init__(self, port: int, tables: str) -> None:
-        self._tables = tables
-        self._address = {"host": "127.0.0.1", "port": port, "user": "airflow", "dbname": "postgres"}
-        self._connection: Any = None
-
-    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        """The rows of a query.
-
-        Raises:
-            psycopg2.OperationalError: PostgreSQL is away.
-        """
-        try:
-            if self._connection is None:
-                self._connection = psycopg2.connect(**self._address, connect_timeout=5)
-                self._connection.autocommit = True
-            with self._connection.cursor() as cursor:
-                cursor.execute(self._tables + query, values)
-                rows: list[tuple[Any, ...]] = cursor.fetchall()
-                return rows
-        except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
-            self._connection = None
-            raise psycopg2.OperationalError(str(error)) from error
 
 
 @dataclass
@@ -191,7 +162,7 @@ class Cluster:
             raise ValueError("a cluster has PostgreSQL and Redis")
         self.airflow, self.form, self.places, self.rng = airflow, form, wanted, rng
         self.postgres, self.redis = airflow.postgres, airflow.redis
-        self.database = Database(self.postgres.port, TABLES if airflow.release >= (3, 4) else TABLES_BEFORE_34)
+        self.database = Database(self.postgres.port, airflow.release)
         self.struck: Counter[str] = Counter()
         self.states = States()
         self._dag_runs = 0
@@ -281,10 +252,27 @@ class Cluster:
                 returned=event["id"] if event else None,
             )
             logs = self.airflow.home / "logs" / f"dag_id={DAG}" / f"run_id={run_id}" / "task_id=run"
-            for log in sorted((logs / f"map_index={map_index}").glob("attempt=*.log*")):
-                task = task.with_log(log.read_text(errors="replace"))
+            for text in self._texts(logs / f"map_index={map_index}"):
+                task = task.with_log(text)
             tasks.append(task)
         return tasks
+
+    def refusals(self, simulator: Simulator) -> Refusals:
+        """What became of the tasks whose budget is used up."""
+        rows = self.database.rows(
+            "select run_id, task_id, state from tasks where dag_id = %s and task_id like 'over_budget_%%'", DAG
+        )
+        logs = self.airflow.home / "logs" / f"dag_id={DAG}"
+        tasks = [
+            (f"{run_id} {task_id}", state, "".join(self._texts(logs / f"run_id={run_id}" / f"task_id={task_id}")))
+            for run_id, task_id, state in rows
+        ]
+        return audit_refusals(tasks, [run for run in started_runs(simulator) if run.agent_id == SPENT_AGENT])
+
+    @staticmethod
+    def _texts(folder: Path) -> list[str]:
+        """The logs of a task's tries."""
+        return [log.read_text(errors="replace") for log in sorted(folder.glob("attempt=*.log*"))]
 
     def xcoms(self) -> Counter[str]:
         """How many XComs of the tasks there are, by their key."""
@@ -296,11 +284,13 @@ class Cluster:
         return Counter(dict(rows))
 
 
-def report(cluster: Cluster, simulator: Simulator, result: Audit, seconds: float) -> str:
-    """What happened, as a table."""
+def report(
+    cluster: Cluster, simulator: Simulator, result: Audit, seconds: float, more: Iterable[tuple[str, str]]
+) -> str:
+    """What happened, as a table; `more` are rows of it."""
     per_second = Counter(int(request.at.timestamp()) for request in simulator.requests)
     refused = sum(request.status == 429 for request in simulator.requests)
-    scheduled = len(simulator.runs()) - result.executes
+    scheduled = sum(run.started_by == "schedule" and run.agent_id != SPENT_AGENT for run, _ in simulator.runs())
     rounds = result.tasks // cluster.form.width
     kinds = {kind: count * rounds for kind, count in Counter(place.kind for place in cluster.places).items()}
     shared = {place.agent_id for place in cluster.places if place.is_shared}
@@ -330,6 +320,7 @@ def report(cluster: Cluster, simulator: Simulator, result: Audit, seconds: float
         ("tasks told wrong", f"{len(result.wrong)}"),
         ("events handed to two tasks", f"{len(result.twice)}"),
         ("tasks not ended", f"{len(result.unfinished)}"),
+        *more,
         ("their XComs", ", ".join(f"{key} {count:,}" for key, count in cluster.xcoms().items())),
         ("tasks that waited at once, at most", f"{cluster.states.most['deferred']:,}"),
         ("requests a second, mean and highest", f"{len(simulator.requests) / seconds:.1f}, {max(per_second.values())}"),
@@ -342,32 +333,40 @@ def report(cluster: Cluster, simulator: Simulator, result: Audit, seconds: float
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 
 
-def run(form: Form, seed: int, home: Path) -> Audit:
-    """Try it, print the report, and return what was found."""
+def run(form: Form, seed: int, home: Path) -> tuple[Audit, list[str]]:
+    """Try it, print the report, and return what was found of the tasks' runs, and what else must not be."""
     wanted = places(form.width, form.shared)
     simulator = platform(wanted, seed)
     airflows = commands(form.slots)
+    readings = home / "readings"
+    readings.mkdir()
     with (
         running_server(simulator) as url,
         RealAirflow(
             home,
-            dags=[Path(__file__).parent / "cluster_dags.py"],
-            env=ENV,
+            dags=[Path(__file__).parent / name for name in ("cluster_dags.py", "consumer_dags.py")],
+            env={**ENV, "CONSUMER_READINGS": str(readings)},
             database="postgres",
             executor="CeleryExecutor",
             components=airflows,
             commands=airflows,
         ) as airflow,
     ):
-        connection = connection_to(url, KEY, max_requests_per_second=str(TRIGGERER_RATE))
-        airflow.api("POST", "/api/v2/connections", {"connection_id": "agents_default", **connection})
+        connection = connection_to(url, KEY, max_requests_per_second=str(TRIGGERER_RATE), budget=json.dumps(BUDGET))
+        for name in ("agents_default", WATCHER_CONNECTION):
+            airflow.api("POST", "/api/v2/connections", {"connection_id": name, **connection})
         cluster = Cluster(airflow, form, wanted, random.Random(seed))
+        consumer = Consumer(airflow, cluster.database, readings)
+        consumer.start()
         began_at = time.monotonic()
         cluster.run()
         seconds = time.monotonic() - began_at
-        result = audit(cluster.tasks(), started_runs(simulator))
-        print(report(cluster, simulator, result, seconds), flush=True)
-    return result
+        arrivals = consumer.finish(simulator)
+        result = audit(cluster.tasks(), [run for run in started_runs(simulator) if run.agent_id != SPENT_AGENT])
+        refusals = cluster.refusals(simulator)
+        more = [*refusals.rows, *consumer_rows(arrivals)]
+        print(report(cluster, simulator, result, seconds, more), flush=True)
+    return result, [*result.findings, *refusals.findings, *arrivals.findings]
 
 
 _CHOICES = ("tasks", "width", "rounds", "minutes", "shared")
@@ -392,20 +391,20 @@ def main() -> int:
     print(f"seed {given.seed}", flush=True)
     home = Path(tempfile.mkdtemp(prefix=".airflow-cluster-", dir=ROOT))
     try:
-        result = run(form, given.seed, home)
+        result, findings = run(form, given.seed, home)
     finally:
         if given.keep:
             print(f"Airflow's logs are in {home}", file=sys.stderr)
         else:
             shutil.rmtree(home, ignore_errors=True)
-    for line in result.findings:
+    for line in findings:
         print(f"    {line}")
     for cause, lines in result.ambiguous.items():
         for line in lines:
             print(f"    ambiguous, {cause}: {line}")
     for line in result.assumed:
         print(f"    assumed {line}")
-    return int(bool(result.findings))
+    return int(bool(findings))
 
 
 if __name__ == "__main__":

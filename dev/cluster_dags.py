@@ -1,4 +1,4 @@
-"""The DAG of `make cluster-test`: mapped tasks that each want one run that COMPLETED."""
+"""The DAG of `make cluster-test`: mapped tasks that each want one run that COMPLETED, and two without a budget left."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Context, task
 
+from airflow_provider_agents.budget import Budget
 from airflow_provider_agents.operators import ExecuteAgentOperator
 
 #: Kills take tries, too: none of them may be the last one.
@@ -42,3 +43,13 @@ with DAG("cluster_runs", start_date=datetime(2026, 1, 1), schedule=None, max_act
     StartTogether.partial(task_id="run", poll_interval=2.0, retries=RETRIES, retry_delay=RETRY_DELAY).expand_kwargs(
         agents()
     )
+
+    # The agent has had a run in the last hours.
+    for number in range(2):
+        ExecuteAgentOperator(
+            task_id=f"over_budget_{number}",
+            agent_id="agent-spent",
+            budget=Budget(runs=1, per=timedelta(days=1)),
+            retries=RETRIES,
+            retry_delay=RETRY_DELAY,
+        )

@@ -34,6 +34,8 @@ START_EVERY = 10
 SETTLE = 5.0
 #: Of a task that shares its agent: a third of the default of 30, for the same reason.
 SHARED_SETTLE = 10.0
+#: The agent of the tasks whose budget is used up: `cluster_dags.py` gives them one run a day, and the agent has had it.
+SPENT_AGENT = "agent-spent"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,8 @@ def platform(wanted: Sequence[Place], seed: int) -> Simulator:
             schedule_every=SCHEDULE_SECONDS,
             schedule_offset=rng.uniform(0, SCHEDULE_SECONDS),
         )
+    simulator.add_agent(SPENT_AGENT)
+    simulator.add_history(SPENT_AGENT, 1)
     return simulator
 
 

@@ -20,7 +20,8 @@ from airflow_provider_agents.watchers import AgentRunEventTrigger, finished_runs
 
 #: Each try writes the runs that it has read to a file in this folder: the next try deletes the XComs.
 READINGS = Path(os.environ["CONSUMER_READINGS"])
-#: Seconds between two polls of the watcher; the default is the trigger's.
+#: The watcher's connection, and the seconds between two polls; the defaults are the trigger's.
+CONNECTION = os.environ.get("CONSUMER_CONNECTION", "agents_default")
 POLL_SECONDS = float(os.environ.get("CONSUMER_POLL_SECONDS", "5"))
 #: Of three first tries, one is killed and two raise.
 KILLED_OF = 3
@@ -30,7 +31,9 @@ agent_runs = Asset(
     watchers=[
         AssetWatcher(
             name="agent_runs",
-            trigger=AgentRunEventTrigger(statuses=("COMPLETED", "FAILED"), poll_interval=POLL_SECONDS),
+            trigger=AgentRunEventTrigger(
+                statuses=("COMPLETED", "FAILED"), agents_conn_id=CONNECTION, poll_interval=POLL_SECONDS
+            ),
         )
     ],
 )

@@ -5,9 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from audit import Cause, Run, Task, audit
+from airflow.providers.common.compat.sdk import AirflowFailException
+from audit import Cause, Run, Task, audit, audit_refusals
 
 from airflow_provider_agents.api.models import ExecutionEvent
+from airflow_provider_agents.budget import Budget
+from airflow_provider_agents.operators import ExecuteAgentOperator
 from airflow_provider_agents.runs.outcome import Outcome, Verdict, describe_completed, to_error
 from airflow_provider_agents.runs.submission import Submission, adopted_run_warning
 
@@ -339,3 +342,34 @@ def test_the_log_tells_of_events_that_cannot_be_told_apart():
 
 def test_the_log_tells_of_a_run_that_was_taken_without_an_answer():
     assert task().with_log(adopted_run_warning("agent-1")).assumed
+
+
+REFUSED = "The task's budget for agent agent-1 leaves no room for another run: 1 of 1 runs since ..."
+
+
+def test_what_a_task_without_a_budget_left_logs_is_known_as_its_refusal(platform, task):
+    platform.sim.add_agent("agent-1")
+    platform.sim.add_history("agent-1", 1)
+    operator = ExecuteAgentOperator(task_id="run", agent_id="agent-1", budget=Budget(runs=1, per=timedelta(days=1)))
+    with pytest.raises(AirflowFailException) as refused:
+        operator.execute(task.context())
+    found = audit_refusals([("task", "failed", f"error: {refused.value}")], [])
+    assert (found.tasks, found.refused, found.findings) == (1, 1, [])
+
+
+@pytest.mark.parametrize(
+    ("state", "log"),
+    [("success", ""), ("failed", "another error"), ("up_for_retry", REFUSED), (None, "")],
+)
+def test_a_task_without_a_budget_left_that_is_not_refused_is_found(state, log):
+    found = audit_refusals([("one", state, log), ("other", "failed", REFUSED)], [])
+    assert (found.tasks, found.refused, found.findings) == (2, 1, [f"NOT REFUSED one is {state}"])
+
+
+def test_a_run_of_a_task_without_a_budget_left_is_found():
+    found = audit_refusals([("task", "failed", REFUSED)], [run(1)])
+    assert (found.refused, found.findings) == (1, ["NOT REFUSED req-1 of agent-1, event-1"])
+
+
+def test_a_test_without_a_task_whose_budget_is_used_up_is_found():
+    assert audit_refusals([], []).findings == ["NOT REFUSED there were no tasks without a budget left"]

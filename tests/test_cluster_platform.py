@@ -6,7 +6,8 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from cluster_platform import SIBLINGS, places, platform, side_by_side, started_runs
+from cluster_consumer import ended_between
+from cluster_platform import SIBLINGS, SPENT_AGENT, places, platform, side_by_side, started_runs
 
 from airflow_provider_agents.simulator import Simulator
 
@@ -23,7 +24,27 @@ def test_a_part_of_the_tasks_share_agents_and_no_other_task_does(count, part):
 
 def test_the_platform_has_the_agents_that_the_tasks_want():
     made = places(30)
-    assert {agent.id for agent in platform(made, seed=1).agents()} == {place.agent_id for place in made}
+    wanted = {place.agent_id for place in made}
+    assert {agent.id for agent in platform(made, seed=1).agents()} == {*wanted, SPENT_AGENT}
+
+
+def test_the_agent_whose_budget_is_used_up_has_had_a_run_today():
+    ((run, status),) = platform([], seed=1).runs()
+    assert (run.agent_id, status) == (SPENT_AGENT, "COMPLETED")
+    assert datetime.now(UTC) - run.accepted_at < timedelta(hours=2)
+
+
+def test_runs_that_ended_within_the_period_are_awaited_and_no_others():
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    simulator = Simulator(lambda: start, api_keys=("key",))
+    simulator.add_agent("a", queue_seconds=0.0)
+    events = []
+    for seconds in (9, 10, 20, 21):
+        simulator.add_agent("a", queue_seconds=0.0, run_seconds=float(seconds))
+        events.append(simulator.start_scheduled_run("a"))
+    runs = [run for run, _ in simulator.runs()]
+    period = (start + timedelta(seconds=seconds) for seconds in (10, 20))
+    assert ended_between(runs, *period) == set(events[1:3])
 
 
 def test_runs_of_one_agent_within_a_second_are_counted():
