@@ -321,8 +321,10 @@ def kill_at_random(bench: Bench, tally: Tally, tries: int) -> None:
 STRIKES, BATCH = 5, 8
 
 
-def _strike_while_deferred(bench: Bench, tally: Tally, strikes: int, strike: Callable[[], None]) -> None:
-    """Strike so often while tasks are deferred, in as many batches as that takes."""
+def _strike_while_deferred(
+    bench: Bench, tally: Tally, strikes: int, strike: Callable[[], None], *, all_wait: bool = False
+) -> None:
+    """Strike so often while tasks are deferred, in as many batches as that takes: once any task or all tasks wait."""
     while strikes > 0:
         # Long enough that there is still something to strike at.
         agents = bench.add_agents(BATCH, run_seconds=10.0 + 10.0 * min(STRIKES, strikes))
@@ -332,6 +334,8 @@ def _strike_while_deferred(bench: Bench, tally: Tally, strikes: int, strike: Cal
             120,
             "a deferred task",
         )
+        if all_wait:
+            bench.wait_until_waiting([(agents, run_id)])
         for _ in range(min(STRIKES, strikes)):
             time.sleep(bench.rng.uniform(0, 4))
             strike()
@@ -407,7 +411,8 @@ def rotate_key(bench: Bench, tally: Tally, tries: int) -> None:
         )
         bench.simulator.control("PUT", "keys", [bench.key])
 
-    _strike_while_deferred(bench, tally, max(1, tries // 4), strike)
+    # A task that has read the old key and has started nothing yet fails with 401, and says so.
+    _strike_while_deferred(bench, tally, max(1, tries // 4), strike, all_wait=True)
 
 
 def delete_agents(bench: Bench, tally: Tally, tries: int) -> None:
