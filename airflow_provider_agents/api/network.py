@@ -28,11 +28,18 @@ if TYPE_CHECKING:
     from airflow_provider_agents.api.settings import Settings
 
 
+#: Seconds for which a connection is kept for the next request. Polls are mostly 5 seconds apart, and httpx by itself
+#: keeps a connection for as long: each poll would open another one, or use one that the server is just closing. Usual
+#: gateways keep a connection for 60 seconds and more. The numbers of connections are httpx's own.
+_LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=50.0)
+
+
 def httpx_arguments(settings: Settings, proxy: environment.Proxy | None, tls: ssl.SSLContext) -> dict[str, Any]:
     """The arguments of both `httpx.Client` and `httpx.AsyncClient`."""
     return {
         "headers": settings.headers(),
         "timeout": httpx.Timeout(settings.timeout_seconds),
+        "limits": _LIMITS,
         "verify": tls,
         "proxy": proxy.for_httpx(tls) if proxy is not None else None,
         # A redirect would send the key to another host.

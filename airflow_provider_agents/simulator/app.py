@@ -254,6 +254,8 @@ def _server(simulator: Simulator) -> Any:
             date_header=False,
             server_header=False,
             timeout_graceful_shutdown=1,
+            # As usual gateways do.
+            timeout_keep_alive=60,
         )
     )
 

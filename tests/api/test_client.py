@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
+import threading
+import time
 import traceback
 import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -354,3 +359,53 @@ def test_the_headers_of_each_response_are_handed_on_without_the_key(status):
     ((found, headers),) = seen
     assert (found, headers["x-ratelimit-limit"], headers["x-echo"]) == (status, "60", "Bearer ***")
     assert KEY not in str(headers)
+
+
+class Connections(BaseHTTPRequestHandler):
+    """Answers with a page, and keeps from which port each request came."""
+
+    protocol_version = "HTTP/1.1"
+    ports: ClassVar[list[int]] = []
+
+    def do_GET(self):
+        self.ports.append(self.client_address[1])
+        body = json.dumps(PAGE).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize(("pause", "connections"), [(5.0, 1), (30.0, 1), (60.0, 2)])
+def test_a_connection_is_kept_over_the_pause_between_two_polls(kind, pause, connections, mocker):
+    Connections.ports.clear()
+    later = [0.0]
+    of_httpcore = mocker.patch(f"httpcore._{kind}.http11.time")
+    of_httpcore.monotonic.side_effect = lambda: time.monotonic() + later[0]
+
+    async def ask_twice(client):
+        async with client:
+            for _ in range(2):
+                await client.send_once(READ)
+                later[0] += pause
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Connections) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        settings = Settings(api_key=KEY, base_url=f"http://127.0.0.1:{server.server_port}")
+        if kind == "async":
+            asyncio.run(ask_twice(AsyncClient(settings)))
+        else:
+            with Client(settings) as client:
+                for _ in range(2):
+                    client.send_once(READ)
+                    later[0] += pause
+        server.shutdown()
+        thread.join()
+    assert len(Connections.ports) == 2
+    assert len(set(Connections.ports)) == connections
