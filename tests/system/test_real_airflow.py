@@ -46,7 +46,8 @@ def copies_of(airflow, dag_id):
 def started(airflow, simulator):
     """The DAG runs that do not get in each other's way, all started at once: most of their time is waiting."""
     simulator.control("POST", "agents", {"agent_id": "agent-slow", "run_seconds": 25.0})
-    simulator.control("POST", "agents", {"agent_id": "agent-busy", "run_seconds": 40.0, "queue_seconds": 0.0})
+    # Longer than the slowest machine takes to start the task that must wait for it.
+    simulator.control("POST", "agents", {"agent_id": "agent-busy", "run_seconds": 100.0, "queue_seconds": 0.0})
     simulator.control("POST", "runs", {"agentId": "agent-busy"})
     simulator.control("POST", "agents", {"agent_id": "agent-spent"})
     simulator.control("POST", "runs", {"agentId": "agent-spent"})
