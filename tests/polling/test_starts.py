@@ -143,6 +143,14 @@ def test_a_task_alone_and_a_closed_group_read_nothing():
     assert World(config, [Task(0.0) for _ in range(3)], read_starts=everything).play().readings == 0
 
 
+def test_starts_that_are_all_known_are_not_read_again_while_another_party_keeps_a_group_open():
+    config = config_of(random.Random(1), lag=0.0, run_seconds=5.0)
+    tasks = spread(2)
+    world = World(config, tasks, processes=2, read_starts=everything, other_starts=[1.0]).play()
+    assert max(task.ended_after for task in tasks) < 45.0
+    assert world.readings <= 2 * len(tasks)
+
+
 def test_the_starts_of_others_delay_a_verdict_by_some_polls_at_most():
     for seed in range(10):
         tasks = spread(4)

@@ -68,6 +68,19 @@ def test_records_that_come_too_late_give_no_event_to_two(tasks, lag, others):
     assert all(len(task.handed_on) <= 1 for task in world.tasks)
 
 
+@pytest.mark.parametrize("gap", [0.0, 5.0])
+def test_a_task_whose_only_event_went_to_a_sibling_searches_on_and_is_late(gap):
+    # The event of one run appears after `settle`, so both tasks see the other run alone, and one of them is given it.
+    for seed in (5, 11, 19, 28):
+        config = config_of(random.Random(seed), lag=40.0, failing=0.0)
+        world = World(config, [Task(0.0), Task(gap)], seed=seed).play()
+        first, second = sorted(world.tasks, key=lambda task: task.ended_after + task.starts_at)
+        assert world.outcomes() == {"completed": 2}
+        assert max(world.handed_on.values()) == 1
+        assert second.ended_after < 60.0
+        assert (first.verdict.late, second.verdict.late) == (False, True)
+
+
 def test_a_task_beside_another_partys_run_succeeds_if_both_completed():
     world = World(config_of(random.Random(1), lag=0.0, failing=0.0), [Task(0.0)], other_starts=[1.0]).play()
     assert world.outcomes() == {"completed": 1}
