@@ -123,7 +123,10 @@ _NOT_NOTED: set[str] = set()
 
 
 def without_given_fields(model: BaseModel) -> None:
-    """Let a model forget which of its fields were given. Its values stay. May be repeated."""
+    """Let a model forget which of its fields were given: pydantic's `exclude_unset` then leaves all of them out.
+
+    Its values stay. May be repeated.
+    """
     object.__setattr__(model, "__pydantic_fields_set__", _NOT_NOTED)
 
 
