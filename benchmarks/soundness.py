@@ -300,12 +300,12 @@ def documented(setting: Setting, seed: int) -> Results:
     http = httpx.Client(base_url=URL, headers={"X-Api-Key": "test-key"}, transport=mock_transport(sim))
     began, order = clock.now, count()
     due: list[tuple[float, int, str | None]] = [(start, next(order), None) for start in setting.starts(rng)]
-    due += [(moment, next(order), "stranger") for moment in setting.other_starts(rng)]
+    due += [(moment, next(order), "another party") for moment in setting.other_starts(rng)]
     heapq.heapify(due)
     while due:
         moment, _, own = heapq.heappop(due)
         clock.now = began + timedelta(seconds=moment)
-        if own == "stranger":
+        if own == "another party":
             sim.start_scheduled_run(AGENT)
             continue
         if own is None:

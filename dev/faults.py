@@ -139,7 +139,7 @@ class Bench:
         self.airflow.api("POST", "/api/v2/connections", connection)
 
     def wait_for_end(self, run_id: str, seconds: float) -> None:
-        """Wait for the DAG run to end, for at most so many seconds."""
+        """Wait until the DAG run has ended, or `seconds` have passed."""
         ends_at = time.monotonic() + seconds
         while self.airflow.dag_run_state(DAG, run_id) not in {"success", "failed"} and time.monotonic() < ends_at:
             # Some components end when the database goes away, minutes later even; a deployment starts them again.
